@@ -1,0 +1,173 @@
+"""Where outputs live: `<storage>/artifacts/<stage>/<key>/`, found again by the key of what went into them.
+
+A key is a hash of the settings that change the result, the keys of the inputs and the stage's version; worker counts,
+paths and tracking are no part of it. A folder counts once its `done.json` stands, which is written last, because
+object stores have no atomic rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from raymae.config import redact
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that name `value` (anything that JSON can hold)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on local disk or at any URL that fsspec knows; picklable, so that workers on other nodes can open it."""
+
+    url: str
+
+    @cached_property
+    def _located(self) -> tuple[AbstractFileSystem, str]:
+        fs, path = url_to_fs(self.url)
+        return fs, path.rstrip("/")
+
+    @property
+    def fs(self) -> AbstractFileSystem:
+        """The file system."""
+        return self._located[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine's own file system holds the folder."""
+        return self.fs.protocol in ("file", ("file", "local"))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url.rstrip('/')}/{name}")
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"url": self.url}
+
+    def path(self, name: str = "") -> str:
+        """The path of a file in the folder, in its file system's own words."""
+        return f"{self._located[1]}/{name}" if name else self._located[1]
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file stands."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def names(self) -> list[str]:
+        """Names in the folder, sorted; none where there is no folder."""
+        self.fs.invalidate_cache()
+        if not self.fs.isdir(self.path()):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path(), detail=False))
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading."""
+        return self.fs.open(self.path(name), "rb")
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file."""
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write the whole file: it stands complete or not at all."""
+        self.fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), content)
+            return
+        part = Path(f"{self.path(name)}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path(name))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def read_json(self, name: str) -> Any:
+        """The file's content; ValueError names a damaged file."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise ValueError(f"{redact(self.url)}/{name} is damaged: {error}") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as JSON."""
+        self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all that it holds."""
+        if self.exists(name):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a local file into the folder."""
+        self.write_bytes(name, source.read_bytes())
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file of the folder to local disk."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.fs.get_file(self.path(name), str(target))
+
+    # A finished artifact ------------------------------------------------------------------------------------------
+
+    def is_done(self) -> bool:
+        """Whether the folder is a finished artifact."""
+        return self.exists("done.json")
+
+    def result(self) -> dict[str, Any]:
+        """What the stage said when it was done."""
+        return dict(self.read_json("done.json"))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Declare the folder finished; nothing may be written to it afterwards."""
+        self.write_json("done.json", result)
+
+
+# What a training stage writes while it runs -------------------------------------------------------------------------
+
+EVENTS, COMMITS = "events", "commits"
+
+
+def write_event(artifact: Folder, event: dict[str, Any]) -> None:
+    """Keep a step's metrics beside the run: a file per event, so that a repeated step replaces its own."""
+    artifact.write_bytes(f"{EVENTS}/{event['step']:09d}.json", json.dumps(event).encode())
+
+
+def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
+    """The events of the steps after `after`, in order."""
+    folder = artifact / EVENTS
+    return [folder.read_json(name) for name in folder.names() if name[:9].isdigit() and int(name[:9]) > after]
+
+
+def latest_step(artifact: Folder) -> int | None:
+    """The step of the newest finished commit, or None."""
+    folder = artifact / COMMITS
+    for name in reversed(folder.names()):
+        if (folder / name).exists("commit.json"):
+            return int(name)
+    return None
+
+
+def open_storage(url: str) -> Folder:
+    """The storage at `url` (a path is made absolute); ValueError where it can't be written."""
+    if "://" not in url:
+        url = str(Path(url).expanduser().resolve())
+    try:
+        storage = Folder(url)
+        probe = f".write-test-{uuid.uuid4().hex[:8]}"
+        storage.write_bytes(probe, b"")
+        storage.remove(probe)
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"--storage {redact(url)} can't be written: {redact(str(error))}") from None
+    return storage

@@ -1,0 +1,91 @@
+"""Commits of a training run: `<artifact>/commits/<step>/`, which count once their `commit.json` stands.
+
+Tensors are safetensors, everything else JSON; nothing is unpickled. No random state is stored: every draw is keyed by
+its place in the run (`raymae.loop`). Writing happens in the background, on copies.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from raymae.artifacts import COMMITS, Folder
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's moments as named tensors (the groups' settings follow from the configuration)."""
+    return {
+        f"{index}.{name}": value
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give the moments back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(model: nn.Module, content: bytes) -> None:
+    """Load safetensors into a model, strictly."""
+    model.load_state_dict(load_tensors(content))
+
+
+def save_weights(model: nn.Module) -> bytes:
+    """A model's weights as safetensors."""
+    return bytes(save_tensors({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}))
+
+
+def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by part ("model", "optimizer", "ema") and the state of a commit."""
+    folder = artifact / COMMITS / f"{step:09d}"
+    state = folder.read_json("commit.json")
+    return {part: load_tensors(folder.read_bytes(f"{part}.safetensors")) for part in state["parts"]}, state
+
+
+class Committer:
+    """Writes commits of one artifact in the background and keeps the newest `keep` of them."""
+
+    def __init__(self, artifact: Folder, keep: int) -> None:
+        self.folder, self.keep = artifact / COMMITS, keep
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def commit(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Copy the tensors and write them in the background; waits for (and raises the error of) the commit before."""
+        self.wait()
+        copies = {
+            part: {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+            for part, tensors in parts.items()
+        }
+        self._pending = self._thread.submit(self._write, step, copies, state)
+
+    def wait(self) -> None:
+        """Wait until the last commit stands."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        folder = self.folder / f"{step:09d}"
+        folder.remove("commit.json")
+        for part, tensors in parts.items():
+            folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
+        folder.write_json("commit.json", {"step": step, "parts": list(parts), **state})
+        for name in self.folder.names()[: -self.keep]:
+            self.folder.remove(name)
+
+    def clear(self) -> None:
+        """Remove all commits: the run is finished and its result written."""
+        self.wait()
+        for name in self.folder.names():
+            self.folder.remove(name)

@@ -1,0 +1,97 @@
+"""Evaluation: every model and rival on every held-out split of the store, each clip exactly once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.inference import classify
+from raymae.order import Rows
+from raymae.plan import FINETUNED, Plan
+from raymae.report import evaluation, figures, report_text
+from raymae.rivals import fit_svm, statistics
+from raymae.spec import class_names, rows_of
+from raymae.store import FeatureStore, iterate
+
+SVMS = ("svm", "svm_robust")
+
+
+def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
+    """Log-mel statistics (n, 5, F) of some rows."""
+    found = [
+        statistics(one.astype(np.float32), int(frames), store.audio)
+        for _, log_mel, valid_frames in iterate(store, rows, 64)
+        for one, frames in zip(log_mel, valid_frames, strict=True)
+    ]
+    return np.stack(found)
+
+
+@ray.remote(num_cpus=1)
+def svm_rivals(
+    store: FeatureStore, kinds: list[str], train: Rows, test: Rows, names: list[str], seed: int
+) -> dict[str, tuple[NDArray[np.float32], float]]:
+    """Probabilities (n, C) of the held-out rows and training seconds, by rival."""
+    labels = np.array([names.index(label) for label in store.clips["scene_label"].take(train).to_pylist()])
+    x_train, x_test = store_statistics(store, train), store_statistics(store, test)
+    found = {}
+    for kind in kinds:
+        started = time.perf_counter()
+        model = fit_svm(kind, x_train, labels, names, seed)
+        seconds = time.perf_counter() - started
+        found[kind] = (model.probabilities(x_test).astype(np.float32), seconds)
+    return found
+
+
+def evaluate(
+    plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[int], Any]]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Evaluate all models of a plan and write predictions, report and figures; the result and the files' names.
+
+    Raises ValueError when no held-out split has a labelled clip.
+    """
+    store, config = plan.store, plan.config
+    artifact = plan.nodes["evaluate"].artifact
+    names = class_names(store.clips)
+    held_out = np.concatenate([rows_of(store.clips, split, labelled=True) for split in ("val", "test")])
+    if not len(held_out):
+        raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
+    folders = {name: plan.nodes[name].artifact for name in FINETUNED if name in plan.nodes}
+    kinds: list[str] = [kind for kind in SVMS if kind in config.evaluate.rivals]
+    rivals = svm_rivals.remote(store, kinds, rows_of(store.clips, "train", labelled=True), held_out, names, config.seed)
+    with bar(len(held_out)) as progress:
+        probabilities = classify(store, held_out, folders, config.compute, progress)
+    seconds = {name: folder.result()["work_seconds"] for name, folder in folders.items()}
+    for kind, (found, spent) in ray.get(rivals).items():
+        probabilities[kind], seconds[kind] = found, spent
+    order = [name for name in (*SVMS, "cnn", "finetune", "student") if name in probabilities]
+    clips = store.clips.take(held_out)
+    metrics = {}
+    for name in order:
+        predictions = predictions_table(clips, probabilities[name])
+        write(artifact, f"predictions/{name}.parquet", predictions)
+        metrics[name] = evaluation(predictions, names)
+    text = report_text(metrics, seconds)
+    artifact.write_bytes("report.md", text.encode())
+    drawn = figures(metrics, names, artifact)
+    return {"metrics": metrics, "train_seconds": seconds, "classes": names}, ["report.md", *drawn]
+
+
+def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa.Table:
+    """The clip table with a column of class probabilities."""
+    return clips.append_column("probabilities", pa.array(list(probabilities), pa.list_(pa.float32())))
+
+
+def write(artifact: Folder, name: str, table: pa.Table) -> None:
+    """Write a table as Parquet."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    artifact.write_bytes(name, sink.getvalue().to_pybytes())

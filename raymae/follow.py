@@ -1,0 +1,79 @@
+"""Follows training stages from the driver: progress bars and MLflow, from the events that the workers write."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from raymae.artifacts import read_events
+from raymae.spec import StageSpec
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+
+Events = list[dict[str, Any]]
+
+
+class Follower:
+    """While the block runs, passes every stage's new events on and shows how far it is."""
+
+    def __init__(self, specs: list[StageSpec], on_events: Callable[[str, Events], None]) -> None:
+        self.specs, self.on_events = specs, on_events
+        self.ended: dict[str, float] = {}
+        self._seen = {spec.name: -1 for spec in specs}
+        self._bars: dict[str, Any] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        for bar in self._bars.values():
+            bar.close()
+
+    def _work(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        for spec in self.specs:
+            if spec.name in self.ended:
+                continue
+            try:
+                done = spec.artifact.is_done()
+                self._pass_on(spec)
+            except Exception as error:  # a follower that fails must not end the training
+                log.warning("can't follow %s: %s", spec.name, error)
+                continue
+            if done:
+                self.ended[spec.name] = time.time()
+
+    def _pass_on(self, spec: StageSpec) -> None:
+        events = read_events(spec.artifact, after=self._seen[spec.name])
+        if not events:
+            return
+        self.on_events(spec.name, events)
+        self._seen[spec.name] = events[-1]["step"]
+        self._show(spec.name, events[-1])
+
+    def _show(self, name: str, event: dict[str, Any]) -> None:
+        bar = self._bars.get(name)
+        if bar is None:
+            bar = self._bars[name] = tqdm(total=event["steps"], desc=name, unit="step", mininterval=1, smoothing=0)
+        shown = ("loss", "val/macro_accuracy", "clips_per_second")
+        bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
+        bar.update(event["step"] - bar.n)

@@ -1,0 +1,72 @@
+"""Classifiers over a feature store with Ray Data: what pseudo-labels and evaluation are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.config import ComputeConfig
+from raymae.order import Rows
+from raymae.store import FeatureStore
+
+BATCH = 64
+
+
+class Classify:
+    """A Ray Data actor that holds the classifiers."""
+
+    def __init__(self, store: FeatureStore, rows: list[Any], folders: dict[str, Folder], threads: int) -> None:
+        from raymae.predict import Predictor
+
+        self.store, self.rows = store, ray.get(rows[0])
+        gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+        self.predictors = {
+            name: Predictor(folder, torch_device="cuda" if gpu else "cpu", threads=threads)
+            for name, folder in folders.items()
+        }
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        start = int(batch["id"][0]) * BATCH
+        rows = self.rows[start : start + BATCH]
+        log_mel, valid_frames = self.store.read(rows)
+        found = {name: one.probabilities(log_mel, valid_frames) for name, one in self.predictors.items()}
+        return {"row": rows, **found}
+
+
+def classify(
+    store: FeatureStore,
+    rows: Rows,
+    folders: dict[str, Folder],
+    compute: ComputeConfig,
+    progress: Callable[[int], Any],
+) -> dict[str, NDArray[np.float32]]:
+    """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once."""
+    batches = -(-len(rows) // BATCH)
+    cluster = ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
+    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    actors = gpus or max(1, sum(node["Alive"] for node in ray.nodes()))
+    done = ray.data.range(batches, override_num_blocks=batches).map_batches(
+        Classify,
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+        concurrency=(1, min(actors, batches)),
+        fn_constructor_args=(store, [ray.put(rows)], folders, compute.torch_threads or int(cores)),
+    )
+    found: dict[str, list[Any]] = {"row": [], **{name: [] for name in folders}}
+    for block in done.iter_batches(batch_size=None):
+        progress(len(block["row"]))
+        for name in found:
+            found[name].append(block[name])
+    place = np.argsort(np.concatenate(found.pop("row")), kind="stable")
+    if len(place) != len(rows):
+        raise RuntimeError(f"{len(place)} of {len(rows)} clips were classified")
+    back = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
+    return {name: np.concatenate(parts)[place][back].astype(np.float32) for name, parts in found.items()}

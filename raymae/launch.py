@@ -1,0 +1,190 @@
+"""Training stages on Ray Train: specs to one TorchTrainer, whose workers are fed by Ray Data.
+
+Consecutive stages share a worker group, because starting one takes longer than training a small stage. The only file
+that calls `ray.train`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+
+from raymae.artifacts import Folder, latest_step, write_event
+from raymae.config import ComputeConfig
+from raymae.order import Order
+from raymae.spec import StageSpec
+from raymae.store import FeatureStore, features_of
+from raymae.windows import MicroBatch, Window, micro_batches, read_window
+
+log = logging.getLogger(__name__)
+
+
+def start_ray(compute: ComputeConfig) -> None:
+    """Connect to the configured cluster, the one of the job, or start a local one."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    if not ray.is_initialized():
+        ray.init(address=compute.address, log_to_driver=True, logging_level=logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+
+
+def window_table(batch: dict[str, Any], store: FeatureStore, order: list[Any], first: int) -> pa.Table:
+    """A window as one block; `order` holds a reference, so that its rows are sent to a node once."""
+    window = read_window(store, ray.get(order[0]), first + int(batch["id"][0]))
+    features = pa.Array.from_buffers(
+        pa.binary(window.log_mel[0].nbytes), len(window.log_mel), [None, pa.py_buffer(window.log_mel)]
+    )
+    return pa.table(
+        {"position": window.positions, "row": window.rows, "log_mel": features, "valid_frames": window.valid_frames}
+    )
+
+
+def remaining_windows(spec: StageSpec) -> ray.data.Dataset:
+    """What is left of a stage's run, from the newest commit on, as one Ray Data set of windows in their order."""
+    order = spec.order()
+    first = order.first_window(latest_step(spec.artifact) or 0)
+    count = max(1, order.windows - first)
+    return ray.data.range(count, override_num_blocks=count).map_batches(
+        window_table,
+        fn_kwargs={"store": spec.store, "order": [ray.put(order)], "first": first},
+        batch_size=1,
+        num_cpus=0.25,
+    )
+
+
+class InOrder(ray.train.DataConfig):
+    """Window k to rank k mod W, none dropped (Ray Train's own split drops rows to make equal parts)."""
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """The splits of every dataset by rank."""
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset.context.execution_options.preserve_order = True
+            for rank, split in enumerate(dataset.streaming_split(world_size, equal=False)):
+                output[rank][name] = split
+        return output
+
+
+class RaySession:
+    """A Ray Train worker's view of the world."""
+
+    def __init__(self, spec: StageSpec) -> None:
+        import torch
+        from ray.train.torch import get_device
+
+        context = ray.train.get_context()
+        self.spec = spec
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.torch_device: torch.device = get_device()
+
+    def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches, from Ray Data."""
+        return micro_batches(order, self._windows(), self.rank, self.world_size, step)
+
+    def _windows(self) -> Iterator[Window]:
+        shard = ray.train.get_dataset_shard(self.spec.name)
+        for block in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            yield Window(
+                block["position"].to_numpy(),
+                block["row"].to_numpy(),
+                features_of(block["log_mel"], self.spec.config.audio),
+                block["valid_frames"].to_numpy(),
+            )
+
+    def wrap(self, model: Any) -> Any:
+        """The model under DistributedDataParallel, where there is more than one worker."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        if self.world_size == 1:
+            return model
+        devices = [self.torch_device] if self.torch_device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank."""
+        import torch.distributed
+
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def report(self, event: dict[str, Any]) -> None:
+        """To Ray Train, and to the artifact's events, which the driver follows."""
+        if self.rank == 0:
+            write_event(self.spec.artifact, {"time": time.time(), **event})
+        ray.train.report({"stage": self.spec.name, "step": event["step"], **event["metrics"]})
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Run the stages one after the other."""
+    import torch
+
+    from raymae.stages import run_stage
+
+    torch.set_num_threads(config["torch_threads"])
+    for spec in config["specs"]:
+        if not spec.artifact.is_done():
+            run_stage(spec, RaySession(spec))
+
+
+def scaling(compute: ComputeConfig) -> ray.train.ScalingConfig:
+    """Workers on GPUs where the cluster has them, on CPUs where it has none."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
+    workers = compute.num_workers or (gpus if use_gpu else 1)
+    available = gpus if use_gpu else ray.cluster_resources().get("CPU", 0) / compute.cpus_per_worker
+    if workers > available:
+        raise ValueError(
+            f"compute.num_workers = {workers} needs more {'GPUs' if use_gpu else 'CPUs'} than the cluster's "
+            f"{ray.cluster_resources().get('GPU' if use_gpu else 'CPU', 0):g}"
+        )
+    resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def torch_threads(compute: ComputeConfig, workers: int) -> int:
+    """Threads of torch per worker: the node's cores, shared by the workers that share the node."""
+    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
+    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes())
+    return compute.torch_threads or max(1, int(cores // -(-workers // nodes)))
+
+
+def train(specs: list[StageSpec], storage: Folder) -> None:
+    """Train the stages in one worker group, to the end or to the error of the last try."""
+    from ray.train.torch import TorchTrainer
+
+    compute = specs[0].config.compute
+    workers = scaling(compute)
+    threads = torch_threads(compute, int(workers.num_workers))  # type: ignore[arg-type]
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={"specs": specs, "torch_threads": threads},
+        datasets={spec.name: factory(spec) for spec in specs},
+        dataset_config=InOrder(),
+        scaling_config=workers,
+        run_config=ray.train.RunConfig(
+            name=f"{specs[0].name}-{time.time_ns():x}",
+            storage_path=(storage / "ray").path() if storage.is_local else (storage / "ray").url,
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def factory(spec: StageSpec) -> Callable[[], ray.data.Dataset]:
+    """Builds the stage's data set anew at each start of the worker group, from what is committed by then."""
+    return lambda: remaining_windows(spec)

@@ -1,0 +1,235 @@
+"""The training loop of every stage. It knows a `Session`, not Ray.
+
+The run is exact: every random draw (mask, drop path, augmentation) is keyed by the micro-batch's place in the run, so
+that going on from a commit, or with another number of workers, repeats the draws of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raymae.artifacts import Folder, latest_step
+from raymae.checkpoint import Committer, load_commit, pack_optimizer, unpack_optimizer
+from raymae.config import TrainConfig
+from raymae.optim import Ema, adamw, learning_rate, set_lr
+from raymae.order import Order, mix
+from raymae.session import Session
+from raymae.windows import MicroBatch
+
+log = logging.getLogger(__name__)
+
+VALIDATIONS = 10
+EPOCH_COMMIT_SECONDS = 15.0
+
+
+class Task(Protocol):
+    """What differs between pre-training and fine-tuning."""
+
+    model: nn.Module
+    order: Order
+    config: TrainConfig
+    seed: int
+    max_seconds: float | None
+    head_steps: int
+
+    def training_step(
+        self, model: nn.Module, batch: MicroBatch, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch and what else is worth a line of metrics."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The model's parameters for the optimiser."""
+        ...
+
+    def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
+        """Metrics on the validation split, if there is any; called by every rank."""
+        ...
+
+    def save(self, model: nn.Module) -> None:
+        """Write what the stage hands on; called by rank 0."""
+        ...
+
+
+class TrainingError(RuntimeError):
+    """The stage can't go on; the last commit stands."""
+
+
+@dataclass
+class Progress:
+    """What is counted while training; part of every commit."""
+
+    step: int = 0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    work_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    commit_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """One rank's training run."""
+
+    def __init__(self, task: Task, session: Session, artifact: Folder) -> None:
+        self.task, self.session, self.artifact = task, session, artifact
+        self.config, self.order = task.config, task.order
+        self.device = session.torch_device
+        self.model = task.model.to(self.device)
+        self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.optimizer = adamw(task.parameter_groups(), self.config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
+        self.progress = Progress()
+        self.committer = Committer(artifact, self.config.keep_commits)
+        self._restore()
+        self.wrapped = session.wrap(self.model)
+        if self.config.compile:
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+
+    def _restore(self) -> None:
+        step = latest_step(self.artifact)
+        if step is None:
+            return
+        parts, state = load_commit(self.artifact, step)
+        self.model.load_state_dict(parts["model"])
+        unpack_optimizer(self.optimizer, parts["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(parts["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        log.info("going on from the commit at step %d of %d", step, self.order.steps)
+
+    @property
+    def result_model(self) -> nn.Module:
+        """What the stage hands on: the averaged weights where they are kept."""
+        return self.ema.model if self.ema else self.model
+
+    def share_done(self) -> float:
+        """How much of the run lies behind, 0 to 1: of its steps or, with a time budget, of its seconds."""
+        share = self.progress.step / self.order.steps
+        if self.task.max_seconds is None:
+            return share
+        seconds = self.session.gather(self.progress.work_seconds)[0]
+        return min(1.0, max(share, seconds / self.task.max_seconds))
+
+    def run(self) -> Progress:
+        """Train to the end and return the counts; the weights are in `result_model`."""
+        batches = self.session.batches(self.order, self.progress.step)
+        last_commit = time.monotonic()
+        marks = {round(self.order.steps * turn / VALIDATIONS) for turn in range(1, VALIDATIONS + 1)}
+        while (share := self.share_done()) < 1:
+            metrics = self._step(batches, share)
+            step = self.progress.step
+            ended = self.share_done() >= 1
+            if step in marks or ended:
+                metrics |= self._validate()
+            if step % self.config.report_steps == 0 or step in marks or ended:
+                self.progress.metrics = metrics
+                self.session.report({"step": step, "steps": self.order.steps, "metrics": metrics})
+            if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
+                self._commit()
+                last_commit = time.monotonic()
+        self.committer.wait()
+        return self.progress
+
+    def _commit_due(self, seconds: float) -> bool:
+        """Time for a commit: the interval is over, or an epoch has ended that was worth keeping."""
+        batch, step = self.config.global_batch_size, self.progress.step
+        epoch_ended = step * batch // self.order.rows_per_epoch > (step - 1) * batch // self.order.rows_per_epoch
+        return seconds > 60 * self.config.commit_minutes or (epoch_ended and seconds > EPOCH_COMMIT_SECONDS)
+
+    def _step(self, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
+        progress, config = self.progress, self.config
+        started = time.perf_counter()
+        lr = learning_rate(share, config)
+        set_lr(self.optimizer, lr)
+        if progress.step < self.task.head_steps:
+            freeze_encoder(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self.order.slots // self.session.world_size
+        losses, waited = [], 0.0
+        for turn in range(count):
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
+            last = turn == count - 1
+            with nullcontext() if last or not hasattr(self.wrapped, "no_sync") else self.wrapped.no_sync():  # type: ignore[operator]
+                with self._autocast():
+                    loss, extra = self.task.training_step(self.wrapped, batch, self.device)
+                self.scaler.scale(loss / count).backward()
+            losses.append({"loss": loss.detach(), **extra})
+        self.scaler.unscale_(self.optimizer)
+        limit = config.clip_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self._update(bool(torch.isfinite(norm)))
+        progress.step += 1
+        metrics = {name: float(torch.stack([item[name] for item in losses]).mean()) for name in losses[0]}
+        seconds = time.perf_counter() - started
+        progress.work_seconds += seconds
+        progress.wait_seconds += waited
+        return {
+            **metrics,
+            "lr": lr,
+            "grad_norm": float(norm),
+            "clips_per_second": config.global_batch_size / seconds,
+            "data_wait_share": waited / seconds,
+            "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,
+        }
+
+    def _update(self, finite: bool) -> None:
+        """Take the step, or skip it where the gradient (averaged, so the same on every rank) is not finite."""
+        progress = self.progress
+        if finite:
+            self.scaler.step(self.optimizer)
+            progress.bad_in_a_row = 0
+            if self.ema:
+                self.ema.update(self.model)
+        else:
+            progress.bad_steps += 1
+            progress.bad_in_a_row += 1
+            log.warning("step %d skipped: the gradient is not finite", progress.step)
+        self.scaler.update()
+        if progress.bad_in_a_row >= self.config.max_bad_steps:
+            raise TrainingError(
+                f"{progress.bad_in_a_row} steps in a row had a gradient that is not finite (the last: step "
+                f"{progress.step}); the last commit stands. A smaller learning rate or precision fp32 may help"
+            )
+
+    def _autocast(self) -> Any:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+    def _validate(self) -> dict[str, float]:
+        self.result_model.eval()
+        with torch.inference_mode():
+            metrics = self.task.validate(self.result_model, self.session)
+        self.model.train()
+        return metrics
+
+    def _commit(self) -> None:
+        started = time.perf_counter()
+        if self.session.rank == 0:
+            parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
+            if self.ema:
+                parts["ema"] = self.ema.state_dict()
+            state = {"scaler": self.scaler.state_dict(), "progress": self.progress.__dict__}
+            self.committer.commit(self.progress.step, parts, state)
+        self.progress.commit_seconds += time.perf_counter() - started
+
+
+def freeze_encoder(optimizer: torch.optim.Optimizer) -> None:
+    """Learning rate 0 for everything but the head."""
+    for group in optimizer.param_groups:
+        if group["name"].startswith("encoder"):
+            group["lr"] = 0.0

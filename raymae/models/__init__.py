@@ -1,0 +1,20 @@
+"""The networks: `MODELS` are those that pre-train, `AudioClassifier` and `Cnn` those that classify."""
+
+from raymae.models.classifier import AudioClassifier, Cnn
+from raymae.models.encoder import Encoder
+from raymae.models.mae import MaeOutput, MaskedAutoencoder
+from raymae.models.masking import kept_tokens
+from raymae.models.patches import grid_size
+
+MODELS: dict[str, type[MaskedAutoencoder]] = {"mae": MaskedAutoencoder}
+
+__all__ = [
+    "MODELS",
+    "AudioClassifier",
+    "Cnn",
+    "Encoder",
+    "MaeOutput",
+    "MaskedAutoencoder",
+    "grid_size",
+    "kept_tokens",
+]

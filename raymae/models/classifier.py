@@ -1,0 +1,168 @@
+"""Classifiers of log-mels: the pre-trained encoder with a head, and a CNN from scratch to compare with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import timm
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
+from raymae.models.encoder import Encoder
+from raymae.models.masking import Masking, choose_structured, index
+from raymae.models.patches import Patches, grid_size
+
+ParameterGroup = dict[str, Any]
+
+
+class AudioClassifier(nn.Module):
+    """The encoder, a pooling of its patches, and a linear head.
+
+    Pooling (`finetune.pool`), over the valid patches that the encoder saw:
+        mean: their average, normalised (Audio-MAE).
+        cls: the class token.
+        row_stats: mean and standard deviation over time of every frequency row, each normalised over its D channels;
+            a row of which nothing was seen is 0. Keeps apart what a recording device colours differently.
+
+    While training, `finetune.time_mask_ratio` of the time columns and `freq_mask_ratio` of the frequency rows of
+    patches are removed.
+    """
+
+    def __init__(self, audio: AudioConfig, model: ModelConfig, finetune: FinetuneConfig, num_classes: int) -> None:
+        super().__init__()
+        self.finetune = finetune
+        self.encoder = Encoder(audio, model, drop_path=finetune.drop_path, depth=finetune.layer)
+        pools_patches = finetune.pool != "cls"
+        self.norm: nn.Module = LayerNorm(model.embed_dim) if pools_patches else nn.Identity()
+        if pools_patches:
+            self.encoder.norm = nn.Identity()  # the norm comes after the pooling
+        n_rows = grid_size(audio.n_frames, audio.n_mels, model.patch_size)[1]
+        self.head = nn.Linear(model.embed_dim * (2 * n_rows if finetune.pool == "row_stats" else 1), num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The logits (B, C) of log-mels (B, T, F).
+
+        Args:
+            log_mel: (B, T, F).
+            valid_frames: (B,) int64, frames of each clip before padding; the default is all.
+            generator: of the CPU, for the masks of training; the default is torch's global one.
+        """
+        if self.finetune.centre:
+            log_mel = centre(log_mel, valid_frames)
+        patches = self.encoder.patchify(log_mel, valid_frames)
+        masking = self.masking(patches, generator)
+        return self.head(self.pool(self.encoder(patches, masking), masking, patches.grid[1]))
+
+    def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
+        """All valid patches; while training, those that structured masking leaves."""
+        kept = patches.valid
+        if self.training:
+            ratios = self.finetune.time_mask_ratio, self.finetune.freq_mask_ratio
+            kept = choose_structured(kept, patches.grid, *ratios, generator)
+        return index(kept, patches.values.device)
+
+    def pool(self, tokens: Tensor, masking: Masking, n_rows: int) -> Tensor:
+        """(B, 1 + K, D) -> the head's input (B, D), or (B, 2 x rows x D) for row_stats."""
+        if self.finetune.pool == "cls":
+            return self.norm(tokens[:, 0])
+        ids = masking.ids_keep
+        seen = torch.ones_like(ids) if masking.attend is None else masking.attend
+        if self.finetune.pool == "mean":
+            weight = seen[:, :, None].to(tokens.dtype)
+            return self.norm((tokens[:, 1:] * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return self.row_stats(tokens[:, 1:].float(), functional.one_hot(ids % n_rows, n_rows) * seen[:, :, None])
+
+    def row_stats(self, tokens: Tensor, membership: Tensor) -> Tensor:
+        """(B, K, D) tokens and (B, K, rows), 1 where a token lies in a row -> (B, 2 x rows x D)."""
+        membership = membership.float()
+        share = membership / membership.sum(1, keepdim=True).clamp(min=1)
+        with torch.autocast(tokens.device.type, enabled=False):  # a difference of near numbers needs float32
+            mean = share.mT @ tokens
+            variance = share.mT @ (tokens - membership @ mean).square()
+        stats = torch.stack([mean, (variance + 1e-6).sqrt()], dim=1)
+        present = membership.amax(1)[:, None, :, None]
+        return (self.norm(stats) * present).flatten(1)
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
+        """Every parameter once, by layer: "encoder.0" is the class token and the patch embedding, "encoder.<i + 1>"
+        block i, "head" the norms behind the blocks and the linear head.
+
+        The rate of a layer is `layer_decay` times that of the layer above it; the head's factor is 1.
+        Parameters of one dimension and the class token have no weight decay.
+        """
+        top = len(self.encoder.blocks) + 1
+        groups: dict[tuple[int, float], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.named_parameters():
+            exempt = parameter.ndim == 1 or name == "encoder.cls_token"
+            groups[layer_id(name, top), 0.0 if exempt else weight_decay].append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": decay,
+                "lr_scale": layer_decay ** (top - depth),
+                "name": "head" if depth == top else f"encoder.{depth}",
+            }
+            for (depth, decay), parameters in groups.items()
+        ]
+
+
+def layer_id(parameter: str, top: int) -> int:
+    """0 for what comes before the encoder's blocks, i + 1 for block i, `top` for what comes after them."""
+    match parameter.split("."):
+        case ["encoder", "cls_token" | "patch_embed", *_]:
+            return 0
+        case ["encoder", "blocks", block, *_]:
+            return int(block) + 1
+    return top
+
+
+class Cnn(nn.Module):
+    """A timm CNN on the log-mel as an image of one channel, trained from scratch.
+
+    Of the fine-tuning settings only `centre` applies to the network itself: it has neither patches to mask nor
+    pre-trained layers.
+    """
+
+    def __init__(self, audio: AudioConfig, finetune: FinetuneConfig, num_classes: int, cnn: str) -> None:
+        super().__init__()
+        self.finetune = finetune
+        self.cnn = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
+
+    def forward(
+        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The logits (B, C) of log-mels (B, T, F); see `AudioClassifier.forward`. Nothing is drawn."""
+        if self.finetune.centre:
+            log_mel = centre(log_mel, valid_frames)
+        return self.cnn(log_mel.float()[:, None])
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
+        """Every parameter once; all of it counts as head, at full rate, since nothing was trained before."""
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.ndim == 1]
+        return [
+            {"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0, "name": "head"},
+            {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0, "name": "head"},
+        ]
+
+
+def centre(log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+    """(B, T, F) without each clip's mean level of every band, over its valid frames; padding stays as it is.
+
+    A short impulse response adds nearly a constant to each band of a log-mel, so this removes most of a recording
+    device's colour.
+    """
+    log_mel = log_mel.float()
+    if valid_frames is None:
+        return log_mel - log_mel.mean(1, keepdim=True)
+    valid = (torch.arange(log_mel.shape[1], device=log_mel.device) < valid_frames[:, None])[:, :, None]
+    mean = (log_mel * valid).sum(1, keepdim=True) / valid_frames[:, None, None].clamp(min=1)
+    return torch.where(valid, log_mel - mean, log_mel)

@@ -1,0 +1,164 @@
+"""Decoders of the masked autoencoder: from all patches' tokens to all patches' tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.layers import LayerNorm, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raymae.config import ModelConfig
+from raymae.models.encoder import key_mask
+from raymae.models.patches import Grid
+
+WINDOW = 4
+"""Patches along each side of a window (Audio-MAE, section 3)."""
+SHIFT = 2
+"""Patches by which every second block's windows are shifted, along time only."""
+MAX_LOGIT_SCALE = math.log(100)
+"""Upper bound of the learned log scale (Swin V2, section 3.3: the temperature stays above 0.01)."""
+
+
+class GlobalDecoder(nn.Module):
+    """Plain Transformer blocks over the class token and all patches."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        width, heads = model.decoder_embed_dim, model.decoder_num_heads
+        self.blocks = nn.ModuleList(
+            Block(width, heads, model.mlp_ratio, qkv_bias=True) for _ in range(model.decoder_depth)
+        )
+
+    def forward(self, tokens: Tensor, grid: Grid, valid: Tensor | None) -> Tensor:
+        """(B, 1 + L, D) -> (B, L, D); nothing attends to a patch that isn't in `valid` (B, L), None meaning all."""
+        attn_mask = key_mask(valid)
+        for block in self.blocks:
+            tokens = block(tokens, attn_mask=attn_mask)
+        return tokens[:, 1:]
+
+
+class LocalDecoder(nn.Module):
+    """Blocks of window attention in the manner of Swin V2 (Liu et al. 2022), as in Audio-MAE's decoder.
+
+    The class token has no place in a window and takes no part.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            WindowBlock(model.decoder_embed_dim, model.decoder_num_heads, model.mlp_ratio)
+            for _ in range(model.decoder_depth)
+        )
+
+    def forward(self, tokens: Tensor, grid: Grid, valid: Tensor | None) -> Tensor:
+        """(B, 1 + L, D) -> (B, L, D); nothing attends to a patch that isn't in `valid` (B, L), None meaning all."""
+        patches = tokens[:, 1:].unflatten(1, grid)
+        shifts = (0, SHIFT)
+        allowed = [window_mask(valid, len(tokens), grid, shift, tokens.device) for shift in shifts]
+        for i, block in enumerate(self.blocks):
+            patches = block(patches, shifts[i % 2], allowed[i % 2])
+        return patches.flatten(1, 2)
+
+
+DECODERS: dict[str, type[GlobalDecoder] | type[LocalDecoder]] = {
+    "local": LocalDecoder,
+    "global": GlobalDecoder,
+    "light": GlobalDecoder,
+}
+
+
+class WindowBlock(nn.Module):
+    """Attention within windows and an MLP, each normalised after it (res-post-norm); the identity at first."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.attn = WindowAttention(dim, num_heads)
+        self.norm1 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = LayerNorm(dim)
+        for norm in (self.norm1, self.norm2):
+            nn.init.zeros_(norm.weight)
+
+    def forward(self, x: Tensor, shift: int, allowed: Tensor | None) -> Tensor:
+        """(B, T, F, D) -> (B, T, F, D); `allowed` as `window_mask` makes it for the same shift."""
+        attended = from_windows(self.attn(to_windows(x, shift), allowed), (x.shape[1], x.shape[2]), shift)
+        x = x + self.norm1(attended)
+        return x + self.norm2(self.mlp(x))
+
+
+class WindowAttention(nn.Module):
+    """Scaled cosine attention with a learned bias for the log-spaced offset of two patches (Swin V2, section 3.3)."""
+
+    offsets: Tensor
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.logit_scale = nn.Parameter(torch.full((num_heads,), math.log(10)))
+        self.bias_mlp = Mlp(2, 384, num_heads, act_layer=nn.ReLU)
+        self.register_buffer("offsets", log_offsets(), persistent=False)
+
+    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        """(N, W, D) windows of W patches -> (N, W, D); `allowed` (N, 1, W, W) bool, None meaning all."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
+        bias = self.bias_mlp(self.offsets).permute(2, 0, 1)[None]
+        if allowed is not None:
+            bias = bias.masked_fill(~allowed, -torch.inf)
+        q, k = functional.normalize(q, dim=-1) * scale, functional.normalize(k, dim=-1)
+        attended = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=bias.to(q.dtype), scale=1.0)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+def log_offsets() -> Tensor:
+    """(W, W, 2): sign(d) log(1 + |d|) of the offset d in (time, frequency) between two patches of a window."""
+    side = torch.arange(WINDOW, dtype=torch.float32)
+    places = torch.cartesian_prod(side, side)
+    offsets = places[:, None] - places[None]
+    return offsets.sign() * offsets.abs().log1p()
+
+
+def window_padding(grid: Grid, shift: int) -> tuple[int, int, int, int]:
+    """Patches to add (before and after the rows, before and after the columns) for whole windows.
+
+    Windows shifted by `shift` begin that many patches later; the first columns get a window of their own.
+    """
+    before = -shift % WINDOW
+    return 0, -grid[1] % WINDOW, before, -(grid[0] + before) % WINDOW
+
+
+def to_windows(x: Tensor, shift: int) -> Tensor:
+    """(B, T, F, D) -> (B x windows, W, D), zero-padded."""
+    padding = window_padding((x.shape[1], x.shape[2]), shift)
+    if any(padding):
+        x = functional.pad(x, (0, 0, *padding))
+    batch, columns, rows, dim = x.shape
+    x = x.view(batch, columns // WINDOW, WINDOW, rows // WINDOW, WINDOW, dim).transpose(2, 3)
+    return x.reshape(-1, WINDOW * WINDOW, dim)
+
+
+def from_windows(windows: Tensor, grid: Grid, shift: int) -> Tensor:
+    """(B x windows, W, D) -> (B, T, F, D): the inverse of `to_windows`."""
+    _, after_rows, before, after = window_padding(grid, shift)
+    across, down = (grid[0] + before + after) // WINDOW, (grid[1] + after_rows) // WINDOW
+    x = windows.view(-1, across, down, WINDOW, WINDOW, windows.shape[2]).transpose(2, 3)
+    x = x.reshape(-1, across * WINDOW, down * WINDOW, windows.shape[2])
+    return x[:, before : before + grid[0], : grid[1]]
+
+
+def window_mask(valid: Tensor | None, batch: int, grid: Grid, shift: int, device: torch.device) -> Tensor | None:
+    """(B x windows, 1, W, W) bool: which keys a query sees; None if all are patches and valid.
+
+    Each patch also sees itself, so that a window of nothing but padding stays finite.
+    """
+    if valid is None and not any(window_padding(grid, shift)):
+        return None
+    if valid is None:
+        valid = torch.ones(batch, grid[0] * grid[1], dtype=torch.bool, device=device)
+    keys = to_windows(valid.view(-1, *grid, 1), shift)[:, None, None, :, 0]
+    return keys | torch.eye(WINDOW * WINDOW, dtype=torch.bool, device=device)

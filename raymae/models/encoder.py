@@ -1,0 +1,118 @@
+"""The ViT encoder that pre-training and fine-tuning share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raymae.config import AudioConfig, ModelConfig
+from raymae.models.masking import Masking
+from raymae.models.patches import Patches, grid_size, patchify, sincos_positions, valid_patches
+
+
+def init_weights(module: nn.Module) -> None:
+    """MAE's initialisation of a Linear: Xavier's, bias 0 (He et al. 2022, appendix A.1)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def select(tokens: Tensor, ids: Tensor) -> Tensor:
+    """(B, N, D) tokens and (B, K) ids -> (B, K, D)."""
+    return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def key_mask(attend: Tensor | None) -> Tensor | None:
+    """(B, N) bool -> (B, 1, 1, 1 + N) mask of attention in which every query also sees the class token in front."""
+    return None if attend is None else functional.pad(attend, (1, 0), value=True)[:, None, None]
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of patches, with timm's parameter names and shapes."""
+
+    def __init__(self, patch_size: tuple[int, int], embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, K, p) -> (B, K, D): the convolution, but only of the patches at hand."""
+        return functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Encoder(nn.Module):
+    """Vision Transformer over the kept patches of a log-mel of any length, with a class token.
+
+    Parameters are named as in timm's VisionTransformer; positions are computed and not part of the state_dict.
+
+    Args:
+        audio: the front end, whose silence pads the input.
+        model: sizes.
+        drop_path: stochastic depth of the last block, linear from 0 at the first.
+        depth: number of blocks; the default is the model's.
+    """
+
+    def __init__(
+        self, audio: AudioConfig, model: ModelConfig, *, drop_path: float = 0.0, depth: int | None = None
+    ) -> None:
+        super().__init__()
+        self.silence = audio.silence
+        self.patch_size = model.patch_size
+        self.embed_dim = model.embed_dim
+        self.patch_embed = PatchEmbed(model.patch_size, model.embed_dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, model.embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                model.embed_dim,
+                model.num_heads,
+                model.mlp_ratio,
+                qkv_bias=True,
+                drop_path=rate,
+            )
+            for rate in torch.linspace(0, drop_path, model.depth if depth is None else depth).tolist()
+        )
+        self.norm = LayerNorm(model.embed_dim)
+        nn.init.normal_(self.cls_token, std=0.02)
+        self.apply(init_weights)
+
+    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
+        """(B, T, F) and the frames (B,) of each clip before padding (default: all) -> its patches."""
+        batch, n_frames, n_mels = log_mel.shape
+        grid = grid_size(n_frames, n_mels, self.patch_size)
+        values = patchify(log_mel, self.patch_size, self.silence)
+        if valid_frames is None:
+            valid_frames = torch.full((batch,), n_frames, device=log_mel.device)
+        return Patches(values, grid, valid_patches(values, self.patch_size, grid[1], valid_frames).cpu())
+
+    def forward(self, patches: Patches, masking: Masking) -> Tensor:
+        """The normalised tokens (B, 1 + K, D) of the class token and the kept patches (see `Masking.ids_keep`)."""
+        positions = sincos_positions(patches.grid, self.embed_dim, patches.values.device)
+        # Gathered before they are projected: the removed patches cost nothing.
+        tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
+            masking.ids_keep, positions
+        )
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        attn_mask = key_mask(masking.attend)
+        for block in self.blocks:
+            tokens = block(tokens, attn_mask=attn_mask)
+        return self.norm(tokens)
+
+    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the state_dict of an encoder that may have more blocks than this one, or a norm that this one
+        lacks; the rest has to fit.
+
+        Raises:
+            ValueError: a weight is missing, unknown or of another shape.
+        """
+        own = self.state_dict()
+        spare = {name for name in weights if name.startswith(("blocks.", "norm."))}
+        wrong = sorted((own.keys() - weights.keys()) | (weights.keys() - own.keys() - spare))
+        wrong += sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
+        if wrong:
+            raise ValueError(f"the pre-trained encoder doesn't fit the settings of model: {', '.join(wrong[:5])}")
+        self.load_state_dict({name: weights[name] for name in own})

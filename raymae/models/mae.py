@@ -1,0 +1,105 @@
+"""The masked autoencoder for log-mels (Huang et al. 2022; Cai & Li 2024, section 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raymae.config import AudioConfig, ModelConfig
+from raymae.models.decoder import DECODERS
+from raymae.models.encoder import Encoder, init_weights, select
+from raymae.models.masking import Masking, draw_kept, index
+from raymae.models.patches import Grid, Patches, sincos_positions, unpatchify
+
+
+class MaeOutput(NamedTuple):
+    """What a forward pass gives."""
+
+    loss: Tensor
+    """Scalar: mean squared error over the removed valid patches of the batch."""
+    prediction: Tensor
+    """(B, L, p): the decoder's values of every patch."""
+    mask: Tensor
+    """(B, L): 0 is keep, 1 is remove."""
+    loss_per_clip: Tensor
+    """(B,): the same error clip by clip; 0 for a clip without removed valid patches."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """A ViT encoder of the kept patches and a decoder that reconstructs the removed ones.
+
+    Patches that lie in padding or are constant (`patches.valid_patches`) are neither encoded nor attended to nor part
+    of the loss. Clips may have any length; those of a batch are padded to the same.
+    """
+
+    def __init__(self, audio: AudioConfig, model: ModelConfig) -> None:
+        super().__init__()
+        self.config = model
+        self.encoder = Encoder(audio, model)
+        self.decoder_embed = nn.Linear(model.embed_dim, model.decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, model.decoder_embed_dim))
+        self.decoder = DECODERS[model.decoder](model)
+        self.decoder_norm = LayerNorm(model.decoder_embed_dim)
+        self.decoder_pred = nn.Linear(model.decoder_embed_dim, model.patch_size[0] * model.patch_size[1])
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(init_weights)
+
+    def forward(
+        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> MaeOutput:
+        """Mask, encode, decode and compare.
+
+        Args:
+            log_mel: (B, T, F).
+            valid_frames: (B,) int64, frames of each clip before padding; the default is all.
+            generator: of the CPU, for the mask; the default is torch's global one.
+        """
+        patches = self.patchify(log_mel, valid_frames)
+        masking = self.random_masking(patches, generator)
+        prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking)
+        loss, loss_per_clip = self.forward_loss(patches, prediction, masking.mask)
+        return MaeOutput(loss, prediction, masking.mask, loss_per_clip)
+
+    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
+        """(B, T, F) -> patches of (B, L, p)."""
+        return self.encoder.patchify(log_mel, valid_frames)
+
+    def unpatchify(self, patches: Tensor, grid: Grid) -> Tensor:
+        """(B, L, p) -> (B, T, F), whole patches."""
+        return unpatchify(patches, grid, self.config.patch_size)
+
+    def random_masking(self, patches: Patches, generator: torch.Generator | None = None) -> Masking:
+        """A new mask by the model's strategy and ratio."""
+        kept = draw_kept(patches.valid, patches.grid, self.config, generator)
+        return index(kept, patches.values.device)
+
+    def forward_encoder(self, patches: Patches, masking: Masking) -> Tensor:
+        """(B, 1 + K, D): the tokens of the class token and the kept patches."""
+        return self.encoder(patches, masking)
+
+    def forward_decoder(self, latent: Tensor, patches: Patches, masking: Masking) -> Tensor:
+        """(B, 1 + K, D) -> (B, L, p): the values of every patch."""
+        latent = self.decoder_embed(latent)
+        mask_token = self.mask_token.to(latent.dtype).expand(len(latent), -1, -1)
+        # Token 1 + i is the i-th kept patch, the one behind the last is the mask token.
+        places = torch.where(masking.mask == 0, 1 + masking.ids_restore, latent.shape[1])
+        tokens = select(torch.cat([latent, mask_token], dim=1), places)
+        tokens = tokens + sincos_positions(patches.grid, tokens.shape[2], tokens.device)
+        tokens = torch.cat([latent[:, :1].to(tokens.dtype), tokens], dim=1)
+        valid = None if bool(patches.valid.all()) else patches.valid.to(tokens.device)
+        return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, valid)))
+
+    def forward_loss(self, patches: Patches, prediction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared error over the removed valid patches: of the batch, and of each clip (B,)."""
+        target = patches.values
+        if self.config.norm_target:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        error = functional.mse_loss(prediction.float(), target, reduction="none").mean(2)
+        weight = mask * patches.valid.to(mask.device)
+        error, count = (error * weight).sum(1), weight.sum(1)
+        return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)

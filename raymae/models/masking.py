@@ -1,0 +1,91 @@
+"""Which patches the encoder sees.
+
+Masks are drawn on the CPU from a passed generator and then moved, so that they are the same on every device. Ratios are
+the share REMOVED; a mask is 0 where a patch is kept and 1 where it is removed. Counts are those of Audio-MAE: `int` of
+the kept share, per clip and of its valid patches (columns, rows) only, at least one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymae.config import ModelConfig
+from raymae.models.patches import Grid
+
+
+class Masking(NamedTuple):
+    """A batch's mask and the indexes that go with it."""
+
+    mask: Tensor
+    """(B, L) float: 0 is keep, 1 is remove (also for patches that are not valid)."""
+    ids_keep: Tensor
+    """(B, K) int64: the kept patches of each clip in ascending order, K being the largest number in the batch; a clip
+    that keeps fewer is filled up with removed ones."""
+    ids_restore: Tensor
+    """(B, L) int64: the place of each patch when the kept ones come first: those below K lie in ids_keep."""
+    attend: Tensor | None
+    """(B, K) bool: which of ids_keep are kept; None when all are."""
+
+
+def kept_count(n: int, ratio: float) -> int:
+    """How many of n patches (columns, rows) stay when the share `ratio` is removed."""
+    return max(1, int(n * (1 - ratio)))
+
+
+def kept_tokens(grid: Grid, model: ModelConfig) -> int:
+    """How many patches of a whole clip the encoder sees in pre-training (without the class token)."""
+    columns, rows = grid
+    match model.mask_strategy:
+        case "unstructured":
+            return kept_count(columns * rows, model.mask_ratio)
+        case "time":
+            return kept_count(columns, model.mask_ratio) * rows
+        case "frequency":
+            return columns * kept_count(rows, model.mask_ratio)
+        case "time_frequency":
+            return kept_count(columns, model.time_mask_ratio) * kept_count(rows, model.freq_mask_ratio)
+
+
+def draw_kept(valid: Tensor, grid: Grid, model: ModelConfig, generator: torch.Generator | None) -> Tensor:
+    """(B, L) valid -> (B, L) kept, both bool, by the model's masking strategy."""
+    match model.mask_strategy:
+        case "unstructured":
+            return choose(valid, model.mask_ratio, generator)
+        case "time":
+            return choose_structured(valid, grid, model.mask_ratio, 0, generator)
+        case "frequency":
+            return choose_structured(valid, grid, 0, model.mask_ratio, generator)
+        case "time_frequency":
+            return choose_structured(valid, grid, model.time_mask_ratio, model.freq_mask_ratio, generator)
+
+
+def choose(eligible: Tensor, ratio: float, generator: torch.Generator | None) -> Tensor:
+    """(B, N) -> (B, N) bool: a random choice of each clip's eligible items, of which the share `ratio` is removed."""
+    if ratio == 0:
+        return eligible
+    noise = torch.rand(eligible.shape, generator=generator).masked_fill(~eligible, torch.inf)
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    counts = torch.tensor([kept_count(n, ratio) for n in eligible.sum(1).tolist()])
+    return eligible & (rank < counts[:, None])
+
+
+def choose_structured(
+    valid: Tensor, grid: Grid, time_ratio: float, freq_ratio: float, generator: torch.Generator | None
+) -> Tensor:
+    """(B, L) -> (B, L) bool: whole time columns and then whole frequency rows of the valid patches are removed."""
+    kept = valid.unflatten(1, grid)
+    kept = kept & choose(kept.any(2), time_ratio, generator)[:, :, None]
+    kept = kept & choose(kept.any(1), freq_ratio, generator)[:, None, :]
+    return kept.flatten(1)
+
+
+def index(kept: Tensor, device: torch.device) -> Masking:
+    """The masking, on `device`, that keeps `kept` (B, L), a bool tensor on the CPU."""
+    counts = kept.sum(1)
+    order = torch.argsort(kept, dim=1, descending=True, stable=True)
+    ids_keep = order[:, : int(counts.max())]
+    attend = None if bool((counts == counts[0]).all()) else kept.gather(1, ids_keep).to(device)
+    return Masking((~kept).float().to(device), ids_keep.to(device), order.argsort(dim=1).to(device), attend)

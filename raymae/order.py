@@ -1,0 +1,158 @@
+"""Which clip is trained on when: a pure function of the seed and the position, the same for any number of workers.
+
+The run is one long stream of rows: epoch after epoch, each a fresh permutation of all rows. A *micro-batch* is
+`micro_batch_size` consecutive rows of the stream, a *step* `slots = global / micro` micro-batches, one per slot.
+A *window*, the unit that is read and sent, holds the micro-batches of one slot for `window_steps` steps; a *round* is
+the windows of all slots for the same steps. Window k belongs to slot k mod slots and is given to rank k mod W, so W
+workers (W divides slots) each get whole windows, take slots rank, rank + W, … of every step, and see the same
+micro-batches as one worker does. Going on from step s means to start with the round that holds s.
+
+Nothing is stored: the permutation is a Feistel network, so that any part of a stream over 10^9 rows costs its own
+length only. Runs of `chunk` neighbouring rows stay together in the stream and are shuffled within their window, so
+that a read touches few pieces of the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+WINDOW_ROWS = 128
+_MASK = (1 << 64) - 1
+
+
+def mix(*values: int) -> int:
+    """64 well-mixed bits of some integers (the SplitMix64 finaliser, chained)."""
+    state = 0
+    for value in values:
+        state = (state ^ (value & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _hash(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    values = values + np.uint64(key)
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+def permute(index: Rows, n: int, key: int) -> Rows:
+    """Where the random permutation of 0 … n-1 that `key` names sends each index: a Feistel network, cycle-walked."""
+    bits = max(1, ceil(((n - 1).bit_length()) / 2))
+    low = np.uint64((1 << bits) - 1)
+    shift = np.uint64(bits)
+    keys = [mix(key, turn) for turn in range(6)]
+    result = index.astype(np.uint64)
+    outside = np.arange(len(result))
+    while len(outside):
+        left, right = result[outside] >> shift, result[outside] & low
+        for turn_key in keys:
+            left, right = right, left ^ (_hash(right, turn_key) & low)
+        result[outside] = left << shift | right
+        outside = outside[result[outside] >= np.uint64(n)]
+    return result.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one training run over `rows` (positions in a feature store)."""
+
+    rows: tuple[Rows, ...]
+    """The rows of each source."""
+    weights: tuple[float, ...]
+    """How often an epoch visits each row of a source; 0.5: every other epoch."""
+    seed: int
+    epochs: float
+    global_batch_size: int
+    micro_batch_size: int
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.rows_per_epoch:
+            raise ValueError("there is no clip to train on")
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows in an epoch."""
+        return int(self._bounds[-1])
+
+    @property
+    def _bounds(self) -> Rows:
+        counts = [round(len(rows) * weight) for rows, weight in zip(self.rows, self.weights, strict=True)]
+        return np.cumsum(counts, dtype=np.int64)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run. The last batch is filled from the epoch after the last one."""
+        return max(1, ceil(self.epochs * self.rows_per_epoch / self.global_batch_size))
+
+    @property
+    def slots(self) -> int:
+        """Micro-batches of a step."""
+        return self.global_batch_size // self.micro_batch_size
+
+    @property
+    def window_steps(self) -> int:
+        """Steps of a round."""
+        return max(1, WINDOW_ROWS // self.micro_batch_size)
+
+    @property
+    def windows(self) -> int:
+        """Windows of the run."""
+        return ceil(self.steps / self.window_steps) * self.slots
+
+    def first_window(self, step: int) -> int:
+        """The first window of the round that holds `step`."""
+        return step // self.window_steps * self.slots
+
+    def round_steps(self, window: int) -> range:
+        """The steps that a window serves."""
+        first = window // self.slots * self.window_steps
+        return range(first, min(first + self.window_steps, self.steps))
+
+    def window_positions(self, window: int) -> Rows:
+        """Positions in the stream of the rows of a window, in the order in which they are trained on."""
+        steps = self.round_steps(window)
+        length = len(steps) * self.micro_batch_size
+        start = steps.start * self.global_batch_size + window % self.slots * length
+        positions = np.arange(start, start + length, dtype=np.int64)
+        draw = _hash(positions.astype(np.uint64), mix(self.seed, 1))
+        return positions[np.lexsort((draw, positions // self.rows_per_epoch))]
+
+    def rows_at(self, positions: Rows) -> Rows:
+        """The rows at some positions of the stream."""
+        epochs, offsets = np.divmod(positions, self.rows_per_epoch)
+        result = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            result[here] = self._epoch_rows(int(epoch), offsets[here])
+        return result
+
+    def _epoch_rows(self, epoch: int, offsets: Rows) -> Rows:
+        n, key = self.rows_per_epoch, mix(self.seed, 2, epoch)
+        whole = n // self.chunk
+        chunks, within = np.divmod(offsets, self.chunk)
+        moved = chunks < whole  # the incomplete chunk stays last; the rotation puts other rows into it each epoch
+        chunks[moved] = permute(chunks[moved], whole, key)
+        virtual = (chunks * self.chunk + within + mix(key, 3) % n) % n
+        bounds = self._bounds
+        source = np.searchsorted(bounds, virtual, side="right")
+        result = np.empty_like(virtual)
+        for number, rows in enumerate(self.rows):
+            here = source == number
+            start = int(bounds[number - 1]) if number else 0
+            count = int(bounds[number]) - start
+            result[here] = rows[(epoch * count + virtual[here] - start) % max(1, len(rows))]
+        return result
+
+    def window_rows(self, window: int) -> Rows:
+        """The rows of a window, in the order in which they are trained on."""
+        return self.rows_at(self.window_positions(window))

@@ -1,0 +1,80 @@
+"""What a plan will take: steps, kept tokens and memory, from the settings alone, before anything runs."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from raymae.config import Config
+from raymae.models import MODELS, build_classifier, grid_size, kept_tokens
+from raymae.plan import Plan
+
+TORCH_MB = 650
+"""Resident memory of a process that has imported torch."""
+
+
+def outlook(plan: Plan) -> dict[str, str]:
+    """A few words for every stage that has to run."""
+    config = plan.config
+    found = {}
+    if "prepare" in plan.to_do:
+        megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
+        found["prepare"] = f": {len(plan.clips)} clips, {megabytes:.0f} MB of features"
+    if "pretrain" in plan.to_do:
+        found["pretrain"] = pretrain_outlook(plan)
+    for name in ("finetune", "student"):
+        if name in plan.to_do:
+            found[name] = finetune_outlook(plan, name)
+    return found
+
+
+def pretrain_outlook(plan: Plan) -> str:
+    """Clips, steps, kept tokens and memory of pre-training."""
+    config, train = plan.config, plan.config.pretrain
+    rows = plan.rows(["pool"] if train.pool_only else ["pool", "train"])
+    clips = round(pc.sum(rows["weight"]).as_py() or 0)
+    steps = ceil(train.epochs * clips / train.global_batch_size)
+    frames = frames_of(config, train.augment.crop_seconds)
+    grid = grid_size(frames, config.audio.n_mels, config.model.patch_size)
+    with torch.device("meta"):
+        model = MODELS[config.model.name](config.audio, config.model)
+    memory = memory_mb(model, train.micro_batch_size * prod(grid), config)
+    return (
+        f": {clips} clips, {steps} steps, {kept_tokens(grid, config.model)} of {prod(grid)} tokens kept, "
+        f"{parameters(model) / 1e6:.1f} M parameters, about {memory:.0f} MB a worker"
+    )
+
+
+def finetune_outlook(plan: Plan, name: str) -> str:
+    """Clips, steps and memory of fine-tuning."""
+    config, train = plan.config, plan.config.finetune
+    rows = plan.rows(["train"])
+    labelled = len(rows) - rows["scene_label"].null_count
+    steps = ceil(train.epochs * labelled / train.global_batch_size)
+    more = " and the accepted pseudo-labels, at least" if name == "student" else ""
+    frames = frames_of(config, train.augment.crop_seconds)
+    tokens = train.micro_batch_size * prod(grid_size(frames, config.audio.n_mels, config.model.patch_size))
+    with torch.device("meta"):
+        model = build_classifier(config.audio, config.model, train, num_classes=10)
+    return f": {labelled} labels{more}, {steps} steps, about {memory_mb(model, tokens, config):.0f} MB a worker"
+
+
+def frames_of(config: Config, crop_seconds: float | None) -> int:
+    """Frames that the model sees."""
+    if crop_seconds is None:
+        return config.audio.n_frames
+    return round(crop_seconds * config.audio.sample_rate / config.audio.hop_length)
+
+
+def parameters(model: nn.Module) -> int:
+    """Trained parameters."""
+    return sum(value.numel() for value in model.parameters())
+
+
+def memory_mb(model: nn.Module, tokens: int, config: Config) -> float:
+    """Weights, gradient, two moments and the average in fp32, and some 40 activations per token and block."""
+    activations = tokens * config.model.embed_dim * config.model.depth * 40 * 4
+    return TORCH_MB + (5 * 4 * parameters(model) + activations) / 1e6

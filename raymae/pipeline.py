@@ -1,0 +1,307 @@
+"""Runs a plan: what stands is reused, the rest is run in its order, and the run is written down."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from raymae.artifacts import Folder
+from raymae.config import Config, redact, to_dict
+from raymae.datasets import check_labels, load, summary
+from raymae.plan import DOES, FINETUNED, Node, Plan, Target
+from raymae.spec import class_names, rows_of
+
+if TYPE_CHECKING:
+    from raymae.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
+    """Run everything that `target` needs and return the result (the keys are documented in the README)."""
+    started = time.time()
+    clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
+    if target not in ("prepare", "pretrain"):
+        check_labels(clips)
+    plan = Plan(config, clips, storage, target)
+    print_plan(plan)
+    if config.dry_run:
+        return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
+    run = Run(plan)
+    try:
+        if plan.to_do:
+            run.execute()
+        result = run.result(time.time() - started)
+    except BaseException:
+        run.close("FAILED")
+        raise
+    print_result(plan, result)
+    return result
+
+
+def print_plan(plan: Plan) -> None:
+    """What will run, what is reused, and what it takes."""
+    from raymae.outlook import outlook
+
+    print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
+    for line in summary(plan.clips):
+        print(f"  {line}")
+    details = outlook(plan)
+    for name, node in plan.nodes.items():
+        state = "reused" if node.reused else "to run"
+        print(f"  {name:13s}{node.key}  {state}  {DOES[name]}{details.get(name, '')}")
+
+
+def print_result(plan: Plan, result: dict[str, Any]) -> None:
+    """The table, and where to look further."""
+    print(f"\n{plan.target} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
+    if "evaluate" in plan.nodes:
+        evaluation = plan.nodes["evaluate"].artifact
+        print(evaluation.read_bytes("report.md").decode())
+        print(f"report and figures: {redact(evaluation.url)}")
+    if "model_uri" in result:
+        print(f"registered model:   {result['model_uri']}")
+        print(f"look further:       {result['commands']['mlflow_ui']}")
+        print(f"label recordings:   {result['commands']['predict']}")
+
+
+class Run:
+    """One run of a plan: its progress bars, its times, its place in MLflow."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.times: dict[str, dict[str, float]] = {}
+        self._tracker: Tracker | None = None
+        self._run_ids: dict[str, str] = {}
+
+    # MLflow, by the driver alone --------------------------------------------------------------------------------
+
+    @property
+    def tracker(self) -> Tracker:
+        """MLflow; imported when the first stage needs it, which takes seconds."""
+        if self._tracker is None:
+            from raymae.tracking import Tracker
+
+            self._tracker = Tracker(self.plan.config.tracking, self.plan.storage)
+        return self._tracker
+
+    @property
+    def parent_id(self) -> str:
+        """The MLflow run of the pipeline."""
+        if "" not in self._run_ids:
+            config = to_dict(self.plan.config)
+            self._run_ids[""] = self.tracker.run(
+                self.plan.key, f"{self.plan.config.recipe}-{self.plan.target}", params=flat(config)
+            )
+        return self._run_ids[""]
+
+    def run_id(self, name: str) -> str:
+        """The MLflow run of a stage, a child of the pipeline's."""
+        if name not in self._run_ids:
+            node = self.plan.nodes[name]
+            params = {"artifact": redact(node.artifact.url), "key": node.key}
+            self._run_ids[name] = self.tracker.run(
+                node.key, name, parent=self.parent_id, params=params | stage_settings(self.plan.config, name)
+            )
+        return self._run_ids[name]
+
+    def close(self, status: str) -> None:
+        """End all runs that are still open in MLflow."""
+        for run_id in reversed(list(self._run_ids.values())):
+            self.tracker.finish(run_id, status)
+
+    # Stages -----------------------------------------------------------------------------------------------------
+
+    def execute(self) -> None:
+        """Run what doesn't stand yet."""
+        from raymae.launch import start_ray
+
+        plan = self.plan
+        plan.run_folder.write_json("config.json", to_dict(plan.config))
+        self.parent_id  # noqa: B018  the run is visible from the first moment
+        before = time.time()
+        start_ray(plan.config.compute)
+        print(f"Ray is up after {time.time() - before:.0f} s")
+        waiting: list[Node] = []
+        for name in plan.to_do:
+            node = plan.nodes[name]
+            if name in ("pretrain", *FINETUNED):
+                waiting.append(node)
+                continue
+            self._train(waiting)
+            waiting = []
+            self._run(node)
+        self._train(waiting)
+        self.close("FINISHED")
+
+    def _run(self, node: Node) -> None:
+        started = time.time()
+        runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.name}")
+        result = runner(node)
+        result["seconds"] = time.time() - started
+        node.artifact.write_json("config.json", to_dict(self.plan.config))
+        node.artifact.finish(result)
+        self._finished(node, result)
+
+    def _finished(self, node: Node, result: dict[str, Any]) -> None:
+        seconds = result["seconds"]
+        work = result.get("work_seconds", seconds)
+        self.times[node.name] = {"seconds": seconds, "work_seconds": work, "overhead_seconds": seconds - work}
+        run_id = self.run_id(node.name)
+        numbers = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
+        self.tracker.log_events(run_id, [{"step": result.get("steps", 0), "time": time.time(), "metrics": numbers}])
+        self.tracker.finish(run_id, "FINISHED")
+        print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s")
+
+    @contextmanager
+    def _bar(self, name: str, total: int, unit: str = "clip") -> Iterator[Callable[[int], Any]]:
+        with tqdm(total=total, desc=name, unit=unit, mininterval=1, smoothing=0) as bar:
+            yield bar.update
+
+    def _prepare(self, node: Node) -> dict[str, Any]:
+        from raymae.features import prepare
+        from raymae.store import SHARDS
+
+        plan = self.plan
+        with self._bar(node.name, len(plan.clips)) as progress:
+            result = prepare(plan.clips, node.artifact, plan.storage / SHARDS, plan.config, progress)
+        if result["quarantined"]:
+            print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/quarantine.csv")
+            self.tracker.log_bytes(self.run_id(node.name), "quarantine.csv", node.artifact.read_bytes("quarantine.csv"))
+        return result
+
+    def _train(self, nodes: list[Node]) -> None:
+        if not nodes:
+            return
+        from raymae.follow import Follower
+        from raymae.launch import train
+
+        specs = [self.plan.spec(node.name) for node in nodes]
+        started = time.time()
+        with Follower(specs, lambda name, events: self.tracker.log_events(self.run_id(name), events)) as follower:
+            train(specs, self.plan.storage)
+        for node in nodes:
+            result = node.artifact.result()
+            result["seconds"] = follower.ended[node.name] - started
+            started = follower.ended[node.name]
+            node.artifact.write_json("config.json", to_dict(self.plan.config))
+            self._finished(node, result)
+
+    def _pseudo_label(self, node: Node) -> dict[str, Any]:
+        from raymae.inference import classify
+        from raymae.pseudo_label import fit_temperature, pseudo_label_table
+        from raymae.pseudo_label import summary as pseudo_summary
+
+        plan, store = self.plan, self.plan.store
+        names = class_names(store.clips)
+        unlabelled = rows_of(store.clips, "train", labelled=False)
+        held_out = rows_of(store.clips, "val", labelled=True)
+        probabilities = np.zeros((0, len(names)), np.float32)
+        temperature = 1.0
+        if len(unlabelled):
+            rows = np.concatenate([unlabelled, held_out])
+            with self._bar(node.name, len(rows)) as progress:
+                found = classify(
+                    store, rows, {"teacher": plan.nodes["finetune"].artifact}, plan.config.compute, progress
+                )["teacher"]
+            probabilities = found[: len(unlabelled)]
+            if len(held_out):
+                truth = [names.index(label) for label in store.clips["scene_label"].take(held_out).to_pylist()]
+                temperature = fit_temperature(found[len(unlabelled) :], np.array(truth))
+        table = pseudo_label_table(
+            store.clips["clip_id"].take(unlabelled).to_pylist(),
+            probabilities,
+            temperature,
+            names,
+            plan.config.pseudo_label,
+            redact(plan.nodes["finetune"].artifact.url),
+        )
+        write_table(node.artifact, "pseudo_labels.parquet", table)
+        result = pseudo_summary(table, names, temperature, len(held_out))
+        if not result["accepted"]:
+            print("  no pseudo-label was accepted: the student learns from the given labels alone")
+        return result
+
+    def _evaluate(self, node: Node) -> dict[str, Any]:
+        from raymae.evaluate import evaluate
+
+        result, files = evaluate(self.plan, lambda total: self._bar(node.name, total))
+        for name in files:
+            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
+        return result
+
+    def _register(self, node: Node) -> dict[str, Any]:
+        plan = self.plan
+        student = plan.nodes["student"]
+        evaluation = plan.nodes["evaluate"].artifact.result()
+        metadata = {
+            "recipe": plan.config.recipe,
+            "stages": {name: other.key for name, other in plan.nodes.items() if name != "register"},
+            "metrics": evaluation["metrics"]["student"],
+        }
+        model_uri, version = self.tracker.register(self.parent_id, student.artifact, metadata)
+        return {"model_uri": model_uri, "version": version}
+
+    # The result -------------------------------------------------------------------------------------------------
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """What `--json` writes and the run folder keeps."""
+        plan = self.plan
+        stages = {
+            name: {
+                "key": node.key,
+                "folder": redact(node.artifact.url),
+                "reused": node.reused,
+                **self.times.get(name, {"seconds": 0.0, "work_seconds": 0.0, "overhead_seconds": 0.0}),
+            }
+            for name, node in plan.nodes.items()
+        }
+        result: dict[str, Any] = {
+            "job": plan.target,
+            "recipe": plan.config.recipe,
+            "seconds": seconds,
+            "run_folder": redact(plan.run_folder.url),
+            "stages": stages,
+        }
+        if "evaluate" in plan.nodes:
+            result["metrics"] = plan.nodes["evaluate"].artifact.result()["metrics"]
+        if "register" in plan.nodes:
+            result["model_uri"] = plan.nodes["register"].artifact.result()["model_uri"]
+        plan.run_folder.write_json("result.json", result)
+        return result
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as "section.field": text."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return found
+
+
+def stage_settings(config: Config, name: str) -> dict[str, str]:
+    """The settings that a stage reads, for MLflow."""
+    sections = {
+        "prepare": ("audio", "data"),
+        "pretrain": ("model", "pretrain"),
+        "pseudo_label": ("pseudo_label",),
+        "evaluate": ("evaluate",),
+        "register": ("tracking",),
+    }.get(name, ("model", "finetune"))
+    return flat({section: to_dict(getattr(config, section)) for section in sections})
+
+
+def write_table(artifact: Folder, name: str, table: pa.Table) -> None:
+    """Write a table as Parquet."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    artifact.write_bytes(name, sink.getvalue().to_pybytes())

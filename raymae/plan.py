@@ -1,0 +1,178 @@
+"""What a job will do: the stages up to its target, their keys, and which stand already. Neither Ray nor torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.artifacts import Folder, digest
+from raymae.config import Config, to_dict
+from raymae.spec import StageSpec
+from raymae.store import SHARDS, FeatureStore
+
+Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", "register"]
+
+VERSION = 1
+"""Part of every key; a change of what the stages compute raises it."""
+
+PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps")
+"""Fields of a training section that don't change its result."""
+
+ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "pretrain": ("prepare",),
+    "finetune": ("prepare", "pretrain"),
+    "cnn": ("prepare", "finetune"),
+    "pseudo_label": ("prepare", "finetune"),
+    "student": ("prepare", "pretrain", "pseudo_label"),
+    "evaluate": ("prepare", "finetune", "student"),
+    "register": ("student", "evaluate"),
+}
+DOES = {
+    "prepare": "audio to log-mel feature store",
+    "pretrain": "masked autoencoder on unlabelled clips",
+    "finetune": "classifier on the labelled clips (teacher)",
+    "cnn": "rival: CNN from scratch, same seconds",
+    "pseudo_label": "teacher labels the unlabelled clips",
+    "student": "classifier on labels and pseudo-labels",
+    "evaluate": "every model on every held-out split",
+    "register": "model registry",
+}
+FINETUNED = ("finetune", "cnn", "student")
+
+
+def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
+    """16 digits that name the content and order of some columns."""
+    state = hashlib.sha256()
+    for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
+        state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a plan."""
+
+    name: str
+    key: str
+    artifact: Folder
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages up to `target`, for one configuration and one table of clips."""
+
+    config: Config
+    clips: pa.Table
+    storage: Folder
+    target: Target
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The stages, in the order of their running."""
+        wanted: set[str] = set()
+
+        def add(name: str) -> None:
+            for needed in NEEDS[name]:
+                add(needed)
+            if name == "evaluate" and "cnn" in self.config.evaluate.rivals:
+                add("cnn")
+            wanted.add(name)
+
+        add(self.target)
+        return [name for name in ORDER if name in wanted]
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """Every stage with its key and whether it stands."""
+        keys: dict[str, str] = {}
+        nodes = {}
+        for name in self.names:
+            keys[name] = digest([VERSION, name, self._inputs(name, keys)])
+            artifact = self.storage / f"artifacts/{name}/{keys[name]}"
+            nodes[name] = Node(name, keys[name], artifact, artifact.is_done())
+        return nodes
+
+    @cached_property
+    def key(self) -> str:
+        """The key of the whole plan: of the run that refers to its stages."""
+        return digest([self.config.recipe, self.target, {name: node.key for name, node in self.nodes.items()}])
+
+    @cached_property
+    def run_folder(self) -> Folder:
+        """Where the run keeps its configuration, report and result."""
+        return self.storage / f"runs/{self.config.recipe or 'run'}-{self.target}-{self.key}"
+
+    @property
+    def to_do(self) -> list[str]:
+        """The stages that have to run."""
+        return [name for name, node in self.nodes.items() if not node.reused]
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """The feature store that the plan reads (once it stands)."""
+        return FeatureStore(self.nodes["prepare"].artifact, self.storage / SHARDS)
+
+    def rows(self, splits: Sequence[str]) -> pa.Table:
+        """Clips of some splits; "test" stands for all that begin with it."""
+        masks = [pc.starts_with(self.clips["split"], split) for split in splits]
+        mask = masks[0]
+        for other in masks[1:]:
+            mask = pc.or_(mask, other)
+        return self.clips.filter(mask)
+
+    def _inputs(self, name: str, keys: dict[str, str]) -> Any:
+        """Everything that decides the result of a stage."""
+        config = self.config
+        audio = to_dict(config.audio)
+        file = ["clip_id", "size", "mtime"]
+        if name == "prepare":
+            return [audio, config.data.max_bad_share, fingerprint(self.clips, self.clips.column_names)]
+        if name == "pretrain":
+            splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
+            clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
+            return [audio, to_dict(config.model), _training(config, "pretrain"), clips]
+        if name in FINETUNED:
+            train = self.rows(["train"])
+            labelled = train.filter(pc.is_valid(train["scene_label"]))
+            clips = fingerprint(labelled, [*file, "scene_label"])
+            others = [keys[key] for key in NEEDS[name] if key != "prepare"]
+            cnn = config.evaluate.cnn if name == "cnn" else None
+            return [audio, to_dict(config.model), _training(config, "finetune"), cnn, clips, others]
+        if name == "pseudo_label":
+            clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
+            return [to_dict(config.pseudo_label), clips, keys["finetune"]]
+        if name == "evaluate":
+            models = {key: keys[key] for key in FINETUNED if key in keys}
+            return [audio, config.evaluate.rivals, fingerprint(self.clips, self.clips.column_names), models]
+        tracking = config.tracking
+        return [keys["student"], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
+
+    def spec(self, name: str) -> StageSpec:
+        """A training stage as its workers get it."""
+        node = self.nodes
+        return StageSpec(
+            name=name,
+            kind="pretrain" if name == "pretrain" else "finetune",
+            config=self.config,
+            artifact=node[name].artifact,
+            store=self.store,
+            encoder=node["pretrain"].artifact if name in ("finetune", "student") else None,
+            pseudo_labels=node["pseudo_label"].artifact if name == "student" else None,
+            cnn=self.config.evaluate.cnn if name == "cnn" else None,
+            pace=node["finetune"].artifact if name == "cnn" else None,
+        )
+
+
+def _training(config: Config, section: str) -> dict[str, Any]:
+    values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in PACE_ONLY}
+    return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}

@@ -1,0 +1,115 @@
+"""A training stage as data: what a worker on any node needs to run it. No torch here, the driver reads it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raymae.artifacts import Folder
+from raymae.config import Config, TrainConfig
+from raymae.order import Order, Rows, mix
+from raymae.store import FeatureStore
+
+TIMED_EPOCHS = 50
+"""A stage with a time budget is given this many times the configured epochs of data, more than it can use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One training stage of a pipeline."""
+
+    name: str
+    """Its name in the pipeline."""
+    kind: Literal["pretrain", "finetune"]
+    """Its entry in `raymae.stages.STAGES`."""
+    config: Config
+    artifact: Folder
+    """What it writes."""
+    store: FeatureStore
+    """What it reads."""
+    encoder: Folder | None = None
+    """Pre-training whose encoder it starts from."""
+    pseudo_labels: Folder | None = None
+    """Labels that join the given ones."""
+    cnn: str | None = None
+    """timm name of the network that takes the encoder's place."""
+    pace: Folder | None = None
+    """A finished stage whose seconds are this stage's budget."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """The stage's own section."""
+        return self.config.pretrain if self.kind == "pretrain" else self.config.finetune
+
+    def seed(self) -> int:
+        """The stage's seed; the same for equal stages, whatever pipeline they stand in."""
+        return mix(self.config.seed, *self.name.encode())
+
+    def order(self) -> Order:
+        """The order of the stage's clips."""
+        sources = pretrain_sources(self) if self.kind == "pretrain" else [(labelled_rows(self)[0], 1.0)]
+        train = self.train
+        if self.pace:
+            train = replace(train, epochs=train.epochs * TIMED_EPOCHS)
+        return Order(
+            rows=tuple(rows for rows, _ in sources),
+            weights=tuple(weight for _, weight in sources),
+            seed=self.seed(),
+            epochs=train.epochs,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            chunk=self.config.data.shuffle_chunk,
+        )
+
+
+def find_rows(mask: pa.ChunkedArray) -> Rows:
+    """The rows where an Arrow mask holds."""
+    return np.flatnonzero(pc.fill_null(mask, False).to_numpy()).astype(np.int64)
+
+
+def rows_of(clips: pa.Table, prefix: str, *, labelled: bool | None = None) -> Rows:
+    """Rows of the splits whose name begins with `prefix`, all or by whether they have a label."""
+    mask = pc.starts_with(clips["split"], prefix)
+    if labelled is not None:
+        mask = pc.and_(mask, pc.is_valid(clips["scene_label"]) if labelled else pc.is_null(clips["scene_label"]))
+    return find_rows(mask)
+
+
+def pretrain_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
+    """Rows and weight of every source: the training split, unless left out, and the pool; never val or test."""
+    clips = spec.store.clips
+    wanted = pa.array(["pool"] if spec.config.pretrain.pool_only else ["pool", "train"])
+    mask = pc.is_in(clips["split"], wanted)
+    sources = []
+    for source in pc.unique(clips["source"]).sort().to_pylist():
+        rows = find_rows(pc.and_(mask, pc.equal(clips["source"], source)))
+        if len(rows):
+            sources.append((rows, clips["weight"][int(rows[0])].as_py()))
+    return sources
+
+
+def class_names(clips: pa.Table) -> list[str]:
+    """The classes of the labelled training clips, sorted."""
+    labels = clips["scene_label"].take(rows_of(clips, "train", labelled=True))
+    return sorted(pc.unique(labels).to_pylist())
+
+
+def labelled_rows(spec: StageSpec) -> tuple[Rows, Rows]:
+    """Rows to fine-tune on and their class numbers: the labelled training clips and the accepted pseudo-labels."""
+    clips = spec.store.clips
+    names = class_names(clips)
+    labels = clips["scene_label"].to_pandas().where(clips["split"].to_pandas() == "train")
+    if spec.pseudo_labels:
+        with spec.pseudo_labels.open("pseudo_labels.parquet") as file:
+            guessed = pq.read_table(file)
+        guessed = guessed.filter(guessed["accepted"]).select(["clip_id", "pseudo_label"]).to_pandas()
+        known = clips["clip_id"].to_pandas().map(guessed.set_index("clip_id")["pseudo_label"])
+        labels = labels.fillna(known)
+    number = labels.map({name: index for index, name in enumerate(names)})
+    rows = np.flatnonzero(number.notna()).astype(np.int64)
+    return rows, number.to_numpy()[rows].astype(np.int64)

@@ -1,0 +1,42 @@
+"""The training stages: what differs between pre-training and fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from raymae.loop import Task, Trainer
+from raymae.session import Session
+from raymae.spec import StageSpec
+from raymae.stages.finetune import FinetuneTask
+from raymae.stages.pretrain import PretrainTask
+
+STAGES: dict[str, Callable[[StageSpec], Any]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
+
+
+def run_stage(spec: StageSpec, session: Session) -> None:
+    """Train a stage to its end and write its artifact; goes on from the newest commit."""
+    torch.manual_seed(spec.seed() >> 1)
+    task: Task = STAGES[spec.kind](spec)
+    trainer = Trainer(task, session, spec.artifact)
+    progress = trainer.run()
+    if session.rank == 0:
+        task.save(trainer.result_model)
+        spec.artifact.finish(
+            {
+                "stage": spec.kind,
+                "name": spec.name,
+                "steps": progress.step,
+                "clips_per_epoch": task.order.rows_per_epoch,
+                "skipped_steps": progress.bad_steps,
+                "work_seconds": progress.work_seconds,
+                "data_wait_seconds": progress.wait_seconds,
+                "commit_seconds": progress.commit_seconds,
+                "workers": session.world_size,
+                "metrics": progress.metrics,
+            }
+        )
+        trainer.committer.clear()
+    session.gather(None)  # nobody goes on before the artifact stands

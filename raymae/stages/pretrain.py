@@ -1,0 +1,69 @@
+"""Masked pre-training: the stage around `MODELS`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raymae.augment import augment
+from raymae.checkpoint import save_weights
+from raymae.config import to_dict
+from raymae.models import MODELS
+from raymae.order import mix
+from raymae.session import Session
+from raymae.spec import StageSpec
+from raymae.windows import MicroBatch
+
+
+class PretrainTask:
+    """Reconstruct the removed patches of every clip of train and pool."""
+
+    max_seconds = None
+    head_steps = 0
+
+    def __init__(self, spec: StageSpec) -> None:
+        self.spec, self.config, self.seed = spec, spec.config.pretrain, spec.seed()
+        self.order = spec.order()
+        self.audio = spec.config.audio
+        self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
+        sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
+        self.source_names = sources.dictionary.to_pylist()
+        self.source_of_row = sources.indices.to_numpy()
+        self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """All parameters; those of one dimension without weight decay."""
+        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
+        return [
+            {"name": "decayed", "params": decayed, "weight_decay": self.config.weight_decay, "lr_scale": 1.0},
+            {"name": "plain", "params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        ]
+
+    def training_step(
+        self, model: nn.Module, batch: MicroBatch, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the removed patches, also by source."""
+        generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
+        log_mel = torch.from_numpy(batch.log_mel).to(device, non_blocking=True).float()
+        valid_frames = torch.from_numpy(batch.valid_frames).to(device).long()
+        log_mel, valid_frames = augment(log_mel, valid_frames, self.config.augment, self.audio, generator)
+        output = model(log_mel, valid_frames, generator)
+        return output.loss, self._loss_by_source(batch, output.loss_per_clip.detach())
+
+    def _loss_by_source(self, batch: MicroBatch, loss: Tensor) -> dict[str, Tensor]:
+        if len(self.used_sources) == 1:
+            return {}
+        source = torch.from_numpy(self.source_of_row[batch.rows]).to(loss.device)
+        return {f"loss/{self.source_names[k]}": loss[source == int(k)].mean() for k in self.used_sources}
+
+    def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
+        """Nothing yet: the loss says little about the features."""
+        return {}
+
+    def save(self, model: nn.Module) -> None:
+        """Write the weights and what is needed to build the model."""
+        artifact, config = self.spec.artifact, self.spec.config
+        artifact.write_bytes("model.safetensors", save_weights(model))
+        artifact.write_json("model.json", {"format": 1, "audio": to_dict(config.audio), "model": to_dict(config.model)})

@@ -1,0 +1,100 @@
+"""Windows of the feature store and the micro-batches cut from them. No torch: data workers import this."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymae.order import Order, Rows
+from raymae.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is read and sent at once: the rows of one slot for the steps of one round."""
+
+    positions: Rows
+    rows: Rows
+    log_mel: NDArray[np.float16]
+    valid_frames: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: `index` is its place in the run, which keys every random draw."""
+
+    index: int
+    rows: Rows
+    log_mel: NDArray[np.float16]
+    valid_frames: NDArray[np.int32]
+
+
+def read_window(store: FeatureStore, order: Order, number: int) -> Window:
+    """Read window `number` of the order from the store."""
+    positions = order.window_positions(number)
+    rows = order.rows_at(positions)
+    return Window(positions, rows, *store.read(rows))
+
+
+def micro_batches(
+    order: Order, windows: Iterator[Window], rank: int, world_size: int, step: int
+) -> Iterator[MicroBatch]:
+    """Cut a rank's windows, from the round of `step` on, into micro-batches; checks that none is out of place."""
+    if order.slots % world_size:
+        raise ValueError(
+            f"global_batch_size / micro_batch_size = {order.slots} must be a multiple of the {world_size} workers"
+        )
+    slots = range(rank, order.slots, world_size)
+    size = order.micro_batch_size
+    while step < order.steps:
+        first = order.first_window(step)
+        steps = order.round_steps(first)
+        mine = [next(windows) for _ in slots]
+        for slot, window in zip(slots, mine, strict=True):
+            if not np.array_equal(window.positions, order.window_positions(first + slot)):
+                raise RuntimeError(f"window {first + slot} arrived out of order at rank {rank}")
+        while step < steps.stop:
+            part = slice((step - steps.start) * size, (step - steps.start + 1) * size)
+            for slot, window in zip(slots, mine, strict=True):
+                yield MicroBatch(
+                    step * order.slots + slot, window.rows[part], window.log_mel[part], window.valid_frames[part]
+                )
+            step += 1
+
+
+def ahead(items: Iterator[Window], depth: int) -> Iterator[Window]:
+    """Run an iterator in a thread, at most `depth` items ahead."""
+    ready: queue.Queue[Window | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Window | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,41 @@
+"""What all tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raymae.store import FeatureStore
+from tests.audio_files import make_store, write_clips
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """120 clips of two easy classes."""
+    return write_clips(tmp_path_factory.mktemp("clips"), 120)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, clips: pa.Table) -> FeatureStore:
+    """Their feature store."""
+    return make_store(tmp_path_factory.mktemp("store"), clips)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' own Ray, with its own temporary folder; ended by its handle."""
+    import ray
+
+    from raymae.config import ComputeConfig
+    from raymae.launch import start_ray
+
+    folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(folder), logging_level="warning")
+    start_ray(ComputeConfig())
+    yield
+    ray.shutdown()

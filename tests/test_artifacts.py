@@ -1,0 +1,83 @@
+"""Folders that describe themselves."""
+
+from pathlib import Path
+
+import pytest
+
+from raymae.artifacts import Folder, digest, latest_step, open_storage, read_events, write_event
+
+
+def test_digest_names_the_content_not_its_order() -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert len(digest("x")) == 16
+
+
+def test_write_read_list_remove(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path)) / "a" / "b"
+    assert folder.names() == []
+    folder.write_json("x/y.json", {"k": [1, None]})
+    assert folder.read_json("x/y.json") == {"k": [1, None]}
+    assert folder.names() == ["x"]
+    folder.remove("x")
+    folder.remove("x")
+    assert folder.names() == []
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("file", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.write_bytes("file", b"new")
+    assert folder.read_bytes("file") == b"old"
+    assert folder.names() == ["file"]
+
+
+def test_finished_means_done_json(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("weights", b"...")
+    assert not folder.is_done()
+    folder.finish({"steps": 3})
+    assert folder.is_done()
+    assert folder.result() == {"steps": 3}
+
+
+def test_damaged_json_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_text("{")
+    with pytest.raises(ValueError, match=r"done\.json is damaged"):
+        Folder(str(tmp_path)).result()
+
+
+def test_any_fsspec_url_serves(tmp_path: Path) -> None:
+    storage = open_storage("memory://bucket/run")
+    assert not storage.is_local
+    (storage / "artifacts").write_json("done.json", {"a": 1})
+    assert (storage / "artifacts").is_done()
+    assert storage.names() == ["artifacts"]
+
+
+@pytest.mark.parametrize("url", ["/proc/nowhere", "nosuchscheme://bucket/x"])
+def test_storage_that_cant_be_written_is_a_clear_error(url: str) -> None:
+    with pytest.raises(ValueError, match="can't be written"):
+        open_storage(url)
+
+
+def test_a_repeated_step_replaces_its_event(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for step, loss in [(10, 3.0), (20, 2.0), (10, 3.0)]:
+        write_event(folder, {"step": step, "metrics": {"loss": loss}})
+    assert [event["step"] for event in read_events(folder)] == [10, 20]
+    assert [event["step"] for event in read_events(folder, after=10)] == [20]
+
+
+def test_only_finished_commits_count(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    assert latest_step(folder) is None
+    folder.write_json("commits/000000010/commit.json", {})
+    folder.write_bytes("commits/000000020/model.safetensors", b"")
+    assert latest_step(folder) == 10

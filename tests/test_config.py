@@ -1,0 +1,93 @@
+"""Settings: validation, command line, round trip, redaction."""
+
+import json
+
+import pytest
+
+from raymae.cli import parse
+from raymae.config import (
+    AudioConfig,
+    Config,
+    FinetuneConfig,
+    PseudoLabelConfig,
+    TrainConfig,
+    from_dict,
+    redact,
+    to_dict,
+)
+from raymae.recipes import RECIPES
+
+
+def test_the_papers_clip_is_640_by_256() -> None:
+    audio = AudioConfig()
+    assert (audio.n_frames, audio.n_mels) == (640, 256)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name: str) -> None:
+    config = RECIPES[name]()
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: AudioConfig(win_length=5000), "n_fft = 4096"),
+        (lambda: AudioConfig(f_max=17_000), "sample_rate / 2"),
+        (lambda: TrainConfig(global_batch_size=30, micro_batch_size=16), "multiple of micro_batch_size = 16"),
+        (lambda: TrainConfig(epochs=2, warmup_epochs=3), "warmup_epochs"),
+        (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),
+        (lambda: PseudoLabelConfig(confidence_threshold=0.9, coverage=0.5), "set one of"),
+        (lambda: PseudoLabelConfig(confidence_threshold=1.5), r"\(0, 1\)"),
+        (lambda: Config(finetune=FinetuneConfig(layer=13)), "model.depth = 12"),
+        (lambda: from_dict(Config, {"modl": {}}), "unknown setting modl; valid here: .*model"),
+        (lambda: from_dict(Config, {"model": {"stpes": 1}}), "unknown setting model.stpes"),
+    ],
+)
+def test_wrong_settings_say_what_is_right(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_any_field_by_its_path() -> None:
+    config = parse(["small", "--model.mask-ratio", "0.6", "--pretrain.augment.roll-p", "0.5", "--seed", "3"], "")
+    assert (config.recipe, config.model.mask_ratio, config.pretrain.augment.roll_p, config.seed) == (
+        "small",
+        0.6,
+        0.5,
+        3,
+    )
+
+
+def test_synthetic_is_the_default_recipe() -> None:
+    assert parse(["--seed", "1"], "").recipe == "synthetic"
+
+
+@pytest.mark.parametrize("arguments", [["small", "--model.mask-ration", "0.5"], ["smal"], ["small", "--seed", "x"]])
+def test_wrong_arguments_end_with_a_message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        parse(arguments, "")
+    assert error.value.code
+    printed = capsys.readouterr()
+    assert any(word in printed.err + printed.out for word in ("mask-ratio", "small", "seed"))
+
+
+def test_contradictions_on_the_command_line_end_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["small", "--pretrain.global-batch-size", "50"], "")
+    assert "multiple of" in capsys.readouterr().err
+
+
+def test_help_shows_every_fields_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["small", "--help"], "")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--model.mask-ratio" in printed
+    assert "REMOVED" in printed
+
+
+def test_credentials_are_redacted() -> None:
+    assert redact("postgresql://user:pass@host/db") == "postgresql://***@host/db"
+    assert redact("s3://b/x?secret_key=abc&region=eu") == "s3://b/x?secret_key=***&region=eu"
+    stored = json.dumps(to_dict(Config(storage="https://me:word@host/x")))
+    assert "word" not in stored
