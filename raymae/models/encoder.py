@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
@@ -12,7 +10,7 @@ from torch.nn import functional
 
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models.masking import Masking
-from raymae.models.patches import Patches, grid_size, patchify, sincos_positions, valid_patches
+from raymae.models.patches import Patches, Positions, grid_size, patchify, valid_patches
 
 
 def init_weights(module: nn.Module) -> None:
@@ -63,7 +61,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.silence = audio.silence
         self.patch_size = model.patch_size
-        self.embed_dim = model.embed_dim
+        self.positions = Positions(model.embed_dim)
         self.patch_embed = PatchEmbed(model.patch_size, model.embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.embed_dim))
         self.blocks = nn.ModuleList(
@@ -76,7 +74,7 @@ class Encoder(nn.Module):
             )
             for rate in torch.linspace(0, drop_path, model.depth if depth is None else depth).tolist()
         )
-        self.norm = LayerNorm(model.embed_dim)
+        self.norm: nn.Module = LayerNorm(model.embed_dim)
         nn.init.normal_(self.cls_token, std=0.02)
         self.apply(init_weights)
 
@@ -91,7 +89,7 @@ class Encoder(nn.Module):
 
     def forward(self, patches: Patches, masking: Masking) -> Tensor:
         """The normalised tokens (B, 1 + K, D) of the class token and the kept patches (see `Masking.ids_keep`)."""
-        positions = sincos_positions(patches.grid, self.embed_dim, patches.values.device)
+        positions = self.positions(patches.grid, patches.values.device)
         # Gathered before they are projected: the removed patches cost nothing.
         tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
             masking.ids_keep, positions
@@ -101,18 +99,3 @@ class Encoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, attn_mask=attn_mask)
         return self.norm(tokens)
-
-    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the state_dict of an encoder that may have more blocks than this one, or a norm that this one
-        lacks; the rest has to fit.
-
-        Raises:
-            ValueError: a weight is missing, unknown or of another shape.
-        """
-        own = self.state_dict()
-        spare = {name for name in weights if name.startswith(("blocks.", "norm."))}
-        wrong = sorted((own.keys() - weights.keys()) | (weights.keys() - own.keys() - spare))
-        wrong += sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
-        if wrong:
-            raise ValueError(f"the pre-trained encoder doesn't fit the settings of model: {', '.join(wrong[:5])}")
-        self.load_state_dict({name: weights[name] for name in own})

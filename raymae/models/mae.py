@@ -13,7 +13,7 @@ from raymae.config import AudioConfig, ModelConfig
 from raymae.models.decoder import DECODERS
 from raymae.models.encoder import Encoder, init_weights, select
 from raymae.models.masking import Masking, draw_kept, index
-from raymae.models.patches import Grid, Patches, sincos_positions, unpatchify
+from raymae.models.patches import Grid, Patches, Positions, unpatchify
 
 
 class MaeOutput(NamedTuple):
@@ -42,6 +42,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = Encoder(audio, model)
         self.decoder_embed = nn.Linear(model.embed_dim, model.decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, model.decoder_embed_dim))
+        self.decoder_positions = Positions(model.decoder_embed_dim)
         self.decoder = DECODERS[model.decoder](model)
         self.decoder_norm = LayerNorm(model.decoder_embed_dim)
         self.decoder_pred = nn.Linear(model.decoder_embed_dim, model.patch_size[0] * model.patch_size[1])
@@ -88,7 +89,7 @@ class MaskedAutoencoder(nn.Module):
         # Token 1 + i is the i-th kept patch, the one behind the last is the mask token.
         places = torch.where(masking.mask == 0, 1 + masking.ids_restore, latent.shape[1])
         tokens = select(torch.cat([latent, mask_token], dim=1), places)
-        tokens = tokens + sincos_positions(patches.grid, tokens.shape[2], tokens.device)
+        tokens = tokens + self.decoder_positions(patches.grid, tokens.device)
         tokens = torch.cat([latent[:, :1].to(tokens.dtype), tokens], dim=1)
         valid = None if bool(patches.valid.all()) else patches.valid.to(tokens.device)
         return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, valid)))

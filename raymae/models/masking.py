@@ -2,7 +2,8 @@
 
 Masks are drawn on the CPU from a passed generator and then moved, so that they are the same on every device. Ratios are
 the share REMOVED; a mask is 0 where a patch is kept and 1 where it is removed. Counts are those of Audio-MAE: `int` of
-the kept share, per clip and of its valid patches (columns, rows) only, at least one.
+the kept share, per clip and of its valid patches (columns, rows) only, at least one. The counts decide shapes, so
+torch.compile leaves all of this out.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def kept_tokens(grid: Grid, model: ModelConfig) -> int:
             return kept_count(columns, model.time_mask_ratio) * kept_count(rows, model.freq_mask_ratio)
 
 
+@torch.compiler.disable
 def draw_kept(valid: Tensor, grid: Grid, model: ModelConfig, generator: torch.Generator | None) -> Tensor:
     """(B, L) valid -> (B, L) kept, both bool, by the model's masking strategy."""
     match model.mask_strategy:
@@ -72,6 +74,7 @@ def choose(eligible: Tensor, ratio: float, generator: torch.Generator | None) ->
     return eligible & (rank < counts[:, None])
 
 
+@torch.compiler.disable
 def choose_structured(
     valid: Tensor, grid: Grid, time_ratio: float, freq_ratio: float, generator: torch.Generator | None
 ) -> Tensor:
@@ -82,6 +85,7 @@ def choose_structured(
     return kept.flatten(1)
 
 
+@torch.compiler.disable
 def index(kept: Tensor, device: torch.device) -> Masking:
     """The masking, on `device`, that keeps `kept` (B, L), a bool tensor on the CPU."""
     counts = kept.sum(1)

@@ -7,12 +7,11 @@ Patches are numbered in (time, frequency) order: patch l lies in time column l /
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Grid = tuple[int, int]
@@ -72,8 +71,20 @@ def valid_patches(patches: Tensor, patch_size: tuple[int, int], n_rows: int, val
     return moving & (column < recorded_columns[:, None])
 
 
-@lru_cache(maxsize=64)
-def sincos_positions(grid: Grid, dim: int, device: torch.device) -> Tensor:
-    """(L, dim): fixed 2-D sin-cos positions of a grid; a patch's position doesn't depend on the size of its grid."""
-    with torch.inference_mode(False):  # a table first needed in prediction must also serve training
-        return build_sincos2d_pos_embed(list(grid), dim=dim, device=device)
+class Positions(nn.Module):
+    """Fixed 2-D sin-cos positions, computed once for each grid and never part of the state_dict.
+
+    A patch's position depends on its place alone, not on the size of the grid.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.tables: dict[tuple[Grid, torch.device], Tensor] = {}
+
+    def forward(self, grid: Grid, device: torch.device) -> Tensor:
+        """(L, dim) for a grid of L patches."""
+        if (grid, device) not in self.tables:
+            with torch.inference_mode(False):  # a table first needed in prediction may later serve training
+                self.tables[grid, device] = build_sincos2d_pos_embed(list(grid), dim=self.dim, device=device)
+        return self.tables[grid, device]

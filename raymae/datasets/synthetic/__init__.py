@@ -1,0 +1,176 @@
+"""An embedded data set of real audio files: seconds to make, hard in the ways that field recordings are hard.
+
+Ten scenes draw from one bank of sound sources (`sources`) and differ in mixture, timing and room alone (`scenes`).
+Sources, room and level belong to a session (`group`), so a random split leaks and a split by groups doesn't. Cities
+change timbres and mixtures; devices add a frequency response, noise and automatic gain; one city and one device are
+heard in `test_unseen` only. The pool comes from other cities and devices with partly other scenes.
+
+Difficulty was set with support vector machines on log-mel statistics of the labelled fifth; see `STAMP` for what a
+score on it is worth.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from raymae.artifacts import digest
+from raymae.config import SyntheticConfig, to_dict
+from raymae.datasets.synthetic.scenes import (
+    CITIES,
+    DEVICES,
+    FORMATS,
+    POOL_CITIES,
+    POOL_DEVICES,
+    POOL_ONLY,
+    POOL_SCENES,
+    RARE_FORMATS,
+    SCENES,
+    UNSEEN_CITY,
+    UNSEEN_DEVICE,
+    City,
+    Device,
+    Format,
+    generator,
+)
+from raymae.datasets.synthetic.session import Session
+
+STAMP = "synthetic: checks the pipeline, proves nothing about scenes"
+VERSION = 1
+COLUMNS = ("filename", "scene_label", "city", "device", "group", "split")
+SHARES = {"train": 0.5, "val": 0.1, "test_seen": 0.2, "test_unseen": 0.2}
+"""How the clips of the labelled cities are shared out."""
+CLIPS_PER_SESSION = (2, 3, 4)
+RARE_SHARE = 0.04
+"""Share of the sessions that are stored in one of RARE_FORMATS."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A session as the table knows it."""
+
+    scene: str
+    city: str
+    device: str
+    split: str
+    n_clips: int
+    format: Format
+
+
+def write(folder: Path, config: SyntheticConfig) -> Path:
+    """Write the data set below `folder`, unless it stands there already.
+
+    Returns the path of its metadata.csv (filename, scene_label, city, device, group, split; names relative to it).
+    Beside it stands truth.csv (filename, scene_label): the labels of the unlabelled training clips, for scoring alone.
+    """
+    target = folder / digest({"version": VERSION, **to_dict(config)})
+    if not _is_done(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            written = Path(part) / "data"
+            _write_files(written, config)
+            if not _is_done(target):  # another process may have been faster
+                shutil.rmtree(target, ignore_errors=True)
+                written.replace(target)
+    return target / "metadata.csv"
+
+
+def _is_done(target: Path) -> bool:
+    return (target / "done.json").exists()
+
+
+def _write_files(target: Path, config: SyntheticConfig) -> None:
+    (target / "audio").mkdir(parents=True)
+    visits = _plan(config)
+    sessions = _draw_sessions(visits, config.seed)
+    labelled = _labelled(visits, config.labelled_share)
+    rng = generator(config.seed, "order")
+    groups = [f"g{number:04d}" for number in rng.permutation(len(visits))]
+    # names count the rows after shuffling, and the files are written in that order: neither tells anything
+    order = rng.permutation(np.repeat(np.arange(len(visits)), [visit.n_clips for visit in visits]))
+    rows, truth = [], []
+    for number, index in enumerate(order):
+        visit = visits[index]
+        name = f"audio/{number:05d}.{visit.format.suffix}"
+        clip = sessions[index].clip(generator(config.seed, f"clip {number}"))
+        soundfile.write(target / name, clip, visit.format.rate, visit.format.subtype)
+        label = visit.scene if visit.split != "pool" and index in labelled else ""
+        rows.append((name, label, visit.city, visit.device, groups[index], visit.split))
+        if visit.split == "train" and not label:
+            truth.append((name, visit.scene))
+    _write_csv(target / "metadata.csv", COLUMNS, rows)
+    _write_csv(target / "truth.csv", COLUMNS[:2], truth)
+    (target / "done.json").write_text(json.dumps({"config": to_dict(config), "clips": len(rows)}) + "\n")
+
+
+def _plan(config: SyntheticConfig) -> list[Visit]:
+    """All sessions; within a split every scene gets about the same number."""
+    rng = generator(config.seed, "plan")
+    visits = []
+    for split, n_clips in _split_sizes(config).items():
+        scenes = list(POOL_SCENES if split == "pool" else SCENES)
+        cities = {"pool": POOL_CITIES, "test_unseen": (UNSEEN_CITY,)}.get(split, CITIES)
+        devices = {"pool": tuple(POOL_DEVICES), "test_unseen": (UNSEEN_DEVICE,)}.get(split, tuple(DEVICES))
+        left, turn = n_clips, 0
+        while left:
+            device = str(rng.choice(devices))
+            rare = rng.random() < RARE_SHARE
+            visit = Visit(
+                scene=scenes[turn % len(scenes)],
+                city=str(rng.choice(cities)),
+                device=device,
+                split=split,
+                n_clips=min(left, int(rng.choice(CLIPS_PER_SESSION))),
+                format=RARE_FORMATS[rng.integers(len(RARE_FORMATS))] if rare else FORMATS[device],
+            )
+            visits.append(visit)
+            left, turn = left - visit.n_clips, turn + 1
+    return visits
+
+
+def _split_sizes(config: SyntheticConfig) -> dict[str, int]:
+    """Clips of every split; train takes what rounding leaves."""
+    sizes = {split: int(share * config.clips) for split, share in SHARES.items()}
+    sizes["train"] += config.clips - sum(sizes.values())
+    return {**sizes, "pool": config.pool_clips}
+
+
+def _labelled(visits: list[Visit], share: float) -> set[int]:
+    """Which sessions carry labels: val and test all, of the training sessions the same share of each scene."""
+    labelled = {index for index, visit in enumerate(visits) if visit.split != "train"}
+    for scene in SCENES:
+        own = [index for index, visit in enumerate(visits) if (visit.split, visit.scene) == ("train", scene)]
+        labelled.update(own[: max(1, round(share * len(own)))])
+    return labelled
+
+
+def _draw_sessions(visits: list[Visit], seed: int) -> list[Session]:
+    cities = {visit.city: City.draw(seed, visit.city) for visit in visits}
+    devices = {visit.device: Device.draw(seed, visit.device) for visit in visits}
+    scenes = {**SCENES, **POOL_ONLY}
+    return [
+        Session.draw(
+            generator(seed, f"session {index}"),
+            visit.scene,
+            scenes[visit.scene],
+            cities[visit.city],
+            devices[visit.device],
+            visit.format.rate,
+        )
+        for index, visit in enumerate(visits)
+    ]
+
+
+def _write_csv(path: Path, header: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,146 @@
+"""What scenes, cities and devices do to the shared sources.
+
+Scenes are close to one another on purpose: each differs from its neighbour in how loud and how frequent the same
+sources are, how regular their timing is and how long the room rings. The numbers are chosen by ear for plausibility
+and then by difficulty (see the package's docstring); they describe no real place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymae.datasets.synthetic.sources import GRAINED, KNOT_HERTZ, SOURCES, Curve, Timbre
+
+CITY_TIMBRE = 0.6
+"""Spread of a city's timbres, as a share of TIMBRE_SPREAD."""
+SESSION_TIMBRE = 0.8
+"""Spread of a session's timbres around its city's, as a share of TIMBRE_SPREAD."""
+TIMBRE_SPREAD = np.array([0.3, 1.2, 0.3])
+"""Spread of pitch (octaves), tilt (dB per octave) and length (octaves)."""
+CITY_LEVEL = 2.5
+"""Spread of a source's level in one scene from city to city, dB."""
+CITY_BED = 2.0
+"""Spread of the knots of a city's noise bed, dB."""
+DEVICE_RESPONSE = 4.5
+"""Spread of the knots of a device's frequency response, dB."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A kind of place."""
+
+    levels: tuple[float, ...]
+    """Decibels over the noise bed of wind, hum, engine, steps, voices, clanks, chirps, wheels (SOURCES)."""
+    rates: tuple[float, ...]
+    """Events per second of steps, voices, clanks, chirps, wheels (GRAINED)."""
+    regularity: float
+    """Regularity of clanks and chirps (see `sources.onsets`)."""
+    ring_seconds: float
+    """Reverberation time, seconds."""
+
+
+SCENES = {
+    "airport": Scene((-18, -4, -12, 3, 4, 0, 3, -15), (1.6, 4.0, 0.6, 0.8, 0.5), 6, 1.2),
+    "shopping_mall": Scene((-18, -6, -18, 5, 6, 3, -3, -15), (2.8, 7.0, 1.2, 0.4, 0.5), 1, 0.9),
+    "bus": Scene((-10, -8, 5, -8, 3, 4, -2, -2), (0.7, 2.5, 2.2, 0.5, 0.9), 1, 0.15),
+    "metro": Scene((-6, 2, -2, -8, 1, 2, 4, 8), (0.7, 2.0, 0.8, 0.4, 1.5), 2, 0.3),
+    "park": Scene((4, -18, -10, 2, 0, -8, 7, -18), (1.8, 1.5, 0.3, 3.0, 0.4), 1, 0.1),
+    "public_square": Scene((2, -16, -3, 4, 5, -4, 2, -14), (2.4, 4.0, 0.6, 1.2, 0.4), 1, 0.4),
+    "restaurant": Scene((-18, 0, -18, -2, 7, 5, -10, -18), (0.9, 6.0, 2.4, 0.3, 0.4), 1, 0.5),
+    "bar": Scene((-18, 3, -14, -4, 8, 7, -4, -12), (0.9, 10.0, 1.2, 0.3, 1.9), 1, 0.3),
+    "street_traffic": Scene((2, -12, 7, 1, -2, -2, 1, 2), (1.6, 1.2, 0.5, 0.4, 0.6), 1, 0.3),
+    "construction_site": Scene((1, -2, 5, -2, -1, 8, 0, 1), (0.9, 1.5, 3.2, 0.6, 1.6), 12, 0.2),
+}
+POOL_ONLY = {
+    "metro_station": Scene((-8, 1, -8, 4, 3, 0, 5, 5), (2.2, 3.0, 0.8, 0.7, 1.0), 4, 1.4),
+    "tram": Scene((-8, 4, -1, -6, 2, 2, 3, 6), (0.7, 2.5, 1.2, 0.5, 1.1), 8, 0.2),
+    "street_pedestrian": Scene((0, -15, -6, 6, 5, -1, -1, -14), (3.0, 5.0, 0.7, 0.4, 0.4), 1, 0.35),
+}
+POOL_SCENES = {**POOL_ONLY, **{name: SCENES[name] for name in ("airport", "bus", "metro", "park", "street_traffic")}}
+
+CITIES = ("arlen", "belmor", "corvay")
+UNSEEN_CITY = "dunmere"
+POOL_CITIES = ("eastow", "farrin", "galdon", "hallim", "iverby")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a device stores its files: mono, `rate` in Hz, `suffix` and `subtype` as libsndfile knows them."""
+
+    rate: int
+    suffix: str
+    subtype: str = "PCM_16"
+
+
+DEVICES = {"a": Format(16_000, "wav"), "b": Format(22_050, "flac"), "c": Format(16_000, "flac")}
+UNSEEN_DEVICE = "d"
+POOL_DEVICES = {"p": Format(16_000, "wav"), "q": Format(16_000, "flac"), "r": Format(22_050, "wav")}
+FORMATS = {**DEVICES, UNSEEN_DEVICE: Format(16_000, "wav"), **POOL_DEVICES}
+RARE_FORMATS = (Format(44_100, "wav", "PCM_24"), Format(32_000, "aiff"), Format(48_000, "flac"), Format(24_000, "au"))
+"""Formats of a few sessions, so that a decoder meets them."""
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The random numbers of one named thing."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+@dataclass(frozen=True)
+class City:
+    """What the sources sound like in a city, and how loud they are in each of its scenes."""
+
+    timbres: Curve
+    """(sources, 3), in units of Timbre."""
+    levels: dict[str, Curve]
+    """Decibels (sources,) added in each scene."""
+    rates: dict[str, Curve]
+    """Octaves (grained sources,) added to the rates of each scene."""
+    bed: Curve
+    """Knots of the noise bed, dB."""
+
+    @classmethod
+    def draw(cls, seed: int, name: str) -> City:
+        """The city of that name in the world of `seed`."""
+        rng = generator(seed, f"city {name}")
+        every = {**SCENES, **POOL_ONLY}
+        return cls(
+            timbres=rng.normal(0, CITY_TIMBRE, (len(SOURCES), 3)) * TIMBRE_SPREAD,
+            levels={scene: rng.normal(0, CITY_LEVEL, len(SOURCES)) for scene in every},
+            rates={scene: rng.normal(0, 0.3, len(GRAINED)) for scene in every},
+            bed=rng.normal(0, CITY_BED, len(KNOT_HERTZ)),
+        )
+
+    def timbre(self, rng: np.random.Generator, source: str) -> Timbre:
+        """A session's timbre of `source` in this city."""
+        draw = self.timbres[SOURCES.index(source)] + rng.normal(0, SESSION_TIMBRE, 3) * TIMBRE_SPREAD
+        return Timbre(*draw)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a recorder does to the sound."""
+
+    response: Curve
+    """Knots of its frequency response, dB."""
+    floor: Curve
+    """Knots of the spectrum of its own noise, dB."""
+    floor_level: float
+    """Its own noise against the recording, dB."""
+    gain_control: float
+    """Share of the level's changes (in dB) that the automatic gain takes away."""
+    gain_seconds: float
+    """How fast the automatic gain follows, seconds."""
+
+    @classmethod
+    def draw(cls, seed: int, name: str) -> Device:
+        """The device of that name in the world of `seed`."""
+        rng = generator(seed, f"device {name}")
+        return cls(
+            response=rng.normal(0, DEVICE_RESPONSE, len(KNOT_HERTZ)),
+            floor=rng.normal(0, 2.0, len(KNOT_HERTZ)),
+            floor_level=rng.uniform(-36, -28),
+            gain_control=rng.uniform(0.1, 0.6),
+            gain_seconds=rng.uniform(0.2, 0.8),
+        )

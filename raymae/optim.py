@@ -1,0 +1,59 @@
+"""AdamW over named groups, warm-up and cosine, and the average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raymae.config import TrainConfig
+
+
+def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over groups with the keys name, params, weight_decay and lr_scale."""
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas)
+
+
+def learning_rate(share: float, config: TrainConfig) -> float:
+    """The rate when `share` (0 to 1) of the run is done: linear warm-up, then a cosine down to min_lr."""
+    warmup = config.warmup_epochs / config.epochs
+    if share < warmup:
+        return config.peak_lr * share / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+    return config.min_lr + (config.peak_lr - config.min_lr) * cosine
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+class Ema:
+    """An exponential moving average of a model's weights; its decay grows from 0.1 as (1 + n) / (10 + n)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model; buffers are copied."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        torch._foreach_lerp_([mine for mine, _ in pairs], [theirs.detach() for _, theirs in pairs], 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights, and how many updates made them."""
+        return {**self.model.state_dict(), "__updates__": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`."""
+        self.updates = int(state["__updates__"])
+        self.model.load_state_dict({name: value for name, value in state.items() if name != "__updates__"})

@@ -1,0 +1,192 @@
+"""The classifiers: poolings, masking in training, padding, centring, layer decay, weights from pre-training."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
+from raymae.models import AudioClassifier, Cnn, MaskedAutoencoder, build_classifier, load_encoder
+from raymae.models.classifier import centre
+
+torch.set_num_threads(1)
+
+AUDIO = AudioConfig(n_mels=32)
+MODEL = ModelConfig(
+    patch_size=(8, 8), embed_dim=32, depth=3, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2
+)
+PLAIN = FinetuneConfig(drop_path=0.0, time_mask_ratio=0.0, freq_mask_ratio=0.0)
+POOLS = pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
+
+
+def make(model: ModelConfig = MODEL, **changes: object) -> AudioClassifier:
+    torch.manual_seed(0)
+    classifier = AudioClassifier(AUDIO, model, dataclasses.replace(PLAIN, **changes), 3)
+    nn.init.normal_(classifier.head.weight)
+    return classifier.eval()
+
+
+def sound(batch: int, n_frames: int, seed: int = 0) -> Tensor:
+    return torch.randn(batch, n_frames, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def all_parameters_once(model: AudioClassifier | Cnn, groups: list[dict]) -> bool:
+    grouped = [id(p) for group in groups for p in group["params"]]
+    return sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+@POOLS
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_padded_clip_is_the_clip(pool: str, centred: bool) -> None:
+    classifier = make(pool=pool, centre=centred)
+    short = sound(1, 43)
+    padded = sound(2, 96, seed=1)
+    padded[0] = AUDIO.silence
+    padded[0, :43] = short[0]
+    logits = classifier(padded, torch.tensor([43, 96]))
+    assert torch.allclose(logits[0], classifier(short)[0], atol=1e-4)
+    assert torch.allclose(logits[1], classifier(padded[1:])[0], atol=1e-4)
+
+
+@POOLS
+def test_masks_in_training_come_from_the_generator(pool: str) -> None:
+    classifier = make(pool=pool, time_mask_ratio=0.5, freq_mask_ratio=0.5)
+    log_mel = sound(2, 64)
+
+    def logits(seed: int) -> Tensor:
+        return classifier(log_mel, None, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(logits(0), logits(1))
+    classifier.train()
+    assert torch.equal(logits(0), logits(0))
+    assert not torch.equal(logits(0), logits(1))
+
+
+def test_structured_masking_removes_columns_and_rows() -> None:
+    classifier = make(time_mask_ratio=0.2, freq_mask_ratio=0.2).train()
+    patches = classifier.encoder.patchify(sound(4, 80))
+    kept = classifier.masking(patches, None).mask.unflatten(1, patches.grid) == 0
+    assert kept.any(2).sum(1).tolist() == [8] * 4
+    assert kept.any(1).sum(1).tolist() == [3] * 4
+    assert kept.sum((1, 2)).tolist() == [24] * 4
+
+
+def test_row_stats_are_mean_and_deviation_of_each_row() -> None:
+    classifier = make(pool="row_stats")
+    log_mel = sound(2, 64)
+    patches = classifier.encoder.patchify(log_mel)
+    masking = classifier.masking(patches, None)
+    tokens = classifier.encoder(patches, masking)
+    grid = tokens[:, 1:].unflatten(1, patches.grid)
+    expected = torch.stack([grid.mean(1), (grid.var(1, unbiased=False) + 1e-6).sqrt()], dim=1)
+    expected = nn.functional.layer_norm(expected, (32,), eps=1e-6).flatten(1)
+    assert torch.allclose(classifier.pool(tokens, masking, patches.grid[1]), expected, atol=1e-4)
+
+
+def test_rows_that_were_not_seen_are_zero() -> None:
+    classifier = make(pool="row_stats", freq_mask_ratio=0.5).train()
+    patches = classifier.encoder.patchify(sound(2, 64))
+    masking = classifier.masking(patches, None)
+    pooled = classifier.pool(classifier.encoder(patches, masking), masking, 4).view(2, 2, 4, 32)
+    seen = (masking.mask == 0).unflatten(1, patches.grid).any(1)
+    assert torch.equal(pooled.abs().amax(3) > 0, seen[:, None].expand(-1, 2, -1))
+
+
+@POOLS
+def test_every_parameter_is_trained(pool: str) -> None:
+    classifier = make(pool=pool, time_mask_ratio=0.3, drop_path=0.1).train()
+    log_mel = sound(4, 64)
+    log_mel[0] = AUDIO.silence
+    classifier(log_mel, torch.tensor([64, 64, 30, 3])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in classifier.parameters())
+
+
+@POOLS
+@pytest.mark.parametrize("layer", [None, 2])
+def test_parameter_groups(pool: str, layer: int | None) -> None:
+    classifier = make(pool=pool, layer=layer)
+    depth = layer or 3
+    groups = classifier.parameter_groups(weight_decay=0.05, layer_decay=0.5)
+    assert all_parameters_once(classifier, groups)
+    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert scales["encoder.cls_token"] == scales["encoder.patch_embed.proj.weight"] == 0.5 ** (depth + 1)
+    assert scales["encoder.blocks.0.attn.qkv.weight"] == 0.5**depth
+    assert scales[f"encoder.blocks.{depth - 1}.mlp.fc2.bias"] == 0.5
+    assert scales["head.weight"] == 1.0
+    assert scales["encoder.norm.weight" if pool == "cls" else "norm.weight"] == 1.0
+    for group in groups:
+        for parameter in group["params"]:
+            exempt = parameter.ndim == 1 or names[id(parameter)] == "encoder.cls_token"
+            assert group["weight_decay"] == (0.0 if exempt else 0.05)
+    assert {group["name"] for group in groups} == {"head", *(f"encoder.{i}" for i in range(depth + 1))}
+
+
+@POOLS
+@pytest.mark.parametrize("layer", [None, 1])
+def test_encoder_comes_from_pretraining(pool: str, layer: int | None) -> None:
+    torch.manual_seed(1)
+    pretrained = MaskedAutoencoder(AUDIO, MODEL)
+    classifier = make(pool=pool, layer=layer)
+    load_encoder(classifier, pretrained.state_dict())
+    weights = pretrained.encoder.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in classifier.encoder.state_dict().items())
+    assert len(classifier.encoder.blocks) == (layer or 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"), [({"depth": 4}, "encoder.blocks.3"), ({"patch_size": (16, 8)}, "patch_embed.proj.weight")]
+)
+def test_an_encoder_that_does_not_fit_is_refused(changes: dict, wrong: str) -> None:
+    pretrained = MaskedAutoencoder(AUDIO, MODEL)
+    with pytest.raises(ValueError, match=wrong):
+        load_encoder(make(dataclasses.replace(MODEL, **changes)), pretrained.state_dict())
+
+
+def test_drop_path_grows_to_the_last_block_and_is_off_in_eval() -> None:
+    classifier = make(drop_path=0.2)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in classifier.encoder.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    assert torch.equal(classifier(sound(1, 64)), classifier(sound(1, 64)))
+
+
+def test_head_starts_near_zero() -> None:
+    assert AudioClassifier(AUDIO, MODEL, PLAIN, 10).head.weight.abs().max() < 1e-3
+
+
+def test_centring_undoes_an_offset_of_each_band() -> None:
+    log_mel, colour = sound(2, 50), torch.randn(2, 1, 32)
+    valid_frames = torch.tensor([50, 30])
+    coloured = log_mel + colour
+    centred = centre(coloured, valid_frames)
+    assert torch.allclose(centred[1, :30], centre(log_mel[1:, :30])[0], atol=1e-5)
+    assert torch.allclose(centred[0], centre(log_mel[:1])[0], atol=1e-5)
+    assert torch.equal(centred[1, 30:], coloured[1, 30:])
+
+
+@POOLS
+def test_learns_two_classes(pool: str) -> None:
+    classifier = make(pool=pool, layer=1).train()
+    log_mel = sound(16, 64)
+    labels = torch.arange(16) % 2
+    log_mel[labels == 1, :, 8:16] *= 3
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(classifier(log_mel), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+def test_cnn() -> None:
+    cnn = build_classifier(AUDIO, MODEL, dataclasses.replace(PLAIN, centre=True), 5, cnn="resnet10t")
+    assert isinstance(cnn, Cnn)
+    cnn.eval()
+    log_mel = sound(2, 70)
+    assert cnn(log_mel).shape == (2, 5)
+    assert torch.allclose(cnn(log_mel), cnn(log_mel + torch.randn(2, 1, 32)), atol=1e-4)
+    groups = cnn.parameter_groups(0.05, 0.75)
+    assert all_parameters_once(cnn, groups)
+    assert {group["lr_scale"] for group in groups} == {1.0}

@@ -1,0 +1,189 @@
+"""The engine without Ray: learns, goes on from a commit to the bit, skips bad steps, keeps to a time budget."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymae.artifacts import Folder, read_events
+from raymae.checkpoint import Committer
+from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
+from raymae.loop import Trainer, TrainingError
+from raymae.session import BareSession
+from raymae.spec import StageSpec, class_names, labelled_rows, pretrain_sources
+from raymae.stages import STAGES, run_stage
+from raymae.store import FeatureStore
+from tests.audio_files import TINY_AUDIO
+
+TINY = Config(
+    audio=TINY_AUDIO,
+    model=ModelConfig(
+        patch_size=(8, 8),
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        decoder="light",
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        mask_ratio=0.6,
+    ),
+    pretrain=PretrainConfig(
+        epochs=4,
+        warmup_epochs=1,
+        global_batch_size=16,
+        micro_batch_size=8,
+        lr=2e-3,
+        report_steps=2,
+        augment=AugmentConfig(roll_p=1.0, colour_p=0.5),
+    ),
+    finetune=FinetuneConfig(
+        epochs=30,
+        warmup_epochs=2,
+        global_batch_size=8,
+        micro_batch_size=8,
+        lr=2e-3,
+        report_steps=5,
+        layer_decay=1.0,
+        ema_decay=0.9,
+        augment=AugmentConfig(mixup_p=0.3, roll_p=0.5),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def make_spec(store: FeatureStore, folder: Path, kind: str = "pretrain", config: Config = TINY, **more) -> StageSpec:
+    return StageSpec(name=kind, kind=kind, config=config, artifact=Folder(str(folder)), store=store, **more)
+
+
+def train(spec: StageSpec) -> dict[str, Tensor]:
+    trainer = Trainer(STAGES[spec.kind](spec), BareSession(spec.store, spec.artifact), spec.artifact)
+    trainer.run()
+    return {name: value.clone() for name, value in trainer.result_model.state_dict().items()}
+
+
+def test_pretraining_lowers_the_loss(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    run_stage(spec, BareSession(store, spec.artifact))
+    losses = [event["metrics"]["loss"] for event in read_events(spec.artifact)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert spec.artifact.result()["steps"] == spec.order().steps
+    assert spec.artifact.exists("model.safetensors")
+
+
+def test_finetuning_learns_two_tones(store: FeatureStore, tmp_path: Path) -> None:
+    pretrained = make_spec(store, tmp_path / "pretrain")
+    run_stage(pretrained, BareSession(store, pretrained.artifact))
+    spec = make_spec(store, tmp_path / "finetune", "finetune", encoder=pretrained.artifact)
+    run_stage(spec, BareSession(store, spec.artifact))
+    assert spec.artifact.result()["metrics"]["val/macro_accuracy"] > 0.9
+    assert spec.artifact.read_json("classifier.json")["class_names"] == ["high", "low"]
+
+
+class KilledError(Exception):
+    """Stands for a sudden end."""
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("at", [1, 7, 11])
+def test_going_on_from_a_commit_is_exact(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, at: int
+) -> None:
+    undisturbed = train(make_spec(store, tmp_path / "whole", kind))
+    spec = make_spec(store, tmp_path / "parts", kind)
+    real_step = Trainer._step
+
+    def step(self: Trainer, batches, share: float) -> dict[str, float]:
+        if self.progress.step == at:
+            raise KilledError
+        metrics = real_step(self, batches, share)
+        if self.progress.step % 3 == 1:
+            self._commit()
+            self.committer.wait()
+        return metrics
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    with pytest.raises(KilledError):
+        train(spec)
+    monkeypatch.setattr(Trainer, "_step", real_step)
+    resumed = train(spec)
+    assert undisturbed.keys() == resumed.keys()
+    for name, value in undisturbed.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_an_unfinished_commit_does_not_count(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    trainer = Trainer(STAGES["pretrain"](spec), BareSession(store, spec.artifact), spec.artifact)
+    trainer.progress.step = 3
+    trainer._commit()
+    trainer.committer.wait()
+    spec.artifact.write_bytes("commits/000000009/model.safetensors", b"half")
+    again = Trainer(STAGES["pretrain"](spec), BareSession(store, spec.artifact), spec.artifact)
+    assert again.progress.step == 3
+
+
+def test_the_newest_commits_are_kept(tmp_path: Path) -> None:
+    committer = Committer(Folder(str(tmp_path)), keep=2)
+    for step in (5, 10, 15):
+        committer.commit(step, {"model": {"w": torch.ones(2)}}, {})
+    committer.wait()
+    assert committer.folder.names() == ["000000010", "000000015"]
+    committer.clear()
+    assert committer.folder.names() == []
+
+
+def test_steps_that_are_not_finite_are_skipped_then_stop(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(store, tmp_path, config=replace(TINY, pretrain=replace(TINY.pretrain, max_bad_steps=3)))
+    task = STAGES["pretrain"](spec)
+    real = task.training_step
+    bad_until = [2]
+
+    def step(model, batch, device):
+        loss, extra = real(model, batch, device)
+        return (loss * float("nan") if batch.index // spec.order().slots < bad_until[0] else loss), extra
+
+    monkeypatch.setattr(task, "training_step", step)
+    trainer = Trainer(task, BareSession(store, spec.artifact), spec.artifact)
+    progress = trainer.run()
+    assert progress.bad_steps == 2
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+    bad_until[0] = 10**6
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        Trainer(task, BareSession(store, spec.artifact), spec.artifact).run()
+
+
+def test_a_stage_can_be_given_the_seconds_of_another(store: FeatureStore, tmp_path: Path) -> None:
+    pace = Folder(str(tmp_path / "pace"))
+    pace.finish({"work_seconds": 1.5})
+    spec = make_spec(store, tmp_path / "cnn", "finetune", cnn="resnet10t", pace=pace)
+    run_stage(spec, BareSession(store, spec.artifact))
+    result = spec.artifact.result()
+    assert 1.5 <= result["work_seconds"] < 4
+    assert result["steps"] < spec.order().steps
+
+
+def test_only_train_and_pool_are_pretrained_on(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    splits = store.clips["split"].to_pylist()
+    used = {splits[row] for rows, _ in pretrain_sources(spec) for row in rows}
+    assert used == {"train", "pool"}
+    pool_only = make_spec(store, tmp_path, config=replace(TINY, pretrain=replace(TINY.pretrain, pool_only=True)))
+    assert {splits[row] for rows, _ in pretrain_sources(pool_only) for row in rows} == {"pool"}
+
+
+def test_only_labelled_training_clips_are_finetuned_on(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path, "finetune")
+    rows, labels = labelled_rows(spec)
+    clips = store.clips.take(rows)
+    assert set(clips["split"].to_pylist()) == {"train"}
+    names = class_names(store.clips)
+    assert clips["scene_label"].to_pylist() == [names[label] for label in labels]

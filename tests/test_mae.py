@@ -1,0 +1,299 @@
+"""The masked autoencoder: patches, positions, padding, the windows of the local decoder, the loss."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from raymae.config import AudioConfig, ModelConfig
+from raymae.models import MODELS, MaskedAutoencoder
+from raymae.models.decoder import SHIFT, WINDOW, WindowBlock, from_windows, log_offsets, to_windows, window_mask
+from raymae.models.masking import index
+from raymae.models.patches import Positions, grid_size, patchify, unpatchify, valid_patches
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+AUDIO = AudioConfig(n_mels=32)
+TINY = ModelConfig(
+    patch_size=(8, 8),
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=2,
+    decoder_num_heads=2,
+    mask_ratio=0.5,
+)
+DECODERS = pytest.mark.parametrize("decoder", ["local", "global", "light"])
+
+
+def make(seed: int = 0, **changes: object) -> MaskedAutoencoder:
+    torch.manual_seed(seed)
+    model = MODELS["mae"](AUDIO, dataclasses.replace(TINY, **changes))
+    for name, parameter in model.named_parameters():  # the local decoder begins as the identity
+        if name.startswith("decoder.") and name.endswith(("norm1.weight", "norm2.weight")):
+            torch.nn.init.ones_(parameter)
+    return model.eval()
+
+
+def sound(batch: int, n_frames: int, n_mels: int = 32, seed: int = 0) -> Tensor:
+    return torch.randn(batch, n_frames, n_mels, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(frames=st.integers(1, 40), bands=st.integers(1, 40), t=st.integers(2, 9), f=st.integers(1, 9))
+def test_unpatchify_inverts_patchify(frames: int, bands: int, t: int, f: int) -> None:
+    log_mel = sound(2, frames, bands)
+    patches = patchify(log_mel, (t, f), AUDIO.silence)
+    grid = grid_size(frames, bands, (t, f))
+    assert patches.shape == (2, grid[0] * grid[1], t * f)
+    whole = unpatchify(patches, grid, (t, f))
+    assert torch.equal(whole[:, :frames, :bands], log_mel)
+    assert torch.all(whole[:, frames:] == torch.tensor(AUDIO.silence))
+    assert torch.all(whole[:, :, bands:] == torch.tensor(AUDIO.silence))
+
+
+def test_patches_run_through_frequency_first() -> None:
+    log_mel = torch.arange(4 * 6).view(1, 4, 6)
+    patches = patchify(log_mel, (2, 3), 0.0)
+    assert patches[0].tolist() == [
+        [0, 1, 2, 6, 7, 8],
+        [3, 4, 5, 9, 10, 11],
+        [12, 13, 14, 18, 19, 20],
+        [15, 16, 17, 21, 22, 23],
+    ]
+
+
+def test_positions_are_those_of_time_and_frequency() -> None:
+    table = Positions(16)((5, 3), CPU).unflatten(0, (5, 3))
+    time, frequency = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
+    assert torch.equal(table[:, :, time], table[:, :1, time].expand(-1, 3, -1))
+    assert torch.equal(table[:, :, frequency], table[:1, :, frequency].expand(5, -1, -1))
+    assert torch.allclose(table[:, 0, 0], torch.arange(5.0).sin())
+    assert torch.allclose(table[0, :, 4], torch.arange(3.0).sin())
+    assert torch.equal(Positions(16)((9, 3), CPU)[:15], table.flatten(0, 1))
+
+
+def test_valid_patches() -> None:
+    log_mel = sound(4, 32)
+    log_mel[1, :8, 8:16] = AUDIO.silence
+    log_mel[2, :, :8] = torch.linspace(-1, 1, 8)  # coloured silence
+    patches = patchify(log_mel, (8, 8), AUDIO.silence)
+    valid = valid_patches(patches, (8, 8), 4, torch.tensor([32, 32, 32, 23])).unflatten(1, (4, 4))
+    assert valid[0].all()
+    assert (~valid[1]).nonzero().tolist() == [[0, 1]]
+    assert (~valid[2]).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+    assert valid[3, :2].all()
+    assert not valid[3, 2:].any()
+
+
+def test_encoder_is_timms_vision_transformer() -> None:
+    encoder = make().encoder
+    vit = VisionTransformer(
+        img_size=(48, 32), patch_size=8, in_chans=1, embed_dim=32, depth=2, num_heads=2, num_classes=0
+    ).eval()
+    missing, unexpected = vit.load_state_dict(encoder.state_dict(), strict=False)
+    assert missing == ["pos_embed"]
+    assert not unexpected
+    with torch.no_grad():
+        vit.pos_embed[:, :1] = 0
+        vit.pos_embed[:, 1:] = encoder.positions((6, 4), CPU)
+    log_mel = sound(2, 48)
+    patches = encoder.patchify(log_mel)
+    tokens = encoder(patches, index(patches.valid, log_mel.device))
+    assert torch.allclose(tokens, vit.forward_features(log_mel[:, None]), atol=1e-5)
+
+
+@DECODERS
+@pytest.mark.parametrize("n_frames", [5, 40, 47, 200])
+@pytest.mark.parametrize("n_mels", [32, 20])
+def test_any_length_works(decoder: str, n_frames: int, n_mels: int) -> None:
+    model = make(decoder=decoder).train()
+    output = model(sound(2, n_frames, n_mels))
+    columns, rows = grid_size(n_frames, n_mels, (8, 8))
+    assert output.prediction.shape == (2, columns * rows, 64)
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@DECODERS
+def test_a_padded_clip_is_the_clip(decoder: str) -> None:
+    model = make(decoder=decoder)
+    short = sound(1, 44)
+    padded = torch.full((2, 96, 32), AUDIO.silence)
+    padded[0, :44] = short[0]
+    padded[1] = sound(1, 96, seed=1)[0]
+    valid_frames = torch.tensor([44, 96])
+
+    alone = model.patchify(short)
+    in_batch = model.patchify(padded, valid_frames)
+    kept = torch.zeros(1, 24, dtype=torch.bool)
+    kept[:, 3:13] = True
+    other = torch.zeros(1, 48, dtype=torch.bool)
+    other[:, 5:25] = True
+    masking = index(kept, short.device)
+    batch_masking = index(torch.cat([torch.nn.functional.pad(kept, (0, 24)), other]), short.device)
+
+    latent = model.forward_encoder(alone, masking)
+    batch_latent = model.forward_encoder(in_batch, batch_masking)
+    assert torch.allclose(latent[0], batch_latent[0, :11], atol=1e-5)
+    prediction = model.forward_decoder(latent, alone, masking)
+    batch_prediction = model.forward_decoder(batch_latent, in_batch, batch_masking)
+    assert torch.allclose(prediction[0, :20], batch_prediction[0, :20], atol=1e-5)
+    loss = model.forward_loss(alone, prediction, masking.mask)[1]
+    batch_loss = model.forward_loss(in_batch, batch_prediction, batch_masking.mask)[1]
+    assert torch.allclose(loss[0], batch_loss[0], atol=1e-5)
+
+
+@DECODERS
+def test_what_padding_holds_changes_nothing(decoder: str) -> None:
+    model = make(decoder=decoder)
+    valid_frames = torch.tensor([64, 40])
+    silent, noisy = sound(2, 64), sound(2, 64)
+    silent[1, 40:] = AUDIO.silence
+    noisy[1, 40:] = 100 * sound(1, 24, seed=5)[0]
+    first, second = (model(log_mel, valid_frames, draw()) for log_mel in (silent, noisy))
+    assert torch.equal(first.mask, second.mask)
+    assert torch.allclose(first.loss, second.loss)
+    assert torch.allclose(first.prediction[1, :20], second.prediction[1, :20], atol=1e-5)
+
+
+def test_loss_is_that_of_the_removed_valid_patches() -> None:
+    model = make()
+    log_mel, valid_frames = sound(2, 64), torch.tensor([64, 40])
+    patches = model.patchify(log_mel, valid_frames)
+    mask = model.random_masking(patches, draw()).mask
+    counts = (patches.valid & (mask == 1)).sum(1)
+    assert counts.tolist() == [16, 10]
+
+    prediction = patches.values.clone()
+    prediction[mask == 0] = 1e3
+    prediction[~patches.valid] = 1e3
+    loss, per_clip = model.forward_loss(patches, prediction, mask)
+    assert loss == 0
+    assert not per_clip.any()
+
+    prediction[1] += 2.0
+    loss, per_clip = model.forward_loss(patches, prediction, mask)
+    assert torch.allclose(per_clip, torch.tensor([0.0, 4.0]))
+    assert torch.allclose(loss, torch.tensor(4 * 10 / 26))
+
+
+def test_normalised_target() -> None:
+    model = make(norm_target=True)
+    patches = model.patchify(3 + 5 * sound(1, 16))
+    values = patches.values
+    prediction = (values - values.mean(2, keepdim=True)) / (values.var(2, keepdim=True, unbiased=True) + 1e-6).sqrt()
+    assert model.forward_loss(patches, prediction, torch.ones(1, 8))[0] < 1e-10
+
+
+def test_silent_clips_cost_nothing_and_break_nothing() -> None:
+    model = make().train()
+    log_mel = sound(2, 64)
+    log_mel[0] = AUDIO.silence
+    output = model(log_mel, None, draw())
+    assert output.loss_per_clip[0] == 0
+    assert torch.allclose(output.loss, output.loss_per_clip[1])
+    output = model(torch.full((2, 64, 32), AUDIO.silence))
+    output.loss.backward()
+    assert output.loss == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_generator_decides_the_mask() -> None:
+    model, log_mel = make().train(), sound(3, 64)
+    first, again, other = (model(log_mel, None, draw(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.mask, again.mask)
+    assert torch.equal(first.loss, again.loss)
+    assert not torch.equal(first.mask, other.mask)
+
+
+def test_prediction_mode_does_not_spoil_training() -> None:
+    model, log_mel = make().train(), sound(1, 64)
+    with torch.inference_mode():
+        model(log_mel)
+    model(log_mel).loss.backward()
+
+
+@pytest.mark.parametrize(("decoder", "norm_target"), [("local", True), ("global", False)])
+def test_overfits_eight_clips(decoder: str, norm_target: bool) -> None:
+    place = torch.linspace(0, 1.5, 64)[:, None] + torch.linspace(0, 1, 32)
+    log_mel = torch.stack([(k * place + k).sin() for k in range(1, 9)])
+    model = make(decoder=decoder, norm_target=norm_target, decoder_embed_dim=32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(120):
+        loss = model(log_mel, None, draw()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@DECODERS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_near_float32(decoder: str, dtype: torch.dtype) -> None:
+    model, log_mel, valid_frames = make(decoder=decoder), sound(2, 64), torch.tensor([64, 40])
+    loss = model(log_mel, valid_frames, draw()).loss
+    with torch.autocast("cpu", dtype):
+        assert torch.allclose(model(log_mel, valid_frames, draw()).loss, loss, rtol=0.02)
+
+
+@given(grid=st.tuples(st.integers(1, 13), st.integers(1, 10)), shift=st.sampled_from([0, SHIFT]))
+def test_from_windows_inverts_to_windows(grid: tuple[int, int], shift: int) -> None:
+    x = torch.randn(2, *grid, 3)
+    assert torch.equal(from_windows(to_windows(x, shift), grid, shift), x)
+
+
+def dense_attention(block: WindowBlock, x: Tensor, valid: Tensor, shift: int) -> Tensor:
+    """The attention of `block` written out over all patches (B, T, F, D), with a mask for the windows."""
+    batch, columns, rows, dim = x.shape
+    attention = block.attn
+    time = torch.arange(columns).repeat_interleave(rows)
+    frequency = torch.arange(rows).repeat(columns)
+    window = ((time + WINDOW - shift) // WINDOW) * 100 + frequency // WINDOW
+    allowed = (window[:, None] == window[None]) & (valid[:, None] | torch.eye(columns * rows, dtype=torch.bool))
+
+    offset = torch.stack([time[:, None] - time[None], frequency[:, None] - frequency[None]], dim=2).float()
+    bias = attention.bias_mlp(offset.sign() * (1 + offset.abs()).log()).permute(2, 0, 1)
+    heads = attention.num_heads
+    q, k, v = attention.qkv(x.flatten(1, 2)).view(batch, -1, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+    cosine = torch.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1)
+    scores = cosine * attention.logit_scale.exp()[:, None, None] + bias
+    weights = scores.masked_fill(~allowed[:, None], -torch.inf).softmax(-1)
+    return attention.proj((weights @ v).transpose(1, 2).reshape(batch, -1, dim)).view_as(x)
+
+
+@pytest.mark.parametrize("grid", [(8, 4), (9, 7), (3, 2), (16, 8)])
+@pytest.mark.parametrize("shift", [0, SHIFT])
+@pytest.mark.parametrize("padded", [False, True])
+def test_windows_are_dense_attention_with_a_mask(grid: tuple[int, int], shift: int, padded: bool) -> None:
+    torch.manual_seed(0)
+    block = WindowBlock(16, 4, 2.0)
+    torch.nn.init.uniform_(block.attn.logit_scale, 0, 3)
+    x = torch.randn(2, *grid, 16)
+    valid = torch.ones(2, grid[0] * grid[1], dtype=torch.bool)
+    if padded:
+        valid[1, valid.shape[1] // 2 :] = False
+    allowed = window_mask(valid if padded else None, 2, grid, shift, x.device)
+    windows = from_windows(block.attn(to_windows(x, shift), allowed), grid, shift)
+    assert torch.allclose(windows, dense_attention(block, x, valid, shift), atol=1e-5)
+
+
+def test_whole_windows_need_no_mask() -> None:
+    assert window_mask(None, 2, (8, 4), 0, CPU) is None
+
+
+def test_offsets_are_antisymmetric() -> None:
+    offsets = log_offsets()
+    assert torch.equal(offsets, -offsets.transpose(0, 1))
+    assert torch.allclose(offsets[-1, 0], torch.tensor(4.0).log())
