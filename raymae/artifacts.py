@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
@@ -104,6 +106,12 @@ class Folder:
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON."""
         self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a table as Parquet."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that it holds."""

@@ -102,7 +102,7 @@ class AudioConfig:
 class SyntheticConfig:
     """The embedded data set (`raymae.datasets.synthetic`); it checks the pipeline and proves nothing about scenes."""
 
-    clips: int = 600
+    clips: int = 640
     """Clips of the labelled cities (train, val and test together)."""
     pool_clips: int = 400
     """Unlabelled clips of other cities, for pre-training only."""

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.inference import classify
 from raymae.order import Rows
 from raymae.plan import FINETUNED, Plan
@@ -77,7 +75,7 @@ def evaluate(
     metrics = {}
     for name in order:
         predictions = predictions_table(clips, probabilities[name])
-        write(artifact, f"predictions/{name}.parquet", predictions)
+        artifact.write_table(f"predictions/{name}.parquet", predictions)
         metrics[name] = evaluation(predictions, names)
     text = report_text(metrics, seconds)
     artifact.write_bytes("report.md", text.encode())
@@ -88,10 +86,3 @@ def evaluate(
 def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa.Table:
     """The clip table with a column of class probabilities."""
     return clips.append_column("probabilities", pa.array(list(probabilities), pa.list_(pa.float32())))
-
-
-def write(artifact: Folder, name: str, table: pa.Table) -> None:
-    """Write a table as Parquet."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    artifact.write_bytes(name, sink.getvalue().to_pybytes())

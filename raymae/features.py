@@ -17,13 +17,19 @@ from raymae.artifacts import Folder
 from raymae.config import AudioConfig, Config, redact, to_dict
 from raymae.store import ClipReader, ShardPlan, plan_shards, read_summary, write_shard
 
+ASKED = "asked.parquet"
+"""The clips that were asked for, bad ones included, as the workers read them."""
+
 
 class ShardWriter:
     """A Ray Data worker that turns rows of the clip table into shards."""
 
-    def __init__(self, shards: Folder, audio: AudioConfig, timeout: float, plans: list[ShardPlan], clips: Any) -> None:
+    def __init__(
+        self, shards: Folder, audio: AudioConfig, timeout: float, plans: list[ShardPlan], artifact: Folder
+    ) -> None:
         self.shards, self.plans = shards, plans
-        self.clips: pa.Table = ray.get(clips[0])
+        with artifact.open(ASKED) as file:
+            self.clips = pq.read_table(file)
         self.reader = ClipReader(audio, timeout)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -35,17 +41,16 @@ class ShardWriter:
 
 
 def featurize(
-    missing: list[ShardPlan], clips: pa.Table, shards: Folder, config: Config, progress: Callable[[int], Any]
+    missing: list[ShardPlan], artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
 ) -> float:
-    """Write the missing shards with parallel CPU workers; the seconds of work in all of them."""
+    """Write the missing shards with parallel CPU workers; the mean seconds of work in each of them."""
     workers = min(len(missing), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1)))
-    table = ray.put(clips.select(["clip_id", "path"]).combine_chunks())
     written = ray.data.range(len(missing), override_num_blocks=len(missing)).map_batches(
         ShardWriter,
         batch_size=1,
         num_cpus=1,
-        concurrency=(1, max(1, workers)),
-        fn_constructor_args=(shards, config.audio, config.data.file_timeout, missing, [table]),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, workers)),
+        fn_constructor_args=(shards, config.audio, config.data.file_timeout, missing, artifact),
     )
     seconds = 0.0
     for row in written.iter_rows():
@@ -70,7 +75,8 @@ def prepare(
     """
     plans, missing = missing_shards(clips, shards, config)
     progress(len(clips) - sum(plan.stop - plan.start for plan in missing))
-    work_seconds = featurize(missing, clips, shards, config, progress) if missing else 0.0
+    artifact.write_table(ASKED, clips.select(["clip_id", "path"]))
+    work_seconds = featurize(missing, artifact, shards, config, progress) if missing else 0.0
     summaries = [read_summary(shards, plan.name) or {} for plan in plans]
     quarantine = [entry for summary in summaries for entry in summary["quarantine"]]
     artifact.write_bytes("quarantine.csv", quarantine_csv(quarantine))
@@ -83,9 +89,7 @@ def prepare(
         )
     bad = pa.array([entry["clip_id"] for entry in quarantine], pa.string())
     kept = clips.filter(pc.invert(pc.is_in(clips["clip_id"], bad)))
-    sink = pa.BufferOutputStream()
-    pq.write_table(kept, sink)
-    artifact.write_bytes("clips.parquet", sink.getvalue().to_pybytes())
+    artifact.write_table("clips.parquet", kept)
     manifest = {
         "format": 1,
         "audio": to_dict(config.audio),

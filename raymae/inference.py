@@ -21,10 +21,10 @@ BATCH = 64
 class Classify:
     """A Ray Data actor that holds the classifiers."""
 
-    def __init__(self, store: FeatureStore, rows: list[Any], folders: dict[str, Folder], threads: int) -> None:
+    def __init__(self, store: FeatureStore, rows: Rows, folders: dict[str, Folder], threads: int) -> None:
         from raymae.predict import Predictor
 
-        self.store, self.rows = store, ray.get(rows[0])
+        self.store, self.rows = store, rows
         gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
         self.predictors = {
             name: Predictor(folder, torch_device="cuda" if gpu else "cpu", threads=threads)
@@ -57,8 +57,8 @@ def classify(
         batch_size=1,
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        concurrency=(1, min(actors, batches)),
-        fn_constructor_args=(store, [ray.put(rows)], folders, compute.torch_threads or int(cores)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, batches)),
+        fn_constructor_args=(store, rows, folders, compute.torch_threads or int(cores)),
     )
     found: dict[str, list[Any]] = {"row": [], **{name: [] for name in folders}}
     for block in done.iter_batches(batch_size=None):

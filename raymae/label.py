@@ -106,7 +106,7 @@ def label_files(config: Config) -> dict[str, Any]:
             batch_size=FILES_PER_TASK,
             batch_format="pyarrow",
             num_cpus=1,
-            concurrency=(1, len(nodes)),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(nodes)),
             fn_constructor_args=(classifier, config.compute.torch_threads or cores),
         )
     )

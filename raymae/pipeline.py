@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from raymae.artifacts import Folder
@@ -225,7 +223,7 @@ class Run:
             plan.config.pseudo_label,
             redact(plan.nodes["finetune"].artifact.url),
         )
-        write_table(node.artifact, "pseudo_labels.parquet", table)
+        node.artifact.write_table("pseudo_labels.parquet", table)
         result = pseudo_summary(table, names, temperature, len(held_out))
         if not result["accepted"]:
             print("  no pseudo-label was accepted: the student learns from the given labels alone")
@@ -298,10 +296,3 @@ def stage_settings(config: Config, name: str) -> dict[str, str]:
         "register": ("tracking",),
     }.get(name, ("model", "finetune"))
     return flat({section: to_dict(getattr(config, section)) for section in sections})
-
-
-def write_table(artifact: Folder, name: str, table: pa.Table) -> None:
-    """Write a table as Parquet."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    artifact.write_bytes(name, sink.getvalue().to_pybytes())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import soundfile as sf
 
 from raymae.artifacts import Folder
@@ -68,9 +67,7 @@ def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, 
     for plan in plan_shards(clips, audio, shard_mb):
         summary = write_shard(store.shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
         shards.append({"name": plan.name, "rows": summary["rows"]})
-    sink = pa.BufferOutputStream()
-    pq.write_table(clips, sink)
-    store.folder.write_bytes("clips.parquet", sink.getvalue().to_pybytes())
+    store.folder.write_table("clips.parquet", clips)
     store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
     store.folder.finish({})
     return store

@@ -230,7 +230,7 @@ def test_overfits_eight_clips(decoder: str, norm_target: bool) -> None:
     model = make(decoder=decoder, norm_target=norm_target, decoder_embed_dim=32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(200):
         loss = model(log_mel, None, draw()).loss
         optimizer.zero_grad()
         loss.backward()

@@ -150,7 +150,7 @@ def summary(clips: pa.Table) -> list[str]:
         lines.append("labelled for training: " + ", ".join(f"{name} {count}" for name, count in labels))
     missing, empty = (pc.sum(pc.equal(clips["size"], size)).as_py() for size in (-1, 0))
     if missing or empty:
-        lines.append(f"{missing} files missing and {empty} empty: they will be quarantined")
+        lines.append(f"files missing: {missing}, empty: {empty}; they will be quarantined")
     return lines
 
 

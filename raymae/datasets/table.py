@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -53,7 +53,7 @@ def read_table(url: str, *, pool: bool = False, weight: float = 1.0) -> pa.Table
     if pool:
         rows = rows.append_column("split", pa.repeat("pool", len(rows)))
     known = pc.match_substring_regex(pc.fill_null(rows["split"], "train"), "^(train|val|pool|test.*)$")
-    reject(table.name, rows, pc.invert(known), "split", "train, val, pool (pre-training only) or begin with test")
+    reject(table.name, rows, pc.invert(known), "split", "be train, val, pool (pre-training only) or begin with test")
     split = pc.fill_null(rows["split"], "train")
     in_pool = pc.equal(split, "pool")
     dropped = pc.sum(pc.and_(in_pool, pc.is_valid(rows["scene_label"]))).as_py()
@@ -114,15 +114,16 @@ class MetadataTable:
     def _bytes(self) -> bytes:
         try:
             return self.folder.read_bytes(self.file)
+        except FileNotFoundError:  # its text is the path as fsspec splits it, credentials and all
+            raise ValueError(f"{self.name} can't be read: there is no such file") from None
         except (OSError, ImportError, ValueError) as error:
-            reason = isinstance(error, OSError) and error.strerror or redact(str(error))
-            raise ValueError(f"{self.name} can't be read: {reason}") from None
+            raise ValueError(f"{self.name} can't be read: {redact(str(error))}") from None
 
     def _read_csv(self, data: bytes, columns: tuple[str, ...]) -> pa.Table:
         data.decode()
         first_line = data.partition(b"\n")[0]
         delimiter = "\t" if first_line.count(b"\t") > first_line.count(b",") else ","
-        header = next(self._records(data, delimiter), [])
+        _, header = next(_records(data, delimiter), (1, []))
         known = self._known(header, columns)
         rows = pa_csv.read_csv(
             pa.BufferReader(data),
@@ -144,20 +145,11 @@ class MetadataTable:
         empty_to_null = [pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column) for column in rows]
         return _complete(pa.table(empty_to_null, known), columns, range(1, len(rows) + 1))
 
-    def _records(self, data: bytes, delimiter: str) -> csv.Reader:
-        return csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), delimiter=delimiter)
-
     def _lines(self, data: bytes, delimiter: str, count: int) -> Iterable[int]:
         """The line on which every row begins; only blank lines and line breaks within quotes need a closer look."""
         if data.count(b"\n") + (not data.endswith(b"\n")) == count + 1:
             return range(2, count + 2)
-        records = self._records(data, delimiter)
-        starts, end = [], 0
-        for record in records:
-            if record:
-                starts.append(end + 1)
-            end = records.line_num
-        return starts[1:]
+        return [line for line, _ in _records(data, delimiter)][1:]
 
     def _known(self, header: list[str], columns: tuple[str, ...]) -> list[str]:
         """The columns that the table has; the others are named in the log."""
@@ -253,6 +245,16 @@ def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[st
 
 def _inside(root: str, path: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def _records(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file, each with the line that it begins on; blank lines are none."""
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), delimiter=delimiter)
+    end = 0
+    for record in reader:
+        if record:
+            yield end + 1, record
+        end = reader.line_num
 
 
 def _complete(rows: pa.Table, columns: tuple[str, ...], lines: Iterable[int]) -> pa.Table:

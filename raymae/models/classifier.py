@@ -146,12 +146,12 @@ class Cnn(nn.Module):
         return self.cnn(log_mel.float()[:, None])
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
-        """Every parameter once; all of it counts as head, at full rate, since nothing was trained before."""
+        """Every parameter once, all at full rate: there are no pre-trained layers whose rate could decay."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim == 1]
         return [
-            {"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0, "name": "head"},
-            {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0, "name": "head"},
+            {"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0, "name": "cnn"},
+            {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0, "name": "cnn"},
         ]
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models.decoder import DECODERS
 from raymae.models.encoder import Encoder, init_weights, select
-from raymae.models.masking import Masking, draw_kept, index
+from raymae.models.masking import Masking, draw_kept, index, unless_all
 from raymae.models.patches import Grid, Patches, Positions, unpatchify
 
 
@@ -91,7 +91,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = select(torch.cat([latent, mask_token], dim=1), places)
         tokens = tokens + self.decoder_positions(patches.grid, tokens.device)
         tokens = torch.cat([latent[:, :1].to(tokens.dtype), tokens], dim=1)
-        valid = None if bool(patches.valid.all()) else patches.valid.to(tokens.device)
+        valid = unless_all(patches.valid, tokens.device)
         return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, valid)))
 
     def forward_loss(self, patches: Patches, prediction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

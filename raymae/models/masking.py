@@ -88,8 +88,13 @@ def choose_structured(
 @torch.compiler.disable
 def index(kept: Tensor, device: torch.device) -> Masking:
     """The masking, on `device`, that keeps `kept` (B, L), a bool tensor on the CPU."""
-    counts = kept.sum(1)
     order = torch.argsort(kept, dim=1, descending=True, stable=True)
-    ids_keep = order[:, : int(counts.max())]
-    attend = None if bool((counts == counts[0]).all()) else kept.gather(1, ids_keep).to(device)
+    ids_keep = order[:, : int(kept.sum(1).max())]
+    attend = unless_all(kept.gather(1, ids_keep), device)
     return Masking((~kept).float().to(device), ids_keep.to(device), order.argsort(dim=1).to(device), attend)
+
+
+@torch.compiler.disable
+def unless_all(mask: Tensor, device: torch.device) -> Tensor | None:
+    """A bool tensor of the CPU on `device`; None, which attention takes faster, if all of it is True."""
+    return None if bool(mask.all()) else mask.to(device)

@@ -33,9 +33,10 @@ class PretrainTask:
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """All parameters; those of one dimension without weight decay."""
-        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
+        """All parameters; those of one dimension and the tokens without weight decay."""
+        decayed, plain = [], []
+        for name, parameter in self.model.named_parameters():
+            (plain if parameter.ndim == 1 or name.endswith("_token") else decayed).append(parameter)
         return [
             {"name": "decayed", "params": decayed, "weight_decay": self.config.weight_decay, "lr_scale": 1.0},
             {"name": "plain", "params": plain, "weight_decay": 0.0, "lr_scale": 1.0},

@@ -46,9 +46,9 @@ from raymae.datasets.synthetic.session import Session
 STAMP = "synthetic: checks the pipeline, proves nothing about scenes"
 VERSION = 1
 COLUMNS = ("filename", "scene_label", "city", "device", "group", "split")
-SHARES = {"train": 0.5, "val": 0.1, "test_seen": 0.2, "test_unseen": 0.2}
+SHARES = {"train": 0.55, "val": 0.09, "test_seen": 0.18, "test_unseen": 0.18}
 """How the clips of the labelled cities are shared out."""
-CLIPS_PER_SESSION = (2, 3, 4)
+CLIPS_PER_SESSION = (2, 3)
 RARE_SHARE = 0.04
 """Share of the sessions that are stored in one of RARE_FORMATS."""
 

@@ -30,6 +30,8 @@ from raymae.datasets.synthetic.sources import (
 
 SESSION_LEVEL = 4.0
 """Spread of a source's level from session to session, dB."""
+SESSION_BED = 1.0
+"""Spread of the knots of the noise bed from session to session, dB."""
 CLIP_LEVEL = 1.5
 """Spread of a source's level from clip to clip, dB."""
 SECONDS = (2.4, 3.8)
@@ -38,6 +40,7 @@ REGULARITY = {"steps": 20.0, "voices": 3.0, "wheels": 20.0}
 """How regular the sources are whose timing no scene decides."""
 BED_TILT = -4.0
 """Decibels per octave of the noise bed that lies under every scene."""
+BED_LEVEL = -8.0
 PEAK = 0.95
 
 
@@ -67,7 +70,7 @@ class Session:
         room = np.concatenate([[1.0], rng.uniform(0.3, 0.6) * reverberation / np.linalg.norm(reverberation)])
         return cls(
             rate=rate,
-            bed=slope(BED_TILT) + city.bed + rng.normal(0, 2.0, len(KNOT_HERTZ)),
+            bed=slope(BED_TILT) + city.bed + rng.normal(0, SESSION_BED, len(KNOT_HERTZ)),
             levels=np.array(scene.levels) + city.levels[name] + rng.normal(0, SESSION_LEVEL, len(SOURCES)),
             rates=dict(zip(GRAINED, np.array(scene.rates) * 2**octaves, strict=True)),
             regularity={**REGULARITY, "clanks": scene.regularity, "chirps": scene.regularity},
@@ -84,7 +87,7 @@ class Session:
         """A recording of 2.4 to 3.8 s in [-1, 1], (n_samples,)."""
         n = int(rng.uniform(*SECONDS) * self.rate)
         gains = 10 ** ((self.levels + rng.normal(0, CLIP_LEVEL, len(SOURCES))) / 20)
-        wave = coloured_noise(rng, n, self.rate, self.bed)
+        wave = np.float32(10 ** (BED_LEVEL / 20)) * coloured_noise(rng, n, self.rate, self.bed)
         for source, gain in zip(SOURCES, gains, strict=True):
             wave += np.float32(gain) * self._play(source, rng, n)
         wave = self._record(self._reverberate(wave), rng)
