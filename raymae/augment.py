@@ -112,7 +112,7 @@ def freq_mixstyle(
     scale = (weight * deviation + (1 - weight) * deviation[partner]) / deviation
     offset = weight * mean + (1 - weight) * mean[partner] - scale * mean
     change = torch.addcmul(offset[:, None], log_mel, scale[:, None] - 1)
-    return log_mel.addcmul(change, _valid(log_mel, valid_frames)[:, :, None]), valid_frames
+    return change.mul_(_valid(log_mel, valid_frames)[:, :, None]).add_(log_mel), valid_frames
 
 
 def spec_augment(
@@ -125,11 +125,12 @@ def spec_augment(
     if not (config.freq_mask_param or config.time_mask_param):
         return log_mel, valid_frames
     n_frames, n_mels = log_mel.shape[1:]
-    bands = _stripe(n_mels, torch.full_like(valid_frames, n_mels), config.freq_mask_param, generator)
-    frames = _stripe(n_frames, valid_frames, config.time_mask_param, generator)
-    bands_of_frames = bands[:, None] & _valid(log_mel, valid_frames).bool()[:, :, None]
+    bands = _stripe(n_mels, torch.full_like(valid_frames, n_mels), config.freq_mask_param, generator).to(log_mel.dtype)
+    frames = _stripe(n_frames, valid_frames, config.time_mask_param, generator).to(log_mel.dtype)
+    others = _valid(log_mel, valid_frames) - frames
+    masked = torch.addcmul(frames[:, :, None], others[:, :, None], bands[:, None])
     mean = _band_means(log_mel, valid_frames).mean(1)
-    return torch.where(bands_of_frames | frames[:, :, None], mean[:, None, None], log_mel), valid_frames
+    return log_mel.lerp(mean[:, None, None], masked), valid_frames
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

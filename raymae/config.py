@@ -225,7 +225,7 @@ class AugmentConfig:
     colour_knots: int = 8
     """Knots of the response from the lowest to the highest band."""
     mixup_p: float = 0.0
-    """Probability that a batch is mixed up (fine-tuning only)."""
+    """Probability that the clips of a micro-batch are mixed with one another (fine-tuning only)."""
     mixup_alpha: float = 10.0
     """Mixing weights come from Beta(alpha, alpha)."""
     mixstyle_p: float = 0.0
@@ -233,15 +233,17 @@ class AugmentConfig:
     mixstyle_alpha: float = 0.4
     """Its weights come from Beta(alpha, alpha)."""
     freq_mask_param: int = 0
-    """SpecAugment: largest number of mel bands masked; 0 masks none."""
+    """SpecAugment: largest number of mel bands in the one stripe that is masked; 0 masks none."""
     time_mask_param: int = 0
-    """SpecAugment: largest number of frames masked; 0 masks none."""
+    """SpecAugment: largest number of frames in the one stripe that is masked; 0 masks none."""
 
     def __post_init__(self) -> None:
         for name in ("roll_p", "colour_p", "mixup_p", "mixstyle_p"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name} = {getattr(self, name)} is a probability: 0 to 1")
         for name in ("gain_db", "colour_nats", "freq_mask_param", "time_mask_param"):
             _require(getattr(self, name) >= 0, f"augment.{name} = {getattr(self, name)} must not be negative")
+        for name in ("mixup_alpha", "mixstyle_alpha"):
+            _require(getattr(self, name) > 0, f"augment.{name} = {getattr(self, name)} must be positive")
         _require(self.colour_knots >= 2, f"augment.colour_knots = {self.colour_knots} must be at least 2")
 
 

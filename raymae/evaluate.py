@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify
 from raymae.order import Rows
 from raymae.plan import FINETUNED, Plan
@@ -77,7 +78,8 @@ def evaluate(
         predictions = predictions_table(clips, probabilities[name])
         artifact.write_table(f"predictions/{name}.parquet", predictions)
         metrics[name] = evaluation(predictions, names)
-    text = report_text(metrics, seconds)
+    stamp = STAMP if config.data.dataset == "synthetic" else None
+    text = report_text(metrics, seconds, stamp)
     artifact.write_bytes("report.md", text.encode())
     drawn = figures(metrics, names, artifact)
     return {"metrics": metrics, "train_seconds": seconds, "classes": names}, ["report.md", *drawn]

@@ -7,6 +7,7 @@ that going on from a commit, or with another number of workers, repeats the draw
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -173,14 +174,15 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self._update(bool(torch.isfinite(norm)))
         progress.step += 1
-        metrics = {name: float(torch.stack([item[name] for item in losses]).mean()) for name in losses[0]}
+        means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
+        metrics = {name: value for name, value in means.items() if math.isfinite(value)}
         seconds = time.perf_counter() - started
         progress.work_seconds += seconds
         progress.wait_seconds += waited
         return {
             **metrics,
             "lr": lr,
-            "grad_norm": float(norm),
+            **({"grad_norm": float(norm)} if math.isfinite(norm) else {}),
             "clips_per_second": config.global_batch_size / seconds,
             "data_wait_share": waited / seconds,
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,

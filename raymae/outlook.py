@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
+from raymae.augment import crop_frames
 from raymae.config import Config
 from raymae.models import MODELS, build_classifier, grid_size, kept_tokens
 from raymae.plan import Plan
@@ -37,7 +38,7 @@ def pretrain_outlook(plan: Plan) -> str:
     rows = plan.rows(["pool"] if train.pool_only else ["pool", "train"])
     clips = round(pc.sum(rows["weight"]).as_py() or 0)
     steps = ceil(train.epochs * clips / train.global_batch_size)
-    frames = frames_of(config, train.augment.crop_seconds)
+    frames = crop_frames(train.augment, config.audio)
     grid = grid_size(frames, config.audio.n_mels, config.model.patch_size)
     with torch.device("meta"):
         model = MODELS[config.model.name](config.audio, config.model)
@@ -55,18 +56,11 @@ def finetune_outlook(plan: Plan, name: str) -> str:
     labelled = len(rows) - rows["scene_label"].null_count
     steps = ceil(train.epochs * labelled / train.global_batch_size)
     more = " and the accepted pseudo-labels, at least" if name == "student" else ""
-    frames = frames_of(config, train.augment.crop_seconds)
+    frames = crop_frames(train.augment, config.audio)
     tokens = train.micro_batch_size * prod(grid_size(frames, config.audio.n_mels, config.model.patch_size))
     with torch.device("meta"):
         model = build_classifier(config.audio, config.model, train, num_classes=10)
     return f": {labelled} labels{more}, {steps} steps, about {memory_mb(model, tokens, config):.0f} MB a worker"
-
-
-def frames_of(config: Config, crop_seconds: float | None) -> int:
-    """Frames that the model sees."""
-    if crop_seconds is None:
-        return config.audio.n_frames
-    return round(crop_seconds * config.audio.sample_rate / config.audio.hop_length)
 
 
 def parameters(model: nn.Module) -> int:

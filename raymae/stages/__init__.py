@@ -16,10 +16,16 @@ from raymae.stages.pretrain import PretrainTask
 STAGES: dict[str, Callable[[StageSpec], Any]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 
 
-def run_stage(spec: StageSpec, session: Session) -> None:
-    """Train a stage to its end and write its artifact; goes on from the newest commit."""
+def build_task(spec: StageSpec) -> Task:
+    """The stage's task, with the weights that its seed gives."""
     torch.manual_seed(spec.seed() >> 1)
     task: Task = STAGES[spec.kind](spec)
+    return task
+
+
+def run_stage(spec: StageSpec, session: Session) -> None:
+    """Train a stage to its end and write its artifact; goes on from the newest commit."""
+    task = build_task(spec)
     trainer = Trainer(task, session, spec.artifact)
     progress = trainer.run()
     if session.rank == 0:

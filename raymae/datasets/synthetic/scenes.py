@@ -1,8 +1,8 @@
 """What scenes, cities and devices do to the shared sources.
 
 Scenes are close to one another on purpose: each differs from its neighbour in how loud and how frequent the same
-sources are, how regular their timing is and how long the room rings. The numbers are chosen by ear for plausibility
-and then by difficulty (see the package's docstring); they describe no real place.
+sources are, how regular their timing is and how long the room rings. The numbers were chosen for difficulty (see the
+package's docstring); they describe no real place.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import numpy as np
 
 from raymae.datasets.synthetic.sources import GRAINED, KNOT_HERTZ, SOURCES, Curve, Timbre
 
-CITY_TIMBRE = 0.6
+CITY_TIMBRE = 0.4
 """Spread of a city's timbres, as a share of TIMBRE_SPREAD."""
-SESSION_TIMBRE = 0.8
+SESSION_TIMBRE = 0.5
 """Spread of a session's timbres around its city's, as a share of TIMBRE_SPREAD."""
 TIMBRE_SPREAD = np.array([0.3, 1.2, 0.3])
 """Spread of pitch (octaves), tilt (dB per octave) and length (octaves)."""
-CITY_LEVEL = 2.5
+CITY_LEVEL = 1.5
 """Spread of a source's level in one scene from city to city, dB."""
-CITY_BED = 2.0
+CITY_BED = 1.0
 """Spread of the knots of a city's noise bed, dB."""
-DEVICE_RESPONSE = 4.5
+DEVICE_RESPONSE = 2.0
 """Spread of the knots of a device's frequency response, dB."""
+
+UNSEEN_CITY_FAR = 2.5
+"""How much stranger than the others the held-out city is."""
+UNSEEN_DEVICE_FAR = 3.0
+"""How much stranger than the others the held-out device is."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,21 @@ class Scene:
 
 
 SCENES = {
-    "airport": Scene((-18, 7, -14, 1, 2, -8, 6, -18), (1.2, 3.0, 0.6, 1.4, 0.5), 6, 1.4),
-    "shopping_mall": Scene((-18, -6, -18, 9, 6, 2, -6, -18), (3.0, 7.0, 1.2, 0.5, 0.5), 1, 0.9),
-    "bus": Scene((-12, -6, 10, -12, 4, 6, -6, -6), (0.7, 2.2, 2.2, 0.5, 0.9), 1, 0.12),
-    "metro": Scene((-4, 4, -4, -12, 0, -2, 7, 10), (0.7, 2.0, 0.8, 0.7, 1.6), 2, 0.3),
-    "park": Scene((8, -18, -14, 1, -2, -12, 9, -18), (1.8, 1.2, 0.3, 3.2, 0.4), 1, 0.1),
-    "public_square": Scene((5, -16, -2, 6, 8, -6, 0, -16), (2.2, 4.5, 0.6, 0.8, 0.4), 1, 0.4),
-    "restaurant": Scene((-18, -3, -18, -6, 6, 9, -12, -18), (0.9, 5.0, 3.0, 0.3, 0.4), 1, 0.5),
-    "bar": Scene((-18, 2, -16, -6, 10, 2, -6, 8), (0.9, 10.0, 1.0, 0.4, 2.1), 1, 0.25),
-    "street_traffic": Scene((6, -14, 9, 2, -8, -8, 3, 3), (1.6, 1.0, 0.5, 0.5, 0.6), 1, 0.35),
-    "construction_site": Scene((0, 0, 4, -6, -6, 11, -2, 0), (0.9, 1.2, 4.0, 0.5, 1.2), 12, 0.2),
+    "airport": Scene((-24, 13, -18, 3, 2, -12, 9, -23), (1.2, 3.0, 0.6, 1.4, 0.5), 6, 1.4),
+    "shopping_mall": Scene((-24, -6, -24, 15, 8, 3, -9, -23), (3.0, 7.0, 1.2, 0.5, 0.5), 1, 0.9),
+    "bus": Scene((-15, -6, 18, -17, 5, 9, -9, -5), (0.7, 2.2, 2.2, 0.5, 0.9), 1, 0.12),
+    "metro": Scene((-3, 8, -3, -17, -1, -3, 11, 19), (0.7, 2.0, 0.8, 0.7, 1.6), 2, 0.3),
+    "park": Scene((15, -24, -18, 3, -4, -18, 14, -23), (1.8, 1.2, 0.3, 3.2, 0.4), 1, 0.1),
+    "public_square": Scene((11, -22, 0, 10, 11, -9, 0, -20), (2.2, 4.5, 0.6, 0.8, 0.4), 1, 0.4),
+    "restaurant": Scene((-24, -2, -24, -8, 8, 14, -18, -23), (0.9, 5.0, 3.0, 0.3, 0.4), 1, 0.5),
+    "bar": Scene((-24, 6, -21, -8, 14, 3, -9, 16), (0.9, 10.0, 1.0, 0.4, 2.1), 1, 0.25),
+    "street_traffic": Scene((12, -18, 17, 4, -13, -12, 5, 8), (1.6, 1.0, 0.5, 0.5, 0.6), 1, 0.35),
+    "construction_site": Scene((3, 2, 9, -8, -10, 17, -3, 4), (0.9, 1.2, 4.0, 0.5, 1.2), 12, 0.2),
 }
 POOL_ONLY = {
-    "metro_station": Scene((-8, 1, -8, 4, 3, 0, 5, 5), (2.2, 3.0, 0.8, 0.7, 1.0), 4, 1.4),
-    "tram": Scene((-8, 4, -1, -6, 2, 2, 3, 6), (0.7, 2.5, 1.2, 0.5, 1.1), 8, 0.2),
-    "street_pedestrian": Scene((0, -15, -6, 6, 5, -1, -1, -14), (3.0, 5.0, 0.7, 0.4, 0.4), 1, 0.35),
+    "metro_station": Scene((-9, 4, -9, 7, 4, 0, 8, 11), (2.2, 3.0, 0.8, 0.7, 1.0), 4, 1.4),
+    "tram": Scene((-9, 8, 2, -8, 2, 3, 5, 13), (0.7, 2.5, 1.2, 0.5, 1.1), 8, 0.2),
+    "street_pedestrian": Scene((3, -20, -6, 10, 6, -1, -1, -17), (3.0, 5.0, 0.7, 0.4, 0.4), 1, 0.35),
 }
 POOL_SCENES = {**POOL_ONLY, **{name: SCENES[name] for name in ("airport", "bus", "metro", "park", "street_traffic")}}
 
@@ -104,12 +109,13 @@ class City:
     def draw(cls, seed: int, name: str) -> City:
         """The city of that name in the world of `seed`."""
         rng = generator(seed, f"city {name}")
+        far = UNSEEN_CITY_FAR if name == UNSEEN_CITY else 1.0
         every = {**SCENES, **POOL_ONLY}
         return cls(
-            timbres=rng.normal(0, CITY_TIMBRE, (len(SOURCES), 3)) * TIMBRE_SPREAD,
-            levels={scene: rng.normal(0, CITY_LEVEL, len(SOURCES)) for scene in every},
+            timbres=rng.normal(0, far * CITY_TIMBRE, (len(SOURCES), 3)) * TIMBRE_SPREAD,
+            levels={scene: rng.normal(0, far * CITY_LEVEL, len(SOURCES)) for scene in every},
             rates={scene: rng.normal(0, 0.3, len(GRAINED)) for scene in every},
-            bed=rng.normal(0, CITY_BED, len(KNOT_HERTZ)),
+            bed=rng.normal(0, far * CITY_BED, len(KNOT_HERTZ)),
         )
 
     def timbre(self, rng: np.random.Generator, source: str) -> Timbre:
@@ -137,8 +143,9 @@ class Device:
     def draw(cls, seed: int, name: str) -> Device:
         """The device of that name in the world of `seed`."""
         rng = generator(seed, f"device {name}")
+        far = UNSEEN_DEVICE_FAR if name == UNSEEN_DEVICE else 1.0
         return cls(
-            response=rng.normal(0, DEVICE_RESPONSE, len(KNOT_HERTZ)),
+            response=rng.normal(0, far * DEVICE_RESPONSE, len(KNOT_HERTZ)),
             floor=rng.normal(0, 2.0, len(KNOT_HERTZ)),
             floor_level=rng.uniform(-36, -28),
             gain_control=rng.uniform(0.1, 0.6),

@@ -28,7 +28,7 @@ from raymae.datasets.synthetic.sources import (
     unit_rms,
 )
 
-SESSION_LEVEL = 4.0
+SESSION_LEVEL = 2.0
 """Spread of a source's level from session to session, dB."""
 SESSION_BED = 1.0
 """Spread of the knots of the noise bed from session to session, dB."""

@@ -1,0 +1,176 @@
+"""A finished classifier: written by fine-tuning, read by pseudo-labels, evaluation, the registry and the user.
+
+A classifier is a folder with `model.safetensors` and `classifier.json` (class names and every setting that is needed
+to build the model and its front end). Nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raymae.artifacts import Folder
+from raymae.audio import AudioError, LogMel, fit_length, load
+from raymae.augment import crop_frames
+from raymae.checkpoint import load_weights, save_weights
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
+from raymae.models import build_classifier
+
+FORMAT = 1
+BATCH = 16
+
+Probabilities = NDArray[np.float32]
+Source = str | Path | bytes | tuple[NDArray[np.float32], int]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with what belongs to it."""
+
+    model: nn.Module
+    class_names: list[str]
+    audio: AudioConfig
+    finetune: FinetuneConfig
+
+
+def write_classifier(
+    folder: Folder,
+    model: nn.Module,
+    *,
+    class_names: list[str],
+    audio: AudioConfig,
+    model_config: ModelConfig,
+    finetune: FinetuneConfig,
+    cnn: str | None = None,
+) -> None:
+    """Write a classifier folder; `cnn` names the network where it is not the encoder."""
+    folder.write_bytes("model.safetensors", save_weights(model))
+    settings = {"audio": to_dict(audio), "model": to_dict(model_config), "finetune": to_dict(finetune), "cnn": cnn}
+    folder.write_json("classifier.json", {"format": FORMAT, "class_names": class_names, **settings})
+
+
+def read_classifier(folder: Folder) -> Classifier:
+    """Read a classifier folder; ValueError where it is none, is damaged or comes from a later version."""
+    if not folder.exists("classifier.json"):
+        raise ValueError(f"{redact(folder.url)} is no classifier: it has no classifier.json")
+    card = folder.read_json("classifier.json")
+    if card.get("format") != FORMAT:
+        raise ValueError(f"{redact(folder.url)}: classifier format {card.get('format')} is unknown; this reads {FORMAT}")
+    audio = from_dict(AudioConfig, card["audio"])
+    finetune = from_dict(FinetuneConfig, card["finetune"])
+    model_config = from_dict(ModelConfig, card["model"])
+    model = build_classifier(audio, model_config, finetune, len(card["class_names"]), cnn=card["cnn"])
+    try:
+        load_weights(model, folder.read_bytes("model.safetensors"))
+    except Exception as error:  # safetensors and torch name what doesn't fit, each with an exception of its own
+        raise ValueError(f"{redact(folder.url)}/model.safetensors doesn't fit classifier.json: {error}") from None
+    return Classifier(model.eval(), card["class_names"], audio, finetune)
+
+
+def views(n_frames: int, crop: int, valid_frames: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """First frames (count, B) of the crops that are averaged: spread evenly over each clip's valid frames."""
+    room = np.maximum(np.minimum(valid_frames, n_frames) - crop, 0)
+    shares = np.linspace(0, 1, count)[:, None] if count > 1 else np.array([[0.5]])
+    return np.round(shares * room).astype(np.int64)
+
+
+@torch.inference_mode()
+def class_probabilities(
+    model: nn.Module,
+    log_mel: NDArray[np.floating],
+    valid_frames: NDArray[np.integer],
+    finetune: FinetuneConfig,
+    audio: AudioConfig,
+    torch_device: torch.device,
+) -> Probabilities:
+    """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length."""
+    crop = crop_frames(finetune.augment, audio)
+    if crop >= log_mel.shape[1]:
+        starts = np.zeros((1, len(log_mel)), np.int64)
+    else:
+        starts = views(log_mel.shape[1], crop, np.asarray(valid_frames, np.int32), finetune.views)
+    total: Any = 0.0
+    for start in starts:
+        part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
+        x = torch.from_numpy(np.ascontiguousarray(part)).to(torch_device).float()
+        frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
+        total = total + model(x, frames).float().softmax(1)
+    return np.asarray((total / len(starts)).cpu().numpy(), np.float32)
+
+
+class Predictor:
+    """A classifier with its front end: recordings in, scene probabilities out."""
+
+    def __init__(self, folder: Folder | str, torch_device: str = "cpu", threads: int | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.classifier = read_classifier(Folder(folder) if isinstance(folder, str) else folder)
+        self.torch_device = torch.device(torch_device)
+        self.classifier.model.to(self.torch_device)
+        self.log_mel = LogMel(self.classifier.audio)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes, in the order of the probabilities."""
+        return self.classifier.class_names
+
+    def probabilities(self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer]) -> Probabilities:
+        """Class probabilities (B, C) of log-mels (B, T, F)."""
+        one = self.classifier
+        return class_probabilities(one.model, log_mel, valid_frames, one.finetune, one.audio, self.torch_device)
+
+    def windows(self, source: Source) -> list[tuple[float, float, Probabilities]]:
+        """(start, end, probabilities (C,)) of each clip length of a recording; times in seconds.
+
+        `source` is a path, an encoded file's bytes, or (waveform, sample_rate). Raises AudioError for a recording that
+        can't be read.
+        """
+        audio = self.classifier.audio
+        waveform = self._waveform(source)
+        starts = range(0, max(1, len(waveform) - audio.n_fft + 1), audio.n_samples)
+        found = []
+        for first in range(0, len(starts), BATCH):
+            parts = [waveform[start : start + audio.n_samples] for start in starts[first : first + BATCH]]
+            fitted = [fit_length(self.log_mel(part), audio.n_frames, audio.silence) for part in parts]
+            values = self.probabilities(np.stack([f for f, _ in fitted]), np.array([n for _, n in fitted], np.int32))
+            for start, part, value in zip(starts[first : first + BATCH], parts, values, strict=True):
+                found.append((start / audio.sample_rate, (start + len(part)) / audio.sample_rate, value))
+        return found
+
+    def _waveform(self, source: Source) -> NDArray[np.float32]:
+        if not isinstance(source, tuple):
+            return load(source, self.classifier.audio.sample_rate)
+        import soxr
+
+        waveform, sample_rate = np.asarray(source[0], np.float32), source[1]
+        if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
+            raise AudioError("a waveform has to be one-dimensional, finite and not empty")
+        if sample_rate == self.classifier.audio.sample_rate:
+            return waveform
+        return np.asarray(soxr.resample(waveform, sample_rate, self.classifier.audio.sample_rate), np.float32)
+
+    def __call__(self, source: Source) -> dict[str, float]:
+        """Scene probabilities of a recording of any length: the average over its windows, by their length."""
+        windows = self.windows(source)
+        lengths = np.array([end - start for start, end, _ in windows])
+        mean = np.average([value for _, _, value in windows], axis=0, weights=lengths)
+        return {name: float(value) for name, value in zip(self.class_names, mean, strict=True)}
+
+    def row(self, path: str) -> dict[str, Any]:
+        """A row of a result table: path, scene_label, confidence, error, and a probability per class.
+
+        A file that can't be read has no label and says why in `error`.
+        """
+        try:
+            found = self(path)
+        except AudioError as error:
+            nothing = dict.fromkeys(self.class_names)
+            return {"path": path, "scene_label": None, "confidence": None, "error": str(error), **nothing}
+        label = max(found, key=lambda name: found[name])
+        return {"path": path, "scene_label": label, "confidence": found[label], "error": None, **found}

@@ -1,0 +1,114 @@
+"""Rivals without a network: support vector machines on log-mel statistics.
+
+They train in seconds and are hard to beat with few labels. A network that doesn't beat them has not earned its cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from raymae.config import AudioConfig
+
+Statistics = NDArray[np.float32]
+Prepare = Callable[[Statistics], Statistics]
+
+MEAN, DEVIATION, LOW, HIGH, CHANGE = range(5)
+LEVELS = [MEAN, LOW, HIGH]
+"""The statistics that a frequency response shifts."""
+
+COPIES, KNOTS, NATS = 10, 8, 3.0
+"""Coloured copies of each training clip; knots of a response and its standard deviation there, nats of power."""
+
+
+def statistics(log_mel: NDArray[np.float32], valid_frames: int, audio: AudioConfig) -> Statistics:
+    """Statistics (5, F) of each band over the valid frames of a normalised log-mel (T, F), in nats.
+
+    Mean, standard deviation, 10th and 90th percentile, and mean absolute change from frame to frame.
+    """
+    nats = log_mel[:valid_frames] * audio.norm_scale + audio.norm_mean
+    low, high = np.percentile(nats, [10, 90], axis=0)
+    change = np.abs(np.diff(nats, axis=0)).sum(axis=0) / max(1, valid_frames - 1)
+    return np.stack([nats.mean(axis=0), nats.std(axis=0), low, high, change]).astype(np.float32)
+
+
+def keep(x: Statistics) -> Statistics:
+    """The statistics as they are."""
+    return x
+
+
+def centre(x: Statistics) -> Statistics:
+    """Take each clip's mean level of every band from its levels: what a device adds is gone."""
+    x = x.copy()
+    x[:, LEVELS] -= x[:, [MEAN]]
+    return x
+
+
+def colour(x: Statistics, rng: np.random.Generator) -> Statistics:
+    """Statistics (n, 5, F) of the same clips through devices with random smooth frequency responses."""
+    bands = np.linspace(0, KNOTS - 1, x.shape[2])
+    knots = rng.normal(scale=NATS, size=(len(x), KNOTS))
+    responses = np.stack([np.interp(bands, np.arange(KNOTS), row) for row in knots])
+    x = x.copy()
+    x[:, LEVELS] += responses[:, None].astype(np.float32)
+    return x
+
+
+@dataclass(frozen=True)
+class SvmRival:
+    """One or several machines, each on its own view of the statistics."""
+
+    class_names: Sequence[str]
+    parts: Sequence[tuple[Prepare, Any]]
+
+    def decision_values(self, x: Statistics) -> NDArray[np.float64]:
+        """The sum of the parts' decision values (n, C); a class that was not in training never wins."""
+        values = np.full((len(x), len(self.class_names)), -np.inf)
+        _, first = self.parts[0]
+        values[:, first.classes_] = sum(_one_per_class(part.decision_function(_flat(f(x)))) for f, part in self.parts)
+        return values
+
+    def probabilities(self, x: Statistics) -> NDArray[np.float64]:
+        """Softmax of the decision values (n, C): right for the winner and the order, not a confidence."""
+        return softmax(self.decision_values(x), axis=1)
+
+
+def fit_svm(
+    kind: Literal["svm", "svm_robust"],
+    x: Statistics,
+    labels: NDArray[np.integer],
+    class_names: Sequence[str],
+    seed: int,
+) -> SvmRival:
+    """Fit a rival to statistics (n, 5, F) and class numbers (n,).
+
+    svm: one machine on the statistics. svm_robust: one on the statistics with coloured copies, one on the centred
+    statistics. Raises ValueError (scikit-learn's) for fewer than two classes.
+    """
+    if kind == "svm":
+        return SvmRival(class_names, [(keep, _machine(x, labels))])
+    rng = np.random.default_rng(seed)
+    coloured = np.concatenate([x, *(colour(x, rng) for _ in range(COPIES))])
+    parts = [(keep, _machine(coloured, np.tile(labels, 1 + COPIES))), (centre, _machine(centre(x), labels))]
+    return SvmRival(class_names, parts)
+
+
+def _machine(x: Statistics, labels: NDArray[np.integer]) -> Any:
+    return make_pipeline(StandardScaler(), SVC(C=10.0)).fit(_flat(x), labels)
+
+
+def _flat(x: Statistics) -> Statistics:
+    return x.reshape(len(x), -1)
+
+
+def _one_per_class(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Decision values (n, C) also for two classes, for which scikit-learn gives those of the second, (n,)."""
+    return np.stack([-values, values], axis=1) if values.ndim == 1 else values

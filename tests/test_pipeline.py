@@ -1,0 +1,197 @@
+"""The whole way through Ray Data, Ray Train and MLflow, on recordings of two tones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+
+from raymae import launch
+from raymae.artifacts import Folder, open_storage, read_events
+from raymae.config import Config, DataConfig, PredictConfig, PseudoLabelConfig
+from raymae.features import prepare
+from raymae.label import label_files
+from raymae.pipeline import run_plan
+from raymae.session import BareSession
+from raymae.spec import StageSpec
+from raymae.stages import run_stage
+from raymae.store import SHARDS, FeatureStore
+from tests.audio_files import write_clips
+from tests.test_loop import TINY
+
+pytestmark = pytest.mark.ray
+
+
+def write_table(folder: Path, clips: pa.Table) -> Path:
+    """A user's metadata table of some clips."""
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "scene_label", "device", "group", "split"])
+        for row in clips.to_pylist():
+            writer.writerow([row["clip_id"], row["scene_label"], row["device"], row["group"], row["split"]])
+    return folder / "metadata.csv"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A tiny run on 120 recordings, one of them empty."""
+    folder = tmp_path_factory.mktemp("recordings")
+    table = write_table(folder, write_clips(folder, 120))
+    (folder / "clip000.wav").write_bytes(b"")
+    return replace(
+        TINY,
+        recipe="tiny",
+        storage=str(tmp_path_factory.mktemp("storage")),
+        data=DataConfig(dataset="table", tables=(str(table),), shard_mb=0.1),
+        pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
+    )
+
+
+@pytest.fixture(scope="module")
+def result(config: Config, ray_cluster: None) -> dict[str, Any]:
+    """The result of its pipeline."""
+    return run_plan(config, "register", open_storage(config.storage))
+
+
+def test_every_stage_ran_and_says_how_long(result: dict[str, Any]) -> None:
+    stages = ["prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register"]
+    assert list(result["stages"]) == stages
+    assert not any(stage["reused"] for stage in result["stages"].values())
+    assert all(stage["seconds"] >= stage["work_seconds"] > 0 for stage in result["stages"].values())
+
+
+def test_the_easy_task_is_learned(result: dict[str, Any]) -> None:
+    assert set(result["metrics"]) == {"svm", "svm_robust", "cnn", "finetune", "student"}
+    for model in ("svm", "finetune", "student"):
+        assert result["metrics"][model]["test_a"]["macro_accuracy"] > 0.9
+    assert {split["clips"] for split in result["metrics"]["student"].values()} == {24}
+
+
+def test_the_bad_file_is_quarantined(result: dict[str, Any]) -> None:
+    prepared = Folder(result["stages"]["prepare"]["folder"])
+    assert prepared.result()["quarantined"] == 1
+    assert "clip000.wav" in prepared.read_bytes("quarantine.csv").decode()
+
+
+def test_pseudo_labels_have_provenance(result: dict[str, Any]) -> None:
+    with Folder(result["stages"]["pseudo_label"]["folder"]).open("pseudo_labels.parquet") as file:
+        table = pq.read_table(file)
+    assert 0 < sum(table["accepted"].to_pylist()) < len(table) == 24
+    assert set(table["pseudo_label"].to_pylist()) <= {"high", "low"}
+    assert all(table["teacher"].to_pylist())
+
+
+def test_a_second_run_reuses_everything_without_ray(
+    config: Config, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    again = run_plan(config, "register", open_storage(config.storage))
+    assert all(stage["reused"] for stage in again["stages"].values())
+    assert again["metrics"] == result["metrics"]
+    assert again["model_uri"] == result["model_uri"]
+
+
+def test_other_settings_repeat_only_what_follows_from_them(config: Config, result: dict[str, Any]) -> None:
+    other = replace(config, pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.25), dry_run=True)
+    plan = run_plan(other, "register", open_storage(config.storage))["plan"]
+    assert [name for name, reused in plan.items() if not reused] == ["pseudo_label", "student", "evaluate", "register"]
+
+
+def test_the_registered_model_predicts_a_raw_file(config: Config, result: dict[str, Any]) -> None:
+    import mlflow
+
+    path = str(Path(config.data.tables[0]).parent / "clip001.wav")
+    storage = open_storage(config.storage)
+    from raymae.tracking import Tracker
+
+    mlflow.set_tracking_uri(Tracker(config.tracking, storage).uri)
+    model = mlflow.pyfunc.load_model(f"models:/{config.tracking.registered_model}@{config.tracking.alias}")
+    assert model.predict([path])["scene_label"].tolist() == ["high"]
+
+
+def test_predict_labels_every_file_once(config: Config, result: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(config.data.tables[0]).parent
+    output = tmp_path / "scenes.csv"
+    counts = label_files(replace(config, predict=PredictConfig(inputs=(str(folder),), output=str(output))))
+    assert (counts["files"], counts["failed"]) == (120, 1)
+    with open(output) as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert len(rows) == 120
+    assert rows["clip000.wav"]["error"]
+    assert rows["clip001.wav"]["scene_label"] == "high"
+
+
+def test_mlflow_has_a_run_per_stage_below_the_pipelines(config: Config, result: dict[str, Any]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from raymae.tracking import Tracker
+
+    client = MlflowClient(Tracker(config.tracking, open_storage(config.storage)).uri)
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run not in parents} == {parents[0].info.run_id}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    pretrain = next(run for run in runs if run.info.run_name == "pretrain")
+    losses = client.get_metric_history(pretrain.info.run_id, "loss")
+    events = read_events(Folder(result["stages"]["pretrain"]["folder"]))
+    assert [metric.step for metric in losses] == [event["step"] for event in events]
+
+
+def test_prepare_computes_only_what_is_missing(clips: pa.Table, tmp_path: Path, ray_cluster: None) -> None:
+    config = replace(TINY, data=DataConfig(shard_mb=0.1))
+    root = Folder(str(tmp_path))
+
+    def run(name: str, rows: pa.Table) -> dict[str, Any]:
+        return prepare(rows, root / name, root / SHARDS, config, lambda _: None)
+
+    first = run("first", clips.slice(0, 100))
+    assert first["shards_computed"] == first["shards"] == 7
+    shard = (root / SHARDS).names()[0]
+    (tmp_path / SHARDS / shard).write_bytes(b"damaged")
+    assert run("again", clips.slice(0, 100))["shards_computed"] == 1
+    assert run("more", clips)["shards_computed"] == 2
+    assert len(FeatureStore(root / "more", root / SHARDS)) == 120
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_train_computes_what_a_bare_process_does(
+    store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int
+) -> None:
+    torch.set_num_threads(1)
+    compute = replace(TINY.compute, num_workers=workers, cpus_per_worker=0.5, torch_threads=1)
+    specs = {
+        name: StageSpec(
+            name="pretrain",
+            kind="pretrain",
+            config=replace(TINY, compute=compute),
+            artifact=Folder(str(tmp_path / name)),
+            store=store,
+        )
+        for name in ("bare", "ray")
+    }
+    run_stage(specs["bare"], BareSession(store, specs["bare"].artifact))
+    launch.train([specs["ray"]], Folder(str(tmp_path)))
+    bare, ray = (load_tensors(specs[name].artifact.read_bytes("model.safetensors")) for name in ("bare", "ray"))
+    for name, value in bare.items():
+        if workers == 1:
+            assert torch.equal(value, ray[name]), name
+        else:  # the sums over the workers are taken in another order
+            np.testing.assert_allclose(ray[name], value, atol=2e-4)
+    assert specs["ray"].artifact.result()["workers"] == workers
+
+
+def test_result_is_stored_with_redacted_settings(config: Config, result: dict[str, Any]) -> None:
+    run_folder = Folder(result["run_folder"])
+    assert run_folder.read_json("result.json")["metrics"] == result["metrics"]
+    assert json.dumps(run_folder.read_json("config.json")["model"])

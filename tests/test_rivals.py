@@ -1,0 +1,75 @@
+"""The SVM rivals: statistics by hand, and what makes one of them robust."""
+
+import numpy as np
+import pytest
+
+from raymae.config import AudioConfig
+from raymae.rivals import DEVIATION, LEVELS, MEAN, centre, colour, fit_svm, statistics
+
+AUDIO = AudioConfig(norm_mean=-4.0, norm_scale=2.0)
+NAMES = ["bus", "park", "tram"]
+
+
+def make_clips(rng: np.random.Generator, count: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics of clips whose class is a bump in the spread of some bands; 16 bands."""
+    labels = np.arange(count) % classes
+    x = rng.normal(scale=0.3, size=(count, 5, 16))
+    x[np.arange(count)[:, None], :, labels[:, None] * 4 + np.arange(4)] += 1.0
+    return x.astype(np.float32), labels
+
+
+def test_statistics_by_hand() -> None:
+    nats = np.array([[0, 10], [1, 10], [2, 10], [3, 10], [4, 10]], np.float32)
+    log_mel = np.concatenate([(nats + 4) / 2, np.full((3, 2), -99)])
+    found = statistics(log_mel, 5, AUDIO)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[:, 0], [2, np.sqrt(2), 0.4, 3.6, 1], rtol=1e-5)
+    np.testing.assert_allclose(found[:, 1], [10, 0, 10, 10, 0], atol=1e-5)
+
+
+def test_a_single_frame_does_not_change() -> None:
+    assert statistics(np.ones((4, 3), np.float32), 1, AUDIO)[4].tolist() == [0, 0, 0]
+
+
+def test_a_response_shifts_the_levels_alone_and_centring_takes_it_away() -> None:
+    x, _ = make_clips(np.random.default_rng(0), 20)
+    coloured = colour(x, np.random.default_rng(1))
+    np.testing.assert_array_equal(coloured[:, [DEVIATION, 4]], x[:, [DEVIATION, 4]])
+    shift = (coloured - x)[:, LEVELS]
+    assert 1.5 < shift.std() < 4
+    np.testing.assert_allclose(shift[:, 0], shift[:, 1], atol=1e-5)
+    np.testing.assert_allclose(centre(coloured), centre(x), atol=1e-5)
+    assert not centre(x)[:, MEAN].any()
+
+
+@pytest.mark.parametrize("kind", ["svm", "svm_robust"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_learns(kind: str, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    model = fit_svm(kind, *make_clips(rng, 30, classes), NAMES, 0)
+    x, labels = make_clips(rng, 60, classes)
+    probabilities = model.probabilities(x)
+    assert probabilities.shape == (60, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert np.mean(probabilities.argmax(1) == labels) > 0.95
+    if classes == 2:
+        assert not probabilities[:, 2].any()
+
+
+def test_the_robust_one_stands_another_device() -> None:
+    rng = np.random.default_rng(0)
+    train, (x, labels) = make_clips(rng, 60), make_clips(rng, 90)
+    elsewhere = colour(x, rng)
+    scores = {
+        kind: np.mean(fit_svm(kind, *train, NAMES, 0).probabilities(elsewhere).argmax(1) == labels)
+        for kind in ("svm", "svm_robust")
+    }
+    assert scores["svm_robust"] > scores["svm"] + 0.1
+
+
+def test_a_seed_decides() -> None:
+    rng = np.random.default_rng(0)
+    train, (x, _) = make_clips(rng, 30), make_clips(rng, 10)
+    one, again, other = (fit_svm("svm_robust", *train, NAMES, seed).probabilities(x) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
