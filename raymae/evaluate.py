@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,8 @@ from raymae.rivals import fit_svm, statistics
 from raymae.spec import class_names, rows_of
 from raymae.store import FeatureStore, iterate
 
-SVMS = ("svm", "svm_robust")
+SvmKind = Literal["svm", "svm_robust"]
+SVMS: tuple[SvmKind, ...] = ("svm", "svm_robust")
 
 
 def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
@@ -36,7 +37,7 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
 
 @ray.remote(num_cpus=1)
 def svm_rivals(
-    store: FeatureStore, kinds: list[str], train: Rows, test: Rows, names: list[str], seed: int
+    store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], seed: int
 ) -> dict[str, tuple[NDArray[np.float32], float]]:
     """Probabilities (n, C) of the held-out rows and training seconds, by rival."""
     labels = np.array([names.index(label) for label in store.clips["scene_label"].take(train).to_pylist()])
@@ -64,7 +65,7 @@ def evaluate(
     if not len(held_out):
         raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
     folders = {name: plan.nodes[name].artifact for name in FINETUNED if name in plan.nodes}
-    kinds: list[str] = [kind for kind in SVMS if kind in config.evaluate.rivals]
+    kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
     rivals = svm_rivals.remote(store, kinds, rows_of(store.clips, "train", labelled=True), held_out, names, config.seed)
     with bar(len(held_out)) as progress:
         probabilities = classify(store, held_out, folders, config.compute, progress)

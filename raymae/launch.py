@@ -40,7 +40,7 @@ def start_ray(compute: ComputeConfig) -> None:
     context.execution_options.preserve_order = True
 
 
-def window_table(batch: dict[str, Any], store: FeatureStore, order: list[Any], first: int) -> pa.Table:
+def window_table(batch: Any, store: FeatureStore, order: list[Any], first: int) -> pa.Table:
     """A window as one block; `order` holds a reference, so that its rows are sent to a node once."""
     window = read_window(store, ray.get(order[0]), first + int(batch["id"][0]))
     features = pa.Array.from_buffers(

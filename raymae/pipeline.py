@@ -15,7 +15,7 @@ from tqdm import tqdm
 from raymae.artifacts import Folder
 from raymae.config import Config, redact, to_dict
 from raymae.datasets import check_labels, load, summary
-from raymae.plan import DOES, FINETUNED, Node, Plan, Target
+from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
 from raymae.spec import class_names, rows_of
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Run:
         self.times[node.name] = {"seconds": seconds, "work_seconds": work, "overhead_seconds": seconds - work}
         run_id = self.run_id(node.name)
         numbers = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
-        self.tracker.log_events(run_id, [{"step": result.get("steps", 0), "time": time.time(), "metrics": numbers}])
+        self.tracker.log_numbers(run_id, numbers)
         self.tracker.finish(run_id, "FINISHED")
         print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s")
 
@@ -247,7 +247,18 @@ class Run:
             "metrics": evaluation["metrics"]["student"],
         }
         model_uri, version = self.tracker.register(self.parent_id, student.artifact, metadata)
-        return {"model_uri": model_uri, "version": version}
+        return {"model_uri": model_uri, "version": version, "mlflow_run_id": self.parent_id}
+
+    def commands(self) -> dict[str, str]:
+        """Commands to look further."""
+        config = self.plan.config
+        model = f"models:/{config.tracking.registered_model}@{config.tracking.alias}"
+        where = f"--storage {redact(config.storage)}"
+        return {
+            "mlflow_ui": ui_command(config.tracking, self.plan.storage),
+            "predict": f"python jobs/predict.py {config.recipe} {where} --predict.model {model} "
+            "--predict.inputs FILES… --predict.output scenes.csv",
+        }
 
     # The result -------------------------------------------------------------------------------------------------
 
@@ -273,7 +284,8 @@ class Run:
         if "evaluate" in plan.nodes:
             result["metrics"] = plan.nodes["evaluate"].artifact.result()["metrics"]
         if "register" in plan.nodes:
-            result["model_uri"] = plan.nodes["register"].artifact.result()["model_uri"]
+            result |= {key: plan.nodes["register"].artifact.result()[key] for key in ("model_uri", "mlflow_run_id")}
+            result["commands"] = self.commands()
         plan.run_folder.write_json("result.json", result)
         return result
 

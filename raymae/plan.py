@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.artifacts import Folder, digest
-from raymae.config import Config, to_dict
+from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.spec import StageSpec
 from raymae.store import SHARDS, FeatureStore
 
@@ -176,3 +176,17 @@ class Plan:
 def _training(config: Config, section: str) -> dict[str, Any]:
     values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in PACE_ONLY}
     return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
+
+
+def tracking_uri(config: TrackingConfig, storage: Folder) -> str:
+    """The configured URI, or a SQLite file below a local storage; ValueError where there is neither."""
+    if config.uri:
+        return config.uri
+    if not storage.is_local:
+        raise ValueError("a storage at a URL needs --tracking.uri: the default, a SQLite file, lies on local disk")
+    return f"sqlite:///{storage.path('mlflow.db')}"
+
+
+def ui_command(config: TrackingConfig, storage: Folder) -> str:
+    """The command that opens MLflow's pages."""
+    return f"mlflow ui --backend-store-uri '{redact(tracking_uri(config, storage))}' --host 127.0.0.1"

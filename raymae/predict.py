@@ -61,7 +61,7 @@ def read_classifier(folder: Folder) -> Classifier:
         raise ValueError(f"{redact(folder.url)} is no classifier: it has no classifier.json")
     card = folder.read_json("classifier.json")
     if card.get("format") != FORMAT:
-        raise ValueError(f"{redact(folder.url)}: classifier format {card.get('format')} is unknown; this reads {FORMAT}")
+        raise ValueError(f"{redact(folder.url)}: format {card.get('format')} is unknown; this reads {FORMAT}")
     audio = from_dict(AudioConfig, card["audio"])
     finetune = from_dict(FinetuneConfig, card["finetune"])
     model_config = from_dict(ModelConfig, card["model"])

@@ -209,6 +209,7 @@ def device_figure(metrics: Mapping[str, Evaluation]) -> Figure:
         axes.set_xticks(range(len(scores)), list(scores))
         axes.set(title=split, ylabel="accuracy", ylim=(0, 1))
         axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure

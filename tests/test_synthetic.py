@@ -100,7 +100,9 @@ def test_one_city_and_one_device_are_heard_in_the_unseen_test_only(rows: list[di
 
 
 def test_labels(folder: Path, rows: list[dict[str, str]]) -> None:
-    by_split = {split: [row for row in rows if row["split"] == split] for split in ("train", "val", "test_seen", "pool")}
+    by_split = {
+        split: [row for row in rows if row["split"] == split] for split in ("train", "val", "test_seen", "pool")
+    }
     train = by_split["train"]
     labelled = [row for row in train if row["scene_label"]]
     share = len({row["group"] for row in labelled}) / len({row["group"] for row in train})

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
                 qkv_bias=True,
                 drop_path=rate,
             )
-            for rate in torch.linspace(0, drop_path, model.depth if depth is None else depth).tolist()
+            for rate in torch.linspace(0, drop_path, model.depth if depth is None else depth, device="cpu").tolist()
         )
         self.norm: nn.Module = LayerNorm(model.embed_dim)
         nn.init.normal_(self.cls_token, std=0.02)

@@ -34,7 +34,8 @@ class PretrainTask:
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """All parameters; those of one dimension and the tokens without weight decay."""
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             (plain if parameter.ndim == 1 or name.endswith("_token") else decayed).append(parameter)
         return [

@@ -49,7 +49,7 @@ COLUMNS = ("filename", "scene_label", "city", "device", "group", "split")
 SHARES = {"train": 0.55, "val": 0.09, "test_seen": 0.18, "test_unseen": 0.18}
 """How the clips of the labelled cities are shared out."""
 CLIPS_PER_SESSION = (2, 3)
-RARE_SHARE = 0.04
+RARE_SHARE = 0.03
 """Share of the sessions that are stored in one of RARE_FORMATS."""
 
 

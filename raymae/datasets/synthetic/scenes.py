@@ -15,7 +15,7 @@ from raymae.datasets.synthetic.sources import GRAINED, KNOT_HERTZ, SOURCES, Curv
 
 CITY_TIMBRE = 0.4
 """Spread of a city's timbres, as a share of TIMBRE_SPREAD."""
-SESSION_TIMBRE = 0.5
+SESSION_TIMBRE = 0.4
 """Spread of a session's timbres around its city's, as a share of TIMBRE_SPREAD."""
 TIMBRE_SPREAD = np.array([0.3, 1.2, 0.3])
 """Spread of pitch (octaves), tilt (dB per octave) and length (octaves)."""

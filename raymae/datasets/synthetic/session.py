@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
@@ -28,13 +27,13 @@ from raymae.datasets.synthetic.sources import (
     unit_rms,
 )
 
-SESSION_LEVEL = 2.0
+SESSION_LEVEL = 1.5
 """Spread of a source's level from session to session, dB."""
 SESSION_BED = 1.0
 """Spread of the knots of the noise bed from session to session, dB."""
 CLIP_LEVEL = 1.5
 """Spread of a source's level from clip to clip, dB."""
-SECONDS = (2.4, 3.8)
+SECONDS = (2.0, 3.6)
 """Shortest and longest clip, seconds."""
 REGULARITY = {"steps": 20.0, "voices": 3.0, "wheels": 20.0}
 """How regular the sources are whose timing no scene decides."""
@@ -84,7 +83,7 @@ class Session:
         )
 
     def clip(self, rng: np.random.Generator) -> Wave:
-        """A recording of 2.4 to 3.8 s in [-1, 1], (n_samples,)."""
+        """A recording of 2.0 to 3.6 s in [-1, 1], (n_samples,)."""
         n = int(rng.uniform(*SECONDS) * self.rate)
         gains = 10 ** ((self.levels + rng.normal(0, CLIP_LEVEL, len(SOURCES))) / 20)
         wave = np.float32(10 ** (BED_LEVEL / 20)) * coloured_noise(rng, n, self.rate, self.bed)
@@ -109,7 +108,15 @@ class Session:
         """Add the device's own noise and let its automatic gain follow the level; unit RMS."""
         floor = coloured_noise(rng, len(wave), self.rate, self.device.floor)
         wave = wave + np.float32(10 ** (self.device.floor_level / 20)) * floor
-        keep = np.exp(-1 / (self.device.gain_seconds * self.rate))
+        return unit_rms(wave * self._automatic_gain(wave))
+
+    def _automatic_gain(self, wave: Wave) -> Wave:
+        """Gains (n,) that follow the mean power of blocks of 10 ms."""
+        block = self.rate // 100
+        n_blocks = len(wave) // block
+        power = np.square(wave[: n_blocks * block]).reshape(n_blocks, block).mean(1)
+        keep = np.exp(-0.01 / self.device.gain_seconds)
         # starting from the mean power (1) keeps the first moments from being blown up
-        power, _ = lfilter([1 - keep], [1, -keep], wave**2, zi=[keep])
-        return unit_rms(wave * cast(Wave, power) ** (-self.device.gain_control / 2))
+        followed, _ = lfilter([1 - keep], [1, -keep], power, zi=[keep])
+        gains = followed ** (-self.device.gain_control / 2)
+        return np.interp(np.arange(len(wave)), (np.arange(n_blocks) + 0.5) * block, gains).astype(np.float32)

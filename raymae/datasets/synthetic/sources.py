@@ -21,7 +21,7 @@ KNOT_HERTZ = np.geomspace(60.0, 16_000.0, 8)
 """Where smooth frequency responses have their knots, Hz."""
 GRID_HERTZ = np.geomspace(40.0, 24_000.0, 128)
 TABLE_SIZE = 2048
-GRAINS = 6
+GRAINS = 4
 """Variants of a grain that a session draws from."""
 
 
@@ -96,12 +96,13 @@ def wind(rng: np.random.Generator, timbre: Timbre) -> Player:
 
 
 def hum(rng: np.random.Generator, timbre: Timbre) -> Player:
-    """A steady tone with harmonics: ventilation, transformers."""
+    """A tone with harmonics, hardly modulated: ventilation, transformers."""
     hertz = 110.0 * 2 ** (timbre.pitch + rng.normal(0, 0.1))
     table = period(rng, rng.gamma(1.0, 1.0, 16) * np.arange(1, 17) ** ((timbre.tilt - 5.0) / 6.0))
 
     def play(rng: np.random.Generator, n: int, rate: int) -> Wave:
-        return oscillate(table, np.arange(n) * (hertz / rate) + rng.random())
+        tone = oscillate(table, np.arange(n) * (hertz / rate) + rng.random())
+        return tone * np.exp(0.15 * wander(rng, n, rate, 0.3))
 
     return play
 
@@ -133,9 +134,8 @@ def decay(seconds: float, rate: int) -> Wave:
 def step(rng: np.random.Generator, timbre: Timbre, rate: int) -> Wave:
     """A footstep: a thud with some grit."""
     envelope = decay(0.12 * 2 ** (timbre.length + rng.normal(0, 0.15)), rate)
-    thud = coloured_noise(rng, len(envelope), rate, slope(timbre.tilt - 6.0))
-    grit = coloured_noise(rng, len(envelope), rate, slope(timbre.tilt + 2.0))
-    return unit_rms(envelope * (thud + 0.4 * envelope * grit))
+    thud_and_grit = np.maximum(slope(timbre.tilt - 6.0), slope(timbre.tilt + 2.0) - 12.0)
+    return unit_rms(envelope * coloured_noise(rng, len(envelope), rate, thud_and_grit))
 
 
 def syllable(rng: np.random.Generator, timbre: Timbre, rate: int) -> Wave:
