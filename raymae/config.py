@@ -104,7 +104,7 @@ class SyntheticConfig:
 
     clips: int = 640
     """Clips of the labelled cities (train, val and test together)."""
-    pool_clips: int = 400
+    pool_clips: int = 360
     """Unlabelled clips of other cities, for pre-training only."""
     labelled_share: float = 0.2
     """Share of the training groups whose clips carry labels."""

@@ -38,7 +38,7 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
 @ray.remote(num_cpus=1)
 def svm_rivals(
     store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], seed: int
-) -> dict[str, tuple[NDArray[np.float32], float]]:
+) -> dict[SvmKind, tuple[NDArray[np.float32], float]]:
     """Probabilities (n, C) of the held-out rows and training seconds, by rival."""
     labels = np.array([names.index(label) for label in store.clips["scene_label"].take(train).to_pylist()])
     x_train, x_test = store_statistics(store, train), store_statistics(store, test)
@@ -51,10 +51,8 @@ def svm_rivals(
     return found
 
 
-def evaluate(
-    plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[int], Any]]]
-) -> tuple[dict[str, Any], list[str]]:
-    """Evaluate all models of a plan and write predictions, report and figures; the result and the files' names.
+def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[int], Any]]]) -> dict[str, Any]:
+    """Evaluate all models of a plan and write predictions, report and figures.
 
     Raises ValueError when no held-out split has a labelled clip.
     """
@@ -68,10 +66,11 @@ def evaluate(
     kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
     rivals = svm_rivals.remote(store, kinds, rows_of(store.clips, "train", labelled=True), held_out, names, config.seed)
     with bar(len(held_out)) as progress:
-        probabilities = classify(store, held_out, folders, config.compute, progress)
+        probabilities, work_seconds = classify(store, held_out, folders, config.compute, progress)
     seconds = {name: folder.result()["work_seconds"] for name, folder in folders.items()}
     for kind, (found, spent) in ray.get(rivals).items():
         probabilities[kind], seconds[kind] = found, spent
+        work_seconds += spent
     order = [name for name in (*SVMS, "cnn", "finetune", "student") if name in probabilities]
     clips = store.clips.take(held_out)
     metrics = {}
@@ -82,8 +81,8 @@ def evaluate(
     stamp = STAMP if config.data.dataset == "synthetic" else None
     text = report_text(metrics, seconds, stamp)
     artifact.write_bytes("report.md", text.encode())
-    drawn = figures(metrics, names, artifact)
-    return {"metrics": metrics, "train_seconds": seconds, "classes": names}, ["report.md", *drawn]
+    figures(metrics, names, artifact)
+    return {"metrics": metrics, "train_seconds": seconds, "classes": names, "work_seconds": work_seconds}
 
 
 def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -26,7 +25,7 @@ class Follower:
 
     def __init__(self, specs: list[StageSpec], on_events: Callable[[str, Events], None]) -> None:
         self.specs, self.on_events = specs, on_events
-        self.ended: dict[str, float] = {}
+        self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
         self._bars: dict[str, Any] = {}
         self._stop = threading.Event()
@@ -51,7 +50,7 @@ class Follower:
 
     def _look(self) -> None:
         for spec in self.specs:
-            if spec.name in self.ended:
+            if spec.name in self._ended:
                 continue
             try:
                 done = spec.artifact.is_done()
@@ -60,7 +59,7 @@ class Follower:
                 log.warning("can't follow %s: %s", spec.name, error)
                 continue
             if done:
-                self.ended[spec.name] = time.time()
+                self._ended.add(spec.name)
 
     def _pass_on(self, spec: StageSpec) -> None:
         events = read_events(spec.artifact, after=self._seen[spec.name])
@@ -74,6 +73,6 @@ class Follower:
         bar = self._bars.get(name)
         if bar is None:
             bar = self._bars[name] = tqdm(total=event["steps"], desc=name, unit="step", mininterval=1, smoothing=0)
-        shown = ("loss", "val/macro_accuracy", "clips_per_second")
+        shown = ("loss", "val/macro_accuracy", "clips_per_second", "skipped_steps")
         bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
         bar.update(event["step"] - bar.n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +36,9 @@ class Classify:
         start = int(batch["id"][0]) * BATCH
         rows = self.rows[start : start + BATCH]
         log_mel, valid_frames = self.store.read(rows)
+        started = time.perf_counter()
         found = {name: one.probabilities(log_mel, valid_frames) for name, one in self.predictors.items()}
-        return {"row": rows, **found}
+        return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
 
 
 def classify(
@@ -45,28 +47,30 @@ def classify(
     folders: dict[str, Folder],
     compute: ComputeConfig,
     progress: Callable[[int], Any],
-) -> dict[str, NDArray[np.float32]]:
-    """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once."""
+) -> tuple[dict[str, NDArray[np.float32]], float]:
+    """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once, and the mean
+    seconds of work of the actors."""
     batches = -(-len(rows) // BATCH)
     cluster = ray.cluster_resources()
     gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
     cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    actors = gpus or max(1, sum(node["Alive"] for node in ray.nodes()))
+    actors = min(batches, gpus or max(1, sum(node["Alive"] for node in ray.nodes())))
     done = ray.data.range(batches, override_num_blocks=batches).map_batches(
         Classify,
         batch_size=1,
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, batches)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         fn_constructor_args=(store, rows, folders, compute.torch_threads or int(cores)),
     )
-    found: dict[str, list[Any]] = {"row": [], **{name: [] for name in folders}}
+    found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in folders}}
     for block in done.iter_batches(batch_size=None):
         progress(len(block["row"]))
         for name in found:
             found[name].append(block[name])
     place = np.argsort(np.concatenate(found.pop("row")), kind="stable")
+    seconds = float(np.concatenate(found.pop("seconds")).sum()) / actors
     if len(place) != len(rows):
         raise RuntimeError(f"{len(place)} of {len(rows)} clips were classified")
     back = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
-    return {name: np.concatenate(parts)[place][back].astype(np.float32) for name, parts in found.items()}
+    return {name: np.concatenate(parts)[place][back].astype(np.float32) for name, parts in found.items()}, seconds

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raymae.artifacts import Folder, latest_step, write_event
 from raymae.config import ComputeConfig
@@ -32,7 +33,8 @@ def start_ray(compute: ComputeConfig) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     if not ray.is_initialized():
-        ray.init(address=compute.address, log_to_driver=True, logging_level=logging.WARNING)
+        # the workers' own lines stay in Ray's log files and its dashboard: progress and events come through the driver
+        ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
@@ -57,11 +59,22 @@ def remaining_windows(spec: StageSpec) -> ray.data.Dataset:
     first = order.first_window(latest_step(spec.artifact) or 0)
     count = max(1, order.windows - first)
     return ray.data.range(count, override_num_blocks=count).map_batches(
-        window_table,
+        window_table,  # type: ignore[arg-type]  # Ray Data's types know no further arguments
         fn_kwargs={"store": spec.store, "order": [ray.put(order)], "first": first},
         batch_size=1,
         num_cpus=0.25,
     )
+
+
+class Unhurried(ExecutionCallback):
+    """Lets Ray Data's scheduler rest between its rounds.
+
+    While finished windows wait for the training step, its loop polls without a pause: half a core, all the time.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each round."""
+        time.sleep(0.05)
 
 
 class InOrder(ray.train.DataConfig):
@@ -74,6 +87,7 @@ class InOrder(ray.train.DataConfig):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             dataset.context.execution_options.preserve_order = True
+            dataset.context.custom_execution_callback_classes = [Unhurried]
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=False)):
                 output[rank][name] = split
         return output

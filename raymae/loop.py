@@ -177,7 +177,7 @@ class Trainer:
         means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
         metrics = {name: value for name, value in means.items() if math.isfinite(value)}
         seconds = time.perf_counter() - started
-        progress.work_seconds += seconds
+        progress.work_seconds += seconds - waited
         progress.wait_seconds += waited
         return {
             **metrics,
@@ -185,6 +185,7 @@ class Trainer:
             **({"grad_norm": float(norm)} if math.isfinite(norm) else {}),
             "clips_per_second": config.global_batch_size / seconds,
             "data_wait_share": waited / seconds,
+            **({"skipped_steps": float(progress.bad_steps)} if progress.bad_steps else {}),
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,
         }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from raymae.artifacts import Folder
+from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
 from raymae.datasets import check_labels, load, summary
 from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
@@ -55,7 +55,8 @@ def print_plan(plan: Plan) -> None:
         print(f"  {line}")
     details = outlook(plan)
     for name, node in plan.nodes.items():
-        state = "reused" if node.reused else "to run"
+        step = None if node.reused else latest_step(node.artifact)
+        state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
         print(f"  {name:13s}{node.key}  {state}  {DOES[name]}{details.get(name, '')}")
 
 
@@ -157,6 +158,8 @@ class Run:
         run_id = self.run_id(node.name)
         numbers = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
         self.tracker.log_numbers(run_id, numbers)
+        for name in (node.artifact / "figures").names():
+            self.tracker.log_bytes(run_id, f"figures/{name}", node.artifact.read_bytes(f"figures/{name}"))
         self.tracker.finish(run_id, "FINISHED")
         print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s")
 
@@ -185,13 +188,12 @@ class Run:
 
         specs = [self.plan.spec(node.name) for node in nodes]
         started = time.time()
-        with Follower(specs, lambda name, events: self.tracker.log_events(self.run_id(name), events)) as follower:
+        with Follower(specs, lambda name, events: self.tracker.log_events(self.run_id(name), events)):
             train(specs, self.plan.storage)
         for node in nodes:
             result = node.artifact.result()
-            result["seconds"] = follower.ended[node.name] - started
-            started = follower.ended[node.name]
-            node.artifact.write_json("config.json", to_dict(self.plan.config))
+            result["seconds"] = result["finished_at"] - started
+            started = result["finished_at"]
             self._finished(node, result)
 
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
@@ -204,13 +206,13 @@ class Run:
         unlabelled = rows_of(store.clips, "train", labelled=False)
         held_out = rows_of(store.clips, "val", labelled=True)
         probabilities = np.zeros((0, len(names)), np.float32)
-        temperature = 1.0
+        temperature, work_seconds = 1.0, 0.0
         if len(unlabelled):
             rows = np.concatenate([unlabelled, held_out])
             with self._bar(node.name, len(rows)) as progress:
-                found = classify(
-                    store, rows, {"teacher": plan.nodes["finetune"].artifact}, plan.config.compute, progress
-                )["teacher"]
+                teacher = {"teacher": plan.nodes["finetune"].artifact}
+                classified, work_seconds = classify(store, rows, teacher, plan.config.compute, progress)
+            found = classified["teacher"]
             probabilities = found[: len(unlabelled)]
             if len(held_out):
                 truth = [names.index(label) for label in store.clips["scene_label"].take(held_out).to_pylist()]
@@ -224,7 +226,7 @@ class Run:
             redact(plan.nodes["finetune"].artifact.url),
         )
         node.artifact.write_table("pseudo_labels.parquet", table)
-        result = pseudo_summary(table, names, temperature, len(held_out))
+        result = pseudo_summary(table, names, temperature, len(held_out)) | {"work_seconds": work_seconds}
         if not result["accepted"]:
             print("  no pseudo-label was accepted: the student learns from the given labels alone")
         return result
@@ -232,9 +234,8 @@ class Run:
     def _evaluate(self, node: Node) -> dict[str, Any]:
         from raymae.evaluate import evaluate
 
-        result, files = evaluate(self.plan, lambda total: self._bar(node.name, total))
-        for name in files:
-            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
+        result = evaluate(self.plan, lambda total: self._bar(node.name, total))
+        self.tracker.log_bytes(self.run_id(node.name), "report.md", node.artifact.read_bytes("report.md"))
         return result
 
     def _register(self, node: Node) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def class_probabilities(
     total: Any = 0.0
     for start in starts:
         part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
-        x = torch.from_numpy(np.ascontiguousarray(part)).to(torch_device).float()
+        x = torch.from_numpy(part).to(torch_device).float()
         frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
         total = total + model(x, frames).float().softmax(1)
     return np.asarray((total / len(starts)).cpu().numpy(), np.float32)

@@ -16,7 +16,7 @@ from raymae.config import (
 )
 
 SMALL_AUDIO = AudioConfig(
-    sample_rate=16_000, n_fft=1024, win_length=640, hop_length=320, n_mels=128, f_min=20.0, clip_seconds=5.12
+    sample_rate=16_000, n_fft=1024, win_length=400, hop_length=160, n_mels=128, f_min=20.0, clip_seconds=5.12
 )
 SMALL_MODEL = ModelConfig(
     embed_dim=192,
@@ -27,7 +27,6 @@ SMALL_MODEL = ModelConfig(
     decoder_depth=2,
     decoder_num_heads=4,
     mask_ratio=0.75,
-    norm_target=True,
 )
 
 
@@ -89,11 +88,12 @@ def small() -> Config:
         audio=SMALL_AUDIO,
         model=SMALL_MODEL,
         pretrain=PretrainConfig(
-            epochs=80,
-            warmup_epochs=4,
+            epochs=60,
+            warmup_epochs=3,
             global_batch_size=64,
             micro_batch_size=64,
             lr=1e-3,
+            weight_decay=0.05,
             augment=AugmentConfig(crop_seconds=2.56, colour_p=1.0),
         ),
         finetune=small_finetune(epochs=100),

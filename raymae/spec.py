@@ -15,7 +15,7 @@ from raymae.config import Config, TrainConfig
 from raymae.order import Order, Rows, mix
 from raymae.store import FeatureStore
 
-TIMED_EPOCHS = 50
+TIMED_EPOCHS = 20
 """A stage with a time budget is given this many times the configured epochs of data, more than it can use."""
 
 

@@ -6,12 +6,16 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymae.order import Order, Rows
 from raymae.store import FeatureStore
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,12 @@ class MicroBatch:
     rows: Rows
     log_mel: NDArray[np.float16]
     valid_frames: NDArray[np.int32]
+
+    def to_torch(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mels (B, T, F) float32 and valid frames (B,) int64 on a device."""
+        import torch
+
+        return torch.tensor(self.log_mel).to(device).float(), torch.tensor(self.valid_frames).to(device).long()
 
 
 def read_window(store: FeatureStore, order: Order, number: int) -> Window:

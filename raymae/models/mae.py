@@ -104,3 +104,20 @@ class MaskedAutoencoder(nn.Module):
         weight = mask * patches.valid.to(mask.device)
         error, count = (error * weight).sum(1), weight.sum(1)
         return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)
+
+    def reconstruct(
+        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-mels whose removed patches are the model's (B, T, F), and where they are (B, T, F); whole patches.
+
+        With `norm_target` the model knows the shape of a patch alone: its mean and deviation are the true ones.
+        """
+        patches = self.patchify(log_mel, valid_frames)
+        masking = self.random_masking(patches, generator)
+        values = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()
+        if self.config.norm_target:
+            variance, mean = torch.var_mean(patches.values, dim=2, keepdim=True)
+            values = values * (variance + 1e-6).sqrt() + mean
+        removed = (masking.mask > 0)[:, :, None].expand_as(values)
+        shown = torch.where(removed, values, patches.values)
+        return self.unpatchify(shown, patches.grid), self.unpatchify(removed, patches.grid)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from raymae.artifacts import read_events
+from raymae.config import to_dict
 from raymae.loop import Task, Trainer
+from raymae.report import learning_curves, png
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.finetune import FinetuneTask
@@ -30,6 +34,9 @@ def run_stage(spec: StageSpec, session: Session) -> None:
     progress = trainer.run()
     if session.rank == 0:
         task.save(trainer.result_model)
+        curves = learning_curves(read_events(spec.artifact), spec.name)
+        spec.artifact.write_bytes("figures/learning_curves.png", png(curves))
+        spec.artifact.write_json("config.json", to_dict(spec.config))
         spec.artifact.finish(
             {
                 "stage": spec.kind,
@@ -42,6 +49,7 @@ def run_stage(spec: StageSpec, session: Session) -> None:
                 "commit_seconds": progress.commit_seconds,
                 "workers": session.world_size,
                 "metrics": progress.metrics,
+                "finished_at": time.time(),
             }
         )
         trainer.committer.clear()

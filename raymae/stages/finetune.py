@@ -54,8 +54,7 @@ class FinetuneTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of augmented, masked clips."""
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
-        log_mel = torch.from_numpy(batch.log_mel).to(device, non_blocking=True).float()
-        valid_frames = torch.from_numpy(batch.valid_frames).to(device).long()
+        log_mel, valid_frames = batch.to_torch(device)
         labels = torch.from_numpy(self.label_of_row[batch.rows]).to(device)
         target = F.one_hot(labels, len(self.class_names)).float()
         log_mel, valid_frames = augment(log_mel, valid_frames, self.config.augment, self.audio, generator)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from raymae.augment import augment
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
-from raymae.models import MODELS
+from raymae.models import MODELS, MaskedAutoencoder
 from raymae.order import mix
+from raymae.report import png, reconstruction_figure
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.windows import MicroBatch
@@ -48,8 +52,7 @@ class PretrainTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the removed patches, also by source."""
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
-        log_mel = torch.from_numpy(batch.log_mel).to(device, non_blocking=True).float()
-        valid_frames = torch.from_numpy(batch.valid_frames).to(device).long()
+        log_mel, valid_frames = batch.to_torch(device)
         log_mel, valid_frames = augment(log_mel, valid_frames, self.config.augment, self.audio, generator)
         output = model(log_mel, valid_frames, generator)
         return output.loss, self._loss_by_source(batch, output.loss_per_clip.detach())
@@ -65,7 +68,25 @@ class PretrainTask:
         return {}
 
     def save(self, model: nn.Module) -> None:
-        """Write the weights and what is needed to build the model."""
+        """Write the weights, what is needed to build the model, and a picture of what it can do."""
         artifact, config = self.spec.artifact, self.spec.config
         artifact.write_bytes("model.safetensors", save_weights(model))
-        artifact.write_json("model.json", {"format": 1, "audio": to_dict(config.audio), "model": to_dict(config.model)})
+        settings = {"audio": to_dict(config.audio), "model": to_dict(config.model)}
+        artifact.write_json("model.json", {"format": 1, **settings})
+        artifact.write_bytes("figures/reconstruction.png", png(self.reconstruction(model)))
+
+    @torch.inference_mode()
+    def reconstruction(self, model: nn.Module) -> Figure:
+        """The first clip: what the model was shown, and what it made of it."""
+        row = self.order.rows[0][:1]
+        log_mel, valid_frames = self.spec.store.read(row)
+        generator = torch.Generator().manual_seed(mix(self.seed, 6) >> 1)
+        clip = torch.from_numpy(log_mel).float()
+        made, removed = cast(MaskedAutoencoder, model.to("cpu").eval()).reconstruct(
+            clip, torch.from_numpy(valid_frames).long(), generator
+        )
+        n_frames = int(valid_frames[0])
+        title = f"{self.spec.store.clips['clip_id'][int(row[0])]}, mask ratio {self.spec.config.model.mask_ratio}"
+        parts = (clip[0].numpy(), removed[0].numpy(), made[0].numpy())
+        shown, hidden, result = (part[:n_frames, : self.audio.n_mels] for part in parts)
+        return reconstruction_figure(shown, hidden, result, self.audio, title)

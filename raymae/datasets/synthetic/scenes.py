@@ -19,16 +19,16 @@ SESSION_TIMBRE = 0.4
 """Spread of a session's timbres around its city's, as a share of TIMBRE_SPREAD."""
 TIMBRE_SPREAD = np.array([0.3, 1.2, 0.3])
 """Spread of pitch (octaves), tilt (dB per octave) and length (octaves)."""
-CITY_LEVEL = 1.5
+CITY_LEVEL = 1.0
 """Spread of a source's level in one scene from city to city, dB."""
 CITY_BED = 1.0
 """Spread of the knots of a city's noise bed, dB."""
-DEVICE_RESPONSE = 2.0
+DEVICE_RESPONSE = 1.5
 """Spread of the knots of a device's frequency response, dB."""
 
-UNSEEN_CITY_FAR = 2.5
+UNSEEN_CITY_FAR = 4.5
 """How much stranger than the others the held-out city is."""
-UNSEEN_DEVICE_FAR = 3.0
+UNSEEN_DEVICE_FAR = 4.0
 """How much stranger than the others the held-out device is."""
 
 
@@ -47,21 +47,21 @@ class Scene:
 
 
 SCENES = {
-    "airport": Scene((-24, 13, -18, 3, 2, -12, 9, -23), (1.2, 3.0, 0.6, 1.4, 0.5), 6, 1.4),
-    "shopping_mall": Scene((-24, -6, -24, 15, 8, 3, -9, -23), (3.0, 7.0, 1.2, 0.5, 0.5), 1, 0.9),
-    "bus": Scene((-15, -6, 18, -17, 5, 9, -9, -5), (0.7, 2.2, 2.2, 0.5, 0.9), 1, 0.12),
-    "metro": Scene((-3, 8, -3, -17, -1, -3, 11, 19), (0.7, 2.0, 0.8, 0.7, 1.6), 2, 0.3),
-    "park": Scene((15, -24, -18, 3, -4, -18, 14, -23), (1.8, 1.2, 0.3, 3.2, 0.4), 1, 0.1),
-    "public_square": Scene((11, -22, 0, 10, 11, -9, 0, -20), (2.2, 4.5, 0.6, 0.8, 0.4), 1, 0.4),
-    "restaurant": Scene((-24, -2, -24, -8, 8, 14, -18, -23), (0.9, 5.0, 3.0, 0.3, 0.4), 1, 0.5),
-    "bar": Scene((-24, 6, -21, -8, 14, 3, -9, 16), (0.9, 10.0, 1.0, 0.4, 2.1), 1, 0.25),
-    "street_traffic": Scene((12, -18, 17, 4, -13, -12, 5, 8), (1.6, 1.0, 0.5, 0.5, 0.6), 1, 0.35),
-    "construction_site": Scene((3, 2, 9, -8, -10, 17, -3, 4), (0.9, 1.2, 4.0, 0.5, 1.2), 12, 0.2),
+    "airport": Scene((-27, 16, -20, 4, 2, -14, 10, -25), (1.2, 3.0, 0.6, 1.4, 0.5), 6, 1.4),
+    "shopping_mall": Scene((-27, -6, -27, 18, 9, 4, -10, -25), (3.0, 7.0, 1.2, 0.5, 0.5), 1, 0.9),
+    "bus": Scene((-16, -6, 22, -19, 5, 10, -10, -5), (0.7, 2.2, 2.2, 0.5, 0.9), 1, 0.12),
+    "metro": Scene((-2, 10, -2, -19, -1, -3, 13, 23), (0.7, 2.0, 0.8, 0.7, 1.6), 2, 0.3),
+    "park": Scene((18, -27, -20, 4, -5, -21, 16, -25), (1.8, 1.2, 0.3, 3.2, 0.4), 1, 0.1),
+    "public_square": Scene((14, -25, 1, 12, 12, -10, 0, -22), (2.2, 4.5, 0.6, 0.8, 0.4), 1, 0.4),
+    "restaurant": Scene((-27, -2, -27, -9, 9, 16, -21, -25), (0.9, 5.0, 3.0, 0.3, 0.4), 1, 0.5),
+    "bar": Scene((-27, 8, -23, -9, 16, 4, -10, 19), (0.9, 10.0, 1.0, 0.4, 2.1), 1, 0.25),
+    "street_traffic": Scene((15, -20, 21, 5, -15, -14, 6, 10), (1.6, 1.0, 0.5, 0.5, 0.6), 1, 0.35),
+    "construction_site": Scene((5, 3, 11, -9, -12, 20, -3, 6), (0.9, 1.2, 4.0, 0.5, 1.2), 12, 0.2),
 }
 POOL_ONLY = {
-    "metro_station": Scene((-9, 4, -9, 7, 4, 0, 8, 11), (2.2, 3.0, 0.8, 0.7, 1.0), 4, 1.4),
-    "tram": Scene((-9, 8, 2, -8, 2, 3, 5, 13), (0.7, 2.5, 1.2, 0.5, 1.1), 8, 0.2),
-    "street_pedestrian": Scene((3, -20, -6, 10, 6, -1, -1, -17), (3.0, 5.0, 0.7, 0.4, 0.4), 1, 0.35),
+    "metro_station": Scene((-9, 5, -9, 8, 4, 0, 9, 14), (2.2, 3.0, 0.8, 0.7, 1.0), 4, 1.4),
+    "tram": Scene((-9, 10, 3, -9, 2, 4, 6, 16), (0.7, 2.5, 1.2, 0.5, 1.1), 8, 0.2),
+    "street_pedestrian": Scene((5, -22, -6, 12, 7, -1, -1, -18), (3.0, 5.0, 0.7, 0.4, 0.4), 1, 0.35),
 }
 POOL_SCENES = {**POOL_ONLY, **{name: SCENES[name] for name in ("airport", "bus", "metro", "park", "street_traffic")}}
 

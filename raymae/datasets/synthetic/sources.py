@@ -56,7 +56,8 @@ def unit_rms(wave: NDArray[np.floating]) -> Wave:
 def coloured_noise(rng: np.random.Generator, n: int, rate: int, knots: Curve) -> Wave:
     """Gaussian noise (n,) of unit RMS whose spectrum has the decibels `knots`."""
     n_fft = next_fast_len(n, real=True)
-    spectrum = rng.standard_normal((n_fft // 2 + 1, 2), dtype=np.float32).view(np.complex64)[:, 0]
+    # the sum over so many bins is Gaussian whatever they hold, and uniform numbers cost a third of normal ones
+    spectrum = (rng.random((n_fft // 2 + 1, 2), dtype=np.float32) - np.float32(0.5)).view(np.complex64)[:, 0]
     return unit_rms(irfft(spectrum * response(n_fft, rate, knots), n_fft)[:n])
 
 
