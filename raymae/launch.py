@@ -22,7 +22,7 @@ from raymae.artifacts import Folder, latest_step, write_event
 from raymae.config import ComputeConfig
 from raymae.order import Order
 from raymae.spec import StageSpec
-from raymae.store import FeatureStore, features_of
+from raymae.store import features_of
 from raymae.windows import MicroBatch, Window, micro_batches, read_window
 
 log = logging.getLogger(__name__)
@@ -42,27 +42,36 @@ def start_ray(compute: ComputeConfig) -> None:
     context.execution_options.preserve_order = True
 
 
-def window_table(batch: Any, store: FeatureStore, order: list[Any], first: int) -> pa.Table:
-    """A window as one block; `order` holds a reference, so that its rows are sent to a node once."""
-    window = read_window(store, ray.get(order[0]), first + int(batch["id"][0]))
-    features = pa.Array.from_buffers(
-        pa.binary(window.log_mel[0].nbytes), len(window.log_mel), [None, pa.py_buffer(window.log_mel)]
-    )
-    return pa.table(
-        {"position": window.positions, "row": window.rows, "log_mel": features, "valid_frames": window.valid_frames}
-    )
+class WindowReader:
+    """A Ray Data actor that turns window numbers into windows, one block each.
+
+    An actor, because Ray ends task workers that are idle for a second and would start, and import, new ones for ever.
+    """
+
+    def __init__(self, spec: StageSpec) -> None:
+        self.store, self.order = spec.store, spec.order()
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        window = read_window(self.store, self.order, int(batch["window"][0]))
+        features = pa.Array.from_buffers(
+            pa.binary(window.log_mel[0].nbytes), len(window.log_mel), [None, pa.py_buffer(window.log_mel)]
+        )
+        return pa.table(
+            {"position": window.positions, "row": window.rows, "log_mel": features, "valid_frames": window.valid_frames}
+        )
 
 
-def remaining_windows(spec: StageSpec) -> ray.data.Dataset:
+def remaining_windows(spec: StageSpec, readers: int) -> ray.data.Dataset:
     """What is left of a stage's run, from the newest commit on, as one Ray Data set of windows in their order."""
     order = spec.order()
     first = order.first_window(latest_step(spec.artifact) or 0)
-    count = max(1, order.windows - first)
-    return ray.data.range(count, override_num_blocks=count).map_batches(
-        window_table,  # type: ignore[arg-type]  # Ray Data's types know no further arguments
-        fn_kwargs={"store": spec.store, "order": [ray.put(order)], "first": first},
+    numbers = range(min(first, order.windows - 1), order.windows)
+    return ray.data.from_arrow([pa.table({"window": [number]}) for number in numbers]).map_batches(
+        WindowReader,
+        fn_constructor_args=(spec,),
         batch_size=1,
         num_cpus=0.25,
+        compute=ray.data.ActorPoolStrategy(size=readers),
     )
 
 
@@ -189,7 +198,7 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"specs": specs, "torch_threads": threads},
-        datasets={spec.name: factory(spec) for spec in specs},
+        datasets={spec.name: factory(spec, int(workers.num_workers)) for spec in specs},  # type: ignore[arg-type]
         dataset_config=InOrder(),
         scaling_config=workers,
         run_config=ray.train.RunConfig(
@@ -201,6 +210,6 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
     trainer.fit()
 
 
-def factory(spec: StageSpec) -> Callable[[], ray.data.Dataset]:
+def factory(spec: StageSpec, readers: int) -> Callable[[], ray.data.Dataset]:
     """Builds the stage's data set anew at each start of the worker group, from what is committed by then."""
-    return lambda: remaining_windows(spec)
+    return lambda: remaining_windows(spec, readers)

@@ -21,13 +21,13 @@ class SceneClassifier(PythonModel):
 
         self.predictor = Predictor(context.artifacts[CLASSIFIER])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         """One row per file: scene_label, confidence, error, and a column of probabilities per class.
 
         Args:
-            model_input: a DataFrame with a column `path`, or a list of paths.
+            model_input: paths of audio files: a list, or a DataFrame whose first column holds them.
         """
-        paths = model_input["path"] if isinstance(model_input, pd.DataFrame) else model_input
+        paths = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
         rows = [self.predictor.row(str(path)) for path in paths]
         return pd.DataFrame(rows).drop(columns="path")
 

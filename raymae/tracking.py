@@ -155,8 +155,9 @@ class Tracker:
 
 
 def signature(class_names: list[str]) -> ModelSignature:
-    """A path in; label, confidence, error and a probability per class out."""
+    """A path in (a column of any name, so that a list of paths will do); label, confidence, error and a probability
+    per class out."""
     probabilities = [ColSpec("float", name) for name in class_names]
     first = [ColSpec("string", "scene_label", required=False), ColSpec("float", "confidence", required=False)]
     error = ColSpec("string", "error", required=False)
-    return ModelSignature(Schema([ColSpec("string", "path")]), Schema([*first, error, *probabilities]))
+    return ModelSignature(Schema([ColSpec("string")]), Schema([*first, error, *probabilities]))

@@ -15,7 +15,7 @@ from raymae.datasets.synthetic.sources import GRAINED, KNOT_HERTZ, SOURCES, Curv
 
 CITY_TIMBRE = 0.4
 """Spread of a city's timbres, as a share of TIMBRE_SPREAD."""
-SESSION_TIMBRE = 0.4
+SESSION_TIMBRE = 0.5
 """Spread of a session's timbres around its city's, as a share of TIMBRE_SPREAD."""
 TIMBRE_SPREAD = np.array([0.3, 1.2, 0.3])
 """Spread of pitch (octaves), tilt (dB per octave) and length (octaves)."""
@@ -25,8 +25,7 @@ CITY_BED = 1.0
 """Spread of the knots of a city's noise bed, dB."""
 DEVICE_RESPONSE = 1.5
 """Spread of the knots of a device's frequency response, dB."""
-
-UNSEEN_CITY_FAR = 4.5
+UNSEEN_CITY_FAR = 5.5
 """How much stranger than the others the held-out city is."""
 UNSEEN_DEVICE_FAR = 4.0
 """How much stranger than the others the held-out device is."""

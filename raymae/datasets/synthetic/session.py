@@ -27,7 +27,7 @@ from raymae.datasets.synthetic.sources import (
     unit_rms,
 )
 
-SESSION_LEVEL = 1.5
+SESSION_LEVEL = 2.5
 """Spread of a source's level from session to session, dB."""
 SESSION_BED = 1.0
 """Spread of the knots of the noise bed from session to session, dB."""
@@ -40,7 +40,9 @@ REGULARITY = {"steps": 20.0, "voices": 3.0, "wheels": 20.0}
 BED_TILT = -4.0
 """Decibels per octave of the noise bed that lies under every scene."""
 BED_LEVEL = -8.0
+"""Decibels of the noise bed."""
 PEAK = 0.95
+"""Largest sample of a clip."""
 
 
 @dataclass(frozen=True)
