@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import sys
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import tyro
 
@@ -16,18 +18,93 @@ from raymae.config import Config
 from raymae.plan import Target
 from raymae.recipes import RECIPES
 
+DEFAULT_RECIPE = "synthetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """What the command line may change: everything but the name of the recipe."""
+
+    recipe: tyro.conf.Suppress[str] = ""
+
 
 def parse(arguments: list[str], doc: str) -> Config:
     """The configuration that a command line asks for; exits with a message where it is wrong."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["synthetic", *arguments]
-    choices = {
-        name: ((recipe.__doc__ or "").strip(), replace(recipe(), recipe=name)) for name, recipe in RECIPES.items()
-    }
-    config: Config = tyro.extras.overridable_config_cli(
-        choices, prog=os.path.basename(sys.argv[0]), description=doc, args=arguments
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name, options = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
+    if name not in RECIPES:
+        refuse(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
+    recipe = RECIPES[name]()
+    check_names(options, list(option_names(recipe)))
+    settings = tyro.cli(
+        Settings,
+        default=Settings(**shallow(recipe)),
+        prog=f"{os.path.basename(sys.argv[0])} {name}" if named else os.path.basename(sys.argv[0]),
+        description=description(doc),
+        args=options,
     )
-    return config
+    return Config(**shallow(settings) | {"recipe": name})
+
+
+def description(doc: str) -> str:
+    """A job's documentation and the recipes, for `--help`."""
+    recipes = [f"{name}: {(recipe.__doc__ or '').strip()}" for name, recipe in RECIPES.items()]
+    where = f"The first argument names a recipe (default {DEFAULT_RECIPE}), the others change its settings."
+    return "\n\n".join([*filter(None, doc.splitlines()), where, *recipes])
+
+
+def shallow(config: Config) -> dict[str, Any]:
+    """The sections of a configuration by name."""
+    return {item.name: getattr(config, item.name) for item in fields(Config)}
+
+
+def option_names(section: Any, path: str = "") -> Iterator[str]:
+    """The option of every field, without its dashes: "model.mask-ratio"; a switch has two."""
+    for item in fields(section):
+        value, name = getattr(section, item.name), item.name.replace("_", "-")
+        if is_dataclass(value):
+            yield from option_names(value, f"{path}{name}.")
+        elif path or name != "recipe":
+            yield f"{path}{name}"
+            if isinstance(value, bool):
+                yield f"{path}no-{name}"
+
+
+def check_names(options: list[str], known: list[str]) -> None:
+    """Exit with the valid names where an option has none of them."""
+    for option in options:
+        name = option.removeprefix("--").split("=")[0].replace("_", "-")
+        if option.startswith("--") and name not in {*known, "help"}:
+            refuse(f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in beside(name, known))}")
+
+
+def beside(name: str, known: list[str]) -> list[str]:
+    """The options and sections of the innermost section of `name` that there is."""
+    section = name.rpartition(".")[0]
+    start = f"{section}." if section else ""
+    parts = [one.removeprefix(start).partition(".") for one in known if one.startswith(start)]
+    return list(dict.fromkeys(f"{start}{first}{'.*' if dot else ''}" for first, dot, _ in parts)) or beside(
+        section, known
+    )
+
+
+def refuse(message: str) -> NoReturn:
+    """End the process as tyro does where the command line is wrong."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_target(option: str, name: str | None) -> None:
+    """ValueError where a file couldn't be written: known at the start rather than when the work is done."""
+    if name is None:
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise ValueError(f"{option} {name} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {name} can't be written: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{option} {name} can't be written: permission denied")
 
 
 def main(job: Target | Literal["predict"], doc: str) -> None:
@@ -36,6 +113,7 @@ def main(job: Target | Literal["predict"], doc: str) -> None:
     logging.getLogger("raymae").setLevel(logging.INFO)
     config = parse(sys.argv[1:], doc)
     try:
+        check_target("--json", config.json)
         result = run(job, config)
         if config.json:
             with open(config.json, "w") as file:
@@ -49,6 +127,7 @@ def main(job: Target | Literal["predict"], doc: str) -> None:
 def run(job: Target | Literal["predict"], config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
     if job == "predict":
+        check_target("--predict.output", config.predict.output)
         from raymae.label import label_files
 
         return label_files(config)

@@ -78,6 +78,9 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
         predictions = predictions_table(clips, probabilities[name])
         artifact.write_table(f"predictions/{name}.parquet", predictions)
         metrics[name] = evaluation(predictions, names)
+        if name in SVMS:  # decision values order the classes; they are no probabilities
+            for values in metrics[name].values():
+                values.update(log_loss=None, ece=None)
     stamp = STAMP if config.data.dataset == "synthetic" else None
     text = report_text(metrics, seconds, stamp)
     artifact.write_bytes("report.md", text.encode())

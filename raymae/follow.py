@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raymae.artifacts import read_events
+from raymae.artifacts import latest_step, read_events
 from raymae.spec import StageSpec
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class Follower:
         self.specs, self.on_events = specs, on_events
         self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
+        self._first = {spec.name: latest_step(spec.artifact) or 0 for spec in specs}
         self._bars: dict[str, Any] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -72,7 +73,10 @@ class Follower:
     def _show(self, name: str, event: dict[str, Any]) -> None:
         bar = self._bars.get(name)
         if bar is None:
-            bar = self._bars[name] = tqdm(total=event["steps"], desc=name, unit="step", mininterval=1, smoothing=0)
+            first = min(self._first[name], event["step"])
+            bar = self._bars[name] = tqdm(
+                total=event["steps"], initial=first, desc=name, unit="step", mininterval=1, smoothing=0
+            )
         shown = ("loss", "val/macro_accuracy", "clips_per_second", "skipped_steps")
         bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
         bar.update(event["step"] - bar.n)

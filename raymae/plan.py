@@ -22,6 +22,9 @@ Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", 
 VERSION = 1
 """Part of every key; a change of what the stages compute raises it."""
 
+REGISTRY = "mlflow.db"
+"""MLflow's SQLite file in a local storage."""
+
 PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps")
 """Fields of a training section that don't change its result."""
 
@@ -99,8 +102,12 @@ class Plan:
         for name in self.names:
             keys[name] = digest([VERSION, name, self._inputs(name, keys)])
             artifact = self.storage / f"artifacts/{name}/{keys[name]}"
-            nodes[name] = Node(name, keys[name], artifact, artifact.is_done())
+            nodes[name] = Node(name, keys[name], artifact, artifact.is_done() and self._in_registry(name))
         return nodes
+
+    def _in_registry(self, name: str) -> bool:
+        """False for a model that was registered in a local registry which is gone."""
+        return name != "register" or self.config.tracking.uri is not None or self.storage.exists(REGISTRY)
 
     @cached_property
     def key(self) -> str:
@@ -184,7 +191,7 @@ def tracking_uri(config: TrackingConfig, storage: Folder) -> str:
         return config.uri
     if not storage.is_local:
         raise ValueError("a storage at a URL needs --tracking.uri: the default, a SQLite file, lies on local disk")
-    return f"sqlite:///{storage.path('mlflow.db')}"
+    return f"sqlite:///{storage.path(REGISTRY)}"
 
 
 def ui_command(config: TrackingConfig, storage: Folder) -> str:

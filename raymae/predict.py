@@ -6,17 +6,19 @@ to build the model and its front end). Nothing in it is unpickled.
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from raymae.artifacts import Folder
-from raymae.audio import AudioError, LogMel, fit_length, load
+from raymae.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, LogMel, fit_length, load
 from raymae.augment import crop_frames
 from raymae.checkpoint import load_weights, save_weights
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
@@ -24,9 +26,11 @@ from raymae.models import build_classifier
 
 FORMAT = 1
 BATCH = 16
+FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32": 2**31}
+"""What a waveform of each type is divided by."""
 
 Probabilities = NDArray[np.float32]
-Source = str | Path | bytes | tuple[NDArray[np.float32], int]
+Source = str | Path | bytes | tuple[NDArray[np.generic], int]
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,31 @@ def write_classifier(
 
 def read_classifier(folder: Folder) -> Classifier:
     """Read a classifier folder; ValueError where it is none, is damaged or comes from a later version."""
-    if not folder.exists("classifier.json"):
-        raise ValueError(f"{redact(folder.url)} is no classifier: it has no classifier.json")
+    url = redact(folder.url)
+    for name in ("classifier.json", "model.safetensors"):
+        if not folder.exists(name):
+            raise ValueError(f"{url} is no classifier: it has no {name}")
     card = folder.read_json("classifier.json")
-    if card.get("format") != FORMAT:
-        raise ValueError(f"{redact(folder.url)}: format {card.get('format')} is unknown; this reads {FORMAT}")
-    audio = from_dict(AudioConfig, card["audio"])
-    finetune = from_dict(FinetuneConfig, card["finetune"])
-    model_config = from_dict(ModelConfig, card["model"])
-    model = build_classifier(audio, model_config, finetune, len(card["class_names"]), cnn=card["cnn"])
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{url}/classifier.json: format {found} is unknown; this reads {FORMAT}")
+    try:
+        class_names = [str(name) for name in card["class_names"]]
+        audio = from_dict(AudioConfig, card["audio"])
+        finetune = from_dict(FinetuneConfig, card["finetune"])
+        model = build_classifier(audio, from_dict(ModelConfig, card["model"]), finetune, len(class_names), card["cnn"])
+    except Exception as error:  # a setting that is missing, unknown, of another type, or that no model can be built of
+        raise ValueError(f"{url}/classifier.json is damaged: {type(error).__name__}: {one_line(error)}") from None
     try:
         load_weights(model, folder.read_bytes("model.safetensors"))
     except Exception as error:  # safetensors and torch name what doesn't fit, each with an exception of its own
-        raise ValueError(f"{redact(folder.url)}/model.safetensors doesn't fit classifier.json: {error}") from None
-    return Classifier(model.eval(), card["class_names"], audio, finetune)
+        raise ValueError(f"{url}/model.safetensors doesn't fit classifier.json: {one_line(error)}") from None
+    return Classifier(model.eval(), class_names, audio, finetune)
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of what an exception says."""
+    return textwrap.shorten(str(error), 300, placeholder=" …")
 
 
 def views(n_frames: int, crop: int, valid_frames: NDArray[np.int32], count: int) -> NDArray[np.int64]:
@@ -128,8 +143,9 @@ class Predictor:
     def windows(self, source: Source) -> list[tuple[float, float, Probabilities]]:
         """(start, end, probabilities (C,)) of each clip length of a recording; times in seconds.
 
-        `source` is a path, an encoded file's bytes, or (waveform, sample_rate). Raises AudioError for a recording that
-        can't be read.
+        `source` is a path, an encoded file's bytes, or (waveform (n_samples,), sample_rate); a waveform of 16 or
+        32 bit integers is divided by their full scale. A rest at the end that is shorter than an FFT is not looked at.
+        Raises AudioError for a recording that can't be read.
         """
         audio = self.classifier.audio
         waveform = self._waveform(source)
@@ -146,14 +162,19 @@ class Predictor:
     def _waveform(self, source: Source) -> NDArray[np.float32]:
         if not isinstance(source, tuple):
             return load(source, self.classifier.audio.sample_rate)
-        import soxr
-
-        waveform, sample_rate = np.asarray(source[0], np.float32), source[1]
+        given, sample_rate = np.asarray(source[0]), source[1]
+        if given.dtype.name not in FULL_SCALE:
+            raise AudioError(f"a waveform of {given.dtype.name}; valid: {', '.join(FULL_SCALE)}")
+        waveform = given.astype(np.float32) / np.float32(FULL_SCALE[given.dtype.name])
         if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
             raise AudioError("a waveform has to be one-dimensional, finite and not empty")
-        if sample_rate == self.classifier.audio.sample_rate:
-            return waveform
-        return np.asarray(soxr.resample(waveform, sample_rate, self.classifier.audio.sample_rate), np.float32)
+        if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+            raise AudioError(f"{sample_rate} Hz is not a recording's sample rate")
+        if sample_rate != self.classifier.audio.sample_rate:
+            waveform = soxr.resample(waveform, sample_rate, self.classifier.audio.sample_rate, quality="HQ")
+        if not len(waveform):
+            raise AudioError(f"too short: no sample at {self.classifier.audio.sample_rate} Hz")
+        return waveform
 
     def __call__(self, source: Source) -> dict[str, float]:
         """Scene probabilities of a recording of any length: the average over its windows, by their length."""

@@ -21,14 +21,15 @@ class SceneClassifier(PythonModel):
 
         self.predictor = Predictor(context.artifacts[CLASSIFIER])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row per file: scene_label, confidence, error, and a column of probabilities per class.
 
         Args:
-            model_input: paths of audio files: a list, or a DataFrame whose first column holds them.
+            context: MLflow's.
+            model_input: its first column holds paths of audio files; MLflow makes it of a list, too.
+            params: none are known.
         """
-        paths = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
-        rows = [self.predictor.row(str(path)) for path in paths]
+        rows = [self.predictor.row(str(path)) for path in model_input.iloc[:, 0]]
         return pd.DataFrame(rows).drop(columns="path")
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
 
@@ -29,17 +35,36 @@ REQUIREMENTS = ("fsspec", "numpy", "pandas", "pyarrow", "safetensors", "scipy", 
 
 
 class Tracker:
-    """One experiment of an MLflow server or file."""
+    """One experiment of an MLflow server or file; ValueError where it can't be opened or can't take the model's name.
+
+    MLflow's progress bars and messages below warnings are switched off in this process.
+    """
 
     def __init__(self, config: TrackingConfig, storage: Folder) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for name in ("mlflow", "alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.config = config
         self.uri = tracking_uri(config, storage)
-        mlflow.set_tracking_uri(self.uri)
-        self.client = MlflowClient(self.uri)
-        self.experiment_id = self._experiment(storage)
         self._steps: dict[str, int] = {}
+        if re.fullmatch(r"latest|v\d+", config.alias, re.IGNORECASE):
+            raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow keeps for versions")
+        try:
+            mlflow.set_tracking_uri(self.uri)
+            self.client = MlflowClient(self.uri)
+            self.experiment_id = self._experiment(storage)
+            self._check_names()
+        except Exception as error:  # each kind of store fails with the exceptions of its own driver
+            reason = " ".join(redact(str(error)).split())
+            raise ValueError(f"MLflow at {redact(self.uri)} can't be used: {reason}") from None
+
+    def _check_names(self) -> None:
+        """Ask for the model: an unusable name or alias shows now instead of when everything is trained."""
+        try:
+            self.client.get_model_version_by_alias(self.config.registered_model, self.config.alias)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def _experiment(self, storage: Folder) -> str:
         found = self.client.get_experiment_by_name(self.config.experiment)
@@ -113,26 +138,43 @@ class Tracker:
             if version.run_id == run_id and version.tags.get("classifier") == redact(classifier.url):
                 self.client.set_registered_model_alias(name, self.config.alias, version.version)
                 return f"models:/{name}/{version.version}", str(version.version)
+        info = self._log_model(run_id, classifier, metadata)
+        version = str(self._create_version(name, run_id, info, {"classifier": redact(classifier.url)}).version)
+        self.client.set_registered_model_alias(name, self.config.alias, version)
+        return f"models:/{name}/{version}", version
+
+    def _log_model(self, run_id: str, classifier: Folder, metadata: dict[str, Any]) -> ModelInfo:
         card = classifier.read_json("classifier.json")
-        with tempfile.TemporaryDirectory() as folder:
+        package = Path(pyfunc.__file__).parent
+        with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*input example was not provided")  # no file would exist elsewhere
+            folder = Path(temporary) / pyfunc.CLASSIFIER
             for file in ("classifier.json", "model.safetensors"):
-                classifier.download(file, Path(folder) / file)
+                classifier.download(file, folder / file)
             with mlflow.start_run(run_id=run_id):
                 info = mlflow.pyfunc.log_model(
                     name="model",
-                    python_model=str(Path(pyfunc.__file__)),
-                    artifacts={pyfunc.CLASSIFIER: folder},
-                    code_paths=[str(Path(pyfunc.__file__).parent)],
+                    python_model=str(package / "pyfunc.py"),
+                    artifacts={pyfunc.CLASSIFIER: str(folder)},
+                    code_paths=[str(package)],
                     pip_requirements=list(REQUIREMENTS),
                     signature=signature(card["class_names"]),
                     metadata={**metadata, "class_names": card["class_names"], "audio": card["audio"]},
-                    registered_model_name=name,
                 )
         self.client.set_terminated(run_id, "RUNNING")
-        version = str(info.registered_model_version)
-        self.client.set_model_version_tag(name, version, "classifier", redact(classifier.url))
-        self.client.set_registered_model_alias(name, self.config.alias, version)
-        return f"models:/{name}/{version}", version
+        return info
+
+    def _create_version(self, name: str, run_id: str, info: ModelInfo, tags: dict[str, str]) -> ModelVersion:
+        """A new version of the registered model; `log_model` could make it, but prints that it did."""
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self.client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
+        link = json.dumps([{"name": name, "version": version.version}])  # from the model's page to the version's
+        self.client.set_logged_model_tags(info.model_id, {"mlflow.modelVersions": link})
+        return version
 
     def _versions(self, name: str) -> list[Any]:
         try:
@@ -146,9 +188,12 @@ class Tracker:
         return any(str(found.version) == version for found in self._versions(name))
 
     def download_classifier(self, model_uri: str) -> str:
-        """The local folder of a registered model's classifier."""
-        folder = Path(mlflow.artifacts.download_artifacts(model_uri)) / "artifacts"
-        found = [path.parent for path in folder.rglob("classifier.json")]
+        """The local folder of a registered model's classifier; ValueError where there is none."""
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(model_uri))
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"{redact(model_uri)} can't be read: {' '.join(redact(str(error)).split())}") from None
+        found = [path.parent for path in (folder / "artifacts").rglob("classifier.json")]
         if not found:
             raise ValueError(f"{redact(model_uri)} holds no scene classifier (no classifier.json)")
         return str(found[0])

@@ -88,6 +88,8 @@ def test_help_shows_every_fields_documentation(capsys: pytest.CaptureFixture[str
 
 def test_credentials_are_redacted() -> None:
     assert redact("postgresql://user:pass@host/db") == "postgresql://***@host/db"
+    assert redact("s3://KEY:1/SEC+RET@bucket/x and http://host:5000/y") == "s3://***@bucket/x and http://host:5000/y"
+    assert redact("postgresql://me:p@ss@host/db") == "postgresql://***@host/db"
     assert redact("s3://b/x?secret_key=abc&region=eu") == "s3://b/x?secret_key=***&region=eu"
     stored = json.dumps(to_dict(Config(storage="https://me:word@host/x")))
     assert "word" not in stored

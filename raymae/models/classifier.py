@@ -135,7 +135,8 @@ class Cnn(nn.Module):
     def __init__(self, audio: AudioConfig, finetune: FinetuneConfig, num_classes: int, cnn: str) -> None:
         super().__init__()
         self.finetune = finetune
-        self.cnn = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
+        network = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
+        self.cnn = network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 
     def forward(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
@@ -143,7 +144,7 @@ class Cnn(nn.Module):
         """The logits (B, C) of log-mels (B, T, F); see `AudioClassifier.forward`. Nothing is drawn."""
         if self.finetune.centre:
             log_mel = centre(log_mel, valid_frames)
-        return self.cnn(log_mel.float()[:, None])
+        return self.cnn(log_mel.float()[:, None].contiguous(memory_format=torch.channels_last))
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
         """Every parameter once, all at full rate: there are no pre-trained layers whose rate could decay."""
