@@ -150,10 +150,14 @@ class RaySession:
         return values
 
     def report(self, event: dict[str, Any]) -> None:
-        """To Ray Train, and to the artifact's events, which the driver follows."""
+        """To the artifact's events, which the driver follows; the stage's last metrics to Ray Train too.
+
+        Its report waits for a controller that looks every 2 s: one for each event would cost more than the training.
+        """
         if self.rank == 0:
             write_event(self.spec.artifact, {"time": time.time(), **event})
-        ray.train.report({"stage": self.spec.name, "step": event["step"], **event["metrics"]})
+        if event["last"]:
+            ray.train.report({"stage": self.spec.name, "step": event["step"], **event["metrics"]})
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ class Trainer:
                 metrics |= self._validate()
             if step % self.config.report_steps == 0 or step in marks or ended:
                 self.progress.metrics = metrics
-                self.session.report({"step": step, "steps": self.order.steps, "metrics": metrics})
+                self.session.report({"step": step, "steps": self.order.steps, "last": ended, "metrics": metrics})
             if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
                 self._commit()
                 last_commit = time.monotonic()

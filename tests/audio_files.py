@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ def write_clips(folder: Path, count: int) -> pa.Table:
         + [("weight", pa.float64()), ("size", pa.int64()), ("mtime", pa.float64())]
     )
     return pa.Table.from_pylist(rows, schema)
+
+
+def write_table(folder: Path, clips: pa.Table) -> Path:
+    """A user's metadata table of some clips."""
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "scene_label", "device", "group", "split"])
+        for row in clips.to_pylist():
+            writer.writerow([row["clip_id"], row["scene_label"], row["device"], row["group"], row["split"]])
+    return folder / "metadata.csv"
 
 
 def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, shard_mb: float = 0.1) -> FeatureStore:

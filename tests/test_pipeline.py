@@ -25,20 +25,10 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.store import SHARDS, FeatureStore
-from tests.audio_files import write_clips
+from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY
 
 pytestmark = pytest.mark.ray
-
-
-def write_table(folder: Path, clips: pa.Table) -> Path:
-    """A user's metadata table of some clips."""
-    with open(folder / "metadata.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "scene_label", "device", "group", "split"])
-        for row in clips.to_pylist():
-            writer.writerow([row["clip_id"], row["scene_label"], row["device"], row["group"], row["split"]])
-    return folder / "metadata.csv"
 
 
 @pytest.fixture(scope="module")
