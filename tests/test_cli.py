@@ -152,8 +152,8 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
     text = re.sub(r"\W", "", capsys.readouterr().out)
     for option, _ in option_values(Config()):
         assert re.sub(r"\W", "", option) in text, option
-    tree = ast.parse((ROOT / "raymae" / "config.py").read_text())
-    for node in (one for one in tree.body if isinstance(one, ast.ClassDef)):
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "raymae" / "config").glob("*.py")]
+    for node in (one for tree in trees for one in tree.body if isinstance(one, ast.ClassDef)):
         for field, doc in zip(node.body, node.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
                 words = re.sub(r"\W", "", str(doc.value.value))

@@ -1,0 +1,32 @@
+"""Every setting of a run: frozen, typed sections with their documentation under each field.
+
+A recipe (`raymae.recipes`) is a function that returns a whole `Config`; the command line overrides any field by its
+path. A section checks itself; what two sections have to agree on is checked in `Config`. Wrong settings are
+`ValueError`s that say what would be right.
+"""
+
+from raymae.config.data import AudioConfig, DataConfig, SyntheticConfig
+from raymae.config.model import AugmentConfig, ModelConfig
+from raymae.config.run import ComputeConfig, Config, PredictConfig, TrackingConfig
+from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
+from raymae.config.values import from_dict, redact, to_dict
+
+__all__ = [
+    "AudioConfig",
+    "AugmentConfig",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "PredictConfig",
+    "PretrainConfig",
+    "PseudoLabelConfig",
+    "SyntheticConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "from_dict",
+    "redact",
+    "to_dict",
+]

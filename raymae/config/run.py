@@ -1,0 +1,109 @@
+"""Where a run runs, and the whole of its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raymae.config.data import AudioConfig, DataConfig
+from raymae.config.model import ModelConfig
+from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig
+from raymae.config.values import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """What the cluster gives to the job; nothing here changes a result."""
+
+    address: str | None = None
+    """Ray address; the default is the job's own cluster (RAY_ADDRESS) or a new local one."""
+    num_workers: int | None = None
+    """Training workers; the default is one per GPU of the cluster, or one without GPUs."""
+    use_gpu: bool | None = None
+    """Train on GPUs; the default is to when the cluster has some."""
+    cpus_per_worker: float = 1
+    """CPUs reserved for each training worker."""
+    torch_threads: int | None = None
+    """Threads of torch in a training worker; the default shares the machine's cores out."""
+    data_workers: int | None = None
+    """Most workers that decode audio; the default is one per CPU of the cluster."""
+    max_failures: int = 3
+    """How often a training worker group is started again after a failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; the default is a SQLite file under the storage."""
+    experiment: str = "raymae"
+    """Experiment."""
+    registered_model: str = "raymae-scene-classifier"
+    """Name in the model registry."""
+    alias: str = "candidate"
+    """Alias that the new version gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """What jobs/predict.py labels."""
+
+    inputs: tuple[str, ...] = ()
+    """Audio files, folders of them, or tables with a filename column."""
+    output: str | None = None
+    """CSV or Parquet file to write."""
+    model: str | None = None
+    """Folder of a classifier, or a models:/ URI; the default is the final model of the recipe's own pipeline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    recipe: str = ""
+    """Name of the recipe that these settings came from."""
+    seed: int = 0
+    """Seed of weights, order, masks and augmentation."""
+    storage: str = "raymae-storage"
+    """Folder or URL (s3://, gs://, …) of everything that is written."""
+    json: str | None = None
+    """Write the job's result to this JSON file."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    audio: AudioConfig = AudioConfig()
+    """The front end."""
+    data: DataConfig = DataConfig()
+    """The clips."""
+    model: ModelConfig = ModelConfig()
+    """The masked autoencoder."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Pre-training."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Fine-tuning, of the teacher and of the student."""
+    pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
+    """Pseudo-labels."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
+    compute: ComputeConfig = ComputeConfig()
+    """Resources."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Tracking and registry."""
+    predict: PredictConfig = PredictConfig()
+    """Prediction."""
+
+    def __post_init__(self) -> None:
+        for name in ("pretrain", "finetune"):
+            crop = getattr(self, name).augment.crop_seconds
+            require(
+                crop is None or 0 < crop <= self.audio.clip_seconds,
+                f"{name}.augment.crop_seconds = {crop} must not exceed audio.clip_seconds = {self.audio.clip_seconds}",
+            )
+        require(
+            self.model.patch_size[1] <= self.audio.n_mels,
+            f"model.patch_size = {self.model.patch_size} is wider than audio.n_mels = {self.audio.n_mels}",
+        )
+        layer = self.finetune.layer
+        require(
+            layer is None or 1 <= layer <= self.model.depth,
+            f"finetune.layer = {layer} must lie between 1 and model.depth = {self.model.depth}",
+        )

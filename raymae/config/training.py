@@ -1,0 +1,155 @@
+"""The training stages, the pseudo-labels between them and the evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raymae.config.model import AugmentConfig
+from raymae.config.values import require, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What pre-training and fine-tuning share: length, batches, optimiser, commits."""
+
+    epochs: float = 33
+    """Passes over the stage's clips."""
+    global_batch_size: int = 512
+    """Clips per optimiser step, over all workers."""
+    micro_batch_size: int = 16
+    """Clips per forward pass; gradients of global / micro forward passes make a step, shared by the workers."""
+    base_lr: float = 2e-4
+    """Learning rate per 256 clips: lr = base_lr x global_batch_size / 256."""
+    lr: float | None = None
+    """Learning rate itself; takes the place of base_lr."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float = 3
+    """Epochs of linear warm-up."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay; parameters of one dimension have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moments."""
+    clip_grad_norm: float | None = None
+    """Largest norm of the gradient."""
+    ema_decay: float | None = None
+    """Decay of the average of the weights; the average is what the stage hands on. Off by default."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the forward pass."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    commit_minutes: float = 5.0
+    """Minutes between two commits of the training state."""
+    keep_commits: int = 2
+    """How many commits are kept."""
+    report_steps: int = 20
+    """Steps between two lines of metrics."""
+    max_bad_steps: int = 10
+    """Non-finite losses in a row after which the stage stops (each one is skipped and counted)."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, f"epochs = {self.epochs} must be positive")
+        require(
+            self.micro_batch_size >= 1 and self.global_batch_size % self.micro_batch_size == 0,
+            f"global_batch_size = {self.global_batch_size} must be a multiple of "
+            f"micro_batch_size = {self.micro_batch_size}",
+        )
+        require(
+            self.warmup_epochs < self.epochs,
+            f"warmup_epochs = {self.warmup_epochs} must be smaller than epochs = {self.epochs}",
+        )
+        require(self.commit_minutes > 0, f"commit_minutes = {self.commit_minutes} must be positive")
+        require(self.keep_commits >= 1, f"keep_commits = {self.keep_commits} must be at least 1")
+        require(self.report_steps >= 1, f"report_steps = {self.report_steps} must be at least 1")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.base_lr * self.global_batch_size / 256 if self.lr is None else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Masked pre-training on every clip of train and pool, without labels (Audio-MAE's recipe by default)."""
+
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentations."""
+    pool_only: bool = False
+    """Leave the unlabelled clips of the training split out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Fine-tuning of the encoder on labelled clips (Audio-MAE's AS-20K recipe by default)."""
+
+    epochs: float = 60
+    """Passes over the labelled clips."""
+    global_batch_size: int = 32
+    """Clips per optimiser step, over all workers."""
+    base_lr: float = 1e-3
+    """Learning rate per 256 clips."""
+    warmup_epochs: float = 4
+    """Epochs of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moments."""
+    layer_decay: float = 0.75
+    """Each block's learning rate over that of the block above it; the head's factor is 1."""
+    head_lr_scale: float = 1.0
+    """The head's learning rate over the encoder's."""
+    head_epochs: float = 0.0
+    """Epochs at the start in which only the head is trained."""
+    pool: Literal["mean", "cls", "row_stats"] = "mean"
+    """mean: average of the patches; cls: class token; row_stats: mean and deviation of every frequency row."""
+    layer: int | None = None
+    """Read the encoder after this many blocks (the later ones are dropped); the default reads all."""
+    centre: bool = False
+    """Remove each clip's mean level of every band from the input (device robustness)."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; linear from 0."""
+    label_smoothing: float = 0.0
+    """Label smoothing."""
+    time_mask_ratio: float = 0.2
+    """Share of time columns of patches removed while training."""
+    freq_mask_ratio: float = 0.2
+    """Share of frequency rows of patches removed while training."""
+    views: int = 1
+    """Crops averaged in prediction when crop_seconds is shorter than the clip."""
+    augment: AugmentConfig = AugmentConfig(mixup_p=0.5, freq_mask_param=48, time_mask_param=96)
+    """Augmentations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
+            require_share(f"finetune.{name}", getattr(self, name))
+        require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelConfig:
+    """Which of the teacher's guesses become labels of the student."""
+
+    confidence_threshold: float | None = 0.9
+    """Smallest calibrated probability of an accepted pseudo-label; none accepts by coverage instead."""
+    coverage: float | None = None
+    """Share of each predicted class's clips that is accepted, surest first (instead of a threshold)."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.confidence_threshold is None) != (self.coverage is None),
+            "set one of pseudo_label.confidence_threshold and pseudo_label.coverage, the other to None "
+            f"(now {self.confidence_threshold} and {self.coverage})",
+        )
+        for name in ("confidence_threshold", "coverage"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < 1, f"pseudo_label.{name} = {value} must lie in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What the final table compares."""
+
+    rivals: tuple[Literal["svm", "svm_robust", "cnn"], ...] = ("svm", "svm_robust", "cnn")
+    """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch."""
+    cnn: str = "test_resnet"
+    """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
