@@ -107,10 +107,10 @@ class Folder:
         """Write `value` as JSON."""
         self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
-    def write_table(self, name: str, table: pa.Table) -> None:
+    def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> None:
         """Write a table as Parquet."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, row_group_size=row_group_size)
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def remove(self, name: str) -> None:

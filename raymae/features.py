@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,39 +19,45 @@ from raymae.config import AudioConfig, Config, redact, to_dict
 from raymae.store import ClipReader, ShardPlan, plan_shards, read_summary, write_shard
 
 ASKED = "asked.parquet"
-"""The clips that were asked for, bad ones included, as the workers read them."""
+"""The clips that were asked for, bad ones included, as the workers read them: a row group per shard."""
 
 
 class ShardWriter:
-    """A Ray Data worker that turns rows of the clip table into shards."""
+    """A Ray Data worker that turns row groups of the asked clips into shards; it holds one of them at a time."""
 
-    def __init__(
-        self, shards: Folder, audio: AudioConfig, timeout: float, plans: list[ShardPlan], artifact: Folder
-    ) -> None:
-        self.shards, self.plans = shards, plans
-        with artifact.open(ASKED) as file:
-            self.clips = pq.read_table(file)
+    def __init__(self, shards: Folder, audio: AudioConfig, timeout: float, artifact: Folder) -> None:
+        self.shards = shards
+        self.asked = pq.ParquetFile(artifact.open(ASKED))
         self.reader = ClipReader(audio, timeout)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         started = time.perf_counter()
-        plan = self.plans[int(batch["id"][0])]
-        rows = self.clips.slice(plan.start, plan.stop - plan.start)
-        write_shard(self.shards, plan.name, rows, self.reader)
-        return {"clips": [len(rows)], "seconds": [time.perf_counter() - started]}
+        clips = self.asked.read_row_group(int(batch["shard"][0]))
+        write_shard(self.shards, clips["shard"][0].as_py(), clips, self.reader)
+        return {"clips": [len(clips)], "seconds": [time.perf_counter() - started]}
+
+
+def ask(clips: pa.Table, plans: list[ShardPlan], artifact: Folder) -> None:
+    """Write the clips of all shards for the workers."""
+    names = pa.DictionaryArray.from_arrays(
+        np.repeat(np.arange(len(plans), dtype=np.int32), [plan.stop - plan.start for plan in plans]),
+        [plan.name for plan in plans],
+    )
+    table = clips.select(["clip_id", "path"]).append_column("shard", names)
+    artifact.write_table(ASKED, table, row_group_size=plans[0].stop - plans[0].start)
 
 
 def featurize(
-    missing: list[ShardPlan], artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
+    missing: list[int], artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
 ) -> float:
-    """Write the missing shards with parallel CPU workers; the mean seconds of work in each of them."""
+    """Write the shards of these numbers with parallel CPU workers; the mean seconds of work in each of them."""
     workers = min(len(missing), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1)))
-    written = ray.data.range(len(missing), override_num_blocks=len(missing)).map_batches(
+    written = ray.data.from_arrow([pa.table({"shard": [number]}) for number in missing]).map_batches(
         ShardWriter,
         batch_size=1,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, workers)),
-        fn_constructor_args=(shards, config.audio, config.data.file_timeout, missing, artifact),
+        fn_constructor_args=(shards, config.audio, config.data.file_timeout, artifact),
     )
     seconds = 0.0
     for row in written.iter_rows():
@@ -59,11 +66,16 @@ def featurize(
     return seconds / max(1, workers)
 
 
-def missing_shards(clips: pa.Table, shards: Folder, config: Config) -> tuple[list[ShardPlan], list[ShardPlan]]:
-    """All shards of a clip table, and those that don't stand yet."""
+def missing_shards(clips: pa.Table, shards: Folder, config: Config) -> tuple[list[ShardPlan], list[int]]:
+    """All shards of a clip table, and the numbers of those that don't stand yet."""
     plans = plan_shards(clips, config.audio, config.data.shard_mb)
     standing = set(shards.names())
-    return plans, [plan for plan in plans if plan.name not in standing or read_summary(shards, plan.name) is None]
+    missing = [
+        number
+        for number, plan in enumerate(plans)
+        if plan.name not in standing or read_summary(shards, plan.name) is None
+    ]
+    return plans, missing
 
 
 def prepare(
@@ -74,8 +86,8 @@ def prepare(
     Raises ValueError when more files are bad than `data.max_bad_share` allows.
     """
     plans, missing = missing_shards(clips, shards, config)
-    progress(len(clips) - sum(plan.stop - plan.start for plan in missing))
-    artifact.write_table(ASKED, clips.select(["clip_id", "path"]))
+    progress(len(clips) - sum(plans[number].stop - plans[number].start for number in missing))
+    ask(clips, plans, artifact)
     work_seconds = featurize(missing, artifact, shards, config, progress) if missing else 0.0
     summaries = [read_summary(shards, plan.name) or {} for plan in plans]
     quarantine = [entry for summary in summaries for entry in summary["quarantine"]]

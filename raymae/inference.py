@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -22,10 +23,10 @@ BATCH = 64
 class Classify:
     """A Ray Data actor that holds the classifiers."""
 
-    def __init__(self, store: FeatureStore, rows: Rows, folders: dict[str, Folder], threads: int) -> None:
+    def __init__(self, store: FeatureStore, folders: dict[str, Folder], threads: int) -> None:
         from raymae.predict import Predictor
 
-        self.store, self.rows = store, rows
+        self.store = store
         gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
         self.predictors = {
             name: Predictor(folder, torch_device="cuda" if gpu else "cpu", threads=threads)
@@ -33,8 +34,7 @@ class Classify:
         }
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        start = int(batch["id"][0]) * BATCH
-        rows = self.rows[start : start + BATCH]
+        rows = batch["row"]
         log_mel, valid_frames = self.store.read(rows)
         started = time.perf_counter()
         found = {name: one.probabilities(log_mel, valid_frames) for name, one in self.predictors.items()}
@@ -50,18 +50,18 @@ def classify(
 ) -> tuple[dict[str, NDArray[np.float32]], float]:
     """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once, and the mean
     seconds of work of the actors."""
-    batches = -(-len(rows) // BATCH)
+    batches = [pa.table({"row": rows[start : start + BATCH]}) for start in range(0, len(rows), BATCH)]
     cluster = ray.cluster_resources()
     gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
     cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    actors = min(batches, gpus or max(1, sum(node["Alive"] for node in ray.nodes())))
-    done = ray.data.range(batches, override_num_blocks=batches).map_batches(
+    actors = min(len(batches), gpus or max(1, sum(node["Alive"] for node in ray.nodes())))
+    done = ray.data.from_arrow(batches).map_batches(
         Classify,
-        batch_size=1,
+        batch_size=None,
         num_cpus=1,
         num_gpus=1 if gpus else 0,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-        fn_constructor_args=(store, rows, folders, compute.torch_threads or int(cores)),
+        fn_constructor_args=(store, folders, compute.torch_threads or int(cores)),
     )
     found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in folders}}
     for block in done.iter_batches(batch_size=None):

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 def start_ray(compute: ComputeConfig) -> None:
     """Connect to the configured cluster, the one of the job, or start a local one."""
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     # torch's threads wait for one another by spinning; beside Ray's own processes that cost up to five times the step
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -38,6 +37,7 @@ def start_ray(compute: ComputeConfig) -> None:
         # the workers' own lines stay in Ray's log files and its dashboard: progress and events come through the driver
         ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn that its bars are off
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -48,8 +48,8 @@ def synthetic() -> Config:
             norm_target=True,
         ),
         pretrain=PretrainConfig(
-            epochs=10,
-            warmup_epochs=1,
+            epochs=30,
+            warmup_epochs=2,
             global_batch_size=32,
             micro_batch_size=32,
             lr=1e-3,
@@ -73,6 +73,7 @@ def small_finetune(epochs: float) -> FinetuneConfig:
         layer_decay=0.75,
         weight_decay=0.05,
         pool="row_stats",
+        centre=True,
         time_mask_ratio=0.2,
         freq_mask_ratio=0.0,
         label_smoothing=0.1,
