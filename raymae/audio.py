@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
 from math import ceil
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from raymae.config import AudioConfig
+from raymae.headers import find_fault
 
 FloatArray = NDArray[np.float32]
 
@@ -35,9 +35,6 @@ HEADROOM = 16.0
 _BLOCK_VALUES = 2**20
 _LEAD_FRAMES = 2**14  # decoded before a part and dropped: MP3 frames need the bit reservoir of those before them
 _UNKNOWN_FRAMES = 2**63 - 1
-_UNKNOWN_SIZE = 2**32 - 1
-_MAX_CHUNKS = 1_000
-_CONTAINERS = {b"RIFF": ("<", b"data"), b"RIFX": (">", b"data"), b"RF64": ("<", b"data"), b"FORM": (">", b"SSND")}
 
 _PAPER = AudioConfig()
 _CHUNK_FRAMES = 64
@@ -56,9 +53,9 @@ class _SequentialFile(soundfile.SoundFile):
 
 
 def load(
-    source: str | Path | bytes, sample_rate: int, *, start_seconds: float = 0.0, seconds: float | None = None
+    source: str | Path | bytes | BinaryIO, sample_rate: int, *, start_seconds: float = 0.0, seconds: float | None = None
 ) -> FloatArray:
-    """The mono waveform (n_samples,) at `sample_rate` of a file, or of an encoded file's bytes.
+    """The mono waveform (n_samples,) at `sample_rate` of a file, of an encoded file's bytes or of an open file.
 
     Only the part from `start_seconds` on, `seconds` long or less where the recording ends, is decoded and resampled,
     as if the file held nothing else. Channels are averaged. Resampling is soxr's HQ: flat to 91 % of the lower
@@ -68,14 +65,16 @@ def load(
     are in units of 16, 24 or 32 bit integers: they are divided by the first of 2^15, 2^23 and 2^31 that is not below
     the peak. A WAV file written to a pipe (data size 2^32 - 1) is read to its end, like a FLAC file without a count.
 
-    Raises AudioError for what is missing, not a regular file (it is not opened), empty, not audio, truncated (the
-    data chunk of WAV and AIFF files reaches beyond the end; in other formats, fewer frames than the header promises),
-    longer than `MAX_SAMPLES`, and for NaN or infinite samples. What libsndfile hides passes: the lost end of an Ogg,
-    AU or W64 file, and of an MP3 of variable bit rate without a Xing header, whose length it guesses.
+    Raises AudioError for what is missing, not a regular file (it is not opened), not audio, empty, truncated or
+    chained (`headers.find_fault`; or fewer frames than the header promises), longer than `MAX_SAMPLES`, and for NaN or
+    infinite samples. What libsndfile hides passes: the lost end of an Ogg file, and of an MP3 of variable bit rate
+    without a Xing header, whose length it guesses.
     """
     try:
         with _open(source) as stream:
-            _check_size(stream)
+            fault = find_fault(stream)
+            if fault:
+                raise AudioError(fault)
             with _SequentialFile(stream) as file:
                 waveform, native_rate = _read_part(file, sample_rate, start_seconds, seconds), file.samplerate
     except soundfile.LibsndfileError as error:
@@ -92,42 +91,14 @@ def load(
     return waveform
 
 
-def _open(source: str | Path | bytes) -> BinaryIO:
+def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if not isinstance(source, str | Path):
+        return source
     if not stat.S_ISREG(os.stat(source).st_mode):
         raise AudioError("not a regular file")
     return open(os.open(source, os.O_RDONLY), "rb")  # nameless: soundfile would take a *.raw for a headerless file
-
-
-def _check_size(stream: BinaryIO) -> None:
-    """Raise AudioError for an empty or a truncated file and rewind: libsndfile clips WAV and AIFF files silently."""
-    size = stream.seek(0, os.SEEK_END)
-    if not size:
-        raise AudioError("empty file")
-    missing = _data_end(stream) - size
-    if missing > 0:
-        raise AudioError(f"truncated: {missing} bytes of its data chunk are missing")
-    stream.seek(0)
-
-
-def _data_end(stream: BinaryIO) -> int:
-    """Where the data chunk of a WAV or AIFF file ends by its header; 0 where the header doesn't say."""
-    stream.seek(0)
-    byte_order, data_name = _CONTAINERS.get(stream.read(12)[:4], ("<", b""))
-    long_size = 0
-    for _ in range(_MAX_CHUNKS if data_name else 0):
-        header = stream.read(8)
-        if len(header) < 8:
-            break
-        name, size = struct.unpack(f"{byte_order}4sI", header)
-        start = stream.tell()
-        if name == data_name:
-            return start + (long_size if size == _UNKNOWN_SIZE else size)
-        if name == b"ds64":  # the 64-bit sizes of an RF64 file: of the file, then of its data
-            long_size = int.from_bytes(stream.read(16)[8:], "little")
-        stream.seek(start + size + size % 2)
-    return 0
 
 
 def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float, seconds: float | None) -> FloatArray:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, redact
+from raymae.sources import AUDIO, open_clip
 
-AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".au", ".w64", ".rf64")
 FILES_PER_TASK = 16
 
 
@@ -28,7 +28,7 @@ class Label:
         self.predictor = Predictor(classifier, threads=threads)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self.predictor.row(path) for path in batch["path"].to_pylist()]
+        rows = [self.predictor.row(path, open_clip) for path in batch["path"].to_pylist()]
         return pa.Table.from_pylist(rows, schema=schema(self.predictor.class_names))
 
 
@@ -39,7 +39,7 @@ def schema(class_names: list[str]) -> pa.Schema:
 
 
 def find_files(inputs: tuple[str, ...]) -> list[str]:
-    """Audio files named directly, below folders, or in the filename column of CSV or Parquet tables."""
+    """Audio files named directly, below folders, in CSV or Parquet tables, or in tar or Parquet shards."""
     from raymae.datasets.table import read_filenames
 
     found: list[str] = []
@@ -50,7 +50,7 @@ def find_files(inputs: tuple[str, ...]) -> list[str]:
             if not below:
                 raise ValueError(f"--predict.inputs: no audio file ({', '.join(AUDIO)}) below {path}")
             found += below
-        elif path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        elif path.suffix.lower() in (".csv", ".tsv", ".parquet", ".tar"):
             found += read_filenames(path)
         else:
             found.append(str(path.resolve()))

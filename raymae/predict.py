@@ -7,9 +7,10 @@ to build the model and its front end). Nothing in it is unpickled.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soxr
@@ -30,7 +31,7 @@ FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32":
 """What a waveform of each type is divided by."""
 
 Probabilities = NDArray[np.float32]
-Source = str | Path | bytes | tuple[NDArray[np.generic], int]
+Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ class Predictor:
     def windows(self, source: Source) -> list[tuple[float, float, Probabilities]]:
         """(start, end, probabilities (C,)) of each clip length of a recording; times in seconds.
 
-        `source` is a path, an encoded file's bytes, or (waveform (n_samples,), sample_rate); a waveform of 16 or
-        32 bit integers is divided by their full scale. A rest at the end that is shorter than an FFT is not looked at.
-        Raises AudioError for a recording that can't be read.
+        `source` is a path, an encoded file's bytes, an open file, or (waveform (n_samples,), sample_rate); a waveform
+        of 16 or 32 bit integers is divided by their full scale. A rest at the end that is shorter than an FFT is not
+        looked at. Raises AudioError for a recording that can't be read.
         """
         audio = self.classifier.audio
         waveform = self._waveform(source)
@@ -183,13 +184,13 @@ class Predictor:
         mean = np.average([value for _, _, value in windows], axis=0, weights=lengths)
         return {name: float(value) for name, value in zip(self.class_names, mean, strict=True)}
 
-    def row(self, path: str) -> dict[str, Any]:
+    def row(self, path: str, open_source: Callable[[str], Source] = str) -> dict[str, Any]:
         """A row of a result table: path, scene_label, confidence, error, and a probability per class.
 
         A file that can't be read has no label and says why in `error`.
         """
         try:
-            found = self(path)
+            found = self(open_source(path))
         except AudioError as error:
             nothing = dict.fromkeys(self.class_names)
             return {"path": path, "scene_label": None, "confidence": None, "error": str(error), **nothing}

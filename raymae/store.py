@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder, digest
 from raymae.audio import AudioError, LogMel, fit_length, load
 from raymae.config import AudioConfig, from_dict, to_dict
 from raymae.order import Rows
+from raymae.sources import open_clip
 
 ROW_GROUP = 16
 _META = b"raymae"
@@ -65,7 +65,7 @@ def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[Sh
 
 
 class ClipReader:
-    """Reads one clip after the other: path to float16 log-mel, within a time limit per file."""
+    """Reads one clip after the other: path or address to float16 log-mel, within a time limit per file."""
 
     def __init__(self, audio: AudioConfig, timeout: float) -> None:
         self.audio, self.timeout = audio, timeout
@@ -73,11 +73,7 @@ class ClipReader:
         self._thread = ThreadPoolExecutor(1)
 
     def _read(self, path: str) -> tuple[NDArray[np.float16], int, float]:
-        source: str | bytes = path
-        if "://" in path:
-            fs, name = url_to_fs(path)
-            source = fs.cat_file(name)
-        waveform = load(source, self.audio.sample_rate, seconds=self.audio.clip_seconds)
+        waveform = load(open_clip(path), self.audio.sample_rate, seconds=self.audio.clip_seconds)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
         return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
 

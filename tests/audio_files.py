@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,25 @@ def write_tone(path: Path, hertz: float, seconds: float = 0.64, rate: int = 8000
     wave = 0.2 * np.sin(2 * np.pi * hertz * time) + 0.02 * rng.normal(size=len(time))
     path.parent.mkdir(parents=True, exist_ok=True)
     sf.write(path, wave, rate, subtype="PCM_16")
+
+
+def encoded(seed: int = 0, n_samples: int = 5120, rate: int = 8000, **kind: str) -> bytes:
+    """An encoded file of noise; `kind` is soundfile's format and subtype."""
+    buffer = io.BytesIO()
+    wave = 0.1 * np.random.default_rng(seed).standard_normal(n_samples)
+    sf.write(buffer, wave, rate, **({"format": "WAV", "subtype": "PCM_16"} | kind))
+    return buffer.getvalue()
+
+
+def tar(members: dict[str, bytes], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tar_format) as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return archive.getvalue()
 
 
 def write_clips(folder: Path, count: int) -> pa.Table:

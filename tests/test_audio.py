@@ -7,7 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
-import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +201,7 @@ def test_a_part_has_its_length_at_any_rate(native_rate: int, seconds: float) -> 
 
 
 def test_only_the_part_is_read(tmp_path: Path) -> None:
-    """An hour, all holes but its end: reading the end must not cost reading the hour."""
+    """An hour, all holes but its end: reading the end must not take the memory of the hour."""
     path = tmp_path / "long.wav"
     second = encode(noise(32_000), subtype="PCM_16")
     hour = 3600 * 64_000
@@ -209,9 +209,10 @@ def test_only_the_part_is_read(tmp_path: Path) -> None:
     with open(path, "r+b") as file:
         file.seek(44 + hour - 64_000)
         file.write(second[44:])
-    started = time.perf_counter()
+    tracemalloc.start()
     waveform = load(path, 32_000, start_seconds=3599.0, seconds=10.0)
-    assert time.perf_counter() - started < 0.5
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
     assert (waveform == load(second, 32_000)).all()
 
 

@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config"},
+    {"config", "headers"},
     {"audio", "optim", "metrics", "order", "artifacts"},
+    {"sources"},
     {"store", "datasets", "recipes", "augment", "models"},
     {"windows", "spec", "rivals", "report", "pseudo_label"},
     {"session", "checkpoint", "plan"},

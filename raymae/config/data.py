@@ -113,9 +113,12 @@ class DataConfig:
     dataset: str = "synthetic"
     """A name in raymae.datasets.DATASETS: synthetic, table."""
     tables: tuple[str, ...] = ()
-    """CSV or Parquet tables with filename and optional scene_label, city, device, group, split (dataset = table)."""
+    """CSV or Parquet tables with filename and optional scene_label, city, device, group, split (dataset = table).
+
+    A filename may be tar://member::shard.tar; a Parquet table may hold the encoded files themselves, in a column audio.
+    """
     pool_tables: tuple[str, ...] = ()
-    """Further tables, all of whose clips serve pre-training alone (their labels are ignored)."""
+    """Further tables, all of whose clips serve pre-training alone (their labels are ignored); also folders and tars."""
     pool_weights: tuple[float, ...] = ()
     """How often an epoch of pre-training visits each clip of the pool tables, one number per table; default 1."""
     synthetic: SyntheticConfig = SyntheticConfig()

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from raymae.config import DataConfig
 from raymae.datasets import synthetic
-from raymae.datasets.table import CLIPS, EXAMPLES, ROWS, read_table, repeats
+from raymae.datasets.locate import EXAMPLES
+from raymae.datasets.table import CLIPS, ROWS, read_table, repeats
 
 __all__ = ["CLIPS", "DATASETS", "ROWS", "check_labels", "load", "summary"]
 

@@ -1,0 +1,112 @@
+"""Clips that no table names: all that lie below a folder, in a tar shard, or in the rows of a Parquet file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.artifacts import Folder
+from raymae.config import redact
+from raymae.datasets.locate import LISTINGS, locate
+from raymae.sources import AUDIO, look_into
+
+log = logging.getLogger(__name__)
+
+SHARDS = {".tar": "tar", ".parquet": "parquet"}
+
+
+def read_folder(name: str, folder: Folder) -> pa.Table:
+    """Every recording below a folder, in order: files by the endings of their names, and what its shards hold.
+
+    Columns filename, path, size and mtime. Hidden files, links to folders and files of other kinds are left out and
+    counted in the log. Raises ValueError where nothing is left, and for a link that leads out of the folder.
+    """
+    left_out: Counter[str] = Counter()
+    names = sorted(item for item in _names(folder, left_out) if _is_wanted(item, left_out))
+    unreadable = [item for item in names if item.encode(errors="ignore").decode() != item]
+    if unreadable:
+        raise ValueError(f"{name}: the file name {unreadable[0]!a} is not UTF-8; rename it")
+    rows = pa.table({"filename": pa.array(names, pa.string()), "row": pa.array(range(1, len(names) + 1))})
+    found = locate(name, folder, rows).drop_columns("row")
+    shards = [row for row, item in enumerate(names) if _suffix(item) in SHARDS]
+    parts, start = [], 0
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        listed = pool.map(lambda row: read_shard(names[row], found["path"][row].as_py()), shards)
+        for row, (clips, others) in zip(shards, listed, strict=True):
+            parts += [found.slice(start, row - start), clips]
+            start = row + 1
+            left_out += others
+    clips = pa.concat_tables([*parts, found.slice(start)])
+    if not len(clips):
+        kinds = f"audio ({', '.join(AUDIO)}), tar shard or Parquet file with a column audio"
+        raise ValueError(f"{name} can't be read: there is no {kinds} below it")
+    log_left_out(name, left_out)
+    return clips
+
+
+def log_left_out(name: str, left_out: Counter[str]) -> None:
+    """Say what was not taken for a recording."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
+    if kinds:
+        log.warning("%s: left out: %s", name, kinds)
+
+
+def read_shard(filename: str, path: str) -> tuple[pa.Table, Counter[str]]:
+    """The clips of a tar or Parquet file, with columns as of `read_folder`, and a count of what else it holds.
+
+    Where not all of it can be read, a last row `*` stands for the rest: it can't be read either, and says why.
+    """
+    kind = SHARDS[_suffix(filename)]
+    contents, mtime = look_into(kind, path)
+    names, sizes = contents.names, contents.sizes
+    left_out: Counter[str] = Counter()
+    if kind == "tar":
+        audio = pc.match_substring_regex(names, rf"(?i)({'|'.join(map(re.escape, AUDIO))})$")
+        audio = pc.and_not(audio, pc.match_substring_regex(names, r"(^|/)\."))
+        left_out["members of tar shards"] += len(audio) - audio.true_count
+        names, sizes = names.filter(audio), sizes.filter(audio)
+    elif not len(names) and not contents.problem:
+        left_out["Parquet files without a column audio"] += 1
+    if contents.problem:
+        log.warning("%s: %s", redact(path), contents.problem)
+        names, sizes = pa.concat_arrays([names, pa.array(["*"])]), pa.concat_arrays([sizes, pa.array([-1])])
+    inner = pc.binary_join_element_wise(kind, names, "://")
+    columns = {
+        "filename": pc.binary_join_element_wise(inner, filename, "::"),
+        "path": pc.binary_join_element_wise(inner, path, "::"),
+        "size": sizes,
+        "mtime": pa.array(np.full(len(names), mtime)),
+    }
+    return pa.table(columns), left_out
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _names(folder: Folder, left_out: Counter[str]) -> Iterator[str]:
+    """All files below a folder, relative to it."""
+    if not folder.is_local:
+        root = folder.path().rstrip("/") + "/"
+        yield from (path.removeprefix(root) for path in folder.fs.find(folder.path()))
+        return
+    for current, folders, files in os.walk(folder.path()):
+        left_out["links to folders"] += sum(os.path.islink(os.path.join(current, item)) for item in folders)
+        below = os.path.relpath(current, folder.path()) + "/"
+        yield from ((below + item).removeprefix("./") for item in files)
+
+
+def _is_wanted(name: str, left_out: Counter[str]) -> bool:
+    hidden = "/." in "/" + name
+    if hidden or _suffix(name) not in (*AUDIO, *SHARDS):
+        left_out["hidden files" if hidden else f"files *{_suffix(name)}"] += 1
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""From the names in a table to files: where each lies, how large it is and when it was changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.artifacts import Folder
+from raymae.config import redact
+from raymae.sources import PACKED, look_into, modified
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 3
+LISTINGS = 16
+"""Shards that are listed at the same time: at a URL it is a matter of waiting."""
+
+
+def locate(name: str, folder: Folder, rows: pa.Table) -> pa.Table:
+    """Append `path`, `size` and `mtime` of what the column filename names: files, or members of shards.
+
+    What is missing gets size -1. Raises ValueError for what isn't a file's name and for a path that leaves the folder.
+    """
+    filename = rows["filename"].combine_chunks()
+    packed = pc.extract_regex(filename, PACKED)
+    inner, outer = pc.struct_field(packed, "inner"), pc.coalesce(pc.struct_field(packed, "outer"), filename)
+    known = pc.match_substring_regex(filename, r"(?s)^(tar://.+|parquet://[^/]+/[1-9][0-9]{0,17})::.+$")
+    address = pc.match_substring_regex(filename, "^(tar|parquet)://")
+    right = "be tar://member::shard.tar or parquet://column/row::table.parquet"
+    reject(name, rows, pc.and_not(address, known), "filename", right)
+    inner = pc.replace_substring_regex(inner, r"^tar://(\./)+", "tar://")
+    files = _locate_files(name, folder, rows, outer)
+    size = _sizes_within(name, inner, files) if inner.null_count < len(inner) else files["size"]
+    missing = pc.sum(pc.less(size, 0)).as_py()
+    if missing:
+        log.warning("%s: %d of %d files are missing", name, missing, len(rows))
+    path = files["path"].combine_chunks()
+    rows = rows.append_column("path", pc.coalesce(pc.binary_join_element_wise(inner, path, "::"), path))
+    return rows.append_column("size", size).append_column("mtime", files["mtime"])
+
+
+def _sizes_within(name: str, inner: pa.Array, files: pa.Table) -> pa.Array:
+    """Sizes of the files, or of the members where `inner` names one; every container is looked into once."""
+    size = files["size"].to_numpy().copy()
+    container = pc.if_else(pc.is_valid(inner), files["path"].combine_chunks(), None).dictionary_encode()
+    number = pc.fill_null(container.indices, -1).to_numpy()
+    order = np.argsort(number, kind="stable")
+    borders = np.searchsorted(number[order], np.arange(len(container.dictionary) + 1))
+    urls = container.dictionary.to_pylist()
+    kinds = [inner[int(row)].as_py().partition("://")[0] for row in order[borders[:-1]]]
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        listed = pool.map(look_into, kinds, urls)
+        for url, start, stop, (contents, _) in zip(urls, borders[:-1], borders[1:], listed, strict=True):
+            rows = order[start:stop]
+            if contents.problem and (size[rows] >= 0).any():
+                log.warning("%s: %s: %s", name, redact(url), contents.problem)
+            members = pc.replace_substring_regex(inner.take(pa.array(rows)), "^[a-z]+://", "")
+            found = pc.index_in(members, value_set=contents.names)
+            size[rows] = pc.fill_null(contents.sizes.take(found), -1).to_numpy()
+    return pa.array(size)
+
+
+def _locate_files(name: str, folder: Folder, rows: pa.Table, filename: pa.Array) -> pa.Table:
+    """`path`, `size` and `mtime` of files below a folder, in the order of `filename`."""
+    no_file = pc.match_substring_regex(filename, r"(^|/)\.{0,2}$|\x00")
+    reject(name, rows, no_file, "filename", "name an audio file")
+    of_row = pc.replace_substring_regex(filename, "[^/]*$", "")
+    names = pc.replace_substring_regex(filename, "(?s)^.*/", "")
+    below = pc.unique(of_row)
+    root = _resolve(folder, "")
+    folders = [_resolve(folder, path) for path in below.to_pylist()]
+    number = pc.index_in(of_row, value_set=below)
+    outside = pa.array([not _inside(root, path) for path in folders], pa.bool_())
+    inside_only = f"stay in {redact(folder.url)}, the table's own folder"
+    reject(name, rows, outside.take(number), "filename", inside_only)
+    paths = pc.binary_join_element_wise(pa.array(folders, pa.string()).take(number), names, "/")
+    wanted = set(paths.to_pylist())
+    files = _table(_scan_local(root, set(folders), wanted) if folder.is_local else _scan_remote(folder, wanted))
+    found = pc.index_in(paths, value_set=files["path"])
+    reject(name, rows, pc.fill_null(files["outside"].take(found), False), "filename", inside_only)
+    if not folder.is_local:
+        paths = pa.array([folder.fs.unstrip_protocol(path) for path in paths.to_pylist()], pa.string())
+    size, mtime = pc.fill_null(files["size"].take(found), -1), pc.fill_null(files["mtime"].take(found), 0.0)
+    return pa.table({"path": paths, "size": size, "mtime": mtime})
+
+
+def _resolve(folder: Folder, below: str) -> str:
+    """A folder below another, with `..` and symbolic links followed."""
+    path = os.path.join(folder.path() + "/", below)
+    return os.path.realpath(path) if folder.is_local else posixpath.normpath(path)
+
+
+def _table(found: list[tuple[str, int, float, bool]]) -> pa.Table:
+    names = ("path", "size", "mtime", "outside")
+    types = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
+    columns = zip(*found, strict=True) if found else ([],) * 4
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names)
+
+
+def _scan_remote(folder: Folder, wanted: set[str]) -> list[tuple[str, int, float, bool]]:
+    """One listing of everything below the folder: object stores answer a thousand names at a time."""
+    below = folder.fs.find(folder.path(), detail=True)
+    return [(path, info["size"], modified(info), False) for path, info in below.items() if path in wanted]
+
+
+def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[str, int, float, bool]]:
+    """Path, size, mtime and "leads out of root" of the wanted files; a listing knows links without following paths."""
+    found = []
+    for folder in folders:
+        try:
+            entries = os.scandir(folder)
+        except OSError:  # its files count as missing
+            continue
+        with entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}"
+                if path not in wanted:
+                    continue
+                outside = entry.is_symlink() and not _inside(root, os.path.realpath(path))
+                try:
+                    status = entry.stat()
+                    found.append((path, status.st_size, status.st_mtime, outside))
+                except OSError:  # a link to nothing
+                    found.append((path, -1, 0.0, outside))
+    return found
+
+
+def _inside(root: str, path: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def reject(name: str, rows: pa.Table, wrong: pa.Array, column: str, right: str) -> None:
+    """Raise ValueError with the first examples where any row is wrong."""
+    bad = rows.filter(wrong)
+    if len(bad):
+        first = bad.select(["row", column]).slice(0, EXAMPLES).to_pylist()
+        examples = ", ".join(f"row {item['row']}: {item[column] or ''!r}" for item in first)
+        more = f" and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
+        raise ValueError(f"{name}, column {column}, {examples}{more}: should {right}")

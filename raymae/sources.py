@@ -1,0 +1,302 @@
+"""Where a clip's bytes lie: in a file, at a URL, in a tar shard or in a column of a Parquet file.
+
+    /data/a.wav                            a file
+    s3://bucket/a.wav                      an object at any URL that fsspec knows
+    tar://a.wav::/data/shard.tar           a member of a tar (WebDataset); fsspec's own chained address
+    parquet://audio/17::/data/t.parquet    a row, counted from 1, of a column of encoded files: binary, or
+                                           the struct {bytes, path} of Hugging Face's data sets
+
+A tar is indexed once in each process, its members are read by position; the rows of a Parquet file are read forwards,
+a few at a time. Nothing is extracted to disk, no link in a tar is followed, no size in a header is taken at its word.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import tarfile
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from raymae.audio import AudioError
+from raymae.config import redact
+
+AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf")
+"""Endings of the names that are taken for recordings where no table names them."""
+PACKED = r"(?s)^(?P<inner>(?:tar|parquet)://.+)::(?P<outer>.+)$"
+"""The address of a clip within a container."""
+
+WHOLE = 2**24
+"""Bytes up to which a clip is fetched in one piece; of a longer one, only what the decoder asks for."""
+_BUFFER = 2**20
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file at a path or URL, read by position alone: a thread that a time limit left behind disturbs no other."""
+
+    url: str
+    size: int
+    mtime: float = 0.0
+
+    @classmethod
+    def open(cls, url: str) -> Container:
+        """The container at a path or URL; AudioError where there is none."""
+        if "://" in url:
+            fs, path = url_to_fs(url)
+            info = fs.info(path)
+            if info["type"] != "file" or info["size"] is None:
+                raise AudioError("not a file of known size")
+            return cls(url, info["size"], modified(info))
+        status = os.stat(url)
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError("not a regular file")
+        return cls(url, status.st_size, status.st_mtime)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to before `stop`."""
+        if "://" in self.url:
+            fs, path = url_to_fs(self.url)
+            return bytes(fs.cat_file(path, start=start, end=stop))
+        with open(self.url, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), stop - start, start)
+
+    def part(self, start: int, size: int, buffer: int = _BUFFER) -> BinaryIO:
+        """A part as a file of its own, of which only what is asked for is read, `buffer` bytes at a time."""
+        return io.BufferedReader(_Part(self, start, size), buffer)
+
+
+def modified(info: dict[str, Any]) -> float:
+    """When a file of an fsspec file system was last changed, in seconds since 1970; 0 where that isn't known."""
+    changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "created") if key in info), 0)
+    return changed.timestamp() if isinstance(changed, datetime) else float(changed)
+
+
+class _Part(io.RawIOBase):
+    def __init__(self, container: Container, start: int, size: int) -> None:
+        self._container, self._start, self._size, self._position = container, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if self._position < 0:
+            raise OSError("negative seek position")
+        return self._position
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+        stop = min(self._position + len(buffer), self._size)
+        start = min(self._position, stop)
+        content = self._container.read(self._start + start, self._start + stop)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
+def open_clip(path: str) -> str | bytes | BinaryIO:
+    """What `raymae.audio.load` reads the clip at an address from; AudioError where there is nothing to read."""
+    try:
+        if packed := re.match(PACKED, path):
+            kind, _, name = packed["inner"].partition("://")
+            container = (_located if "://" in packed["outer"] else Container.open)(packed["outer"])
+            return (_open_member if kind == "tar" else _open_row)(container, name)
+        if "://" not in path:
+            return path
+        fs, name = url_to_fs(path)
+        content = bytes(fs.cat_file(name, start=0, end=WHOLE + 1))
+        return content if len(content) <= WHOLE else _located(path).part(0, _located(path).size)
+    except AudioError:
+        raise
+    except Exception as error:  # file systems and archives bring their own
+        raise AudioError(_reason(error)) from None
+
+
+_located = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, StopIteration):
+        return "fewer rows than its header promises"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return redact(" ".join(text.split()))[:200]
+
+
+class Contents(NamedTuple):
+    """What a container holds in its order: names, first bytes, sizes (-1: no file); and why that may not be all."""
+
+    names: pa.Array
+    starts: pa.Array
+    sizes: pa.Array
+    problem: str = ""
+
+
+_NOTHING = Contents(pa.array([], pa.string()), pa.array([], pa.int64()), pa.array([], pa.int64()))
+
+
+def look_into(kind: str, url: str) -> tuple[Contents, float]:
+    """What a container (kind tar or parquet) holds and when it was changed; the reason where it can't be read."""
+    try:
+        container = Container.open(url)
+    except Exception as error:  # those of the file system
+        return _NOTHING._replace(problem=_reason(error)), 0.0
+    return (tar_contents if kind == "tar" else parquet_contents)(container), container.mtime
+
+
+# Tar shards ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def tar_contents(tar: Container) -> Contents:
+    """The members of a tar; of several with the same name the last counts, as for tar itself."""
+    members: dict[str, tuple[int, int]] = {}
+    problem = ""
+    try:
+        with tarfile.open(fileobj=tar.part(0, tar.size, buffer=2**16), mode="r:") as file:
+            end = -1
+            while (member := file.next()) is not None:
+                if member.size < 0 or file.offset <= end:
+                    raise tarfile.ReadError("a size is negative")
+                end = file.offset
+                name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
+                members.pop(name, None)
+                if not member.isdir():
+                    is_file = member.isreg() and not member.issparse()
+                    members[name] = (member.offset_data, member.size if is_file else -1)
+                file.members.clear()  # type: ignore[attr-defined]  # it keeps them all
+            problem = _rest(tar, file.offset)
+    except Exception as error:  # tarfile's own, and what a forged header leads it to
+        problem = _reason(error)
+    problem = f"not all of the archive can be read: {problem}" if problem and members else problem
+    starts, sizes = (pa.array([place[part] for place in members.values()], pa.int64()) for part in (0, 1))
+    return Contents(pa.array(members, pa.string()), starts, sizes, problem)
+
+
+def _rest(tar: Container, end: int) -> str:
+    """What is wrong at the place where the members of a tar end: tarfile takes a damaged header for the end."""
+    if tar.read(end, end + tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        return f"neither a member nor the end at byte {end}"
+    more = tar.size - end
+    return f"{more} bytes behind its end at byte {end}" if more > _BUFFER else ""  # tar itself pads with less
+
+
+@lru_cache(maxsize=2)
+def _places(tar: Container) -> dict[str, int]:
+    return {name: index for index, name in enumerate(tar_contents(tar).names.to_pylist())}
+
+
+def _open_member(tar: Container, name: str) -> bytes | BinaryIO:
+    contents, index = tar_contents(tar), _places(tar).get(name)
+    if index is None:
+        raise AudioError(contents.problem or "no such member in the archive")
+    start, size = contents.starts[index].as_py(), contents.sizes[index].as_py()
+    if size < 0:
+        raise AudioError("not a regular file")
+    if start + size > tar.size:
+        raise AudioError(f"truncated: {start + size - tar.size} bytes of it are missing in the archive")
+    return tar.read(start, start + size) if size <= WHOLE else tar.part(start, size)
+
+
+# Columns of Parquet files -------------------------------------------------------------------------------------------
+
+
+def holds_audio(schema: pa.Schema, column: str = "audio") -> bool:
+    """Whether a column of a table holds encoded files."""
+    if schema.names.count(column) != 1:
+        return False
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+class _Rows:
+    """A column of encoded files, read forwards some rows at a time: its pages alone have to fit into memory."""
+
+    def __init__(self, table: Container, column: str) -> None:
+        self._file = pq.ParquetFile(table.part(0, table.size), pre_buffer=False, buffer_size=_BUFFER)
+        schema, metadata = self._file.schema_arrow, self._file.metadata
+        if not holds_audio(schema, column):
+            raise AudioError(f"no column {column} of encoded files")
+        self._leaf = f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        self.counts = [group.num_rows for group in groups]
+        if min(self.counts, default=0) < 0 or sum(self.counts) > table.size:
+            raise ValueError(f"it claims {sum(self.counts)} rows in {table.size} bytes")
+        # Of all columns together: a forged column's own metadata would end the process.
+        self.means = [max(1, group.total_byte_size // max(1, group.num_rows)) for group in groups]
+        self._ends = list(accumulate(self.counts))
+        self._group, self._first, self._batch = -1, 0, pa.array([], pa.binary())
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._failed: tuple[int, int, str] | None = None
+
+    def read(self, row: int) -> bytes:
+        """The clip of a row, counted from 0."""
+        if not 0 <= row < sum(self.counts):
+            raise AudioError(f"no such row: the table has {sum(self.counts)}")
+        group = bisect_right(self._ends, row)
+        if self._failed and self._failed[0] == group and row >= self._failed[1]:
+            raise AudioError(self._failed[2])
+        if group != self._group or row < self._first:
+            size = max(1, min(64, WHOLE // self.means[group]))
+            self._batches = self._file.iter_batches(size, row_groups=[group], columns=[self._leaf], use_threads=False)
+            self._group, self._first, self._batch = group, self._ends[group] - self.counts[group], self._batch[:0]
+        while row >= self._first + len(self._batch):
+            self._first += len(self._batch)
+            self._batch = self._next()
+        content = self._batch[row - self._first]
+        if not content.is_valid:
+            raise AudioError("no audio in this row")
+        return bytes(content.as_py())
+
+    def _next(self) -> pa.Array:
+        try:
+            column = next(self._batches).column(0)
+        except Exception as error:  # the rest of the row group can't be read either: it isn't tried for every row
+            self._failed, self._group = (self._group, self._first, _reason(error)), -1
+            raise AudioError(self._failed[2]) from None
+        return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+_parked: dict[tuple[Container, str], _Rows] = {}
+"""The column last read from; whoever reads takes it out, so that no two threads share one."""
+
+
+def _open_row(table: Container, name: str) -> bytes:
+    column, _, number = name.rpartition("/")
+    rows = _parked.pop((table, column), None) or _Rows(table, column)
+    try:
+        return rows.read(int(number) - 1 if number.isdecimal() else -1)
+    finally:
+        _parked.clear()
+        _parked[table, column] = rows
+
+
+def parquet_contents(table: Container) -> Contents:
+    """The rows of a Parquet file with a column `audio`, each with the average size in its row group: none is read."""
+    try:
+        rows = _Rows(table, "audio")
+    except Exception as error:  # Arrow's and the file system's; an AudioError: no such column
+        return _NOTHING._replace(problem="" if isinstance(error, AudioError) else _reason(error))
+    count = sum(rows.counts)
+    numbers = pa.array(np.arange(1, count + 1)).cast(pa.string())
+    sizes = pa.array(np.repeat(np.array(rows.means, np.int64), rows.counts))
+    return Contents(pc.binary_join_element_wise("audio", numbers, "/"), pa.nulls(count, pa.int64()), sizes)
