@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pyarrow as pa
 import pytest
 
@@ -11,7 +12,9 @@ from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# a busy machine is slow, not wrong
+hypothesis.settings.register_profile("raymae", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("raymae")
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,14 @@ def test_shards_follow_the_content_and_the_front_end(clips: pa.Table) -> None:
     assert not names & {plan.name for plan in plan_shards(touched, TINY_AUDIO, 0.1)}
 
 
+def test_without_times_the_path_tells_files_apart(clips: pa.Table) -> None:
+    timeless = clips.set_column(clips.column_names.index("mtime"), "mtime", pa.array([0.0] * len(clips)))
+    paths = pa.array([f"/elsewhere/{path}" for path in clips["path"].to_pylist()])
+    moved = timeless.set_column(clips.column_names.index("path"), "path", paths)
+    here, there = ({plan.name for plan in plan_shards(table, TINY_AUDIO, 0.1)} for table in (timeless, moved))
+    assert not here & there
+
+
 @given(clips=st.integers(1, 10**7), megabytes=st.floats(0.1, 500))
 def test_shards_stay_within_their_size(clips: int, megabytes: float) -> None:
     rows = shard_rows(clips, TINY_AUDIO, megabytes)
