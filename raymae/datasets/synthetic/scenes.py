@@ -25,7 +25,7 @@ CITY_BED = 1.0
 """Spread of the knots of a city's noise bed, dB."""
 DEVICE_RESPONSE = 1.5
 """Spread of the knots of a device's frequency response, dB."""
-UNSEEN_CITY_FAR = 5.5
+UNSEEN_CITY_FAR = 4.8
 """How much stranger than the others the held-out city is."""
 UNSEEN_DEVICE_FAR = 4.0
 """How much stranger than the others the held-out device is."""
