@@ -60,8 +60,11 @@ def synthetic() -> Config:
     )
 
 
-def small_finetune(epochs: float) -> FinetuneConfig:
-    """Gentle fine-tuning for few labels: statistics per frequency row, head first, strong colouring."""
+def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: int = 1) -> FinetuneConfig:
+    """Gentle fine-tuning for few labels: statistics per frequency row, head first, strong colouring.
+
+    Crops as long as those of pre-training: the encoder has never seen the time positions beyond them.
+    """
     return FinetuneConfig(
         epochs=epochs,
         warmup_epochs=epochs / 20,
@@ -78,7 +81,10 @@ def small_finetune(epochs: float) -> FinetuneConfig:
         freq_mask_ratio=0.0,
         label_smoothing=0.1,
         ema_decay=0.99,
-        augment=AugmentConfig(colour_p=0.9, roll_p=1.0, mixup_p=0.5, mixup_alpha=0.4, mixstyle_p=0.4),
+        views=views,
+        augment=AugmentConfig(
+            crop_seconds=crop_seconds, colour_p=0.9, roll_p=1.0, mixup_p=0.5, mixup_alpha=0.4, mixstyle_p=0.4
+        ),
     )
 
 
@@ -97,7 +103,7 @@ def small() -> Config:
             weight_decay=0.05,
             augment=AugmentConfig(crop_seconds=2.56, colour_p=1.0),
         ),
-        finetune=small_finetune(epochs=100),
+        finetune=small_finetune(epochs=100, crop_seconds=2.56, views=3),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
     )
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from raymae.augment import augment
+from raymae.augment import augment, crop_frames
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
 from raymae.models import MODELS, MaskedAutoencoder
@@ -77,9 +77,11 @@ class PretrainTask:
 
     @torch.inference_mode()
     def reconstruction(self, model: nn.Module) -> Figure:
-        """The first clip: what the model was shown, and what it made of it."""
+        """The beginning of the first clip, as long as in training: what the model was shown and what it made of it."""
         row = self.order.rows[0][:1]
         log_mel, valid_frames = self.spec.store.read(row)
+        length = crop_frames(self.config.augment, self.audio)
+        log_mel, valid_frames = log_mel[:, :length], valid_frames.clip(max=length)
         generator = torch.Generator().manual_seed(mix(self.seed, 6) >> 1)
         clip = torch.from_numpy(log_mel).float()
         made, removed = cast(MaskedAutoencoder, model.to("cpu").eval()).reconstruct(
