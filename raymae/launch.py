@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 def start_ray(compute: ComputeConfig) -> None:
     """Connect to the configured cluster, the one of the job, or start a local one."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    # torch's threads wait for one another by spinning; beside Ray's own processes that cost up to five times the step
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if not ray.is_initialized():
         # the workers' own lines stay in Ray's log files and its dashboard: progress and events come through the driver
         ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
