@@ -48,12 +48,14 @@ def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     """What will run, what is reused, and what it takes."""
-    from raymae.outlook import outlook
-
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
     for line in summary(plan.clips):
         print(f"  {line}")
-    details = outlook(plan)
+    details = {}
+    if plan.to_do:
+        from raymae.outlook import outlook  # builds the models, which takes torch and seconds
+
+        details = outlook(plan)
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)
         state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
@@ -62,7 +64,7 @@ def print_plan(plan: Plan) -> None:
 
 def print_result(plan: Plan, result: dict[str, Any]) -> None:
     """The table, and where to look further."""
-    print(f"\n{plan.target} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
+    print(f"\n{plan.job} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
     if "evaluate" in plan.nodes:
         evaluation = plan.nodes["evaluate"].artifact
         print(evaluation.read_bytes("report.md").decode())
@@ -99,7 +101,7 @@ class Run:
         if "" not in self._run_ids:
             config = to_dict(self.plan.config)
             self._run_ids[""] = self.tracker.run(
-                self.plan.key, f"{self.plan.config.recipe}-{self.plan.target}", params=flat(config)
+                self.plan.key, f"{self.plan.config.recipe}-{self.plan.job}", params=flat(config)
             )
         return self._run_ids[""]
 
@@ -276,7 +278,7 @@ class Run:
             for name, node in plan.nodes.items()
         }
         result: dict[str, Any] = {
-            "job": plan.target,
+            "job": plan.job,
             "recipe": plan.config.recipe,
             "seconds": seconds,
             "run_folder": redact(plan.run_folder.url),

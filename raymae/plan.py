@@ -117,7 +117,12 @@ class Plan:
     @cached_property
     def run_folder(self) -> Folder:
         """Where the run keeps its configuration, report and result."""
-        return self.storage / f"runs/{self.config.recipe or 'run'}-{self.target}-{self.key}"
+        return self.storage / f"runs/{self.config.recipe or 'run'}-{self.job}-{self.key}"
+
+    @property
+    def job(self) -> str:
+        """The name of the job that runs it."""
+        return "pipeline" if self.target == "register" else self.target
 
     @property
     def to_do(self) -> list[str]:
