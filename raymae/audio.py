@@ -12,7 +12,6 @@ import stat
 import struct
 from math import ceil
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import scipy.fft
@@ -76,7 +75,8 @@ def load(
     try:
         with _open(source) as stream:
             _check_size(stream)
-            with _SequentialFile(stream) as file:
+            # a descriptor where there is one: decoding through a Python object's reads and seeks takes a tenth longer
+            with _SequentialFile(stream if isinstance(stream, io.BytesIO) else stream.fileno(), closefd=False) as file:
                 waveform, native_rate = _read_part(file, sample_rate, start_seconds, seconds), file.samplerate
     except soundfile.LibsndfileError as error:
         raise AudioError(f"can't be decoded: {' '.join(error.error_string.split())}") from None
@@ -92,15 +92,15 @@ def load(
     return waveform
 
 
-def _open(source: str | Path | bytes) -> BinaryIO:
+def _open(source: str | Path | bytes) -> io.BytesIO | io.FileIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not stat.S_ISREG(os.stat(source).st_mode):
         raise AudioError("not a regular file")
-    return open(os.open(source, os.O_RDONLY), "rb")  # nameless: soundfile would take a *.raw for a headerless file
+    return io.FileIO(source)
 
 
-def _check_size(stream: BinaryIO) -> None:
+def _check_size(stream: io.BytesIO | io.FileIO) -> None:
     """Raise AudioError for an empty or a truncated file and rewind: libsndfile clips WAV and AIFF files silently."""
     size = stream.seek(0, os.SEEK_END)
     if not size:
@@ -111,7 +111,7 @@ def _check_size(stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _data_end(stream: BinaryIO) -> int:
+def _data_end(stream: io.BytesIO | io.FileIO) -> int:
     """Where the data chunk of a WAV or AIFF file ends by its header; 0 where the header doesn't say."""
     stream.seek(0)
     byte_order, data_name = _CONTAINERS.get(stream.read(12)[:4], ("<", b""))
@@ -153,17 +153,21 @@ def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float
 def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArray:
     """The mean of the channels over the next `n_frames` frames, or as many as there are, in blocks of bounded size."""
     block_frames = _BLOCK_VALUES // file.channels
-    blocks, count = [np.empty(0, np.float32)], 0
+    blocks: list[FloatArray] = []
+    count = 0
     while count < n_frames:
         block = file.read(min(block_frames, n_frames - count), dtype="float32", always_2d=True)
         if not len(block):
             break
-        with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused later
-            blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
+        if file.channels == 1:
+            blocks.append(block[:, 0])
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused later
+                blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
             raise AudioError(f"longer than {limit / file.samplerate / 60:.0f} minutes: read it in parts")
-    return np.concatenate(blocks)
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
 
 
 def _to_full_scale(waveform: FloatArray) -> FloatArray:
@@ -266,9 +270,16 @@ class LogMel:
         shortest = config.n_fft // 2 + 1 + (config.pre_emphasis > 0)
         if len(waveform) < shortest:
             waveform = np.pad(waveform, (0, shortest - len(waveform)))
+        half = config.n_fft // 2
+        reflected = np.empty(len(waveform) - (config.pre_emphasis > 0) + 2 * half, np.float32)
+        inside = reflected[half : len(reflected) - half]
         if config.pre_emphasis > 0:
-            waveform = waveform[1:] - np.float32(config.pre_emphasis) * waveform[:-1]
-        reflected = np.pad(waveform, config.n_fft // 2, mode="reflect")
+            np.multiply(waveform[:-1], np.float32(-config.pre_emphasis), out=inside)
+            inside += waveform[1:]
+        else:
+            inside[:] = waveform
+        reflected[:half] = inside[half:0:-1]
+        reflected[len(reflected) - half :] = inside[-2 : -half - 2 : -1]
         offset = (config.n_fft - config.win_length) // 2
         return sliding_window_view(reflected, config.win_length)[offset :: config.hop_length]
 
