@@ -14,13 +14,12 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-import scipy.fft
 import soundfile
 import soxr
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from raymae.config import AudioConfig
+from raymae.spectrum import power_spectra
 
 FloatArray = NDArray[np.float32]
 
@@ -242,21 +241,19 @@ class LogMel:
 
     def __init__(self, config: AudioConfig = _PAPER) -> None:
         self.config = config
-        self._window = np.hanning(config.win_length).astype(np.float32)
+        self._power = power_spectra(np.hanning(config.win_length).astype(np.float32), config.n_fft, config.hop_length)
         self._mel = _BandedProduct(mel_bank(config))
 
     def __call__(self, waveform: NDArray[np.floating]) -> FloatArray:
         config = self.config
         result = np.empty((config.frames(len(waveform)), config.n_mels), np.float32)
-        frames = self._frames(np.asarray(waveform, np.float32))
-        padded = np.zeros((_CHUNK_FRAMES, config.n_fft), np.float32)
+        samples = self._samples(np.asarray(waveform, np.float32))
+        space = np.empty((_CHUNK_FRAMES, config.n_fft // 2 + 1), np.float32)
         for start in range(0, len(result), _CHUNK_FRAMES):
             mel = result[start : start + _CHUNK_FRAMES]
+            power = space[: len(mel)]
             # The window lies at the start of the FFT rather than in its middle: the power is the same.
-            np.multiply(frames[start : start + len(mel)], self._window, out=padded[: len(mel), : config.win_length])
-            spectrum = scipy.fft.rfft(padded[: len(mel)], axis=1)
-            power = np.square(spectrum.real)
-            power += np.square(spectrum.imag)
+            self._power(samples[start * config.hop_length :], power)
             self._mel(power, out=mel)
         result += np.float32(config.log_offset)
         np.log(result, out=result)
@@ -264,8 +261,8 @@ class LogMel:
         result /= np.float32(config.norm_scale)
         return result
 
-    def _frames(self, waveform: FloatArray) -> FloatArray:
-        """Views (at least n_frames, win_length) of what lies under the window in each frame."""
+    def _samples(self, waveform: FloatArray) -> FloatArray:
+        """The pre-emphasised, reflected waveform from the first sample under the first frame's window on."""
         config = self.config
         shortest = config.n_fft // 2 + 1 + (config.pre_emphasis > 0)
         if len(waveform) < shortest:
@@ -280,8 +277,7 @@ class LogMel:
             inside[:] = waveform
         reflected[:half] = inside[half:0:-1]
         reflected[len(reflected) - half :] = inside[-2 : -half - 2 : -1]
-        offset = (config.n_fft - config.win_length) // 2
-        return sliding_window_view(reflected, config.win_length)[offset :: config.hop_length]
+        return reflected[(config.n_fft - config.win_length) // 2 :]
 
 
 def fit_length(log_mel: FloatArray, n_frames: int, silence: float) -> tuple[FloatArray, int]:

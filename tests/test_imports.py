@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config"},
+    {"config", "spectrum"},
     {"audio", "optim", "metrics", "order", "artifacts"},
     {"store", "datasets", "recipes", "augment", "models"},
     {"windows", "spec", "rivals", "report", "pseudo_label"},
