@@ -12,6 +12,7 @@ an order of magnitude faster than Arrow's list of half floats.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -137,11 +138,13 @@ def read_summary(target: Folder, name: str) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=64)
-def _open_shard(url: str, name: str) -> pq.ParquetFile:
+def _open_shard(url: str, name: str) -> tuple[pq.ParquetFile, mmap.mmap | None]:
     folder = Folder(url)
-    if folder.is_local:
-        return pq.ParquetFile(folder.path(name), memory_map=True)
-    return pq.ParquetFile(folder.open(name))
+    if not folder.is_local:
+        return pq.ParquetFile(folder.open(name)), None
+    with open(folder.path(name), "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped))), mapped
 
 
 @dataclass(frozen=True)
@@ -191,14 +194,14 @@ class FeatureStore:
         return log_mel, valid_frames
 
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        file = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
+        file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
         groups, index = np.unique(rows // ROW_GROUP, return_inverse=True)
         table = file.read_row_groups(groups.tolist(), columns=["log_mel", "valid_frames"], use_threads=False)
         found = index * ROW_GROUP + rows % ROW_GROUP
-        return (
-            features_of(table["log_mel"], self.audio)[found],
-            table["valid_frames"].to_numpy()[found],
-        )
+        result = features_of(table["log_mel"], self.audio)[found], table["valid_frames"].to_numpy()[found]
+        if mapped:
+            mapped.madvise(mmap.MADV_DONTNEED)  # or this process would come to hold all that it has ever read
+        return result
 
 
 def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float16]:
