@@ -21,7 +21,7 @@ FLOORS = [
     {"features", "launch", "inference"},
     {"evaluate", "label"},
     {"pipeline"},
-    {"cli"},
+    {"cli", "benchmark"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]
