@@ -31,7 +31,9 @@ from raymae.audio import AudioError, LogMel, fit_length, load
 from raymae.config import AudioConfig, from_dict, to_dict
 from raymae.order import Rows
 
-ROW_GROUP = 16
+ROW_GROUP = 4
+"""Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
+MIN_SHARD = 16
 _META = b"raymae"
 SHARDS = "artifacts/shards"
 
@@ -51,7 +53,7 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
     A power of two, so that a few more clips don't move the borders of all shards.
     """
     fits = max(1, int(shard_mb * 1e6 / (2 * audio.n_frames * audio.n_mels)))
-    return max(ROW_GROUP, 1 << (min(fits, max(1, clips // 12)).bit_length() - 1))
+    return max(MIN_SHARD, 1 << (min(fits, max(1, clips // 12)).bit_length() - 1))
 
 
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
@@ -195,9 +197,10 @@ class FeatureStore:
 
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
         file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
-        groups, index = np.unique(rows // ROW_GROUP, return_inverse=True)
+        size = file.metadata.row_group(0).num_rows
+        groups, index = np.unique(rows // size, return_inverse=True)
         table = file.read_row_groups(groups.tolist(), columns=["log_mel", "valid_frames"], use_threads=False)
-        found = index * ROW_GROUP + rows % ROW_GROUP
+        found = index * size + rows % size
         result = features_of(table["log_mel"], self.audio)[found], table["valid_frames"].to_numpy()[found]
         if mapped:
             mapped.madvise(mmap.MADV_DONTNEED)  # or this process would come to hold all that it has ever read

@@ -21,14 +21,14 @@ from raymae.artifacts import Folder
 from raymae.benchmark import command
 from raymae.benchmark.command import PARTS, main
 from raymae.benchmark.front_end import FrontEnd, bands_below, require_equal
-from raymae.benchmark.ingest import NoiseReader, order_rows, rate_of
+from raymae.benchmark.ingest import NoiseReader, median, order_rows
 from raymae.benchmark.ingest import make_spec as make_store
 from raymae.benchmark.memory import PeakMemory, process_tree, pss_mb
 from raymae.benchmark.plan import CORPORA, Cluster, Corpus, Plan, Rates, duration, measured, outlook, size
 from raymae.benchmark.prepare import Job, bare
 from raymae.benchmark.recordings import recording, write_corpus
 from raymae.benchmark.result import Result, Row, load_rows, markdown
-from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave
+from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.config import AudioConfig, Config
 from tests.audio_files import TINY_AUDIO
 
@@ -267,15 +267,17 @@ def test_the_noise_store_gives_every_clip_its_own(tmp_path: Path) -> None:
     assert set(rows.tolist()) == set(range(70))
 
 
-def test_rates_leave_the_first_batches_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pace_leaves_the_first_batches_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, *range(10, 18), 18.5, 19.0, 19.5, 20.0])
-    monkeypatch.setattr("raymae.benchmark.ingest.time.perf_counter", lambda: next(clock))
-    rate, start = rate_of([[0] * 5] * 12)
-    assert start == 10
-    assert rate == pytest.approx(4 * 5 / 3)
+    monkeypatch.setattr("raymae.benchmark.timing.time.perf_counter", lambda: next(clock))
+    found = pace([[0] * 5] * 12, skipped=8)
     monkeypatch.undo()
+    assert found.start_seconds == 10
+    assert found.rate == pytest.approx(4 * 5 / 3)
+    assert found.cpu >= 0
+    assert median([found, replace(found, rate=0.0), replace(found, cpu=99.0)]) == found
     with pytest.raises(ValueError, match="too few batches"):
-        rate_of([[0]] * 9)
+        pace([[0]] * 9, skipped=8)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB) -> Iterator[float
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
+        _system_config={"worker_niceness": 0},  # by default Ray's workers give way to others, and so to the rival
     )
     try:
         start_ray(ComputeConfig())

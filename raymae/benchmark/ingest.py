@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from raymae.benchmark.memory import PeakMemory
 from raymae.benchmark.prepare import GROWTH, memory_row
 from raymae.benchmark.recordings import noise_clips
 from raymae.benchmark.result import Result, Row
+from raymae.benchmark.timing import Pace, pace
 from raymae.config import AudioConfig, Config, PretrainConfig, to_dict
 from raymae.spec import StageSpec
 from raymae.store import SHARDS, ClipReader, FeatureStore, plan_shards, write_shard
@@ -43,7 +43,8 @@ class Ingest:
     it has to hold a few windows of 128 clips; the base is at least four times as large as the object store.
 
     `--json` keys: `clips_per_second`, `mb_per_second` (float16 features as stored) and `loader_clips_per_second`,
-    `loader_mb_per_second` (torch DataLoader over one .npy per clip); `start_seconds`, from the call to the first
+    `loader_mb_per_second` (torch DataLoader over one .npy per clip); milliseconds of CPU per clip of all processes
+    `cpu_ms`, `loader_cpu_ms`; `start_seconds`, from the call to the first
     batch; `clips`, `store_mb`, `cpus`; for the memory `object_store_mb`, `base_store_mb`, `base_peak_mb`, `peak_mb`
     (PSS of all processes).
     """
@@ -69,13 +70,15 @@ class Ingest:
             base_mb, peaks = self._peaks(Folder(folder))
             spec = make_spec(Folder(folder) / "rates", audio, self.clips, self.epochs)
             with own_ray(self.cpus, object_store_mb=1000):
-                ours, rival, starts = self._rates(spec, Path(folder))
+                ours, rival = self._rates(spec, Path(folder))
         values = {
-            "clips_per_second": ours,
-            "mb_per_second": ours * clip_mb,
-            "loader_clips_per_second": rival,
-            "loader_mb_per_second": rival * clip_mb,
-            "start_seconds": starts,
+            "clips_per_second": ours.rate,
+            "mb_per_second": ours.rate * clip_mb,
+            "cpu_ms": 1000 * ours.cpu,
+            "loader_clips_per_second": rival.rate,
+            "loader_mb_per_second": rival.rate * clip_mb,
+            "loader_cpu_ms": 1000 * rival.cpu,
+            "start_seconds": ours.start_seconds,
             "clips": self.clips,
             "store_mb": self.clips * clip_mb,
             "cpus": self.cpus,
@@ -84,13 +87,24 @@ class Ingest:
             "base_peak_mb": peaks[0],
             "peak_mb": peaks[1],
         }
-        rates = [f"{rate:.0f} clips/s, {rate * clip_mb:.0f} MB/s" for rate in (ours, rival)]
+        rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (ours, rival)]
         what = f"store to batches of {BATCH} on {self.cpus} CPUs"
         rows = [
-            Row("ingest", what, rates[0], f"{rates[1]} (DataLoader, {self.cpus} workers, .npy)", ours / rival, 1.0),
+            Row(
+                "ingest",
+                what,
+                rates[0],
+                f"{rates[1]} (DataLoader, {self.cpus} workers, .npy)",
+                ours.rate / rival.rate,
+                1.0,
+            ),
             memory_row("ingest", peaks[1], peaks[0], base_mb),
         ]
-        return Result("ingest", rows, values, f"Start-up, not in the rates: {starts:.1f} s to the first batch.")
+        text = (
+            f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the first batch.\n"
+            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * rival.cpu:.2f} ms."
+        )
+        return Result("ingest", rows, values, text)
 
     def _peaks(self, folder: Folder) -> tuple[float, list[float]]:
         """MB of the base, and the peaks of an epoch over it and over ten times it."""
@@ -110,8 +124,8 @@ class Ingest:
         (folder / "large").remove("")
         return base_mb, peaks
 
-    def _rates(self, spec: StageSpec, folder: Path) -> tuple[float, float, float]:
-        """Clips per second of both sides, and our seconds to the first batch."""
+    def _rates(self, spec: StageSpec, folder: Path) -> tuple[Pace, Pace]:
+        """Ours and the rival's."""
         import torch
 
         from raymae.benchmark.reference import Stored, Turns, loader
@@ -128,12 +142,11 @@ class Ingest:
             if not torch.equal(batch, other.float()):
                 raise ValueError("ingest: the batches of both sides differ")
         turns.indices = rows.tolist()
-        found: dict[str, list[tuple[float, float]]] = {"ours": [], "rival": []}
+        ours, other = [], []
         for _ in range(self.runs):
-            found["ours"].append(rate_of(as_float(batches(spec))))
-            found["rival"].append(rate_of(batch.float() for batch in rival))
-        medians = [statistics.median(rate for rate, _ in values) for values in found.values()]
-        return medians[0], medians[1], statistics.median(start for _, start in found["ours"])
+            ours.append(pace(as_float(batches(spec)), SKIPPED))
+            other.append(pace((batch.float() for batch in rival), SKIPPED))
+        return median(ours), median(other)
 
 
 def megabytes(audio: AudioConfig) -> float:
@@ -187,19 +200,14 @@ def batches(spec: StageSpec) -> Iterator[MicroBatch]:
     return micro_batches(spec.order(), windows_of(split, spec.config.audio), 0, 1, 0)
 
 
+def median(paces: list[Pace]) -> Pace:
+    """The median of each number."""
+    columns = zip(*map(astuple, paces), strict=True)
+    return Pace(*map(statistics.median, columns))
+
+
 def as_float(items: Iterator[MicroBatch]) -> Iterator[torch.Tensor]:
     """Batches as the training loop makes them."""
     import torch
 
     return (batch.to_torch(torch.device("cpu"))[0] for batch in items)
-
-
-def rate_of(items: Iterable[Any]) -> tuple[float, float]:
-    """Clips per second after the first `SKIPPED` batches, and the seconds to the first."""
-    begun = time.perf_counter()
-    arrived = [(time.perf_counter(), len(batch)) for batch in items]
-    counted = arrived[SKIPPED:]
-    if len(counted) < 2:
-        raise ValueError(f"too few batches to time: {len(arrived)}")
-    started = arrived[SKIPPED - 1][0]
-    return sum(count for _, count in counted) / (counted[-1][0] - started), arrived[0][0] - begun
