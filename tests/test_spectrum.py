@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.spectrum import CompiledSpectra, PowerSpectra, power_spectra
+from raymae.spectrum import CompiledSpectra, PowerSpectra, _compiled, power_spectra
 
 
 def reference(samples: np.ndarray, window: np.ndarray, n_fft: int, hop: int, count: int) -> np.ndarray:
@@ -61,3 +61,9 @@ def test_the_frames_have_to_fit() -> None:
     spectra(np.zeros(4072, np.float32), out)
     with pytest.raises(ValueError, match="4071 samples are too few for 3 frames"):
         spectra(np.zeros(4071, np.float32), out)
+
+
+def test_code_that_cannot_be_cached_is_still_compiled() -> None:
+    space: dict = {}
+    exec("def double(x):\n    return 2 * x", space)  # no file beside which the compiled code could lie
+    assert _compiled(space["double"])(21) == 42

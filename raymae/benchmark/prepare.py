@@ -173,7 +173,7 @@ class Job:
         from raymae.features import prepare
 
         self.started = time.perf_counter()
-        with PeakMemory(interval=1.0) as memory:
+        with PeakMemory(interval=2.0) as memory:
             compute = replace(self.config.compute, data_workers=self.cpus)
             config = replace(self.config, compute=compute)
             prepare(self.clips, self.storage / "artifact", self.storage / "shards", config, self._arrived)
