@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import scipy.fft
 import soundfile
 import soxr
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from raymae.config import AudioConfig
 from raymae.headers import find_fault
+from raymae.spectrum import power_spectra
 
 FloatArray = NDArray[np.float32]
 
@@ -75,7 +74,9 @@ def load(
             fault = find_fault(stream)
             if fault:
                 raise AudioError(fault)
-            with _SequentialFile(stream) as file:
+            # a descriptor where there is one: decoding through a Python object's reads and seeks takes a tenth longer
+            direct = isinstance(stream, io.FileIO)
+            with _SequentialFile(stream.fileno() if direct else stream, closefd=False) as file:
                 waveform, native_rate = _read_part(file, sample_rate, start_seconds, seconds), file.samplerate
     except soundfile.LibsndfileError as error:
         raise AudioError(f"can't be decoded: {' '.join(error.error_string.split())}") from None
@@ -98,7 +99,7 @@ def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:
         return source
     if not stat.S_ISREG(os.stat(source).st_mode):
         raise AudioError("not a regular file")
-    return open(os.open(source, os.O_RDONLY), "rb")  # nameless: soundfile would take a *.raw for a headerless file
+    return io.FileIO(source)
 
 
 def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float, seconds: float | None) -> FloatArray:
@@ -124,17 +125,21 @@ def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float
 def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArray:
     """The mean of the channels over the next `n_frames` frames, or as many as there are, in blocks of bounded size."""
     block_frames = _BLOCK_VALUES // file.channels
-    blocks, count = [np.empty(0, np.float32)], 0
+    blocks: list[FloatArray] = []
+    count = 0
     while count < n_frames:
         block = file.read(min(block_frames, n_frames - count), dtype="float32", always_2d=True)
         if not len(block):
             break
-        with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused later
-            blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
+        if file.channels == 1:
+            blocks.append(block[:, 0])
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused later
+                blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
             raise AudioError(f"longer than {limit / file.samplerate / 60:.0f} minutes: read it in parts")
-    return np.concatenate(blocks)
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
 
 
 def _to_full_scale(waveform: FloatArray) -> FloatArray:
@@ -209,21 +214,19 @@ class LogMel:
 
     def __init__(self, config: AudioConfig = _PAPER) -> None:
         self.config = config
-        self._window = np.hanning(config.win_length).astype(np.float32)
+        self._power = power_spectra(np.hanning(config.win_length).astype(np.float32), config.n_fft, config.hop_length)
         self._mel = _BandedProduct(mel_bank(config))
 
     def __call__(self, waveform: NDArray[np.floating]) -> FloatArray:
         config = self.config
         result = np.empty((config.frames(len(waveform)), config.n_mels), np.float32)
-        frames = self._frames(np.asarray(waveform, np.float32))
-        padded = np.zeros((_CHUNK_FRAMES, config.n_fft), np.float32)
+        samples = self._samples(np.asarray(waveform, np.float32))
+        space = np.empty((_CHUNK_FRAMES, config.n_fft // 2 + 1), np.float32)
         for start in range(0, len(result), _CHUNK_FRAMES):
             mel = result[start : start + _CHUNK_FRAMES]
+            power = space[: len(mel)]
             # The window lies at the start of the FFT rather than in its middle: the power is the same.
-            np.multiply(frames[start : start + len(mel)], self._window, out=padded[: len(mel), : config.win_length])
-            spectrum = scipy.fft.rfft(padded[: len(mel)], axis=1)
-            power = np.square(spectrum.real)
-            power += np.square(spectrum.imag)
+            self._power(samples[start * config.hop_length :], power)
             self._mel(power, out=mel)
         result += np.float32(config.log_offset)
         np.log(result, out=result)
@@ -231,17 +234,23 @@ class LogMel:
         result /= np.float32(config.norm_scale)
         return result
 
-    def _frames(self, waveform: FloatArray) -> FloatArray:
-        """Views (at least n_frames, win_length) of what lies under the window in each frame."""
+    def _samples(self, waveform: FloatArray) -> FloatArray:
+        """The pre-emphasised, reflected waveform from the first sample under the first frame's window on."""
         config = self.config
         shortest = config.n_fft // 2 + 1 + (config.pre_emphasis > 0)
         if len(waveform) < shortest:
             waveform = np.pad(waveform, (0, shortest - len(waveform)))
+        half = config.n_fft // 2
+        reflected = np.empty(len(waveform) - (config.pre_emphasis > 0) + 2 * half, np.float32)
+        inside = reflected[half : len(reflected) - half]
         if config.pre_emphasis > 0:
-            waveform = waveform[1:] - np.float32(config.pre_emphasis) * waveform[:-1]
-        reflected = np.pad(waveform, config.n_fft // 2, mode="reflect")
-        offset = (config.n_fft - config.win_length) // 2
-        return sliding_window_view(reflected, config.win_length)[offset :: config.hop_length]
+            np.multiply(waveform[:-1], np.float32(-config.pre_emphasis), out=inside)
+            inside += waveform[1:]
+        else:
+            inside[:] = waveform
+        reflected[:half] = inside[half:0:-1]
+        reflected[len(reflected) - half :] = inside[-2 : -half - 2 : -1]
+        return reflected[(config.n_fft - config.win_length) // 2 :]
 
 
 def fit_length(log_mel: FloatArray, n_frames: int, silence: float) -> tuple[FloatArray, int]:

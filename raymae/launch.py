@@ -19,7 +19,7 @@ import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raymae.artifacts import Folder, latest_step, write_event
-from raymae.config import ComputeConfig
+from raymae.config import AudioConfig, ComputeConfig
 from raymae.order import Order
 from raymae.spec import StageSpec
 from raymae.store import features_of
@@ -95,11 +95,27 @@ class InOrder(ray.train.DataConfig):
         """The splits of every dataset by rank."""
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset.context.execution_options.preserve_order = True
-            dataset.context.custom_execution_callback_classes = [Unhurried]
-            for rank, split in enumerate(dataset.streaming_split(world_size, equal=False)):
+            for rank, split in enumerate(split_in_order(dataset, world_size)):
                 output[rank][name] = split
         return output
+
+
+def split_in_order(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
+    """Window k to rank k mod W, none dropped."""
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.custom_execution_callback_classes = [Unhurried]
+    return dataset.streaming_split(world_size, equal=False)
+
+
+def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
+    """The windows that arrive at one rank, from its `ray.data.DataIterator`."""
+    for block in split.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        yield Window(
+            block["position"].to_numpy(),
+            block["row"].to_numpy(),
+            features_of(block["log_mel"], audio),
+            block["valid_frames"].to_numpy(),
+        )
 
 
 class RaySession:
@@ -116,17 +132,8 @@ class RaySession:
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches, from Ray Data."""
-        return micro_batches(order, self._windows(), self.rank, self.world_size, step)
-
-    def _windows(self) -> Iterator[Window]:
-        shard = ray.train.get_dataset_shard(self.spec.name)
-        for block in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-            yield Window(
-                block["position"].to_numpy(),
-                block["row"].to_numpy(),
-                features_of(block["log_mel"], self.spec.config.audio),
-                block["valid_frames"].to_numpy(),
-            )
+        windows = windows_of(ray.train.get_dataset_shard(self.spec.name), self.spec.config.audio)
+        return micro_batches(order, windows, self.rank, self.world_size, step)
 
     def wrap(self, model: Any) -> Any:
         """The model under DistributedDataParallel, where there is more than one worker."""

@@ -12,6 +12,7 @@ an order of magnitude faster than Arrow's list of half floats.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -30,7 +31,9 @@ from raymae.config import AudioConfig, from_dict, to_dict
 from raymae.order import Rows
 from raymae.sources import open_clip
 
-ROW_GROUP = 16
+ROW_GROUP = 4
+"""Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
+MIN_SHARD = 16
 _META = b"raymae"
 SHARDS = "artifacts/shards"
 
@@ -50,7 +53,7 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
     A power of two, so that a few more clips don't move the borders of all shards.
     """
     fits = max(1, int(shard_mb * 1e6 / (2 * audio.n_frames * audio.n_mels)))
-    return max(ROW_GROUP, 1 << (min(fits, max(1, clips // 12)).bit_length() - 1))
+    return max(MIN_SHARD, 1 << (min(fits, max(1, clips // 12)).bit_length() - 1))
 
 
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
@@ -136,11 +139,13 @@ def read_summary(target: Folder, name: str) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=64)
-def _open_shard(url: str, name: str) -> pq.ParquetFile:
+def _open_shard(url: str, name: str) -> tuple[pq.ParquetFile, mmap.mmap | None]:
     folder = Folder(url)
-    if folder.is_local:
-        return pq.ParquetFile(folder.path(name), memory_map=True)
-    return pq.ParquetFile(folder.open(name))
+    if not folder.is_local:
+        return pq.ParquetFile(folder.open(name)), None
+    with open(folder.path(name), "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped))), mapped
 
 
 @dataclass(frozen=True)
@@ -190,14 +195,15 @@ class FeatureStore:
         return log_mel, valid_frames
 
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        file = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
-        groups, index = np.unique(rows // ROW_GROUP, return_inverse=True)
+        file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
+        size = file.metadata.row_group(0).num_rows
+        groups, index = np.unique(rows // size, return_inverse=True)
         table = file.read_row_groups(groups.tolist(), columns=["log_mel", "valid_frames"], use_threads=False)
-        found = index * ROW_GROUP + rows % ROW_GROUP
-        return (
-            features_of(table["log_mel"], self.audio)[found],
-            table["valid_frames"].to_numpy()[found],
-        )
+        found = index * size + rows % size
+        result = features_of(table["log_mel"], self.audio)[found], table["valid_frames"].to_numpy()[found]
+        if mapped:
+            mapped.madvise(mmap.MADV_DONTNEED)  # or this process would come to hold all that it has ever read
+        return result
 
 
 def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float16]:

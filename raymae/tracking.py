@@ -30,7 +30,19 @@ KEY = "raymae.key"
 PARENT = "mlflow.parentRunId"
 MAX_PARAM = 5000
 BATCH = 900
-REQUIREMENTS = ("fsspec", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "soundfile", "soxr", "timm", "torch")
+REQUIREMENTS = (
+    "fsspec",
+    "numba",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "timm",
+    "torch",
+)
 """What the registered model needs beside the package itself, which it carries."""
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers"},
+    {"config", "headers", "spectrum"},
     {"audio", "optim", "metrics", "order", "artifacts"},
     {"sources"},
     {"store", "datasets", "recipes", "augment", "models"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"features", "launch", "inference"},
     {"evaluate", "label"},
     {"pipeline"},
-    {"cli"},
+    {"cli", "benchmark"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]

@@ -1,0 +1,78 @@
+"""The command line of the benchmark: one subcommand per part, and `all`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from raymae.benchmark.front_end import FrontEnd
+from raymae.benchmark.ingest import Ingest
+from raymae.benchmark.plan import Plan
+from raymae.benchmark.prepare import Prepare
+from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
+
+PARTS: dict[str, type[Part]] = {
+    "front-end": FrontEnd,
+    "prepare": Prepare,
+    "ingest": Ingest,
+    "plan": Plan,
+}
+"""Every part by its name on the command line."""
+
+NOT_IN_ALL = ("plan",)
+"""Parts that measure nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Every part that measures, one after the other, each in a process of its own; ends with a Markdown table.
+
+    `--json` keys: `parts` (what each part writes), `seconds`, `rows`.
+    """
+
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+
+    def run(self) -> Result:
+        """Measure."""
+        started = time.perf_counter()
+        parts: dict[str, Any] = {}
+        rows: list[Row] = []
+        with tempfile.TemporaryDirectory() as folder:
+            for name in PARTS:
+                if name not in NOT_IN_ALL:
+                    path = Path(folder) / f"{name}.json"
+                    subprocess.run([sys.executable, "-m", __spec__.name, name, "--json", str(path)], check=True)
+                    parts[name] = json.loads(path.read_text())
+                    rows += load_rows(parts[name])
+        seconds = time.perf_counter() - started
+        on = machine()
+        text = (
+            f"\n{markdown(rows)}\n\nMeasured in {seconds:.0f} s on {on['cores']} cores ({on['processor']}, "
+            f"load average at the end {on['load_average']:.1f})."
+        )
+        return Result("all", [], {"parts": parts, "seconds": seconds}, text)
+
+
+def main(doc: str, arguments: list[str] | None = None) -> None:
+    """Run what the command line asks for."""
+    part: Part = tyro.extras.subcommand_cli_from_dict({**PARTS, "all": All}, description=doc, args=arguments)
+    try:
+        result = part.run()
+        print(f"{result.part} ({machine()['load_average']:.1f} load average)\n{result}", flush=True)
+        if part.json:
+            result.save(part.json)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(__doc__ or "")

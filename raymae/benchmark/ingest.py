@@ -1,0 +1,213 @@
+"""`ingest`: feature store to batches through Ray Data, as a training worker gets them, against a torch DataLoader."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
+from raymae.benchmark.memory import PeakMemory
+from raymae.benchmark.prepare import GROWTH, memory_row
+from raymae.benchmark.recordings import noise_clips
+from raymae.benchmark.result import Result, Row
+from raymae.benchmark.timing import Pace, pace
+from raymae.config import AudioConfig, Config, PretrainConfig, to_dict
+from raymae.spec import StageSpec
+from raymae.store import SHARDS, ClipReader, FeatureStore, plan_shards, write_shard
+from raymae.windows import MicroBatch, micro_batches
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = 32
+SKIPPED = 8
+"""Batches at the start of a run that are not timed: the workers are being started."""
+CHECKED = 12
+"""Batches of both sides that are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingest:
+    """Epochs over a store of noise, and the memory of one epoch over ten times a store.
+
+    Both sides give the same float32 batches of 32 ten-second clips, in the same order; a run is timed from its ninth
+    batch on, runs take turns, the median counts. Memory is measured with a small object store on clips of 2.5 s, as
+    it has to hold a few windows of 128 clips; the base is at least four times as large as the object store.
+
+    `--json` keys: `clips_per_second`, `mb_per_second` (float16 features as stored) and `loader_clips_per_second`,
+    `loader_mb_per_second` (torch DataLoader over one .npy per clip); milliseconds of CPU per clip of all processes
+    `cpu_ms`, `loader_cpu_ms`; `start_seconds`, from the call to the first
+    batch; `clips`, `store_mb`, `cpus`; for the memory `object_store_mb`, `base_store_mb`, `base_peak_mb`, `peak_mb`
+    (PSS of all processes).
+    """
+
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+    clips: int = 1024
+    """Ten-second clips that are read for the rates."""
+    epochs: int = 6
+    """Epochs over them in a timed run."""
+    base_clips: int = 4096
+    """Clips of 2.5 s in the base of the memory; ten times as many are written to disk (3.4 GB at the default)."""
+    runs: int = 2
+    """Timed runs of each side."""
+    cpus: int = 2
+    """CPUs of Ray, and workers of the DataLoader."""
+
+    def run(self) -> Result:
+        """Measure."""
+        audio = AudioConfig()
+        clip_mb = megabytes(audio)
+        with tempfile.TemporaryDirectory(prefix="raymae-ingest-") as folder:
+            base_mb, peaks = self._peaks(Folder(folder))
+            spec = make_spec(Folder(folder) / "rates", audio, self.clips, self.epochs)
+            with own_ray(self.cpus, object_store_mb=1000):
+                ours, rival = self._rates(spec, Path(folder))
+        values = {
+            "clips_per_second": ours.rate,
+            "mb_per_second": ours.rate * clip_mb,
+            "cpu_ms": 1000 * ours.cpu,
+            "loader_clips_per_second": rival.rate,
+            "loader_mb_per_second": rival.rate * clip_mb,
+            "loader_cpu_ms": 1000 * rival.cpu,
+            "start_seconds": ours.start_seconds,
+            "clips": self.clips,
+            "store_mb": self.clips * clip_mb,
+            "cpus": self.cpus,
+            "object_store_mb": OBJECT_STORE_MB,
+            "base_store_mb": base_mb,
+            "base_peak_mb": peaks[0],
+            "peak_mb": peaks[1],
+        }
+        rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (ours, rival)]
+        what = f"store to batches of {BATCH} on {self.cpus} CPUs"
+        rows = [
+            Row(
+                "ingest",
+                what,
+                rates[0],
+                f"{rates[1]} (DataLoader, {self.cpus} workers, .npy)",
+                ours.rate / rival.rate,
+                1.0,
+            ),
+            memory_row("ingest", peaks[1], peaks[0], base_mb),
+        ]
+        text = (
+            f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the first batch.\n"
+            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * rival.cpu:.2f} ms."
+        )
+        return Result("ingest", rows, values, text)
+
+    def _peaks(self, folder: Folder) -> tuple[float, list[float]]:
+        """MB of the base, and the peaks of an epoch over it and over ten times it."""
+        audio = AudioConfig(clip_seconds=2.5)
+        base_mb = self.base_clips * megabytes(audio)
+        if base_mb < 4 * OBJECT_STORE_MB:
+            raise ValueError(f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: more --base-clips")
+        counts = {"base": self.base_clips, "large": GROWTH * self.base_clips}
+        specs = [make_spec(folder / name, audio, count, epochs=1) for name, count in counts.items()]
+        peaks = []
+        with own_ray(self.cpus):
+            for spec in specs:
+                with PeakMemory() as memory:
+                    for batch in batches(spec):
+                        batch.log_mel.max()
+                peaks.append(memory.mb)
+        (folder / "large").remove("")
+        return base_mb, peaks
+
+    def _rates(self, spec: StageSpec, folder: Path) -> tuple[Pace, Pace]:
+        """Ours and the rival's."""
+        import torch
+
+        from raymae.benchmark.reference import Stored, Turns, loader
+
+        torch.set_num_threads(1)
+        rows = order_rows(spec)
+        (folder / "npy").mkdir()
+        for row in range(len(spec.store)):
+            np.save(folder / "npy" / f"{row:05d}.npy", spec.store.read(np.array([row]))[0][0])
+        turns = Turns()
+        rival = loader(Stored(folder / "npy", len(spec.store)), turns, BATCH, self.cpus)
+        turns.indices = rows[: CHECKED * BATCH].tolist()
+        for batch, other in zip(as_float(batches(spec)), rival, strict=False):
+            if not torch.equal(batch, other.float()):
+                raise ValueError("ingest: the batches of both sides differ")
+        turns.indices = rows.tolist()
+        ours, other = [], []
+        for _ in range(self.runs):
+            ours.append(pace(as_float(batches(spec)), SKIPPED))
+            other.append(pace((batch.float() for batch in rival), SKIPPED))
+        return median(ours), median(other)
+
+
+def megabytes(audio: AudioConfig) -> float:
+    """Size of a stored clip."""
+    return 2 * audio.n_frames * audio.n_mels / 1e6
+
+
+class NoiseReader(ClipReader):
+    """Gives float16 noise in [0, 1): a piece of one long noise, from the sample on that the path says."""
+
+    def __init__(self, audio: AudioConfig) -> None:
+        super().__init__(audio, timeout=30)
+        bits = np.random.default_rng(0).integers(0, 0x3C00, 1_000_000, dtype=np.uint16)
+        self.noise = bits.view(np.float16)
+
+    def __call__(self, path: str) -> tuple[NDArray[np.float16], int, float]:
+        """Features (T, F), frames and seconds."""
+        shape = (self.audio.n_frames, self.audio.n_mels)
+        start = int(path) % (len(self.noise) - shape[0] * shape[1])
+        return self.noise[start : start + shape[0] * shape[1]].reshape(shape), shape[0], self.audio.clip_seconds
+
+
+def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> StageSpec:
+    """Write a store of noise, and the pre-training stage that reads it."""
+    table = noise_clips(clips)
+    store, reader = FeatureStore(folder / "prepare", folder / SHARDS), NoiseReader(audio)
+    config = Config(
+        audio=audio,
+        pretrain=PretrainConfig(epochs=epochs, warmup_epochs=0, global_batch_size=BATCH, micro_batch_size=BATCH),
+    )
+    shards = []
+    for plan in plan_shards(table, audio, config.data.shard_mb):
+        summary = write_shard(store.shards, plan.name, table.slice(plan.start, plan.stop - plan.start), reader)
+        shards.append({"name": plan.name, "rows": summary["rows"]})
+    store.folder.write_table("clips.parquet", table)
+    store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
+    return StageSpec(name="ingest", kind="pretrain", config=config, artifact=folder / "run", store=store)
+
+
+def order_rows(spec: StageSpec) -> NDArray[np.int64]:
+    """The rows of all batches of a stage, in order."""
+    order = spec.order()
+    return np.concatenate([order.window_rows(window) for window in range(order.windows)])
+
+
+def batches(spec: StageSpec) -> Iterator[MicroBatch]:
+    """The micro-batches of a stage through Ray Data, as its only training worker gets them."""
+    from raymae.launch import remaining_windows, split_in_order, windows_of
+
+    (split,) = split_in_order(remaining_windows(spec, readers=1), 1)
+    return micro_batches(spec.order(), windows_of(split, spec.config.audio), 0, 1, 0)
+
+
+def median(paces: list[Pace]) -> Pace:
+    """The median of each number."""
+    columns = zip(*map(astuple, paces), strict=True)
+    return Pace(*map(statistics.median, columns))
+
+
+def as_float(items: Iterator[MicroBatch]) -> Iterator[torch.Tensor]:
+    """Batches as the training loop makes them."""
+    import torch
+
+    return (batch.to_torch(torch.device("cpu"))[0] for batch in items)

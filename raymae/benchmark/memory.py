@@ -1,0 +1,65 @@
+"""Memory of a tree of processes: proportional set size, which counts a page that k processes share k times 1 / k."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+
+
+def process_tree(root: int) -> list[int]:
+    """`root` and all its descendants (Linux)."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    parent = int(file.read().rpartition(")")[2].split()[1])
+            except OSError:
+                continue  # it has ended
+            children.setdefault(parent, []).append(int(name))
+    found = [root]
+    for pid in found:
+        found.extend(children.get(pid, []))
+    return found
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional set size of a process in MB; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    return 0.0
+
+
+class PeakMemory:
+    """While the block runs, samples the PSS of this process and all its descendants; `mb` is the largest sum."""
+
+    def __init__(self, interval: float = 0.5) -> None:
+        self.mb = 0.0
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def _work(self) -> None:
+        self._look()
+        while not self._stop.wait(self._interval):
+            self._look()
+
+    def _look(self) -> None:
+        self.mb = max(self.mb, sum(map(pss_mb, process_tree(os.getpid()))))

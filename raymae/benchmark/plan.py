@@ -1,0 +1,242 @@
+"""`plan`: what a corpus takes on a cluster, from measured rates: cores per GPU, hours, storage, and what is short."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raymae.benchmark.result import Result
+from raymae.config import AudioConfig
+
+UNIT_SECONDS = 10.0
+"""Rates are in clips of this length; other lengths are counted by their seconds of audio."""
+NETWORK_MB_PER_GBIT = 125.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one core and one GPU do. The defaults were measured with this benchmark on one core of an AMD EPYC."""
+
+    prepare_clips: float = 60.0
+    """Ten-second clips per second and core, 24-bit 44.1 kHz WAV to log-mel (`prepare`)."""
+    ingest_mb: float = 200.0
+    """MB per second and core from the feature store to batches (`ingest`)."""
+    gpu_clips: float = 1370.0
+    """Ten-second clips per second and GPU: pre-training of ViT-B on an H200 at 45 % of its bf16 peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Recordings cut into clips."""
+
+    name: str
+    hours: float
+    clip_seconds: float = 10.0
+    audio_mb_per_hour: float = 476.0
+    """Size of the recordings; the default is 24-bit 44.1 kHz mono WAV."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What there is."""
+
+    gpus: int = 8
+    cpus: int = 128
+    network_gbit: float = 100.0
+    """Between the storage and all nodes together."""
+
+
+CORPORA = (
+    Corpus(name="CAS 2023", hours=24),
+    Corpus(name="TAU 2020", hours=64),
+    Corpus(name="AudioSet", hours=5_000),
+    Corpus(name="1 M hours", hours=1_000_000),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a corpus takes on a cluster. "store": epochs read stored log-mels; "stream": they read the audio."""
+
+    clips: int
+    audio_gb: float
+    store_gb: float
+    prepare_hours: float
+    store_epoch_hours: float
+    stream_epoch_hours: float
+    store_cores_per_gpu: float
+    """Cores that keep one GPU busy from the store."""
+    stream_cores_per_gpu: float
+    """Cores that keep one GPU busy from the audio."""
+    store_network_mb: float
+    """MB/s that keep all GPUs busy from the store."""
+    stream_network_mb: float
+    """MB/s that keep all GPUs busy from the audio."""
+    prepare_bottleneck: str
+    """What `prepare` waits for: CPUs or network."""
+    store_bottleneck: str
+    """What an epoch from the store waits for: GPUs, CPUs or network."""
+    stream_bottleneck: str
+    """What an epoch from the audio waits for: GPUs, CPUs or network."""
+    epochs_repaid: float | None
+    """After how many epochs on this cluster the store has taken less time than streaming; null for never."""
+
+
+def outlook(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
+    """Work out a plan; every part of an epoch overlaps with the others, so the slowest decides."""
+    audio = AudioConfig(clip_seconds=corpus.clip_seconds)
+    clips = round(corpus.hours * 3600 / corpus.clip_seconds)
+    units = corpus.hours * 3600 / UNIT_SECONDS
+    audio_mb = corpus.hours * corpus.audio_mb_per_hour
+    store_mb = clips * audio.n_frames * audio.n_mels * 2 / 1e6
+    network = cluster.network_gbit * NETWORK_MB_PER_GBIT
+    gpu_seconds = units / (cluster.gpus * rates.gpu_clips)
+    featurize_seconds = units / (cluster.cpus * rates.prepare_clips)
+    prepare = slowest(CPUs=featurize_seconds, network=(audio_mb + store_mb) / network)
+    store = slowest(GPUs=gpu_seconds, CPUs=store_mb / (cluster.cpus * rates.ingest_mb), network=store_mb / network)
+    stream = slowest(GPUs=gpu_seconds, CPUs=featurize_seconds, network=audio_mb / network)
+    saved = stream[1] - store[1]
+    return Outlook(
+        clips=clips,
+        audio_gb=audio_mb / 1e3,
+        store_gb=store_mb / 1e3,
+        prepare_hours=prepare[1] / 3600,
+        store_epoch_hours=store[1] / 3600,
+        stream_epoch_hours=stream[1] / 3600,
+        store_cores_per_gpu=store_mb / units * rates.gpu_clips / rates.ingest_mb,
+        stream_cores_per_gpu=rates.gpu_clips / rates.prepare_clips,
+        store_network_mb=store_mb / gpu_seconds,
+        stream_network_mb=audio_mb / gpu_seconds,
+        prepare_bottleneck=prepare[0],
+        store_bottleneck=store[0],
+        stream_bottleneck=stream[0],
+        epochs_repaid=prepare[1] / saved if saved > 0 else None,
+    )
+
+
+def slowest(**seconds: float) -> tuple[str, float]:
+    """The name and seconds of what takes longest."""
+    return max(seconds.items(), key=lambda item: item[1])
+
+
+def measured(paths: Sequence[str], rates: Rates) -> Rates:
+    """`rates` with what JSON files of `prepare`, `ingest`, `front-end` or `all` measured in their place.
+
+    `prepare` counts before `front-end`, whose rate is that of an undisturbed core. Raises ValueError for other files.
+    """
+    parts: list[dict[str, Any]] = []
+    for path in paths:
+        content = json.loads(Path(path).read_text())
+        found = [content, *content.get("parts", {}).values()]
+        parts += [part for part in found if part.get("part") in ("prepare", "ingest", "front-end")]
+        if not any(part in parts for part in found):
+            raise ValueError(f"{path} holds no rates: it must come from prepare, ingest, front-end or all --json")
+    for part in sorted(parts, key=lambda part: part["part"]):  # front-end, ingest, prepare: the later one counts
+        if part["part"] == "ingest":
+            rates = replace(rates, ingest_mb=part["mb_per_second"] / part["cpus"])
+        elif part["part"] == "prepare":
+            rates = replace(rates, prepare_clips=part["clips_per_second"] / part["cpus"])
+        else:
+            rates = replace(rates, prepare_clips=part["clips_per_second"] * part["clip_seconds"] / UNIT_SECONDS)
+    return rates
+
+
+def table(plans: Sequence[tuple[Corpus, Outlook]]) -> str:
+    """Plans as a Markdown table."""
+    lines = [
+        "| corpus | clips | audio | store | prepare | epoch from the store | epoch from the audio | repaid after |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for corpus, plan in plans:
+        repaid = "never" if plan.epochs_repaid is None else f"{plan.epochs_repaid:.1f} epochs"
+        lines.append(
+            f"| {corpus.name} ({corpus.hours:,.0f} h) | {plan.clips:,} | {size(plan.audio_gb)} | {size(plan.store_gb)} "
+            f"| {duration(plan.prepare_hours)} ({plan.prepare_bottleneck}) "
+            f"| {duration(plan.store_epoch_hours)} ({plan.store_bottleneck}) "
+            f"| {duration(plan.stream_epoch_hours)} ({plan.stream_bottleneck}) | {repaid} |"
+        )
+    return "\n".join(lines)
+
+
+def size(gigabytes: float) -> str:
+    """Gigabytes in a few digits."""
+    return f"{gigabytes:,.1f} GB" if gigabytes < 1000 else f"{gigabytes / 1000:,.1f} TB"
+
+
+def duration(hours: float) -> str:
+    """Hours in a few digits."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a corpus takes on a cluster; without --hours, for CAS 2023, TAU 2020, AudioSet and a million hours.
+
+    In brackets: what the step waits for. "From the audio": every epoch decodes and featurizes the recordings anew.
+
+    `--json` keys: `rates`, `cluster`, `plans` (for each corpus its own fields and those of `Outlook`).
+    """
+
+    json: str | None = None
+    """Write the plan to this JSON file."""
+    hours: float | None = None
+    """Hours of audio."""
+    clip_seconds: float = 10.0
+    """Length of the clips, seconds."""
+    audio_mb_per_hour: float = 476.0
+    """Size of the recordings, MB per hour; the default is 24-bit 44.1 kHz mono WAV."""
+    gpus: int = 8
+    """GPUs of the cluster."""
+    cpus: int = 128
+    """CPU cores of the cluster that prepare and ingest may use."""
+    network_gbit: float = 100.0
+    """Network between the storage and all nodes together, Gbit/s."""
+    measured: tuple[str, ...] = ()
+    """JSON files that prepare, ingest, front-end or all wrote: their rates take the place of the defaults."""
+    prepare_clips: float | None = None
+    """Ten-second clips per second and core, from recording to log-mel."""
+    ingest_mb: float | None = None
+    """MB per second and core, from the feature store to batches."""
+    gpu_clips: float | None = None
+    """Ten-second clips per second and GPU in training."""
+
+    def run(self) -> Result:
+        """Work it out."""
+        for name in ("hours", "clip_seconds", "audio_mb_per_hour", "gpus", "cpus", "network_gbit", *asdict(Rates())):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be positive")
+        rates = measured(self.measured, Rates())
+        given = {name: getattr(self, name) for name in asdict(rates) if getattr(self, name) is not None}
+        rates = replace(rates, **given)
+        cluster = Cluster(gpus=self.gpus, cpus=self.cpus, network_gbit=self.network_gbit)
+        corpora = [
+            replace(corpus, clip_seconds=self.clip_seconds, audio_mb_per_hour=self.audio_mb_per_hour)
+            for corpus in (CORPORA if self.hours is None else [Corpus(name="corpus", hours=self.hours)])
+        ]
+        plans = [(corpus, outlook(corpus, cluster, rates)) for corpus in corpora]
+        values = {
+            "rates": asdict(rates),
+            "cluster": asdict(cluster),
+            "plans": [asdict(corpus) | asdict(plan) for corpus, plan in plans],
+        }
+        origin = "given" if given or self.measured else "measured on one core of an AMD EPYC"
+        return Result("plan", [], values, f"{summary(cluster, rates, plans[0][1], origin)}\n\n{table(plans)}")
+
+
+def summary(cluster: Cluster, rates: Rates, plan: Outlook, origin: str) -> str:
+    """Rates, cores per GPU and network in words."""
+    network = cluster.network_gbit * NETWORK_MB_PER_GBIT
+    return (
+        f"{cluster.gpus} GPUs, {cluster.cpus} CPU cores, {network:,.0f} MB/s of network. Rates ({origin}): "
+        f"{rates.prepare_clips:.0f} ten-second clips/s and core from recording to log-mel, "
+        f"{rates.ingest_mb:.0f} MB/s and core from the store, {rates.gpu_clips:.0f} clips/s and GPU.\n"
+        f"One GPU is kept busy by {plan.store_cores_per_gpu:.1f} cores from the store or "
+        f"{plan.stream_cores_per_gpu:.1f} cores from the audio; all GPUs take {plan.store_network_mb:,.0f} MB/s from "
+        f"the store or {plan.stream_network_mb:,.0f} MB/s of audio."
+    )

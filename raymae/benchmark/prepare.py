@@ -1,0 +1,202 @@
+"""`prepare`: audio files to a feature store with Ray Data, against one bare process and a torch DataLoader."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raymae.artifacts import Folder
+from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
+from raymae.benchmark.front_end import CHAIN_HERTZ, CHAIN_TOLERANCE, bands_below, difference, require_equal
+from raymae.benchmark.memory import PeakMemory, process_tree
+from raymae.benchmark.recordings import SAMPLE_RATE, write_corpus
+from raymae.benchmark.result import Result, Row
+from raymae.benchmark.timing import Pace, cpu_between, cpu_seconds, pace
+from raymae.config import Config, DataConfig
+from raymae.store import ClipReader, plan_shards, write_shard
+
+GROWTH = 10
+"""How many times the base corpus the large one is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """The real job on 24-bit 44.1 kHz WAV files, its memory on a base corpus and on ten times that.
+
+    The base is at least four times the object store. Rates leave the start-up out: Ray's, and the workers' until
+    each has delivered its first shard.
+
+    `--json` keys: clips per second `clips_per_second` (Ray Data, all CPUs), `single_clips_per_second` (one process,
+    mean of before and after), `loader_clips_per_second` (torch DataLoader, as many workers); milliseconds of CPU per
+    clip of all processes `cpu_ms`, `single_cpu_ms`, `loader_cpu_ms`; seconds `ray_start_seconds`,
+    `first_shards_seconds` (from the call until every worker has delivered a shard), `job_seconds`; `clips`, `cpus`,
+    `object_store_mb`, `base_corpus_mb` (audio); `base_peak_mb`, `peak_mb` (PSS of all processes).
+    """
+
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+    clips: int = 3840
+    """Clips of the large corpus."""
+    distinct: int = 120
+    """Different recordings among them; the others are hard links."""
+    cpus: int = 2
+    """CPUs of Ray, and workers of the DataLoader."""
+    rival_clips: int = 300
+    """Clips that the DataLoader is timed on."""
+    single_clips: int = 120
+    """Clips that the bare process is timed on, before and after the job."""
+
+    def run(self) -> Result:
+        """Measure."""
+        config = Config(data=DataConfig(shard_mb=11))  # 32 clips: the base has as large shards as ten times the base
+        with tempfile.TemporaryDirectory(prefix="raymae-prepare-") as folder:
+            clips = write_corpus(Path(folder), self.clips, self.distinct, config.audio.clip_seconds)
+            base = clips.slice(0, self.clips // GROWTH)
+            base_mb = sum(base["size"].to_pylist()) / 1e6
+            if base_mb < 4 * OBJECT_STORE_MB:
+                raise ValueError(f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: more --clips")
+            single = [bare(clips.slice(0, self.single_clips), Folder(folder) / "bare-0", config)]
+            with own_ray(self.cpus) as ray_seconds:
+                small, large = (Job(part, Folder(f"{folder}/{len(part)}"), config, self.cpus) for part in (base, clips))
+                small.run()
+                large.run()
+            single.append(bare(clips.slice(0, self.single_clips), Folder(folder) / "bare-1", config))
+            rival = self._loader(clips, Path(folder), config)
+        rate, cpu = (float(np.mean(values)) for values in zip(*single, strict=True))
+        values = {
+            "clips_per_second": large.rate,
+            "single_clips_per_second": rate,
+            "loader_clips_per_second": rival.rate,
+            "cpu_ms": 1000 * large.cpu,
+            "single_cpu_ms": 1000 * cpu,
+            "loader_cpu_ms": 1000 * rival.cpu,
+            "ray_start_seconds": ray_seconds,
+            "first_shards_seconds": large.first_seconds,
+            "job_seconds": large.seconds,
+            "clips": self.clips,
+            "cpus": self.cpus,
+            "object_store_mb": OBJECT_STORE_MB,
+            "base_corpus_mb": base_mb,
+            "base_peak_mb": small.peak_mb,
+            "peak_mb": large.peak_mb,
+        }
+        text = (
+            f"Start-up, not in the rates: Ray {ray_seconds:.1f} s, first shards after {large.first_seconds:.1f} s.\n"
+            f"CPU per clip, all processes: {1000 * large.cpu:.1f} ms in the job, {1000 * cpu:.1f} ms in the bare "
+            f"process, {1000 * rival.cpu:.1f} ms in the DataLoader."
+        )
+        return Result("prepare", self._rows(values), values, text)
+
+    def _rows(self, values: dict[str, float]) -> list[Row]:
+        ours, single = values["clips_per_second"], values["single_clips_per_second"]
+        loader = values["loader_clips_per_second"]
+        job = f"{ours:.0f} clips/s"
+        return [
+            Row(
+                "prepare",
+                f"Ray Data on {self.cpus} CPUs, {self.clips} clips",
+                job,
+                f"{self.cpus} x {single:.0f} clips/s (bare process)",
+                ours / (self.cpus * single),
+                0.8,
+            ),
+            Row(
+                "prepare",
+                f"Ray Data on {self.cpus} CPUs",
+                job,
+                f"{loader:.0f} clips/s (DataLoader, {self.cpus} workers, torchaudio)",
+                ours / loader,
+                2.5,
+            ),
+            memory_row("prepare", values["peak_mb"], values["base_peak_mb"], values["base_corpus_mb"]),
+        ]
+
+    def _loader(self, clips: pa.Table, folder: Path, config: Config) -> Pace:
+        """The rival, set up and warm."""
+        from raymae.benchmark.reference import Featurized, Turns, loader
+
+        target = folder / "loader"
+        target.mkdir()
+        paths = clips["path"].to_pylist()
+        turns = Turns()
+        rival = loader(Featurized(paths, target, config.audio, SAMPLE_RATE), turns, 8, self.cpus)
+        turns.indices = list(range(32 * self.cpus))
+        list(rival)
+        low = bands_below(config.audio, CHAIN_HERTZ)
+        ours, _, _ = ClipReader(config.audio, 30)(paths[0])
+        apart = difference(ours[:, :low].astype(np.float32), np.load(target / "00000.npy")[:, :low].astype(np.float32))
+        require_equal("prepare", apart, CHAIN_TOLERANCE)
+        turns.indices = list(range(self.rival_clips))
+        return pace(rival, skipped=2 * self.cpus)
+
+
+def memory_row(part: str, peak_mb: float, base_peak_mb: float, base_mb: float) -> Row:
+    """How much more memory ten times the corpus takes."""
+    what = f"peak memory (PSS, all processes), {GROWTH} x a corpus of {base_mb:.0f} MB"
+    return Row(part, what, f"{peak_mb:.0f} MB", f"{base_peak_mb:.0f} MB (base)", peak_mb / base_peak_mb, 1.15, True)
+
+
+def bare(clips: pa.Table, target: Folder, config: Config) -> tuple[float, float]:
+    """Clips per second, and CPU seconds per clip, of the whole chain in this process: decode to written shard."""
+    reader = ClipReader(config.audio, config.data.file_timeout)
+    reader(clips["path"][0].as_py())
+    started, cpu = time.perf_counter(), time.process_time()
+    for plan in plan_shards(clips, config.audio, config.data.shard_mb):
+        write_shard(target, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
+    seconds = time.perf_counter() - started
+    return len(clips) / seconds, (time.process_time() - cpu) / len(clips)
+
+
+@dataclass
+class Job:
+    """One run of the real job, timed from the moment when every worker has delivered its first shard."""
+
+    clips: pa.Table
+    storage: Folder
+    config: Config
+    cpus: int
+    peak_mb: float = 0.0
+    seconds: float = 0.0
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    used: dict[int, float] = field(default_factory=dict)
+    cpu: float = 0.0
+    """CPU seconds of all processes per clip."""
+
+    def run(self) -> None:
+        """Run it."""
+        from raymae.features import prepare
+
+        self.started = time.perf_counter()
+        with PeakMemory(interval=2.0) as memory:
+            compute = replace(self.config.compute, data_workers=self.cpus)
+            config = replace(self.config, compute=compute)
+            prepare(self.clips, self.storage / "artifact", self.storage / "shards", config, self._arrived)
+        self.peak_mb = memory.mb
+        self.seconds = time.perf_counter() - self.started
+
+    def _arrived(self, clips: int) -> None:
+        if not clips:
+            return
+        self.arrivals.append((time.perf_counter() - self.started, clips))
+        if len(self.arrivals) == self.cpus:
+            self.used = cpu_seconds(process_tree(os.getpid()))
+        elif sum(count for _, count in self.arrivals) == len(self.clips):
+            used = cpu_between(self.used, cpu_seconds(process_tree(os.getpid())))
+            self.cpu = used / sum(count for _, count in self.arrivals[self.cpus :])
+
+    @property
+    def first_seconds(self) -> float:
+        """Seconds until every worker has delivered a shard."""
+        return self.arrivals[self.cpus - 1][0]
+
+    @property
+    def rate(self) -> float:
+        """Clips per second from then on."""
+        counted = self.arrivals[self.cpus :]
+        return sum(count for _, count in counted) / (counted[-1][0] - self.first_seconds)

@@ -1,0 +1,103 @@
+"""What a part of the benchmark found: numbers for `--json`, and rows of ours against the rival's for the eye."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ratio beside its goal."""
+
+    part: str
+    what: str
+    ours: str
+    rival: str
+    ratio: float
+    goal: float
+    at_most: bool = False
+    """The goal is the largest ratio that is good enough, not the smallest."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio reaches the goal."""
+        return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
+
+    @property
+    def verdict(self) -> str:
+        """The ratio with its goal."""
+        missed = "" if self.met else ", missed"
+        return f"{self.ratio:.2f} x  (goal {'≤' if self.at_most else '≥'} {self.goal:g}{missed})"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one part found."""
+
+    part: str
+    rows: Sequence[Row] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    """Further numbers; the part's docstring names them."""
+    text: str = ""
+    """Printed below the rows."""
+
+    def save(self, path: str) -> None:
+        """Write `part`, `machine`, `values` and `rows` (the fields of `Row` and `met`) as one JSON object."""
+        rows = [{**asdict(row), "met": row.met} for row in self.rows]
+        with open(path, "w") as file:
+            json.dump({"part": self.part, "machine": machine(), **self.values, "rows": rows}, file, indent=1)
+            file.write("\n")
+
+    def __str__(self) -> str:
+        lines = [f"{row.what}: {row.ours} against {row.rival}: {row.verdict}" for row in self.rows]
+        return "\n".join([*lines, *([self.text] if self.text else [])])
+
+
+class Part(Protocol):
+    """One part of the benchmark: a frozen dataclass whose fields are its settings on the command line."""
+
+    @property
+    def json(self) -> str | None:
+        """The file to write."""
+        ...
+
+    def run(self) -> Result:
+        """Measure."""
+        ...
+
+
+def load_rows(content: dict[str, Any]) -> list[Row]:
+    """The rows of a JSON object that `Result.save` wrote."""
+    return [Row(**{key: value for key, value in row.items() if key != "met"}) for row in content["rows"]]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| part | measured | raymae | rival | ratio, goal |", "|---|---|---|---|---|"]
+    lines += [f"| {row.part} | {row.what} | {row.ours} | {row.rival} | {row.verdict} |" for row in rows]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on, and how busy it was."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()

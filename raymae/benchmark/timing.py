@@ -1,0 +1,76 @@
+"""Timing of two sides that share a noisy machine."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raymae.benchmark.memory import process_tree
+
+
+def interleave(sides: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Median CPU seconds of each side's call, the sides taking turns so that they see the same machine.
+
+    CPU seconds of all threads of this process: on an idle machine they are the seconds of a single-threaded side,
+    and they hardly grow when other processes want the core too. One unmeasured turn comes first.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repetitions + 1):
+        for name, call in sides.items():
+            started = time.process_time()
+            call()
+            if turn:
+                seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def cpu_seconds(pids: list[int]) -> dict[int, float]:
+    """CPU seconds that each process that still runs has used so far (Linux)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    used = {}
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        used[pid] = (int(fields[11]) + int(fields[12])) / ticks
+    return used
+
+
+def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
+    """CPU seconds used between two calls of `cpu_seconds` by the processes that were there at the second."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast clips arrive once everything runs."""
+
+    rate: float
+    """Clips per second."""
+    cpu: float
+    """CPU seconds per clip, of this process and all below it."""
+    start_seconds: float
+    """From the call to the first batch."""
+
+
+def pace(batches: Iterable[Any], skipped: int) -> Pace:
+    """Take all batches and time those after the first `skipped`; ValueError where fewer than two are left."""
+    begun = time.perf_counter()
+    arrived: list[tuple[float, int]] = []
+    used: dict[int, float] = {}
+    for batch in batches:
+        arrived.append((time.perf_counter(), len(batch)))
+        if len(arrived) == skipped:
+            used = cpu_seconds(process_tree(os.getpid()))
+    cpu = cpu_between(used, cpu_seconds(process_tree(os.getpid())))
+    counted = arrived[skipped:]
+    if len(counted) < 2:
+        raise ValueError(f"too few batches to time: {len(arrived)}")
+    clips = sum(count for _, count in counted)
+    return Pace(clips / (counted[-1][0] - arrived[skipped - 1][0]), cpu / clips, arrived[0][0] - begun)
