@@ -68,14 +68,20 @@ class Follower:
             return
         self.on_events(spec.name, events)
         self._seen[spec.name] = events[-1]["step"]
-        self._show(spec.name, events[-1])
+        self._show(spec, events[-1])
 
-    def _show(self, name: str, event: dict[str, Any]) -> None:
+    def _show(self, spec: StageSpec, event: dict[str, Any]) -> None:
+        name = spec.name
         bar = self._bars.get(name)
         if bar is None:
             first = min(self._first[name], event["step"])
             bar = self._bars[name] = tqdm(
-                total=event["steps"], initial=first, desc=name, unit="step", mininterval=1, smoothing=0
+                total=None if spec.pace else event["steps"],  # its seconds end a paced stage, not its steps
+                initial=first,
+                desc=name,
+                unit="step",
+                mininterval=1,
+                smoothing=0,
             )
         shown = ("loss", "val/macro_accuracy", "clips_per_second", "skipped_steps")
         bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
