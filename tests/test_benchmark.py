@@ -250,7 +250,8 @@ def test_the_bare_process_writes_shards(tmp_path: Path) -> None:
 
 
 def test_a_job_is_timed_from_the_first_shards_on() -> None:
-    job = Job(None, Folder("x"), Config(), cpus=2, arrivals=[(3.0, 10), (4.0, 10), (5.0, 10), (8.0, 10)])
+    arrivals = [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (5.0, 10), (8.0, 10)]
+    job = Job(None, Folder("x"), Config(), cpus=2, arrivals=arrivals)
     assert job.first_seconds == 4
     assert job.rate == pytest.approx(20 / 4)
 
