@@ -51,19 +51,19 @@ def featurize(
     missing: list[int], artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
 ) -> float:
     """Write the shards of these numbers with parallel CPU workers; the mean seconds of work in each of them."""
-    workers = min(len(missing), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1)))
+    workers = max(1, min(len(missing), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1))))
     written = ray.data.from_arrow([pa.table({"shard": [number]}) for number in missing]).map_batches(
         ShardWriter,
         batch_size=1,
         num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, workers)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=workers, max_size=workers),
         fn_constructor_args=(shards, config.audio, config.data.file_timeout, artifact),
     )
     seconds = 0.0
     for row in written.iter_rows():
         progress(row["clips"])
         seconds += row["seconds"]
-    return seconds / max(1, workers)
+    return seconds / workers
 
 
 def missing_shards(clips: pa.Table, shards: Folder, config: Config) -> tuple[list[ShardPlan], list[int]]:

@@ -113,15 +113,15 @@ def test_the_table_without_arguments() -> None:
 
 def test_measured_rates_take_the_place_of_the_defaults(tmp_path: Path) -> None:
     front_end = {"part": "front-end", "clips_per_second": 80.0, "clip_seconds": 5.0}
-    prepare = {"part": "prepare", "clips_per_second": 120.0, "cpus": 2}
-    ingest = {"part": "ingest", "mb_per_second": 600.0, "cpus": 2}
+    prepare = {"part": "prepare", "cpu_ms": 20.0}
+    ingest = {"part": "ingest", "mb_per_core_second": 300.0}
     (tmp_path / "a.json").write_text(json.dumps(front_end))
     (tmp_path / "b.json").write_text(json.dumps({"part": "all", "parts": {"i": ingest, "p": prepare, "f": front_end}}))
     (tmp_path / "c.json").write_text(json.dumps({"part": "plan"}))
     alone = measured([str(tmp_path / "a.json")], Rates())
     assert alone == replace(Rates(), prepare_clips=40.0)
     together = measured([str(tmp_path / "b.json"), str(tmp_path / "a.json")], Rates())
-    assert together == replace(Rates(), prepare_clips=60.0, ingest_mb=300.0)
+    assert together == replace(Rates(), prepare_clips=50.0, ingest_mb=300.0)
     with pytest.raises(ValueError, match=r"c\.json holds no rates"):
         measured([str(tmp_path / "c.json")], Rates())
     given_too = Plan(measured=(str(tmp_path / "a.json"),), prepare_clips=7.0).run()
@@ -250,7 +250,8 @@ def test_the_bare_process_writes_shards(tmp_path: Path) -> None:
 
 
 def test_a_job_is_timed_from_the_first_shards_on() -> None:
-    job = Job(None, Folder("x"), Config(), cpus=2, arrivals=[(3.0, 10), (4.0, 10), (5.0, 10), (8.0, 10)])
+    arrivals = [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (5.0, 10), (8.0, 10)]
+    job = Job(None, Folder("x"), Config(), cpus=2, arrivals=arrivals)
     assert job.first_seconds == 4
     assert job.rate == pytest.approx(20 / 4)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raymae.artifacts import Folder
 from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.memory import PeakMemory
+from raymae.benchmark.plan import Rates
 from raymae.benchmark.prepare import GROWTH, memory_row
 from raymae.benchmark.recordings import noise_clips
 from raymae.benchmark.result import Result, Row
@@ -27,6 +28,7 @@ from raymae.windows import MicroBatch, micro_batches
 if TYPE_CHECKING:
     import torch
 
+H200_CLIPS = Rates().gpu_clips
 BATCH = 32
 SKIPPED = 8
 """Batches at the start of a run that are not timed: the workers are being started."""
@@ -44,7 +46,7 @@ class Ingest:
 
     `--json` keys: `clips_per_second`, `mb_per_second` (float16 features as stored) and `loader_clips_per_second`,
     `loader_mb_per_second` (torch DataLoader over one .npy per clip); milliseconds of CPU per clip of all processes
-    `cpu_ms`, `loader_cpu_ms`; `start_seconds`, from the call to the first
+    `cpu_ms`, `loader_cpu_ms`; `mb_per_core_second`, from the former; `start_seconds`, from the call to the first
     batch; `clips`, `store_mb`, `cpus`; for the memory `object_store_mb`, `base_store_mb`, `base_peak_mb`, `peak_mb`
     (PSS of all processes).
     """
@@ -74,6 +76,7 @@ class Ingest:
         values = {
             "clips_per_second": ours.rate,
             "mb_per_second": ours.rate * clip_mb,
+            "mb_per_core_second": clip_mb / ours.cpu,
             "cpu_ms": 1000 * ours.cpu,
             "loader_clips_per_second": rival.rate,
             "loader_mb_per_second": rival.rate * clip_mb,
@@ -102,7 +105,9 @@ class Ingest:
         ]
         text = (
             f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the first batch.\n"
-            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * rival.cpu:.2f} ms."
+            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * rival.cpu:.2f} ms; that is "
+            f"{clip_mb / ours.cpu:.0f} MB/s per core: an H200 that takes {H200_CLIPS:.0f} clips/s, "
+            f"{H200_CLIPS * clip_mb:.0f} MB/s, needs {H200_CLIPS * ours.cpu:.1f} cores."
         )
         return Result("ingest", rows, values, text)
 

@@ -18,11 +18,11 @@ NETWORK_MB_PER_GBIT = 125.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What one core and one GPU do. The defaults were measured with this benchmark on one core of an AMD EPYC."""
+    """What one core and one GPU do. The defaults were measured with this benchmark on an AMD EPYC."""
 
-    prepare_clips: float = 60.0
+    prepare_clips: float = 68.0
     """Ten-second clips per second and core, 24-bit 44.1 kHz WAV to log-mel (`prepare`)."""
-    ingest_mb: float = 200.0
+    ingest_mb: float = 390.0
     """MB per second and core from the feature store to batches (`ingest`)."""
     gpu_clips: float = 1370.0
     """Ten-second clips per second and GPU: pre-training of ViT-B on an H200 at 45 % of its bf16 peak."""
@@ -125,7 +125,9 @@ def slowest(**seconds: float) -> tuple[str, float]:
 def measured(paths: Sequence[str], rates: Rates) -> Rates:
     """`rates` with what JSON files of `prepare`, `ingest`, `front-end` or `all` measured in their place.
 
-    `prepare` counts before `front-end`, whose rate is that of an undisturbed core. Raises ValueError for other files.
+    A core's rate is one over the CPU time per clip of all processes of the job: what other processes took from the
+    machine meanwhile doesn't count. `prepare` goes before `front-end`, which leaves Ray and writing out. Raises
+    ValueError for other files.
     """
     parts: list[dict[str, Any]] = []
     for path in paths:
@@ -136,9 +138,9 @@ def measured(paths: Sequence[str], rates: Rates) -> Rates:
             raise ValueError(f"{path} holds no rates: it must come from prepare, ingest, front-end or all --json")
     for part in sorted(parts, key=lambda part: part["part"]):  # front-end, ingest, prepare: the later one counts
         if part["part"] == "ingest":
-            rates = replace(rates, ingest_mb=part["mb_per_second"] / part["cpus"])
+            rates = replace(rates, ingest_mb=part["mb_per_core_second"])
         elif part["part"] == "prepare":
-            rates = replace(rates, prepare_clips=part["clips_per_second"] / part["cpus"])
+            rates = replace(rates, prepare_clips=1000 / part["cpu_ms"])
         else:
             rates = replace(rates, prepare_clips=part["clips_per_second"] * part["clip_seconds"] / UNIT_SECONDS)
     return rates
@@ -225,7 +227,11 @@ class Plan:
             "cluster": asdict(cluster),
             "plans": [asdict(corpus) | asdict(plan) for corpus, plan in plans],
         }
-        origin = "given" if given or self.measured else "measured on one core of an AMD EPYC"
+        origin = (
+            "given"
+            if given or self.measured
+            else "measured on an AMD EPYC; GPU: an H200 at 45 % of its bf16 peak in pre-training ViT-B"
+        )
         return Result("plan", [], values, f"{summary(cluster, rates, plans[0][1], origin)}\n\n{table(plans)}")
 
 

@@ -30,12 +30,12 @@ class Prepare:
     """The real job on 24-bit 44.1 kHz WAV files, its memory on a base corpus and on ten times that.
 
     The base is at least four times the object store. Rates leave the start-up out: Ray's, and the workers' until
-    each has delivered its first shard.
+    two shards for each of them have arrived.
 
     `--json` keys: clips per second `clips_per_second` (Ray Data, all CPUs), `single_clips_per_second` (one process,
     mean of before and after), `loader_clips_per_second` (torch DataLoader, as many workers); milliseconds of CPU per
     clip of all processes `cpu_ms`, `single_cpu_ms`, `loader_cpu_ms`; seconds `ray_start_seconds`,
-    `first_shards_seconds` (from the call until every worker has delivered a shard), `job_seconds`; `clips`, `cpus`,
+    `first_shards_seconds` (from the call until two shards per worker have arrived), `job_seconds`; `clips`, `cpus`,
     `object_store_mb`, `base_corpus_mb` (audio); `base_peak_mb`, `peak_mb` (PSS of all processes).
     """
 
@@ -155,7 +155,7 @@ def bare(clips: pa.Table, target: Folder, config: Config) -> tuple[float, float]
 
 @dataclass
 class Job:
-    """One run of the real job, timed from the moment when every worker has delivered its first shard."""
+    """One run of the real job, timed from the moment when two shards per worker have arrived."""
 
     clips: pa.Table
     storage: Folder
@@ -184,19 +184,24 @@ class Job:
         if not clips:
             return
         self.arrivals.append((time.perf_counter() - self.started, clips))
-        if len(self.arrivals) == self.cpus:
+        if len(self.arrivals) == self.skipped:
             self.used = cpu_seconds(process_tree(os.getpid()))
         elif sum(count for _, count in self.arrivals) == len(self.clips):
             used = cpu_between(self.used, cpu_seconds(process_tree(os.getpid())))
-            self.cpu = used / sum(count for _, count in self.arrivals[self.cpus :])
+            self.cpu = used / sum(count for _, count in self.arrivals[self.skipped :])
+
+    @property
+    def skipped(self) -> int:
+        """Shards that are not timed: until then a worker may still be starting."""
+        return 2 * self.cpus
 
     @property
     def first_seconds(self) -> float:
-        """Seconds until every worker has delivered a shard."""
-        return self.arrivals[self.cpus - 1][0]
+        """Seconds until those have arrived."""
+        return self.arrivals[self.skipped - 1][0]
 
     @property
     def rate(self) -> float:
         """Clips per second from then on."""
-        counted = self.arrivals[self.cpus :]
+        counted = self.arrivals[self.skipped :]
         return sum(count for _, count in counted) / (counted[-1][0] - self.first_seconds)
