@@ -64,7 +64,9 @@ class All:
 
 def main(doc: str, arguments: list[str] | None = None) -> None:
     """Run what the command line asks for."""
-    part: Part = tyro.extras.subcommand_cli_from_dict({**PARTS, "all": All}, description=doc, args=arguments)
+    part: Part = tyro.extras.subcommand_cli_from_dict(
+        {**PARTS, "all": All}, prog=Path(sys.argv[0]).name, description=doc, args=arguments
+    )
     try:
         result = part.run()
         print(f"{result.part} ({machine()['load_average']:.1f} load average)\n{result}", flush=True)
