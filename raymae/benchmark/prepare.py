@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,8 @@ class Prepare:
     two shards for each of them have arrived.
 
     `--json` keys: clips per second `clips_per_second` (Ray Data, all CPUs), `single_clips_per_second` (one process,
-    mean of before and after), `loader_clips_per_second` (torch DataLoader, as many workers); milliseconds of CPU per
+    mean of before and after), `several_clips_per_second` (a process per CPU at once: what a machine with other work
+    has to give), `loader_clips_per_second` (torch DataLoader, as many workers); milliseconds of CPU per
     clip of all processes `cpu_ms`, `single_cpu_ms`, `loader_cpu_ms`; seconds `ray_start_seconds`,
     `first_shards_seconds` (from the call until two shards per worker have arrived), `job_seconds`; `clips`, `cpus`,
     `object_store_mb`, `base_corpus_mb` (audio); `base_peak_mb`, `peak_mb` (PSS of all processes).
@@ -61,17 +64,21 @@ class Prepare:
             base_mb = sum(base["size"].to_pylist()) / 1e6
             if base_mb < 4 * OBJECT_STORE_MB:
                 raise ValueError(f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: more --clips")
-            single = [bare(clips.slice(0, self.single_clips), Folder(folder) / "bare-0", config)]
+            few = clips.slice(0, self.single_clips)
+            single = [bare(few, Folder(folder) / "bare-0", config)]
+            several = [together(few, Folder(folder) / "together-0", config, self.cpus)]
             with own_ray(self.cpus) as ray_seconds:
                 small, large = (Job(part, Folder(f"{folder}/{len(part)}"), config, self.cpus) for part in (base, clips))
                 small.run()
                 large.run()
-            single.append(bare(clips.slice(0, self.single_clips), Folder(folder) / "bare-1", config))
+            single.append(bare(few, Folder(folder) / "bare-1", config))
+            several.append(together(few, Folder(folder) / "together-1", config, self.cpus))
             rival = self._loader(clips, Path(folder), config)
         rate, cpu = (float(np.mean(values)) for values in zip(*single, strict=True))
         values = {
             "clips_per_second": large.rate,
             "single_clips_per_second": rate,
+            "several_clips_per_second": float(np.mean(several)),
             "loader_clips_per_second": rival.rate,
             "cpu_ms": 1000 * large.cpu,
             "single_cpu_ms": 1000 * cpu,
@@ -95,7 +102,7 @@ class Prepare:
 
     def _rows(self, values: dict[str, float]) -> list[Row]:
         ours, single = values["clips_per_second"], values["single_clips_per_second"]
-        loader = values["loader_clips_per_second"]
+        several, loader = values["several_clips_per_second"], values["loader_clips_per_second"]
         job = f"{ours:.0f} clips/s"
         return [
             Row(
@@ -104,6 +111,14 @@ class Prepare:
                 job,
                 f"{self.cpus} x {single:.0f} clips/s (bare process)",
                 ours / (self.cpus * single),
+                0.8,
+            ),
+            Row(
+                "prepare",
+                f"Ray Data on {self.cpus} CPUs",
+                job,
+                f"{several:.0f} clips/s ({self.cpus} bare processes at once)",
+                ours / several,
                 0.8,
             ),
             Row(
@@ -151,6 +166,16 @@ def bare(clips: pa.Table, target: Folder, config: Config) -> tuple[float, float]
         write_shard(target, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
     seconds = time.perf_counter() - started
     return len(clips) / seconds, (time.process_time() - cpu) / len(clips)
+
+
+def together(clips: pa.Table, target: Folder, config: Config, processes: int) -> float:
+    """Clips per second of several bare processes at once, each with `clips` of its own, set up untimed."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(bare, [clips.slice(0, 16)] * processes, [target / "warm"] * processes, [config] * processes))
+        targets = [target / str(number) for number in range(processes)]
+        started = time.perf_counter()
+        list(pool.map(bare, [clips] * processes, targets, [config] * processes))
+        return processes * len(clips) / (time.perf_counter() - started)
 
 
 @dataclass
