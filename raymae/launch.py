@@ -23,6 +23,7 @@ from raymae.config import AudioConfig, ComputeConfig
 from raymae.order import Order
 from raymae.spec import StageSpec
 from raymae.store import features_of
+from raymae.streaming import StreamedClips
 from raymae.windows import MicroBatch, Window, micro_batches, read_window
 
 log = logging.getLogger(__name__)
@@ -61,18 +62,44 @@ class WindowReader:
         )
 
 
-def remaining_windows(spec: StageSpec, readers: int) -> ray.data.Dataset:
-    """What is left of a stage's run, from the newest commit on, as one Ray Data set of windows in their order."""
+def legs(spec: StageSpec, first: int) -> range:
+    """The first windows of the legs that a run from window `first` on is cut into; each a whole number of rounds."""
     order = spec.order()
-    first = order.first_window(latest_step(spec.artifact) or 0)
-    numbers = range(min(first, order.windows - 1), order.windows)
+    return range(first, order.windows, max(1, spec.config.compute.leg_windows // order.slots) * order.slots)
+
+
+def read_leg(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
+    """One leg of a stage's run as a Ray Data set of windows in their order: what is planned at once stays bounded."""
+    numbers = range(first, min(first + legs(spec, first).step, spec.order().windows))
+    readers, cpus = window_readers(spec, workers)
     return ray.data.from_arrow([pa.table({"window": [number]}) for number in numbers]).map_batches(
         WindowReader,
         fn_constructor_args=(spec,),
         batch_size=1,
-        num_cpus=0.25,
+        num_cpus=cpus,
         compute=ray.data.ActorPoolStrategy(size=readers),
     )
+
+
+def window_readers(spec: StageSpec, workers: int) -> tuple[int, float]:
+    """How many actors read the windows of some training workers, and the CPUs reserved for each.
+
+    From a store, one for each worker keeps up. Decoding takes all CPUs that the workers leave.
+    """
+    if not isinstance(spec.store, StreamedClips):
+        return workers, 0.25
+    compute = spec.config.compute
+    free = int(ray.cluster_resources().get("CPU", 1) - workers * compute.cpus_per_worker)
+    return max(1, min(free, compute.data_workers or free)), 1 if free >= 1 else 0.25
+
+
+def next_window(spec: StageSpec, order: Order) -> int:
+    """The window at which a run goes on from its newest commit."""
+    return order.first_window(min(latest_step(spec.artifact) or 0, order.steps - 1))
+
+
+PAUSE = 0.01
+"""Seconds; some windows a pause is what an H200 takes, and the pauses leave the core to others."""
 
 
 class Unhurried(ExecutionCallback):
@@ -83,7 +110,7 @@ class Unhurried(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Called after each round."""
-        time.sleep(0.05)
+        time.sleep(PAUSE)
 
 
 class InOrder(ray.train.DataConfig):
@@ -132,8 +159,19 @@ class RaySession:
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches, from Ray Data."""
-        windows = windows_of(ray.train.get_dataset_shard(self.spec.name), self.spec.config.audio)
+        windows = self._windows(order.first_window(step))
         return micro_batches(order, windows, self.rank, self.world_size, step)
+
+    def _windows(self, first: int) -> Iterator[Window]:
+        """This rank's windows: the leg that the driver began, then those that rank 0 begins, at the same step."""
+        split = ray.train.get_dataset_shard(self.spec.name)
+        for start in legs(self.spec, first):
+            if start > first:
+                begun = None
+                if self.rank == 0:
+                    begun = split_in_order(read_leg(self.spec, start, self.world_size), self.world_size)
+                split = self.gather(begun)[0][self.rank]
+            yield from windows_of(split, self.spec.config.audio)
 
     def wrap(self, model: Any) -> Any:
         """The model under DistributedDataParallel, where there is more than one worker."""
@@ -221,6 +259,6 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
     trainer.fit()
 
 
-def factory(spec: StageSpec, readers: int) -> Callable[[], ray.data.Dataset]:
+def factory(spec: StageSpec, workers: int) -> Callable[[], ray.data.Dataset]:
     """Builds the stage's data set anew at each start of the worker group, from what is committed by then."""
-    return lambda: remaining_windows(spec, readers)
+    return lambda: read_leg(spec, next_window(spec, spec.order()), workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,7 +42,10 @@ class MicroBatch:
         """Log-mels (B, T, F) float32 and valid frames (B,) int64 on a device."""
         import torch
 
-        return torch.tensor(self.log_mel).to(device).float(), torch.tensor(self.valid_frames).to(device).long()
+        with warnings.catch_warnings():  # features are read-only, in shared memory: what is returned is a copy
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            log_mel = torch.from_numpy(self.log_mel)
+        return log_mel.to(device).float(), torch.tensor(self.valid_frames).to(device).long()
 
 
 def read_window(store: FeatureStore, order: Order, number: int) -> Window:

@@ -159,7 +159,7 @@ def test_ray_train_computes_what_a_bare_process_does(
     store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int
 ) -> None:
     torch.set_num_threads(1)
-    compute = replace(TINY.compute, num_workers=workers, cpus_per_worker=0.5, torch_threads=1)
+    compute = replace(TINY.compute, num_workers=workers, cpus_per_worker=0.5, torch_threads=1, leg_windows=2)
     specs = {
         name: StageSpec(
             name="pretrain",

@@ -125,8 +125,6 @@ class DataConfig:
     """Settings of the embedded data set."""
     max_bad_share: float = 0.05
     """The job stops when a larger share of the files can't be read; below it they are quarantined and listed."""
-    max_clip_silence: float = 1.0
-    """A clip of which a larger share is padding is quarantined; 1 keeps all."""
     file_timeout: float = 30.0
     """Seconds after which the decoding of one file is given up."""
     shard_mb: float = 128.0

@@ -26,6 +26,8 @@ class ComputeConfig:
     """Threads of torch in a training worker; the default shares the machine's cores out."""
     data_workers: int | None = None
     """Most workers that decode audio; the default is one per CPU of the cluster."""
+    leg_windows: int = 8192
+    """Windows of 128 clips that Ray Data is given at once, up to 1 ms for each; the next ones when they are used up."""
     max_failures: int = 3
     """How often a training worker group is started again after a failure."""
 
