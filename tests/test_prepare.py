@@ -209,9 +209,7 @@ def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, serve
     assert quarantine == {str(number): "not decoded within 3 s" for number in stuck}
     assert time.perf_counter() - started < 60  # far from the five minutes after which fsspec gives up by itself
     asked = {server.asked.get(timeout=1) for _ in stuck}
-    assert {
-        server.gone.get(timeout=30) for _ in stuck
-    } == asked  # the workers have ended, their stuck threads with them
+    assert {server.gone.get(timeout=30) for _ in stuck} == asked  # the workers have ended
 
 
 def test_a_process_ends_that_left_a_stuck_file_behind(server: Server) -> None:
