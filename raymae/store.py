@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import queue
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -71,12 +71,24 @@ def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[Sh
 
 
 class ClipReader:
-    """Reads one clip after the other: path or address to float16 log-mel, within a time limit per file."""
+    """Reads one clip after the other: path or address to float16 log-mel, within a time limit per file.
+
+    Files are read in a thread of its own. A daemon, unlike those of an executor: one that is stuck and left behind
+    doesn't keep the process from ending.
+    """
 
     def __init__(self, audio: AudioConfig, timeout: float) -> None:
         self.audio, self.timeout = audio, timeout
+        self._start()
         self.log_mel = LogMel(audio)
-        self._thread = ThreadPoolExecutor(1)
+
+    def _start(self) -> None:
+        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=_serve, args=(self._asked, self._found), daemon=True).start()
+
+    def __del__(self) -> None:
+        self._asked.put(None)
 
     def _read(self, path: str) -> tuple[NDArray[np.float16], int, float]:
         waveform = load(open_clip(path), self.audio.sample_rate, seconds=self.audio.clip_seconds)
@@ -85,15 +97,29 @@ class ClipReader:
 
     def __call__(self, path: str) -> tuple[NDArray[np.float16], int, float]:
         """Log-mel (T, F) float16, its frames before padding and the seconds read; AudioError says what is wrong."""
-        future = self._thread.submit(self._read, path)
+        self._asked.put((self._read, path))
         try:
-            return future.result(self.timeout)
-        except FutureTimeoutError:
-            self._thread.shutdown(wait=False)  # the stuck thread is left behind; the next file gets a new one
-            self._thread = ThreadPoolExecutor(1)
+            clip, error = self._found.get(timeout=self.timeout)
+        except queue.Empty:
+            self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
+            self._start()
             raise AudioError(f"not decoded within {self.timeout:g} s") from None
-        except OSError as error:
+        if isinstance(error, OSError):
             raise AudioError(error.strerror or str(error)) from None
+        if error is not None:
+            raise error
+        return clip  # type: ignore[no-any-return]
+
+
+def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None:
+    while (request := asked.get()) is not None:
+        read, path = request
+        del request  # or this thread would keep the reader alive while it waits
+        try:
+            found.put((read(path), None))
+        except BaseException as error:  # handed to who asked, who raises it
+            found.put((None, error))
+        del read
 
 
 def write_shard(target: Folder, name: str, clips: pa.Table, reader: ClipReader) -> dict[str, Any]:

@@ -152,9 +152,9 @@ def test_ogg_streams_one_after_the_other(first: int, second: int) -> None:
     assert verdict(one + b"a comment behind the last page" * 99) is None
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
-@pytest.mark.parametrize("counted", [True, False])
-def test_channels_that_change_within_a_flac(first: int, second: int, counted: bool) -> None:
+def changing_flac(first: int, second: int, counted: bool) -> bytes:
+    """A FLAC whose number of channels changes, with or without its count of samples."""
+
     def split(content: bytes) -> tuple[bytes, bytes]:
         at, last = 4, 0
         while not last:
@@ -165,7 +165,13 @@ def test_channels_that_change_within_a_flac(first: int, second: int, counted: bo
     header, frames = split(encode(noise(20_000, first), "FLAC", "PCM_16"))
     more = split(encode(noise(30_000, second), "FLAC", "PCM_16"))[1]
     header = header[:21] + bytes([header[21] & 0xF0]) + struct.pack(">I", 50_000 * counted) + header[26:]
-    assert "channel" in (verdict(header + frames + more) or "")
+    return header + frames + more
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("counted", [True, False])
+def test_channels_that_change_within_a_flac(first: int, second: int, counted: bool) -> None:
+    assert "channel" in (verdict(changing_flac(first, second, counted)) or "")
 
 
 def test_channels_that_change_within_an_mp3() -> None:

@@ -1,11 +1,13 @@
 """Properties of the order: permutations, every row once per epoch, the same for any number of workers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.order import Order, mix, permute
+from raymae.order import WINDOW_ROWS, Order, mix, permute
 
 
 def make(n: int, **changes) -> Order:
@@ -93,3 +95,67 @@ def test_neighbours_in_the_store_are_spread() -> None:
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(ValueError, match="no clip"):
         make(0)
+
+
+# How well it shuffles: the table in order.py's docstring ------------------------------------------------------------
+
+ROWS, RECORDING, BATCH, EPOCHS = 2**15, 50, 64, 16
+
+
+def batches(chunk: int, micro: int) -> np.ndarray:
+    """The rows of all batches of 64 (epochs, batches, 64)."""
+    rows = (np.arange(ROWS),)
+    order = make(0, rows=rows, epochs=EPOCHS, global_batch_size=BATCH, micro_batch_size=micro, chunk=chunk)
+    rounds = []
+    for first in range(0, order.windows, order.slots):
+        slots = [order.window_positions(first + slot).reshape(-1, micro) for slot in range(order.slots)]
+        rounds.append(np.concatenate(slots, axis=1))
+    return order.rows_at(np.concatenate(rounds).ravel()).reshape(EPOCHS, -1, BATCH)
+
+
+def permutations() -> np.ndarray:
+    """The same of a DataLoader with shuffle=True."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.permutation(ROWS).reshape(-1, BATCH) for _ in range(EPOCHS)])
+
+
+def quality(found: np.ndarray) -> tuple[float, float, float]:
+    """Recordings in a batch; spread of the class shares over the batches; per cent of pairs that meet again."""
+    recording = found // RECORDING
+    recordings = np.mean([len(np.unique(batch)) for batch in recording.reshape(-1, BATCH)])
+    labels = np.random.default_rng(1).integers(0, 10, ROWS // RECORDING + 1)[recording].reshape(-1, BATCH)
+    shares = np.stack([(labels == label).mean(axis=1) for label in range(10)])
+    mean = shares.mean(axis=1)
+    spread = shares.var(axis=1).sum() / (mean * (1 - mean) / BATCH).sum()
+    again = []
+    for epoch, following in itertools.pairwise(found):
+        batch_of = np.empty(ROWS, np.int64)
+        batch_of[following.ravel()] = np.repeat(np.arange(len(following)), BATCH)
+        met = [np.unique(batch_of[batch], return_counts=True)[1] for batch in epoch]
+        again.append(np.mean([(count * (count - 1)).sum() / (BATCH * (BATCH - 1)) for count in met]))
+    return float(recordings), float(spread), 100 * float(np.mean(again))
+
+
+def test_chunks_of_one_are_a_full_permutation() -> None:
+    full = quality(permutations())
+    assert full == pytest.approx((61, 1.0, 0.19), rel=0.03)
+    for micro in (64, 16):
+        assert quality(batches(1, micro)) == pytest.approx(full, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "micro", "recordings", "spread", "again"),
+    [
+        (4, 64, 30, 2.4, 0.9),
+        (4, 16, 52, 1.3, 0.23),
+        (8, 64, 17, 4.2, 1.8),
+        (8, 16, 43, 1.8, 0.28),
+        (32, 64, 6.3, 13, 8.0),
+        (32, 16, 22, 3.8, 0.6),
+    ],
+)
+def test_the_table_of_the_docstring(chunk: int, micro: int, recordings: float, spread: float, again: float) -> None:
+    found = quality(batches(chunk, micro))
+    assert found == pytest.approx((recordings, spread, again), rel=0.1)
+    # each row brings those of its chunk's rows that the shuffling of the window leaves in its micro-batch
+    assert found[1] < 1.1 * (1 + (chunk - 1) * (micro - 1) / (WINDOW_ROWS - 1))
