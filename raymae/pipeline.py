@@ -180,6 +180,8 @@ class Run:
         if result["quarantined"]:
             print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/quarantine.csv")
             self.tracker.log_bytes(self.run_id(node.name), "quarantine.csv", node.artifact.read_bytes("quarantine.csv"))
+        if result["mean"] is not None:
+            print(f"  log-mels of split {result['split']}: mean {result['mean']:.3f}, deviation {result['std']:.3f}")
         return result
 
     def _train(self, nodes: list[Node]) -> None:

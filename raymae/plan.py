@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from raymae.artifacts import Folder, digest
 from raymae.config import Config, TrackingConfig, redact, to_dict
+from raymae.manifest import FORMAT
+from raymae.shards import all_stand
 from raymae.spec import StageSpec
 from raymae.store import SHARDS, FeatureStore
 
@@ -102,8 +104,20 @@ class Plan:
         for name in self.names:
             keys[name] = digest([VERSION, name, self._inputs(name, keys)])
             artifact = self.storage / f"artifacts/{name}/{keys[name]}"
-            nodes[name] = Node(name, keys[name], artifact, artifact.is_done() and self._in_registry(name))
+            nodes[name] = Node(name, keys[name], artifact, artifact.is_done() and self._stands(name, artifact))
         return nodes
+
+    def _stands(self, name: str, artifact: Folder) -> bool:
+        """Whether what a finished stage refers to is there too: the shards of a store, a model in the registry."""
+        if name != "prepare":
+            return self._in_registry(name)
+        if self.config.data.verify:
+            return False
+        try:
+            manifest = artifact.read_json("manifest.json")
+        except (OSError, ValueError):  # lost or damaged: written anew
+            return False
+        return all_stand(self.storage / SHARDS, manifest)
 
     def _in_registry(self, name: str) -> bool:
         """False for a model that was registered in a local registry which is gone."""
@@ -148,7 +162,7 @@ class Plan:
         audio = to_dict(config.audio)
         file = ["clip_id", "size", "mtime"]
         if name == "prepare":
-            return [audio, config.data.max_bad_share, fingerprint(self.clips, self.clips.column_names)]
+            return [FORMAT, audio, config.data.max_bad_share, fingerprint(self.clips, self.clips.column_names)]
         if name == "pretrain":
             splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
             clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
