@@ -72,6 +72,14 @@ class Folder:
             return []
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path(), detail=False))
 
+    def sizes(self) -> dict[str, int]:
+        """Name and size in bytes of everything in the folder, in one listing; nothing where there is no folder."""
+        self.fs.invalidate_cache()
+        if not self.fs.isdir(self.path()):
+            return {}
+        entries = self.fs.ls(self.path(), detail=True)
+        return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in entries}
+
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
         return self.fs.open(self.path(name), "rb")

@@ -2,80 +2,116 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
 from raymae.artifacts import Folder
-from raymae.config import AudioConfig, Config, redact, to_dict
-from raymae.store import ClipReader, ShardPlan, plan_shards, read_summary, write_shard
+from raymae.config import Config, redact
+from raymae.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
+from raymae.shards import DAMAGED, read_summary, standing
+from raymae.store import ClipReader, ShardPlan, plan_shards, write_shard
 
 ASKED = "asked.parquet"
 """The clips that were asked for, bad ones included, as the workers read them: a row group per shard."""
+_THREADS = 32
+_READ_AHEAD = 1024
+_BLOCKS = 4096
+"""Most blocks that the numbers of the shards are given to Ray in: the driver holds an object for each."""
 
 
 class ShardWriter:
     """A Ray Data worker that turns row groups of the asked clips into shards; it holds one of them at a time."""
 
-    def __init__(self, shards: Folder, audio: AudioConfig, timeout: float, artifact: Folder) -> None:
-        self.shards = shards
+    def __init__(self, shards: Folder, config: Config, artifact: Folder) -> None:
+        self.shards, self.data = shards, config.data
         self.asked = pq.ParquetFile(artifact.open(ASKED))
-        self.reader = ClipReader(audio, timeout)
+        self.reader = ClipReader(config.audio, config.data.file_timeout)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         started = time.perf_counter()
-        clips = self.asked.read_row_group(int(batch["shard"][0]))
-        write_shard(self.shards, clips["shard"][0].as_py(), clips, self.reader)
-        return {"clips": [len(clips)], "seconds": [time.perf_counter() - started]}
+        number, name = int(batch["shard"][0]), str(batch["name"][0])
+        clips = self.asked.read_row_group(number)
+        found = read_summary(self.shards, name, verify=True) if self.data.verify else None
+        summary = found or self._write(name, clips)
+        self.shards.remove(name + DAMAGED)
+        return {
+            "shard": [number],
+            "clips": [len(clips)],
+            "computed": [found is None],
+            "summary": [json.dumps(summary)],
+            "seconds": [time.perf_counter() - started],
+        }
+
+    def _write(self, name: str, clips: pa.Table) -> dict[str, Any]:
+        features = self.data.store == "parquet"
+        return write_shard(self.shards, name, clips, self.reader, self.data.compression, features)
 
 
 def ask(clips: pa.Table, plans: list[ShardPlan], artifact: Folder) -> None:
     """Write the clips of all shards for the workers."""
-    names = pa.DictionaryArray.from_arrays(
-        np.repeat(np.arange(len(plans), dtype=np.int32), [plan.stop - plan.start for plan in plans]),
-        [plan.name for plan in plans],
-    )
-    table = clips.select(["clip_id", "path"]).append_column("shard", names)
-    artifact.write_table(ASKED, table, row_group_size=plans[0].stop - plans[0].start)
+    artifact.write_table(ASKED, clips.select(["clip_id", "path"]), row_group_size=plans[0].stop - plans[0].start)
 
 
 def featurize(
-    missing: list[int], artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
-) -> float:
-    """Write the shards of these numbers with parallel CPU workers; the mean seconds of work in each of them."""
-    workers = max(1, min(len(missing), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1))))
-    written = ray.data.from_arrow([pa.table({"shard": [number]}) for number in missing]).map_batches(
+    numbers: list[int], tally: Tally, artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
+) -> tuple[int, float]:
+    """Write (or, with `data.verify`, check) the shards of these numbers with parallel CPU workers.
+
+    Returns how many were written and the mean seconds of work in each worker.
+    """
+    workers = max(1, min(len(numbers), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1))))
+    size = -(-len(numbers) // _BLOCKS)
+    blocks = [
+        pa.table({"shard": part, "name": [tally.plans[number].name for number in part]})
+        for part in (numbers[start : start + size] for start in range(0, len(numbers), size))
+    ]
+    written = ray.data.from_arrow(blocks).map_batches(
         ShardWriter,
         batch_size=1,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=workers, max_size=workers),
-        fn_constructor_args=(shards, config.audio, config.data.file_timeout, artifact),
+        fn_constructor_args=(shards, config, artifact),
     )
-    seconds = 0.0
+    computed, seconds = 0, 0.0
     for row in written.iter_rows():
+        tally.add(row["shard"], json.loads(row["summary"]))
         progress(row["clips"])
+        computed += row["computed"]
         seconds += row["seconds"]
-    return seconds / workers
+    return computed, seconds / workers
 
 
-def missing_shards(clips: pa.Table, shards: Folder, config: Config) -> tuple[list[ShardPlan], list[int]]:
-    """All shards of a clip table, and the numbers of those that don't stand yet."""
-    plans = plan_shards(clips, config.audio, config.data.shard_mb)
-    standing = set(shards.names())
-    missing = [
-        number
-        for number, plan in enumerate(plans)
-        if plan.name not in standing or read_summary(shards, plan.name) is None
-    ]
-    return plans, missing
+def summaries(plans: list[ShardPlan], shards: Folder) -> Iterator[dict[str, Any] | None]:
+    """The summary of every shard that stands, and None for every other: one listing, then footers, many at once."""
+    there = standing(shards)
+
+    def look(plan: ShardPlan) -> dict[str, Any] | None:
+        return read_summary(shards, plan.name) if plan.name in there else None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(plans), _READ_AHEAD):  # all at once would hold all of them
+            yield from pool.map(look, plans[start : start + _READ_AHEAD])
+
+
+def missing_shards(plans: list[ShardPlan], shards: Folder, config: Config, tally: Tally) -> list[int]:
+    """The numbers of the shards that don't stand yet, or have to be checked; the others are added to the tally."""
+    if config.data.verify:
+        return list(range(len(plans)))
+    missing = []
+    for number, summary in enumerate(summaries(plans, shards)):
+        if summary is None:
+            missing.append(number)
+        else:
+            tally.add(number, summary)
+    return missing
 
 
 def prepare(
@@ -85,45 +121,32 @@ def prepare(
 
     Raises ValueError when more files are bad than `data.max_bad_share` allows.
     """
-    plans, missing = missing_shards(clips, shards, config)
+    artifact.remove("done.json")  # of a store that is being repaired
+    plans = plan_shards(clips, config.audio, config.data.shard_mb)
+    tally = Tally(clips, plans)
+    missing = missing_shards(plans, shards, config, tally)
     progress(len(clips) - sum(plans[number].stop - plans[number].start for number in missing))
     ask(clips, plans, artifact)
-    work_seconds = featurize(missing, artifact, shards, config, progress) if missing else 0.0
-    summaries = [read_summary(shards, plan.name) or {} for plan in plans]
-    quarantine = [entry for summary in summaries for entry in summary["quarantine"]]
-    artifact.write_bytes("quarantine.csv", quarantine_csv(quarantine))
+    computed, work_seconds = featurize(missing, tally, artifact, shards, config, progress) if missing else (0, 0.0)
+    quarantine = tally.quarantine()
+    artifact.write_bytes(QUARANTINE, quarantine_csv(quarantine_rows(quarantine)))
     if len(quarantine) > config.data.max_bad_share * len(clips):
-        first = quarantine[0]
+        first = quarantine.slice(0, 1).to_pylist()[0]
         raise ValueError(
             f"{len(quarantine)} of {len(clips)} files can't be read, more than data.max_bad_share = "
             f"{config.data.max_bad_share}; the first: {first['path']}: {first['reason']}. "
-            f"All of them: {redact(artifact.url)}/quarantine.csv"
+            f"All of them: {redact(artifact.url)}/{QUARANTINE}"
         )
-    bad = pa.array([entry["clip_id"] for entry in quarantine], pa.string())
-    kept = clips.filter(pc.invert(pc.is_in(clips["clip_id"], bad)))
+    kept = clips.filter(pc.invert(pc.is_in(clips["clip_id"], quarantine["clip_id"].combine_chunks())))
     artifact.write_table("clips.parquet", kept)
-    manifest = {
-        "format": 1,
-        "audio": to_dict(config.audio),
-        "shape": [config.audio.n_frames, config.audio.n_mels],
-        "dtype": "float16",
-        "shards": [{"name": p.name, "rows": s["rows"]} for p, s in zip(plans, summaries, strict=True)],
-    }
+    manifest = tally.manifest(config.audio)
     artifact.write_json("manifest.json", manifest)
     return {
         "clips": len(kept),
-        "hours": sum(summary["seconds"] for summary in summaries) / 3600,
+        "hours": manifest["hours"],
         "quarantined": len(quarantine),
+        **manifest["statistics"],
         "shards": len(plans),
-        "shards_computed": len(missing),
+        "shards_computed": computed,
         "work_seconds": work_seconds,
     }
-
-
-def quarantine_csv(entries: list[dict[str, str]]) -> bytes:
-    """The quarantine list as CSV: clip_id, path, reason."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["clip_id", "path", "reason"])
-    writer.writeheader()
-    writer.writerows(entries)
-    return text.getvalue().encode()

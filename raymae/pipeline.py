@@ -172,14 +172,15 @@ class Run:
 
     def _prepare(self, node: Node) -> dict[str, Any]:
         from raymae.features import prepare
-        from raymae.store import SHARDS
 
         plan = self.plan
         with self._bar(node.name, len(plan.clips)) as progress:
-            result = prepare(plan.clips, node.artifact, plan.storage / SHARDS, plan.config, progress)
+            result = prepare(plan.clips, node.artifact, plan.shards, plan.config, progress)
         if result["quarantined"]:
             print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/quarantine.csv")
             self.tracker.log_bytes(self.run_id(node.name), "quarantine.csv", node.artifact.read_bytes("quarantine.csv"))
+        if result["mean"] is not None:
+            print(f"  log-mels of split {result['split']}: mean {result['mean']:.3f}, deviation {result['std']:.3f}")
         return result
 
     def _train(self, nodes: list[Node]) -> None:

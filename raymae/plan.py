@@ -14,8 +14,11 @@ import pyarrow.compute as pc
 
 from raymae.artifacts import Folder, digest
 from raymae.config import Config, TrackingConfig, redact, to_dict
+from raymae.manifest import FORMAT
+from raymae.shards import all_stand
 from raymae.spec import StageSpec
 from raymae.store import SHARDS, FeatureStore
+from raymae.streaming import CHECKED, StreamedClips
 
 Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", "register"]
 
@@ -102,8 +105,20 @@ class Plan:
         for name in self.names:
             keys[name] = digest([VERSION, name, self._inputs(name, keys)])
             artifact = self.storage / f"artifacts/{name}/{keys[name]}"
-            nodes[name] = Node(name, keys[name], artifact, artifact.is_done() and self._in_registry(name))
+            nodes[name] = Node(name, keys[name], artifact, artifact.is_done() and self._stands(name, artifact))
         return nodes
+
+    def _stands(self, name: str, artifact: Folder) -> bool:
+        """Whether what a finished stage refers to is there too: the shards of a store, a model in the registry."""
+        if name != "prepare":
+            return self._in_registry(name)
+        if self.config.data.verify:
+            return False
+        try:
+            manifest = artifact.read_json("manifest.json")
+        except (OSError, ValueError):  # lost or damaged: written anew
+            return False
+        return all_stand(self.shards, manifest)
 
     def _in_registry(self, name: str) -> bool:
         """False for a model that was registered in a local registry which is gone."""
@@ -131,8 +146,16 @@ class Plan:
 
     @cached_property
     def store(self) -> FeatureStore:
-        """The feature store that the plan reads (once it stands)."""
-        return FeatureStore(self.nodes["prepare"].artifact, self.storage / SHARDS)
+        """What the plan reads clips from (once it stands): the feature store, or the audio itself."""
+        prepared, data = self.nodes["prepare"].artifact, self.config.data
+        if data.store == "none":
+            return StreamedClips(prepared, self.shards, data.file_timeout)
+        return FeatureStore(prepared, self.shards)
+
+    @property
+    def shards(self) -> Folder:
+        """Where the shards of `prepare` lie."""
+        return self.storage / (SHARDS if self.config.data.store == "parquet" else CHECKED)
 
     def rows(self, splits: Sequence[str]) -> pa.Table:
         """Clips of some splits; "test" stands for all that begin with it."""
@@ -148,7 +171,8 @@ class Plan:
         audio = to_dict(config.audio)
         file = ["clip_id", "size", "mtime"]
         if name == "prepare":
-            return [audio, config.data.max_bad_share, fingerprint(self.clips, self.clips.column_names)]
+            clips = fingerprint(self.clips, self.clips.column_names)
+            return [FORMAT, config.data.store, audio, config.data.max_bad_share, clips]
         if name == "pretrain":
             splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
             clips = fingerprint(self.rows(splits), [*file, "source", "weight"])

@@ -7,34 +7,45 @@
 A shard's key is a hash of the front end's settings and of its clips (name, size, time of change), so a shard is
 computed once, whatever tables and labels it later serves. Fixed-size binary without compression or statistics reads
 an order of magnitude faster than Arrow's list of half floats.
+
+float16 is enough: on 40 ESC-10 clips at the default front end the largest rounding error is 0.001 and the
+root-mean-square one 0.0002 of the log-mels' standard deviation; the statistics that the SVMs see move by 0.001 of
+theirs, and a reconstruction that is exact but for the rounding has a loss of 0.0001, of 1 for a guess of the mean
+(`tests/test_shards.py`).
+
+Damage: every page has a checksum that reading verifies, which takes a core from 12.1 to 3.9 GB/s of groups of 4 clips
+(0.06 ms more per ten-second clip, where a clip's way into a batch takes milliseconds). The whole file has one too
+(`raymae.shards`), the manifest holds its size, and `data.verify` checks every byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder, digest
+from raymae.artifacts import Folder
 from raymae.audio import AudioError, LogMel, fit_length, load
 from raymae.config import AudioConfig, from_dict, to_dict
 from raymae.order import Rows
+from raymae.shards import BLANK, META, explain, moments, seal
 from raymae.sources import open_clip
 
 ROW_GROUP = 4
 """Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
 MIN_SHARD = 16
-_META = b"raymae"
 SHARDS = "artifacts/shards"
 
 
@@ -59,15 +70,32 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
     """Cut a clip table into shards and name each by its content."""
     size = shard_rows(len(clips), audio, shard_mb)
-    front_end = to_dict(audio)
+    front_end = json.dumps([2, to_dict(audio)], sort_keys=True).encode()
     plans = []
     for start in range(0, len(clips), size):
         part = clips.slice(start, size)
-        content = part.select(["clip_id", "size", "mtime"]).to_pydict()
-        if 0 in content["mtime"]:  # a storage that tells no times: the same name elsewhere is another file
-            content["path"] = part["path"].to_pylist()
-        plans.append(ShardPlan(f"{digest([1, front_end, content])}.parquet", start, start + len(part)))
+        columns = [part["clip_id"], part["size"], part["mtime"]]
+        if pc.any(pc.equal(part["mtime"], 0)).as_py():
+            columns.append(part["path"])  # a storage that tells no times: the same name elsewhere is another file
+        name = hashlib.sha256(front_end)
+        for column in columns:
+            _hash_column(name, column)
+        plans.append(ShardPlan(f"{name.hexdigest()[:16]}.parquet", start, start + len(part)))
     return plans
+
+
+def _hash_column(state: Any, column: pa.ChunkedArray) -> None:
+    """Add strings (lengths and bytes) or numbers to a hash, without an object for each."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        values = pa.concat_arrays(column.cast(pa.large_string()).chunks)
+        offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
+        state.update(np.diff(offsets).astype("<i8").tobytes())
+        text = values.buffers()[2]
+        if text is not None:
+            state.update(memoryview(text)[offsets[0] : offsets[-1]])
+    else:
+        numbers = column.to_numpy()
+        state.update(numbers.astype("<f8" if numbers.dtype.kind == "f" else "<i8").tobytes())
 
 
 class ClipReader:
@@ -122,56 +150,65 @@ def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None
         del read
 
 
-def write_shard(target: Folder, name: str, clips: pa.Table, reader: ClipReader) -> dict[str, Any]:
-    """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it."""
-    kept: list[tuple[str, bytes, int, float]] = []
+def write_shard(
+    target: Folder, name: str, clips: pa.Table, reader: ClipReader, compression: str = "none", features: bool = True
+) -> dict[str, Any]:
+    """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it.
+
+    Without `features` the shard holds all but the log-mels (`raymae.streaming`).
+    """
+    kept: list[tuple[str, int, float]] = []
+    log_mels: list[bytes] = []
+    found: list[tuple[float, float]] = []
     quarantine = []
     for clip_id, path in zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True):
         try:
-            features, valid_frames, seconds = reader(path)
-            kept.append((clip_id, features.tobytes(), valid_frames, seconds))
+            log_mel, valid_frames, seconds = reader(path)
+            kept.append((clip_id, valid_frames, seconds))
+            found.append(moments(log_mel, valid_frames))
+            if features:
+                log_mels.append(log_mel.tobytes())
         except AudioError as error:
             quarantine.append({"clip_id": clip_id, "path": path, "reason": str(error)})
     audio = reader.audio
-    summary = {"rows": len(kept), "seconds": sum(row[3] for row in kept), "quarantine": quarantine}
-    schema = pa.schema(
-        [
-            ("clip_id", pa.string()),
-            ("log_mel", pa.binary(2 * audio.n_frames * audio.n_mels)),
-            ("valid_frames", pa.int32()),
-            ("seconds", pa.float32()),
-        ],
-        metadata={_META: json.dumps({"summary": summary, "audio": to_dict(audio)}).encode()},
-    )
-    columns = list(zip(*kept, strict=True)) or [(), (), (), ()]
-    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
+    summary = {
+        "rows": len(kept),
+        "seconds": sum(row[2] for row in kept),
+        "quarantine": quarantine,
+        "compression": compression,
+        "crc32": BLANK,
+        "clips": {
+            "frames": [row[1] for row in kept],
+            "seconds": [row[2] for row in kept],
+            "mean": [float(f"{mean:.8g}") for mean, _ in found],
+            "mean_square": [float(f"{square:.8g}") for _, square in found],
+        },
+    }
+    clip_id, valid, seconds = zip(*kept, strict=True) if kept else ((), (), ())
+    columns = {"clip_id": pa.array(clip_id, pa.string())}
+    if features:
+        columns["log_mel"] = pa.array(log_mels, pa.binary(2 * audio.n_frames * audio.n_mels))
+    columns |= {"valid_frames": pa.array(valid, pa.int32()), "seconds": pa.array(seconds, pa.float32())}
+    table = pa.table(columns)
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_statistics=False
-    )
-    target.write_bytes(name, sink.getvalue().to_pybytes())
-    return summary
-
-
-def read_summary(target: Folder, name: str) -> dict[str, Any] | None:
-    """The summary of a shard that stands, or None where it is missing or damaged."""
-    if not target.exists(name):
-        return None
-    try:
-        with target.open(name) as file:
-            return dict(json.loads(pq.read_schema(file).metadata[_META])["summary"])
-    except (pa.ArrowInvalid, KeyError, ValueError):
-        return None
+    plain = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, table.schema, compression=compression, **plain) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata({META: json.dumps({"audio": to_dict(audio), "summary": summary}).encode()})
+    content, summary["crc32"] = seal(sink.getvalue())
+    target.write_bytes(name, content)
+    return summary | {"size": len(content)}
 
 
 @lru_cache(maxsize=64)
 def _open_shard(url: str, name: str) -> tuple[pq.ParquetFile, mmap.mmap | None]:
     folder = Folder(url)
     if not folder.is_local:
-        return pq.ParquetFile(folder.open(name)), None
+        return pq.ParquetFile(folder.open(name), page_checksum_verification=True), None
     with open(folder.path(name), "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped))), mapped
+    source = pa.BufferReader(pa.py_buffer(mapped))
+    return pq.ParquetFile(source, page_checksum_verification=True), mapped
 
 
 @dataclass(frozen=True)
@@ -204,20 +241,27 @@ class FeatureStore:
     def _starts(self) -> Rows:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]], dtype=np.int64)
 
-    def __getstate__(self) -> dict[str, Folder]:
-        return {"folder": self.folder, "shards": self.shards}
+    def __getstate__(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        """The log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order asked for."""
+        """The log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order asked for.
+
+        ValueError names a shard that is missing or damaged.
+        """
         log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
         valid_frames = np.empty(len(rows), np.int32)
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of):
             here = np.flatnonzero(shard_of == shard)
-            log_mel[here], valid_frames[here] = self._read_shard(int(shard), rows[here] - self._starts[shard])
+            try:
+                log_mel[here], valid_frames[here] = self._read_shard(int(shard), rows[here] - self._starts[shard])
+            except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+                _open_shard.cache_clear()  # what is open is no longer what will stand there
+                raise explain(self.shards, self.manifest["shards"][shard]["name"], error) from error
         return log_mel, valid_frames
 
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:

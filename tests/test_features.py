@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from raymae.artifacts import Folder
 from raymae.audio import AudioError, load
 from raymae.config import AudioConfig
-from raymae.features import missing_shards, quarantine_csv
-from raymae.store import ClipReader, features_of, plan_shards, read_summary, write_shard
+from raymae.features import missing_shards
+from raymae.manifest import Tally, quarantine_csv
+from raymae.shards import DAMAGED, read_summary
+from raymae.store import ClipReader, features_of, plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 from tests.test_audio import ODD, REFUSED_BY_US, odd_files
 from tests.test_loop import TINY
@@ -147,15 +149,20 @@ def test_the_quarantine_list_reads_back(rows: list[tuple[str, str, str]]) -> Non
 def test_only_missing_and_damaged_shards_are_computed(tmp_path: Path) -> None:
     clips = write_clips(tmp_path / "audio", 40)
     shards = Folder(str(tmp_path / "shards"))
-    config = replace(TINY, data=replace(TINY.data, shard_mb=0.1))
-    plans, missing = missing_shards(clips, shards, config)
-    assert plans == plan_shards(clips, TINY_AUDIO, 0.1)
-    assert missing == list(range(len(plans)))
-    assert len(plans) == 3
+    plans = plan_shards(clips, TINY_AUDIO, 0.1)
+
+    def missing(**data: Any) -> list[int]:
+        return missing_shards(plans, shards, replace(TINY, data=replace(TINY.data, **data)), Tally(clips, plans))
+
+    assert missing() == list(range(len(plans))) == [0, 1, 2]
     reader = ClipReader(TINY_AUDIO, 10)
     for plan in plans:
         write_shard(shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
-    assert missing_shards(clips, shards, config) == (plans, [])
+    assert missing() == []
+    assert missing(compression="zstd") == []
+    assert missing(verify=True) == [0, 1, 2]
     Path(shards.path(plans[0].name)).unlink()
     Path(shards.path(plans[2].name)).write_bytes(b"PAR1")
-    assert missing_shards(clips, shards, config) == (plans, [0, 2])
+    assert missing() == [0, 2]
+    Path(shards.path(plans[1].name + DAMAGED)).touch()
+    assert missing() == [0, 1, 2]

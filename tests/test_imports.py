@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 FLOORS = [
     {"config", "headers", "spectrum"},
     {"audio", "optim", "metrics", "order", "artifacts"},
-    {"sources"},
+    {"sources", "shards"},
     {"store", "datasets", "recipes", "augment", "models"},
-    {"windows", "spec", "rivals", "report", "pseudo_label"},
+    {"streaming", "windows", "manifest", "spec", "rivals", "report", "pseudo_label"},
     {"session", "checkpoint", "plan"},
     {"loop", "predict"},
     {"stages", "outlook", "follow", "pyfunc"},

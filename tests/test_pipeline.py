@@ -90,6 +90,43 @@ def test_a_second_run_reuses_everything_without_ray(
     assert again["model_uri"] == result["model_uri"]
 
 
+def test_only_the_damaged_shard_is_computed_again(
+    config: Config, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, storage=str(tmp_path))
+    storage = open_storage(config.storage)
+    prepared = Folder(run_plan(config, "prepare", storage)["stages"]["prepare"]["folder"])
+    assert "log-mels of split train: mean" in capsys.readouterr().out
+    store = FeatureStore(prepared, storage / SHARDS)
+    shards = {name: store.shards.read_bytes(name) for name in store.shards.names()}
+    clips, manifest = prepared.read_bytes("clips.parquet"), prepared.read_bytes("manifest.json")
+    path = Path(store.shards.path(store.manifest["shards"][1]["name"]))
+    verify = replace(config, data=replace(config.data, verify=True))
+
+    def damage() -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def run(asked: Config) -> int | None:
+        stage = run_plan(asked, "prepare", storage)["stages"]["prepare"]
+        assert {name: store.shards.read_bytes(name) for name in store.shards.names()} == shards
+        assert (prepared.read_bytes("clips.parquet"), prepared.read_bytes("manifest.json")) == (clips, manifest)
+        return None if stage["reused"] else prepared.result()["shards_computed"]
+
+    assert prepared.result()["shards_computed"] == len(shards) > 3
+    damage()
+    assert run(verify) == 1
+    assert run(verify) == 0
+    damage()
+    with pytest.raises(ValueError, match="the same command computes it again"):
+        store.read(np.arange(len(store)))
+    assert run(config) == 1
+    path.unlink()
+    assert run(config) == 1
+    assert run(config) is None
+
+
 def test_other_settings_repeat_only_what_follows_from_them(config: Config, result: dict[str, Any]) -> None:
     other = replace(config, pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.25), dry_run=True)
     plan = run_plan(other, "register", open_storage(config.storage))["plan"]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from raymae.artifacts import Folder
 from raymae.audio import AudioError, LogMel, load
-from raymae.store import ClipReader, FeatureStore, plan_shards, read_summary, shard_rows, write_shard
+from raymae.shards import read_summary
+from raymae.store import ClipReader, FeatureStore, plan_shards, shard_rows, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 
 
@@ -81,6 +82,21 @@ def test_a_stuck_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         reader("stuck")
     assert reader(str(tmp_path / "good.wav"))[1] == TINY_AUDIO.n_frames
     release.set()
+
+
+def test_names_follow_the_clips_and_not_their_layout(clips: pa.Table) -> None:
+    whole = plan_shards(clips, TINY_AUDIO, 0.1)
+    pieces = pa.concat_tables([clips.slice(0, 7), clips.slice(7, 50), clips.slice(57)])
+    large = pieces.set_column(0, "clip_id", pieces["clip_id"].cast(pa.large_string()))
+    assert whole == plan_shards(pieces, TINY_AUDIO, 0.1) == plan_shards(large, TINY_AUDIO, 0.1)
+    for column, value in (("clip_id", "another"), ("size", 1), ("mtime", 1.0)):
+        values = clips[column].to_pylist()
+        changed = clips.set_column(
+            clips.column_names.index(column), column, pa.array([*values[:-1], value], clips[column].type)
+        )
+        found = plan_shards(changed, TINY_AUDIO, 0.1)
+        assert found[:-1] == whole[:-1]
+        assert found[-1] != whole[-1]
 
 
 def test_more_clips_leave_the_first_shards_as_they_are(clips: pa.Table) -> None:

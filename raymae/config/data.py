@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from raymae.config.values import require, require_share
 
@@ -129,6 +130,15 @@ class DataConfig:
     """Seconds after which the decoding of one file is given up."""
     shard_mb: float = 128.0
     """Largest size of a shard of the feature store, MB."""
+    store: Literal["parquet", "none"] = "parquet"
+    """none keeps no features: every epoch decodes the audio again, for corpora too large to keep."""
+    compression: Literal["none", "zstd", "lz4"] = "none"
+    """How new shards are stored; all are read alike, and those that stand are kept as they are (the manifest counts
+    them). On ESC-10 at the default front end, one core, from memory, checksums verified: none reads 3.9 GB/s, lz4
+    saves 11 % and reads 3.6 GB/s, zstd saves 24 % and reads 1.0 GB/s."""
+    verify: bool = False
+    """Check every byte of the shards that stand, and compute the damaged ones again. Without it `prepare` looks at
+    their sizes and footers, and training at the checksum of every page that it reads."""
     shuffle_chunk: int = 8
     """Neighbours in the store that stay together when an epoch is shuffled, within windows of 128 clips.
 

@@ -1,0 +1,131 @@
+"""What a feature store says of itself, added up shard by shard: nothing is kept of a single clip but the bad ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.artifacts import digest
+from raymae.config import AudioConfig, to_dict
+from raymae.store import ShardPlan
+
+FORMAT = 2
+QUARANTINE = "quarantine.csv"
+_SUMS = ("clips", "quarantined", "seconds", "frames", "total", "square")
+_BUFFERED = 10_000
+
+
+class Tally:
+    """The summaries of all shards of a clip table, taken in any order."""
+
+    def __init__(self, clips: pa.Table, plans: list[ShardPlan]) -> None:
+        self.plans = plans
+        self.names = pc.unique(clips["split"]).to_pylist()
+        self._split = pc.index_in(clips["split"], pa.array(self.names, pa.string())).to_numpy()
+        self._clip_id = clips["clip_id"]
+        self._sums = {name: np.zeros(len(self.names)) for name in _SUMS}
+        self._shards: list[dict[str, Any] | None] = [None] * len(plans)
+        self._compression: Counter[str] = Counter()
+        self._bad: list[pa.Table] = []
+        self._buffer: list[dict[str, Any]] = []
+
+    def add(self, number: int, summary: dict[str, Any]) -> None:
+        """Take the summary of shard `number`."""
+        plan = self.plans[number]
+        split = self._split[plan.start : plan.stop]
+        if summary["quarantine"]:
+            ids = self._clip_id.slice(plan.start, plan.stop - plan.start)
+            refused = pa.array([entry["clip_id"] for entry in summary["quarantine"]], pa.string())
+            bad = pc.is_in(ids, refused).to_numpy()
+            self._count("quarantined", split[bad], np.ones(bad.sum()))
+            split = split[~bad]
+            self._buffer += [{"shard": number, **entry} for entry in summary["quarantine"]]
+            if len(self._buffer) >= _BUFFERED:
+                self._flush()
+        clips = {name: np.array(values, np.float64) for name, values in summary["clips"].items()}
+        frames = clips["frames"]
+        self._count("clips", split, np.ones(summary["rows"]))
+        self._count("seconds", split, clips["seconds"])
+        self._count("frames", split, frames)
+        self._count("total", split, frames * clips["mean"])
+        self._count("square", split, frames * clips["mean_square"])
+        self._compression[summary["compression"]] += 1
+        self._shards[number] = {"name": plan.name, **{key: summary[key] for key in ("rows", "size", "crc32")}}
+
+    def _count(self, name: str, split: Any, values: Any) -> None:
+        self._sums[name] += np.bincount(split, values, len(self.names))
+
+    def _flush(self) -> None:
+        schema = pa.schema([("shard", pa.int64()), *((name, pa.string()) for name in ("clip_id", "path", "reason"))])
+        self._bad.append(pa.Table.from_pylist(self._buffer, schema))
+        self._buffer = []
+
+    def quarantine(self) -> pa.Table:
+        """clip_id, path and reason of the refused clips, in the order of the shards."""
+        self._flush()
+        self._bad = [pa.concat_tables(self._bad)]
+        order = np.argsort(self._bad[0]["shard"].to_numpy(), kind="stable")
+        return self._bad[0].take(order).drop_columns(["shard"])
+
+    def statistics(self) -> dict[str, Any]:
+        """Mean and standard deviation of the log-mels over the valid frames of the training split, or of the pool.
+
+        Both are None where neither has a clip. Nothing is normalised by them: `audio.norm_mean` and `audio.norm_scale`
+        have been applied, and these are there to choose or to check those. Before them the log-mels' mean was
+        norm_mean + norm_scale · mean, their deviation norm_scale · std.
+        """
+        for name in ("train", "pool"):
+            place = self.names.index(name) if name in self.names else None
+            if place is not None and self._sums["frames"][place]:
+                total, square, frames = (float(self._sums[key][place]) for key in ("total", "square", "frames"))
+                mean = total / frames
+                return {"split": name, "mean": mean, "std": max(0.0, square / frames - mean**2) ** 0.5}
+        return {"split": None, "mean": None, "std": None}
+
+    def manifest(self, audio: AudioConfig) -> dict[str, Any]:
+        """The manifest of the store; every shard has been added."""
+        assert all(self._shards), "a shard has not been added"
+        splits = {
+            name: {
+                "clips": int(self._sums["clips"][place]),
+                "hours": float(self._sums["seconds"][place]) / 3600,
+                "quarantined": int(self._sums["quarantined"][place]),
+            }
+            for place, name in enumerate(self.names)
+        }
+        totals = {key: sum(split[key] for split in splits.values()) for key in ("clips", "hours", "quarantined")}
+        return {
+            "format": FORMAT,
+            "config_hash": digest(to_dict(audio)),
+            "audio": to_dict(audio),
+            "shape": [audio.n_frames, audio.n_mels],
+            "dtype": "float16",
+            **totals,
+            "splits": splits,
+            "statistics": self.statistics(),
+            "quarantine": QUARANTINE,
+            "compression": dict(self._compression),
+            "shards": self._shards,
+        }
+
+
+def quarantine_rows(table: pa.Table) -> Iterator[dict[str, str]]:
+    """The rows of a quarantine list, a few thousand at a time as Python objects."""
+    for batch in table.to_batches(_BUFFERED):
+        yield from batch.to_pylist()
+
+
+def quarantine_csv(entries: Iterable[dict[str, str]]) -> bytes:
+    """The quarantine list as CSV: clip_id, path, reason."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["clip_id", "path", "reason"])
+    writer.writeheader()
+    writer.writerows(entries)
+    return text.getvalue().encode()
