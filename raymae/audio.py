@@ -1,7 +1,8 @@
 """From an audio file to a log-mel spectrogram, without torch: a worker that featurizes needs a tenth of the memory.
 
 `load` decodes a file, or a part of it, to a mono waveform at the wanted rate and says why where it can't. `LogMel` is
-the front end of Cai & Li (ICME 2024 Grand Challenge, section 3) with the details of its authors' public code.
+the front end of Cai & Li (ICME 2024 Grand Challenge, section 3) with the details of its authors' public code, or
+another of `raymae.config.FRONT_ENDS`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from math import ceil
+from math import ceil, log
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymae.config import AudioConfig
 from raymae.headers import find_fault
-from raymae.spectrum import power_spectra
+from raymae.spectrum import KaldiSpectra, PowerSpectra, power_spectra
 
 FloatArray = NDArray[np.float32]
 
@@ -156,16 +157,43 @@ def _to_full_scale(waveform: FloatArray) -> FloatArray:
 
 
 def mel_bank(config: AudioConfig) -> FloatArray:
-    """Kaldi's mel filters (n_mels, n_fft // 2 + 1): triangles on the scale 1127 ln(1 + f / 700), each with peak 1."""
-    bins = _mel(np.arange(config.n_fft // 2 + 1) * (config.sample_rate / config.n_fft))
+    """The mel filters (n_mels, n_fft // 2 + 1) of `config.mel_scale`.
+
+    Kaldi's are triangles on the scale 1127 ln(1 + f / 700), each with peak 1. Slaney's (Auditory Toolbox, 1998) are
+    triangles in Hz, each with area 1: peak 2 / (upper - lower edge), 1/Hz.
+    """
+    bins = np.arange(config.n_fft // 2 + 1, dtype=np.float64) * (config.sample_rate / config.n_fft)
+    if config.mel_scale == "slaney":
+        edges = _slaney_hertz(np.linspace(_slaney(config.f_min), _slaney(config.f_high), config.n_mels + 2))
+        return (_triangles(bins, edges) * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
     edges = np.linspace(_mel(config.f_min), _mel(config.f_high), config.n_mels + 2)
+    return _triangles(_mel(bins), edges).astype(np.float32)
+
+
+def _triangles(bins: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Triangles (n, bins) of peak 1 between `edges` (n + 2,), each from one edge over the next to the one after."""
     rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    return np.maximum(0, np.minimum(rising, falling))
 
 
 def _mel(hertz: ArrayLike) -> NDArray[np.float64]:
     return 1127 * np.log1p(np.asarray(hertz, np.float64) / 700)
+
+
+def _slaney(hertz: float) -> float:
+    """Slaney's mel: 3 for every 200 Hz up to 1 kHz, above it 27 for every factor of 6.4."""
+    return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * log(hertz / 1000) / log(6.4)
+
+
+def _slaney_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(mel < 15, 200 * mel / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+def hann_window(config: AudioConfig) -> FloatArray:
+    """The Hann window (win_length,) of `config.window`."""
+    periodic = config.window == "periodic"
+    return np.hanning(config.win_length + periodic)[: config.win_length].astype(np.float32)
 
 
 class _BandedProduct:
@@ -204,17 +232,20 @@ def _support(filters: FloatArray) -> tuple[int, int]:
 class LogMel:
     """Waveform (n_samples,) to normalised log-mel (n_frames, n_mels); n_frames is `config.frames(n_samples)`.
 
-    Pre-emphasis y[n] = x[n + 1] - a x[n]; STFT, centred with reflection, symmetric Hann window zero-padded to n_fft;
-    power; Kaldi's mel bank; log(x + offset); (x - mean) / scale. Ten seconds at the defaults give 640 x 256.
+    At the defaults: pre-emphasis y[n] = x[n + 1] - a x[n]; STFT, centred with reflection, symmetric Hann window
+    zero-padded to n_fft; power; Kaldi's mel bank; log(x + offset); (x - mean) / scale. Ten seconds give 640 x 256.
+    `AudioConfig` says what each field changes.
 
-    A waveform too short to be reflected (2,049 samples and one for the pre-emphasis at the defaults) is first
-    zero-padded to the shortest that can be, also an empty one. Frames are transformed 64 at a time, so that all
-    intermediate results stay in the processor's cache.
+    A waveform too short to be reflected (2,049 samples and one for the pre-emphasis at the defaults), or with Kaldi's
+    framing shorter than a window, is first zero-padded to the shortest that can be, also an empty one. Frames are
+    transformed 64 at a time, so that all intermediate results stay in the processor's cache.
     """
 
     def __init__(self, config: AudioConfig = _PAPER) -> None:
         self.config = config
-        self._power = power_spectra(np.hanning(config.win_length).astype(np.float32), config.n_fft, config.hop_length)
+        cut = hann_window(config), config.n_fft, config.hop_length
+        kaldi = config.framing == "kaldi"
+        self._power: PowerSpectra = KaldiSpectra(*cut, config.pre_emphasis) if kaldi else power_spectra(*cut)
         self._mel = _BandedProduct(mel_bank(config))
 
     def __call__(self, waveform: NDArray[np.floating]) -> FloatArray:
@@ -228,18 +259,25 @@ class LogMel:
             # The window lies at the start of the FFT rather than in its middle: the power is the same.
             self._power(samples[start * config.hop_length :], power)
             self._mel(power, out=mel)
-        result += np.float32(config.log_offset)
+        floor = np.add if config.log_floor == "add" else np.maximum
+        floor(result, np.float32(config.log_offset), out=result)
         np.log(result, out=result)
         result -= np.float32(config.norm_mean)
         result /= np.float32(config.norm_scale)
         return result
 
     def _samples(self, waveform: FloatArray) -> FloatArray:
-        """The pre-emphasised, reflected waveform from the first sample under the first frame's window on."""
+        """The waveform from the first sample under the first frame's window on.
+
+        Centred, it is pre-emphasised and reflected; Kaldi's frames are cut from it as it is.
+        """
         config = self.config
-        shortest = config.n_fft // 2 + 1 + (config.pre_emphasis > 0)
+        kaldi = config.framing == "kaldi"
+        shortest = config.win_length if kaldi else config.n_fft // 2 + 1 + (config.pre_emphasis > 0)
         if len(waveform) < shortest:
             waveform = np.pad(waveform, (0, shortest - len(waveform)))
+        if kaldi:
+            return waveform
         half = config.n_fft // 2
         reflected = np.empty(len(waveform) - (config.pre_emphasis > 0) + 2 * half, np.float32)
         inside = reflected[half : len(reflected) - half]

@@ -36,7 +36,8 @@ def crop_frames(config: AugmentConfig, audio: AudioConfig) -> int:
     """Frames of a random crop; of the whole clip where none is set."""
     if config.crop_seconds is None:
         return audio.n_frames
-    return round(config.crop_seconds * audio.sample_rate / audio.hop_length)
+    # Kaldi's framing loses up to a window at the end: a crop of the whole clip has no more frames than it
+    return min(audio.n_frames, round(config.crop_seconds * audio.sample_rate / audio.hop_length))
 
 
 def crop(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raymae.config import (
+    FRONT_ENDS,
     AudioConfig,
     AugmentConfig,
     Config,
@@ -109,8 +110,10 @@ def small() -> Config:
 
 
 def audiomae() -> Config:
-    """Audio-MAE's ViT-B on one's own tables, with the paper's front end; needs GPUs (AudioSet-2M: 2,304 V100-hours)."""
-    return Config(data=DataConfig(dataset="table"), pretrain=PretrainConfig(precision="bf16"))
+    """Audio-MAE's ViT-B and front end on one's own tables; needs GPUs (AudioSet-2M: 2,304 V100-hours)."""
+    return Config(
+        data=DataConfig(dataset="table"), audio=FRONT_ENDS["audiomae"], pretrain=PretrainConfig(precision="bf16")
+    )
 
 
 RECIPES: dict[str, Callable[[], Config]] = {"synthetic": synthetic, "small": small, "audiomae": audiomae}

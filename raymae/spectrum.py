@@ -51,10 +51,32 @@ class PowerSpectra:
         """Write the power (n_frames, n_fft // 2 + 1) of the frames that begin at samples 0, hop, 2 hop, … to `out`."""
         frames = sliding_window_view(samples, len(self.window))[:: self.hop_length]
         padded = np.zeros((len(out), self.n_fft), np.float32)
-        np.multiply(frames[: len(out)], self.window, out=padded[:, : len(self.window)])
+        self.cut(frames[: len(out)], out=padded[:, : len(self.window)])
         spectrum = scipy.fft.rfft(padded, axis=1)
         np.square(spectrum.real, out=out)
         out += np.square(spectrum.imag)
+
+    def cut(self, frames: FloatArray, out: FloatArray) -> None:
+        """Write the windowed frames (n_frames, win_length) to `out`."""
+        np.multiply(frames, self.window, out=out)
+
+
+class KaldiSpectra(PowerSpectra):
+    """The same of frames that are first freed of their mean and pre-emphasised, each by itself.
+
+    Kaldi's order (feature-window.cc, ProcessWindow); the sample before a frame's first is taken to be equal to it.
+    """
+
+    def __init__(self, window: FloatArray, n_fft: int, hop_length: int, pre_emphasis: float) -> None:
+        super().__init__(window, n_fft, hop_length)
+        self.pre_emphasis = np.float32(pre_emphasis)
+
+    def cut(self, frames: FloatArray, out: FloatArray) -> None:
+        """Write the windowed frames (n_frames, win_length) to `out`."""
+        np.subtract(frames, frames.mean(axis=1, keepdims=True), out=out)
+        out[:, 1:] -= self.pre_emphasis * out[:, :-1]
+        out[:, 0] *= 1 - self.pre_emphasis
+        out *= self.window
 
 
 class CompiledSpectra(PowerSpectra):

@@ -184,11 +184,11 @@ def write_shard(
             "mean_square": [float(f"{square:.8g}") for _, square in found],
         },
     }
-    clip_id, valid, seconds = zip(*kept, strict=True) if kept else ((), (), ())
-    columns = {"clip_id": pa.array(clip_id, pa.string())}
+    clip_ids, frames, lengths = zip(*kept, strict=True) if kept else ((), (), ())
+    columns = {"clip_id": pa.array(clip_ids, pa.string())}
     if features:
         columns["log_mel"] = pa.array(log_mels, pa.binary(2 * audio.n_frames * audio.n_mels))
-    columns |= {"valid_frames": pa.array(valid, pa.int32()), "seconds": pa.array(seconds, pa.float32())}
+    columns |= {"valid_frames": pa.array(frames, pa.int32()), "seconds": pa.array(lengths, pa.float32())}
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     plain = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}

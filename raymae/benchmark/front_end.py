@@ -12,7 +12,7 @@ import numpy as np
 import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
-from raymae.audio import FloatArray, LogMel, load
+from raymae.audio import FloatArray, LogMel, hann_window, load
 from raymae.benchmark.recordings import SAMPLE_RATE, recording, write_recording
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import interleave
@@ -136,7 +136,7 @@ def windowed(log_mel: LogMel, waveform: FloatArray) -> FloatArray:
     """The frames (T, n_fft) that LogMel transforms, windowed and zero-padded."""
     config = log_mel.config
     frames = np.zeros((config.frames(len(waveform)), config.n_fft), np.float32)
-    window = np.hanning(config.win_length).astype(np.float32)
+    window = hann_window(config)
     samples = sliding_window_view(log_mel._samples(waveform), config.win_length)[:: config.hop_length]
     frames[:, : config.win_length] = samples[: len(frames)] * window
     return frames

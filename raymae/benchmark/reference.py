@@ -29,9 +29,14 @@ def kaldi_bank(config: AudioConfig) -> torch.Tensor:
 
 
 class TorchLogMel:
-    """The front end as it is written down: torch.stft, |X|^2, a dense product with torchaudio's Kaldi mel bank."""
+    """The front end as it is written down: torch.stft, |X|^2, a dense product with torchaudio's Kaldi mel bank.
+
+    Of the paper's framing, window, mel scale and floor; AssertionError for others, which it doesn't compute.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
+        kinds = (config.framing, config.window, config.mel_scale, config.log_floor)
+        assert kinds == ("centred", "symmetric", "kaldi", "add"), kinds
         self.config = config
         self.bank = kaldi_bank(config)
         self.window = torch.hann_window(config.win_length, periodic=False)

@@ -5,13 +5,14 @@ path. A section checks itself; what two sections have to agree on is checked in 
 `ValueError`s that say what would be right.
 """
 
-from raymae.config.data import AudioConfig, DataConfig, SyntheticConfig
+from raymae.config.data import FRONT_ENDS, AudioConfig, DataConfig, SyntheticConfig
 from raymae.config.model import AugmentConfig, ModelConfig
 from raymae.config.run import ComputeConfig, Config, PredictConfig, TrackingConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [
+    "FRONT_ENDS",
     "AudioConfig",
     "AugmentConfig",
     "ComputeConfig",

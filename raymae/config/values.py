@@ -16,6 +16,10 @@ def require_share(name: str, value: float) -> None:
     require(0 <= value < 1, f"{name} = {value} must lie in [0, 1)")
 
 
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    require(value in choices, f"{name} = {value!r} must be one of {', '.join(choices)}")
+
+
 def redact(text: str) -> str:
     """`text` with the credentials of every URI in it replaced by `***`."""
     # user:password@, where a password may hold @ and /; then a bare token@
