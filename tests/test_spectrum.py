@@ -1,5 +1,10 @@
 """Power spectra against numpy's FFT in double precision."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,3 +72,16 @@ def test_code_that_cannot_be_cached_is_still_compiled() -> None:
     space: dict = {}
     exec("def double(x):\n    return 2 * x", space)  # no file beside which the compiled code could lie
     assert _compiled(space["double"])(21) == 42
+
+
+def test_the_process_that_compiles_computes_the_same_bits_as_later_ones(tmp_path: Path) -> None:
+    code = (
+        "import hashlib, numpy as np; from raymae.audio import LogMel; "
+        "noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32); "
+        "print(hashlib.sha256(LogMel()(noise).tobytes()).hexdigest())"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    first, second = (subprocess.run(command, env=environment, capture_output=True, check=True) for _ in range(2))
+    assert first.stdout == second.stdout
+    assert len(first.stdout) > 60
