@@ -43,6 +43,10 @@ def start_ray(compute: ComputeConfig) -> None:
     context.execution_options.preserve_order = True
 
 
+AHEAD = 3
+"""Windows for every reader and training worker that may be finished and not yet taken."""
+
+
 class WindowReader:
     """A Ray Data actor that turns window numbers into windows, one block each.
 
@@ -72,13 +76,23 @@ def read_leg(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
     """One leg of a stage's run as a Ray Data set of windows in their order: what is planned at once stays bounded."""
     numbers = range(first, min(first + legs(spec, first).step, spec.order().windows))
     readers, cpus = window_readers(spec, workers)
-    return ray.data.from_arrow([pa.table({"window": [number]}) for number in numbers]).map_batches(
+    leg = ray.data.from_arrow([pa.table({"window": [number]}) for number in numbers]).map_batches(
         WindowReader,
         fn_constructor_args=(spec,),
         batch_size=1,
         num_cpus=cpus,
         compute=ray.data.ActorPoolStrategy(size=readers),
     )
+    leg.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+        object_store_memory=(readers + workers) * AHEAD * window_bytes(spec)
+    )
+    return leg
+
+
+def window_bytes(spec: StageSpec) -> int:
+    """Size of a full window in memory."""
+    audio, order = spec.config.audio, spec.order()
+    return order.window_steps * order.micro_batch_size * 2 * audio.n_frames * audio.n_mels
 
 
 def window_readers(spec: StageSpec, workers: int) -> tuple[int, float]:
