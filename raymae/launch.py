@@ -47,6 +47,10 @@ AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
 
 
+SHORT = 64
+"""Windows for each training worker that one actor reads in the time that another takes to start."""
+
+
 class WindowReader:
     """A Ray Data actor that turns window numbers into windows, one block each.
 
@@ -75,7 +79,7 @@ def legs(spec: StageSpec, first: int) -> range:
 def read_leg(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
     """One leg of a stage's run as a Ray Data set of windows in their order: what is planned at once stays bounded."""
     numbers = range(first, min(first + legs(spec, first).step, spec.order().windows))
-    readers, cpus = window_readers(spec, workers)
+    readers, cpus = window_readers(spec, workers, len(numbers))
     leg = ray.data.from_arrow([pa.table({"window": [number]}) for number in numbers]).map_batches(
         WindowReader,
         fn_constructor_args=(spec,),
@@ -95,13 +99,14 @@ def window_bytes(spec: StageSpec) -> int:
     return order.window_steps * order.micro_batch_size * 2 * audio.n_frames * audio.n_mels
 
 
-def window_readers(spec: StageSpec, workers: int) -> tuple[int, float]:
-    """How many actors read the windows of some training workers, and the CPUs reserved for each.
+def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, float]:
+    """How many actors read some windows for some training workers, and the CPUs reserved for each.
 
-    From a store, one for each worker keeps up. Decoding takes all CPUs that the workers leave.
+    From a store, two for each worker: while one hands over, the other reads. For a few windows the second isn't worth
+    its start. Decoding takes all CPUs that the workers leave.
     """
     if not isinstance(spec.store, StreamedClips):
-        return workers, 0.25
+        return workers * (2 if windows > SHORT * workers else 1), 0.25
     compute = spec.config.compute
     free = int(ray.cluster_resources().get("CPU", 1) - workers * compute.cpus_per_worker)
     return max(1, min(free, compute.data_workers or free)), 1 if free >= 1 else 0.25
