@@ -26,8 +26,9 @@ WINDOW_PATCHES = 16
 class TrainStep:
     """Forward, backward, gradient norm and AdamW of the masked autoencoder: clips/s, and the share of the matmul peak.
 
-    All sides take turns in one process and each number is a median over the turns, so that other processes that want
-    the machine slow them alike. Clips are noise. On the CPU in float32, all cores; on a GPU, where there is one, also
+    All sides take turns in one process and each number is a median over the turns. Other processes that want the cores
+    still slow a step more than a product, since its threads wait for one another a thousand times: then look at
+    `--threads 1`. Clips are noise. On the CPU in float32, all cores; on a GPU, where there is one, also
     bfloat16 autocast and torch.compile.
 
     `--json` keys: `cpu`, and `gpu` (null without one), each with `device`, `batch_size`, `peak_gflops` (2048³ float32
@@ -66,8 +67,9 @@ class TrainStep:
 
         cpu = self.cpu()
         gpu = self.gpu("cuda") if torch.cuda.is_available() else None
-        text = f"{cpu['peak_gflops']:.0f} GFLOP/s in matrix products on {cpu['threads']} threads; " + (
-            f"{gpu['peak_gflops'] / 1000:.0f} TFLOP/s on {gpu['device']}" if gpu else "no GPU here"
+        text = (
+            f"By CPU time, which busy neighbours disturb less, {cpu['cpu_time_share']:.2f} of the matrix product."
+            + ("" if gpu else " No GPU here.")
         )
         return Result("train-step", cpu_rows(cpu) + (gpu_rows(gpu) if gpu else []), {"cpu": cpu, "gpu": gpu}, text)
 
