@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raymae.artifacts import Folder, latest_step
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, unpack_optimizer
 from raymae.config import TrainConfig
-from raymae.optim import Ema, adamw, learning_rate, set_lr
+from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
 from raymae.order import Order, mix
 from raymae.session import Session
 from raymae.windows import MicroBatch
@@ -170,8 +170,7 @@ class Trainer:
                 self.scaler.scale(loss / count).backward()
             losses.append({"loss": loss.detach(), **extra})
         self.scaler.unscale_(self.optimizer)
-        limit = config.clip_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
         self._update(bool(torch.isfinite(norm)))
         progress.step += 1
         means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}

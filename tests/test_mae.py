@@ -11,7 +11,17 @@ from torch import Tensor
 
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models import MODELS, MaskedAutoencoder
-from raymae.models.decoder import SHIFT, WINDOW, WindowBlock, from_windows, log_offsets, to_windows, window_mask
+from raymae.models.decoder import (
+    SHIFT,
+    WINDOW,
+    WindowBlock,
+    attend_fused,
+    attend_plainly,
+    from_windows,
+    log_offsets,
+    to_windows,
+    window_mask,
+)
 from raymae.models.masking import index
 from raymae.models.patches import Positions, grid_size, patchify, unpatchify, valid_patches
 
@@ -287,6 +297,25 @@ def test_windows_are_dense_attention_with_a_mask(grid: tuple[int, int], shift: i
     allowed = window_mask(valid if padded else None, 2, grid, shift, x.device)
     windows = from_windows(block.attn(to_windows(x, shift), allowed), grid, shift)
     assert torch.allclose(windows, dense_attention(block, x, valid, shift), atol=1e-5)
+
+
+def test_fused_and_plain_attention_are_equal() -> None:
+    """Outputs and gradients, also in bfloat16 and where padding has no length."""
+    scale, bias = torch.tensor([1.0, 10.0])[:, None, None], sound(1, 2 * 16, 16, seed=1).view(1, 2, 16, 16)
+    bias = bias.expand(3, -1, -1, -1).masked_fill(sound(3, 16, 16, seed=2)[:, None] > 1, -torch.inf)
+    bias.diagonal(dim1=2, dim2=3).zero_()
+    found = []
+    for attend in (attend_plainly, attend_fused):
+        qkv = sound(3 * 3 * 2, 16, 8).view(3, 3, 2, 16, 8)
+        qkv[:, 0, :, :4] = 0
+        qkv.requires_grad_()
+        output = attend(qkv, scale, bias)
+        output[:, :, 4:].square().sum().backward()
+        found.append((output.detach(), qkv.grad[:, 1:]))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.allclose(attend(qkv.bfloat16(), scale, bias).float(), output, atol=0.1)
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_whole_windows_need_no_mask() -> None:

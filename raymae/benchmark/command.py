@@ -18,22 +18,24 @@ from raymae.benchmark.ingest import Ingest
 from raymae.benchmark.plan import Plan
 from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
+from raymae.benchmark.train_step import TrainStep
 
 PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
     "prepare": Prepare,
     "ingest": Ingest,
+    "train-step": TrainStep,
     "plan": Plan,
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("plan",)
-"""Parts that measure nothing."""
+NOT_IN_ALL = ("train-step", "plan")
+"""Parts that take minutes, or measure nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class All:
-    """Every part that measures, one after the other, each in a process of its own; ends with a Markdown table.
+    """Every part that measures, but train-step, each in a process of its own; ends with a Markdown table.
 
     `--json` keys: `parts` (what each part writes), `seconds`, `rows`.
     """

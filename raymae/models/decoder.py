@@ -105,15 +105,39 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
         """(N, W, D) windows of W patches -> (N, W, D); `allowed` (N, 1, W, W) bool, None meaning all."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
         bias = self.bias_mlp(self.offsets).permute(2, 0, 1)[None]
         if allowed is not None:
             bias = bias.masked_fill(~allowed, -torch.inf)
-        # In float32, since float16 would round the guard against the zero length of padding to zero.
-        q, k = functional.normalize(q.float(), dim=-1) * scale, functional.normalize(k.float(), dim=-1)
-        attended = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=bias.to(q.dtype), scale=1.0)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        attend = attend_plainly if x.device.type == "cpu" else attend_fused
+        return self.proj(attend(qkv, scale, bias).transpose(1, 2).flatten(2))
+
+
+def attend_fused(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Cosine attention in torch's fused kernels: queries, keys and values (3, N, H, W, d) -> (N, H, W, d).
+
+    Args:
+        scale: (H, 1, 1), of the cosines.
+        bias: (N or 1, H, W, W), added to them.
+    """
+    q, k, v = qkv
+    # In float32, since float16 would round the guard against the zero length of padding to zero.
+    q, k = functional.normalize(q.float(), dim=-1) * scale, functional.normalize(k.float(), dim=-1)
+    return functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=bias.to(q.dtype), scale=1.0)
+
+
+def attend_plainly(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The same, for CPUs: they have no fused kernel for a learned bias.
+
+    Scaling the W x W logits instead of the vectors, and copying once, halves what attention adds to its matrix
+    products.
+    """
+    with torch.autocast(qkv.device.type, enabled=False):
+        q, k, v = qkv.float().contiguous()
+        lengths_q, lengths_k = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12) for x in (q, k))
+        logits = torch.addcmul(bias.float(), q @ k.mT, scale / lengths_q / lengths_k.mT)
+        return logits.softmax(-1) @ v
 
 
 def log_offsets() -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import LayerNorm
@@ -104,6 +104,17 @@ class MaskedAutoencoder(nn.Module):
         weight = mask * patches.valid.to(mask.device)
         error, count = (error * weight).sum(1), weight.sum(1)
         return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Every parameter once; those of one dimension and the tokens without weight decay."""
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (plain if parameter.ndim == 1 or name.endswith("_token") else decayed).append(parameter)
+        return [
+            {"name": "decayed", "params": decayed, "weight_decay": weight_decay, "lr_scale": 1.0},
+            {"name": "plain", "params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        ]
 
     def reconstruct(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,16 +36,9 @@ class PretrainTask:
         self.source_of_row = sources.indices.to_numpy()
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of one dimension and the tokens without weight decay."""
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.model.named_parameters():
-            (plain if parameter.ndim == 1 or name.endswith("_token") else decayed).append(parameter)
-        return [
-            {"name": "decayed", "params": decayed, "weight_decay": self.config.weight_decay, "lr_scale": 1.0},
-            {"name": "plain", "params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
-        ]
+        return self.model.parameter_groups(self.config.weight_decay)
 
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device

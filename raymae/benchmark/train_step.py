@@ -1,0 +1,237 @@
+"""`train-step`: a whole step of pre-training, against the matrix products that the machine can do.
+
+Runs without Ray, MLflow, tyro and soundfile too: python -m raymae.benchmark.train_step --json train_step.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raymae.benchmark.result import Result, Row, machine
+from raymae.config import ModelConfig
+
+if TYPE_CHECKING:
+    from raymae.benchmark.steps import Side
+
+VIT_B = ModelConfig()
+"""Encoder and local decoder of Audio-MAE."""
+WINDOW_PATCHES = 16
+"""Patches that a patch of the local decoder attends to (raymae.models.decoder.WINDOW squared)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """Forward, backward, gradient norm and AdamW of the masked autoencoder: clips/s, and the share of the matmul peak.
+
+    All sides take turns in one process and each number is a median over the turns. Other processes that want the cores
+    still slow a step more than a product, since its threads wait for one another a thousand times: then look at
+    `--threads 1`. Clips are noise. On the CPU in float32, all cores; on a GPU, where there is one, also
+    bfloat16 autocast and torch.compile.
+
+    `--json` keys: `cpu`, and `gpu` (null without one), each with `device`, `batch_size`, `peak_gflops` (2048³ float32
+    on the CPU, 8192³ bfloat16 on the GPU), `gflop_per_clip` (`useful_flops`), `faithful_clips_per_second`, `share`
+    (of the peak). Only `cpu`: `threads`, `light_clips_per_second`, and of CPU time instead of wall time, which busy
+    neighbours disturb less, `cpu_time_share`. Only `gpu`: `plain_clips_per_second` (the same model with unfused
+    attention and not compiled, bfloat16 autocast), `fed_clips_per_second` (batches from the host's memory).
+    """
+
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+    repetitions: int = 5
+    """Turns."""
+    batch_size: int = 4
+    """Clips per step on the CPU."""
+    gpu_batch_size: int = 128
+    """Clips per step on the GPU."""
+    n_frames: int = 1024
+    """Frames of a clip."""
+    n_mels: int = 128
+    """Mel bands of a clip."""
+    matmul_size: int = 2048
+    """Side of the matrices of the CPU's peak."""
+    gpu_matmul_size: int = 8192
+    """Side of the matrices of the GPU's peak."""
+    gpu_steps: int = 10
+    """Steps per turn on the GPU."""
+    threads: int | None = None
+    """Threads on the CPU; the default is a thread per core."""
+    model: ModelConfig = VIT_B
+    """Sizes; the default is ViT-B with the 16 local blocks."""
+
+    def run(self) -> Result:
+        """Measure."""
+        import torch
+
+        cpu = self.cpu()
+        gpu = self.gpu("cuda") if torch.cuda.is_available() else None
+        text = (
+            f"By CPU time, which busy neighbours disturb less, {cpu['cpu_time_share']:.2f} of the matrix product."
+            + ("" if gpu else " No GPU here.")
+        )
+        return Result("train-step", cpu_rows(cpu) + (gpu_rows(gpu) if gpu else []), {"cpu": cpu, "gpu": gpu}, text)
+
+    def cpu(self) -> dict[str, Any]:
+        """The numbers of the CPU."""
+        import torch
+
+        from raymae.benchmark.steps import Product, Stepper, take_turns
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = self.threads or cores
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # as the training loop does
+        shape = (self.batch_size, self.n_frames, self.n_mels)
+        product = Product(self.matmul_size, "cpu", torch.float32)
+        faithful = Stepper(self.model, shape, "cpu", precision="fp32")
+        narrow = Stepper(light(self.model), shape, "cpu", precision="fp32")
+        sides: dict[str, Side] = {
+            # The products on both sides of the long step see the same machine as it does.
+            "product": (product, 10),
+            "faithful": (faithful.on_device, 1),
+            "product_after": (product, 10),
+            "light": (narrow.on_device, 2),
+        }
+        wall, used = take_turns(sides, self.repetitions, "cpu")
+        gflop = useful_flops(self.model, self.n_frames, self.n_mels) / 1e9
+        peak, cpu_peak = (
+            2 * product.gflop / (seconds["product"] + seconds["product_after"]) for seconds in (wall, used)
+        )
+        return {
+            "device": machine()["processor"],
+            "batch_size": self.batch_size,
+            "threads": threads,
+            "peak_gflops": peak,
+            "gflop_per_clip": gflop,
+            "faithful_clips_per_second": self.batch_size / wall["faithful"],
+            "light_clips_per_second": self.batch_size / wall["light"],
+            "share": self.batch_size * gflop / wall["faithful"] / peak,
+            "cpu_time_share": self.batch_size * gflop / used["faithful"] / cpu_peak,
+        }
+
+    def gpu(self, device: str) -> dict[str, Any]:
+        """The numbers of a GPU."""
+        import torch
+
+        from raymae.benchmark.steps import Product, Stepper, device_name, take_turns
+
+        shape = (self.gpu_batch_size, self.n_frames, self.n_mels)
+        product = Product(self.gpu_matmul_size, device, torch.bfloat16)
+        ours = Stepper(self.model, shape, device, precision="bf16", compiled=True)
+        plain = Stepper(self.model, shape, device, precision="bf16", fused=False)
+        steps = self.gpu_steps
+        sides: dict[str, Side] = {
+            "product": (product, steps),
+            "faithful": (ours.on_device, steps),
+            "fed": (ours.fed, steps),
+            "plain": (plain.on_device, steps),
+        }
+        wall, _ = take_turns(sides, self.repetitions, device)
+        gflop = useful_flops(self.model, self.n_frames, self.n_mels) / 1e9
+        peak = product.gflop / wall["product"]
+        return {
+            "device": device_name(device),
+            "batch_size": self.gpu_batch_size,
+            "peak_gflops": peak,
+            "gflop_per_clip": gflop,
+            **{f"{name}_clips_per_second": self.gpu_batch_size / wall[name] for name in ("faithful", "plain", "fed")},
+            "share": self.gpu_batch_size * gflop / wall["faithful"] / peak,
+        }
+
+
+def light(model: ModelConfig) -> ModelConfig:
+    """The same model with a narrow decoder of two plain blocks."""
+    return replace(model, decoder="light", decoder_embed_dim=256, decoder_depth=2, decoder_num_heads=8)
+
+
+def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
+    """FLOPs that a training step needs per clip: 2 per multiply-add, 3 x the forward pass for forward and backward.
+
+    With L patches of p values of which K are kept, N = K + 1 tokens, width D and r = mlp_ratio, a forward pass takes
+    these multiply-adds (D' is the decoder's width):
+
+        patch embedding of the kept patches   K p D
+        encoder, a block                      N D² (4 + 2 r) + 2 N² D     (qkv, projection, MLP; attention)
+        decoder's embedding                   N D D'
+        local decoder, a block                L D'² (4 + 2 r) + 2 L 16 D'   (windows of 16 patches)
+        global or light decoder, a block      (L + 1) D'² (4 + 2 r) + 2 (L + 1)² D'
+        prediction of all patches             L D' p
+
+    Padding of windows, norms, activations, position biases (once a step, not a clip) and the optimiser don't count.
+    ViT-B with 16 local blocks of 512 and 102 of 512 patches kept: 210 GFLOP.
+    """
+    from raymae.models import grid_size, kept_tokens
+
+    grid = grid_size(n_frames, n_mels, model.patch_size)
+    patches, kept = grid[0] * grid[1], kept_tokens(grid, model)
+    values = model.patch_size[0] * model.patch_size[1]
+    width, narrow = model.embed_dim, model.decoder_embed_dim
+
+    def block(tokens: int, keys: int, dim: int) -> float:
+        return tokens * dim**2 * (4 + 2 * model.mlp_ratio) + 2 * tokens * keys * dim
+
+    tokens, keys = (patches, WINDOW_PATCHES) if model.decoder == "local" else (patches + 1, patches + 1)
+    forward = (
+        kept * values * width
+        + model.depth * block(kept + 1, kept + 1, width)
+        + (kept + 1) * width * narrow
+        + model.decoder_depth * block(tokens, keys, narrow)
+        + patches * narrow * values
+    )
+    return 3 * 2 * forward
+
+
+def cpu_rows(cpu: dict[str, Any]) -> list[Row]:
+    """The ratios of the CPU and their goals."""
+    needed = cpu["faithful_clips_per_second"] * cpu["gflop_per_clip"]
+    faithful = f"{cpu['faithful_clips_per_second']:.2f} clips/s"
+    return [
+        Row(
+            "train-step",
+            f"step, local decoder, fp32 on {cpu['threads']} threads",
+            f"{faithful} = {needed:.0f} GFLOP/s",
+            f"{cpu['peak_gflops']:.0f} GFLOP/s (matrix product)",
+            cpu["share"],
+            0.75,
+        ),
+        Row(
+            "train-step",
+            "step, light decoder",
+            f"{cpu['light_clips_per_second']:.2f} clips/s",
+            f"{faithful} (local decoder)",
+            cpu["light_clips_per_second"] / cpu["faithful_clips_per_second"],
+            2.5,
+        ),
+    ]
+
+
+def gpu_rows(gpu: dict[str, Any]) -> list[Row]:
+    """The ratios of the GPU and their goals."""
+    ours, plain, fed = (gpu[f"{name}_clips_per_second"] for name in ("faithful", "plain", "fed"))
+    rate = f"{ours:.0f} clips/s"
+    needed, peak = (f"{gflops / 1000:.0f} TFLOP/s" for gflops in (ours * gpu["gflop_per_clip"], gpu["peak_gflops"]))
+    what = f"step, bf16 on {gpu['device']}"
+    return [
+        Row("train-step", what, f"{rate} = {needed}", f"{peak} (matrix product)", gpu["share"], 0.45),
+        Row("train-step", what, rate, f"{plain:.0f} clips/s (unfused attention, not compiled)", ours / plain, 2.0),
+        Row("train-step", "batches from the host", f"{fed:.0f} clips/s", f"{rate} (on the device)", fed / ours, 0.97),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the part with the settings that a bare machine needs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", help="write the numbers to this JSON file")
+    for name in ("repetitions", "batch-size", "gpu-batch-size", "threads"):
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)
+    part = TrainStep(**vars(parser.parse_args(arguments)))
+    result = part.run()
+    print(f"{result.part} ({machine()['load_average']:.1f} load average)\n{result}", flush=True)
+    if part.json:
+        result.save(part.json)
+
+
+if __name__ == "__main__":
+    main()
