@@ -47,7 +47,7 @@ AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
 
 
-SHORT = 64
+SHORT = 16
 """Windows for each training worker that one actor reads in the time that another takes to start."""
 
 
