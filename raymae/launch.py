@@ -28,6 +28,13 @@ from raymae.windows import MicroBatch, Window, micro_batches, read_window
 
 log = logging.getLogger(__name__)
 
+AHEAD = 3
+"""Windows for every reader and training worker that may be finished and not yet taken."""
+SHORT = 16
+"""Windows for each training worker that one actor reads in the time that another takes to start."""
+PAUSE = 0.01
+"""Seconds; some windows a pause is what an H200 takes, and the pauses leave the core to others."""
+
 
 def start_ray(compute: ComputeConfig) -> None:
     """Connect to the configured cluster, the one of the job, or start a local one."""
@@ -41,14 +48,6 @@ def start_ray(compute: ComputeConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-
-
-AHEAD = 3
-"""Windows for every reader and training worker that may be finished and not yet taken."""
-
-
-SHORT = 16
-"""Windows for each training worker that one actor reads in the time that another takes to start."""
 
 
 class WindowReader:
@@ -115,10 +114,6 @@ def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, fl
 def next_window(spec: StageSpec, order: Order) -> int:
     """The window at which a run goes on from its newest commit."""
     return order.first_window(min(latest_step(spec.artifact) or 0, order.steps - 1))
-
-
-PAUSE = 0.01
-"""Seconds; some windows a pause is what an H200 takes, and the pauses leave the core to others."""
 
 
 class Unhurried(ExecutionCallback):

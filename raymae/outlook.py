@@ -23,7 +23,8 @@ def outlook(plan: Plan) -> dict[str, str]:
     found = {}
     if "prepare" in plan.to_do:
         megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
-        found["prepare"] = f": {len(plan.clips)} clips, {megabytes:.0f} MB of features"
+        kept = f"{megabytes:.0f} MB of features" if config.data.store == "parquet" else "no features are kept"
+        found["prepare"] = f": {len(plan.clips)} clips, {kept}"
     if "pretrain" in plan.to_do:
         found["pretrain"] = pretrain_outlook(plan)
     for name in ("finetune", "student"):

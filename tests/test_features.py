@@ -38,6 +38,7 @@ def clip_table(paths: list[Path], names: list[str]) -> pa.Table:
             "path": [str(path) for path in paths],
             "size": [-1 if one is None else one.st_size for one in stats],
             "mtime": [0.0 if one is None else one.st_mtime for one in stats],
+            "split": ["pool"] * len(names),
         }
     )
 

@@ -127,6 +127,7 @@ def test_a_hundred_thousand_clips_of_which_3_percent_are_broken(tmp_path: Path, 
     paths = [(broken if is_bad else good)[index][0] for is_bad, index in zip(bad, which, strict=True)]
     names = np.array([f"{number:06d}" for number in range(MANY)])
     clips = pa.table({"clip_id": names, "path": paths, "size": np.full(MANY, 1), "mtime": np.full(MANY, 1.0)})
+    clips = clips.append_column("split", pa.repeat("pool", MANY))
 
     started = time.perf_counter()
     result, quarantine, store = run(Folder(str(tmp_path / "storage")), clips, SHORT)
@@ -202,7 +203,7 @@ def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, serve
     for number in range(len(paths)):
         paths[number] = stuck.get(number) or (f"{server.url}/good.wav" if number % 4 == 0 else paths[number])
     names = [str(number) for number in range(len(paths))]
-    clips = pa.table({"clip_id": names, "path": paths, "size": [1] * 36, "mtime": [1.0] * 36})
+    clips = pa.table({"clip_id": names, "path": paths, "size": [1] * 36, "mtime": [1.0] * 36, "split": ["pool"] * 36})
 
     started = time.perf_counter()
     _, quarantine, _ = run(Folder(str(tmp_path / "out")), clips, file_timeout=3.0, max_bad_share=0.1, shard_mb=0.1)
