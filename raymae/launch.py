@@ -32,7 +32,7 @@ AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
 SHORT = 16
 """Windows for each training worker that one actor reads in the time that another takes to start."""
-PAUSE = 0.01
+PAUSE = 0.02
 """Seconds; some windows a pause is what an H200 takes, and the pauses leave the core to others."""
 
 
