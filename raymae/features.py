@@ -89,24 +89,39 @@ def featurize(
     return computed, seconds / workers
 
 
-def summaries(plans: list[ShardPlan], shards: Folder) -> Iterator[dict[str, Any] | None]:
-    """The summary of every shard that stands, and None for every other: one listing, then footers, many at once."""
+def summaries(plans: list[ShardPlan], shards: Folder, sizes: dict[str, int]) -> Iterator[dict[str, Any] | None]:
+    """The summary of every shard that stands, and None for every other: one listing, then footers, many at once.
+
+    A shard whose size isn't the one that `sizes` knows doesn't stand.
+    """
     there = standing(shards)
 
     def look(plan: ShardPlan) -> dict[str, Any] | None:
-        return read_summary(shards, plan.name) if plan.name in there else None
+        found = there.get(plan.name)
+        sound = found is not None and found == sizes.get(plan.name, found)
+        return read_summary(shards, plan.name) if sound else None
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(plans), _READ_AHEAD):  # all at once would hold all of them
             yield from pool.map(look, plans[start : start + _READ_AHEAD])
 
 
-def missing_shards(plans: list[ShardPlan], shards: Folder, config: Config, tally: Tally) -> list[int]:
+def known_sizes(artifact: Folder) -> dict[str, int]:
+    """Bytes of every shard by its name, where an earlier manifest tells them."""
+    try:
+        return {shard["name"]: shard["size"] for shard in artifact.read_json("manifest.json")["shards"]}
+    except (OSError, ValueError):  # there is none, or a damaged one
+        return {}
+
+
+def missing_shards(
+    plans: list[ShardPlan], shards: Folder, config: Config, tally: Tally, sizes: dict[str, int] | None = None
+) -> list[int]:
     """The numbers of the shards that don't stand yet, or have to be checked; the others are added to the tally."""
     if config.data.verify:
         return list(range(len(plans)))
     missing = []
-    for number, summary in enumerate(summaries(plans, shards)):
+    for number, summary in enumerate(summaries(plans, shards, sizes or {})):
         if summary is None:
             missing.append(number)
         else:
@@ -124,7 +139,7 @@ def prepare(
     artifact.remove("done.json")  # of a store that is being repaired
     plans = plan_shards(clips, config.audio, config.data.shard_mb)
     tally = Tally(clips, plans)
-    missing = missing_shards(plans, shards, config, tally)
+    missing = missing_shards(plans, shards, config, tally, known_sizes(artifact))
     progress(len(clips) - sum(plans[number].stop - plans[number].start for number in missing))
     ask(clips, plans, artifact)
     computed, work_seconds = featurize(missing, tally, artifact, shards, config, progress) if missing else (0, 0.0)

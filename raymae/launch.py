@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,11 +105,15 @@ def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, fl
     From a store, two for each worker: while one hands over, the other reads. For a few windows the second isn't worth
     its start. Decoding takes all CPUs that the workers leave.
     """
-    if not isinstance(spec.store, StreamedClips):
-        return workers * (2 if windows > SHORT * workers else 1), 0.25
     compute = spec.config.compute
-    free = int(ray.cluster_resources().get("CPU", 1) - workers * compute.cpus_per_worker)
-    return max(1, min(free, compute.data_workers or free)), 1 if free >= 1 else 0.25
+    left = ray.cluster_resources().get("CPU", 1) - workers * reserved_cpus(compute, workers)
+    if not isinstance(spec.store, StreamedClips):
+        readers = workers * (2 if windows > SHORT * workers else 1)
+    else:
+        readers = max(1, min(int(left), compute.data_workers or int(left)))
+        if left >= 1:
+            return readers, 1
+    return readers, 0.25
 
 
 def next_window(spec: StageSpec, order: Order) -> int:
@@ -240,8 +245,17 @@ def scaling(compute: ComputeConfig) -> ray.train.ScalingConfig:
             f"compute.num_workers = {workers} needs more {'GPUs' if use_gpu else 'CPUs'} than the cluster's "
             f"{ray.cluster_resources().get('GPU' if use_gpu else 'CPU', 0):g}"
         )
-    resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    resources = {"CPU": reserved_cpus(compute, workers)} | ({"GPU": 1.0} if use_gpu else {})
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def reserved_cpus(compute: ComputeConfig, workers: int) -> float:
+    """CPUs reserved for each training worker: as configured, but half a CPU a worker is left to those who feed it.
+
+    Where training reserved all of them, no reader could ever start.
+    """
+    share = ray.cluster_resources().get("CPU", 1) / workers
+    return max(0.01, min(compute.cpus_per_worker, share - 0.5))
 
 
 def torch_threads(compute: ComputeConfig, workers: int) -> int:
@@ -270,7 +284,17 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise user_error(error) or error from None
+
+
+def user_error(error: ray.train.TrainingFailedError) -> ValueError | None:
+    """What a user can mend (a damaged shard, a file that has gone), from the text that Ray made of a worker's error."""
+    texts = map(str, getattr(error, "worker_failures", {}).values())
+    found = [line for text in texts for line in re.findall(r"(?m)^.*\bValueError: (.+)$", text)]
+    return ValueError(found[-1]) if found else None
 
 
 def factory(spec: StageSpec, workers: int) -> Callable[[], ray.data.Dataset]:

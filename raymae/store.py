@@ -107,6 +107,7 @@ class ClipReader:
 
     def __init__(self, audio: AudioConfig, timeout: float) -> None:
         self.audio, self.timeout = audio, timeout
+        self._turn = threading.Lock()
         self._start()
         self.log_mel = LogMel(audio)
 
@@ -125,6 +126,10 @@ class ClipReader:
 
     def __call__(self, path: str) -> tuple[NDArray[np.float16], int, float]:
         """Log-mel (T, F) float16, its frames before padding and the seconds read; AudioError says what is wrong."""
+        with self._turn:  # or two callers could take each other's clips
+            return self._ask(path)
+
+    def _ask(self, path: str) -> tuple[NDArray[np.float16], int, float]:
         self._asked.put((self._read, path))
         try:
             clip, error = self._found.get(timeout=self.timeout)
@@ -261,7 +266,10 @@ class FeatureStore:
                 log_mel[here], valid_frames[here] = self._read_shard(int(shard), rows[here] - self._starts[shard])
             except (OSError, pa.ArrowException, ValueError, IndexError) as error:
                 _open_shard.cache_clear()  # what is open is no longer what will stand there
-                raise explain(self.shards, self.manifest["shards"][shard]["name"], error) from error
+                reason = explain(self.shards, self.manifest["shards"][shard]["name"], error)
+                if reason is error:
+                    raise
+                raise reason from error
         return log_mel, valid_frames
 
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:

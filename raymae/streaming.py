@@ -56,6 +56,6 @@ class StreamedClips(FeatureStore):
             return self._reader(path)[:2]
         except AudioError as error:
             raise ValueError(
-                f"{redact(path)} could be read when it was prepared and can't be now: {error}; put it back, "
-                "or give the same command again and it is left out"
+                f"{redact(path)} could be read when it was prepared and can't be now: {error}; mend it and give the "
+                "same command again, or take it out of the table"
             ) from None

@@ -25,7 +25,7 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.store import SHARDS, FeatureStore
-from tests.audio_files import write_clips, write_table
+from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 
 pytestmark = pytest.mark.ray
@@ -196,7 +196,7 @@ def test_ray_train_computes_what_a_bare_process_does(
     store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int
 ) -> None:
     torch.set_num_threads(1)
-    compute = replace(TINY.compute, num_workers=workers, cpus_per_worker=0.5, torch_threads=1, leg_windows=2)
+    compute = replace(TINY.compute, num_workers=workers, torch_threads=1, leg_windows=2)
     specs = {
         name: StageSpec(
             name="pretrain",
@@ -216,6 +216,20 @@ def test_ray_train_computes_what_a_bare_process_does(
         else:  # the sums over the workers are taken in another order
             np.testing.assert_allclose(ray[name], value, atol=2e-4)
     assert specs["ray"].artifact.result()["workers"] == workers
+
+
+def test_damage_is_named_in_one_line(tmp_path: Path, clips: pa.Table, ray_cluster: None) -> None:
+    store = make_store(tmp_path, clips)
+    for name in store.shards.names():
+        path = Path(store.shards.path(name))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 255
+        path.write_bytes(content)
+    config = replace(TINY, compute=replace(TINY.compute, max_failures=0))
+    artifact = Folder(str(tmp_path / "run"))
+    spec = StageSpec(name="pretrain", kind="pretrain", config=config, artifact=artifact, store=store)
+    with pytest.raises(ValueError, match=r"^shard .* is damaged .* computes it again$"):
+        launch.train([spec], Folder(str(tmp_path)))
 
 
 def test_result_is_stored_with_redacted_settings(config: Config, result: dict[str, Any]) -> None:

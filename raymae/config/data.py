@@ -223,6 +223,8 @@ class DataConfig:
     """
 
     def __post_init__(self) -> None:
+        require_choice("data.store", self.store, ("parquet", "none"))
+        require_choice("data.compression", self.compression, ("none", "zstd", "lz4"))
         require_share("data.max_bad_share", self.max_bad_share)
         require(self.file_timeout > 0, f"data.file_timeout = {self.file_timeout} must be positive")
         require(self.shard_mb > 0, f"data.shard_mb = {self.shard_mb} must be positive")

@@ -25,7 +25,7 @@ class ComputeConfig:
     torch_threads: int | None = None
     """Threads of torch in a training worker; the default shares the machine's cores out."""
     data_workers: int | None = None
-    """Most workers that decode audio; the default is one per CPU of the cluster."""
+    """Most workers that decode audio; the default is one per CPU of the cluster that nothing else reserves."""
     leg_windows: int = 8192
     """Windows of 128 clips that Ray Data is given at once, up to 1 ms for each; the next ones when they are used up."""
     max_failures: int = 3
