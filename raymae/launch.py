@@ -116,8 +116,9 @@ def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, fl
     return readers, 0.25
 
 
-def next_window(spec: StageSpec, order: Order) -> int:
+def next_window(spec: StageSpec) -> int:
     """The window at which a run goes on from its newest commit."""
+    order = spec.order()
     return order.first_window(min(latest_step(spec.artifact) or 0, order.steps - 1))
 
 
@@ -299,4 +300,4 @@ def user_error(error: ray.train.TrainingFailedError) -> ValueError | None:
 
 def factory(spec: StageSpec, workers: int) -> Callable[[], ray.data.Dataset]:
     """Builds the stage's data set anew at each start of the worker group, from what is committed by then."""
-    return lambda: read_leg(spec, next_window(spec, spec.order()), workers)
+    return lambda: read_leg(spec, next_window(spec), workers)

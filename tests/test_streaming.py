@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -103,9 +102,7 @@ def test_the_whole_way_gives_the_same_and_keeps_no_features(runs: dict[str, Conf
 
 
 @pytest.mark.ray
-def test_a_slow_trainer_bounds_what_is_read_ahead(
-    streamed: StreamedClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
-) -> None:
+def test_a_slow_trainer_bounds_what_is_read_ahead(streamed: StreamedClips, tmp_path: Path, ray_cluster: None) -> None:
     pretrain = replace(TINY.pretrain, epochs=200, micro_batch_size=16)
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -138,7 +135,3 @@ class Watched(StreamedClips):
     def read(self, rows):  # type: ignore[no-untyped-def]
         (Path(self.__dict__["seen"]) / f"{time.time_ns()}").touch()
         return super().read(rows)
-
-
-def test_clips_are_a_table(streamed: StreamedClips) -> None:
-    assert isinstance(streamed.clips, pa.Table)
