@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raymae.artifacts import Folder, latest_step
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, unpack_optimizer
 from raymae.config import TrainConfig
+from raymae.models import choose_attention
 from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
 from raymae.order import Order, mix
 from raymae.session import Session
@@ -102,6 +103,7 @@ class Trainer:
         self.device = session.torch_device
         torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
         self.model = task.model.to(self.device)
+        choose_attention(self.model, self.device, self.config.precision)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.optimizer = adamw(task.parameter_groups(), self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")

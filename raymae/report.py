@@ -243,30 +243,64 @@ def reconstruction_figure(
     title: str,
 ) -> Figure:
     """A clip, what the encoder saw of it (`removed` is white) and the reconstruction; all (T, F), normalised."""
+    return _panel_figure(
+        {**_seen(log_mel, removed, audio), "reconstruction": _nats(reconstruction, audio)}, audio, title
+    )
+
+
+def component_figure(
+    log_mel: NDArray[np.floating],
+    removed: NDArray[np.bool_],
+    components: Mapping[str, NDArray[np.floating]],
+    audio: AudioConfig,
+    title: str,
+) -> Figure:
+    """A clip, what the encoder saw of it, and maps of features below it, on a scale of their own; all (T, F)."""
+    return _panel_figure(_seen(log_mel, removed, audio), audio, title, components)
+
+
+def _nats(values: NDArray[np.floating], audio: AudioConfig) -> NDArray[np.floating]:
+    return values * audio.norm_scale + audio.norm_mean
+
+
+def _seen(log_mel: NDArray[np.floating], removed: NDArray[np.bool_], audio: AudioConfig) -> dict[str, Any]:
+    nats = _nats(log_mel, audio)
+    return {"input": nats, f"seen ({1 - removed.mean():.0%} of it)": np.where(removed, np.nan, nats)}
+
+
+def _panel_figure(
+    power: Mapping[str, NDArray[np.floating]],
+    audio: AudioConfig,
+    title: str,
+    others: Mapping[str, NDArray[np.floating]] | None = None,
+) -> Figure:
+    """Panels over the same seconds and bands: log powers on the scale of the first, then `others` on theirs."""
     figure = Figure(figsize=(9, 8), layout="constrained")
     figure.suptitle(title)
-    panels = {
-        "input": log_mel,
-        f"seen ({1 - removed.mean():.0%} of it)": np.where(removed, np.nan, log_mel),
-        "reconstruction": reconstruction,
-    }
-    low, high = np.percentile(log_mel, [1, 99]) * audio.norm_scale + audio.norm_mean
-    bands, labels = _frequency_ticks(audio)
-    column = figure.subplots(3, 1, sharex=True)
-    for axes, (name, values) in zip(column, panels.items(), strict=True):
-        image = axes.imshow(
-            (values * audio.norm_scale + audio.norm_mean).T,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            vmin=low,
-            vmax=high,
-            extent=(0, len(values) * audio.hop_length / audio.sample_rate, -0.5, audio.n_mels - 0.5),
-        )
-        axes.set_yticks(bands, labels)
-        axes.set(title=name, ylabel="kHz")
-    column[-1].set_xlabel("seconds")
-    figure.colorbar(image, ax=list(column), label="ln power")
+    others = others or {}
+    column = list(figure.subplots(len(power) + len(others), 1, sharex=True))
+    for panels, label, cmap in ((power, "ln power", "viridis"), (others, "target", "coolwarm")):
+        if not panels:
+            continue
+        axes, column = column[: len(panels)], column[len(panels) :]
+        first = next(iter(panels.values()))
+        low, high = np.percentile(first, [1, 99])
+        for one, (name, values) in zip(axes, panels.items(), strict=True):
+            image = one.imshow(
+                values.T,
+                origin="lower",
+                aspect="auto",
+                interpolation="nearest",
+                cmap=cmap,
+                vmin=low,
+                vmax=high,
+                extent=(0, len(values) * audio.hop_length / audio.sample_rate, -0.5, audio.n_mels - 0.5),
+            )
+            bands, labels = _frequency_ticks(audio)
+            one.set_yticks(bands, labels)
+            one.set(title=name, ylabel="kHz")
+        figure.colorbar(image, ax=axes, label=label)
+    figure.axes[len(power) + len(others) - 1].set_xlabel("seconds")
     return figure
 
 

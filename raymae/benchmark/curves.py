@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class Curves:
     """Runs of each variant."""
     only: tuple[str, ...] = ()
     """Variants to run; the default is all."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Autocast type; the default is the recipe's."""
     threads: int = 1
     """Threads of torch."""
     figure: str | None = None
@@ -76,7 +78,8 @@ class Curves:
         chosen = {name: model for name, model in variants(config.model).items() if name in (self.only or (name,))}
         if not chosen:
             raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, variants(config.model)))}")
-        watched = replace(config.pretrain, pool_only=True, probe_clips=PROBE_CLIPS)
+        precision = self.precision or config.pretrain.precision
+        watched = replace(config.pretrain, pool_only=True, probe_clips=PROBE_CLIPS, precision=precision)
         runs: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as name:
             folder = Folder(name)

@@ -1,5 +1,6 @@
 """The networks: `MODELS` are those that pre-train, `AudioClassifier` and `Cnn` those that classify."""
 
+from raymae.models.attention import choose_attention
 from raymae.models.classifier import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.encoder import Encoder
 from raymae.models.latent import LatentAutoencoder
@@ -18,6 +19,7 @@ __all__ = [
     "MaeOutput",
     "MaskedAutoencoder",
     "build_classifier",
+    "choose_attention",
     "grid_size",
     "kept_tokens",
     "load_encoder",

@@ -21,7 +21,7 @@ class LatentAutoencoder(MaskedAutoencoder):
     The teacher is an exponential average of the encoder and sees every valid patch. A patch's target is the mean over
     the teacher's upper blocks of its token, each channel normalised over the patches of the clip (data2vec 2.0), then
     normalised over the channels. All masks of a clip share one pass of the teacher. The class token predicts the mean
-    over the clip of the not yet normalised tokens.
+    over the clip of the tokens before that, each normalised over its channels.
 
     The teacher is part of the state_dict, so that a commit holds it, and of no use once pre-training is over.
     """
@@ -79,6 +79,24 @@ class LatentAutoencoder(MaskedAutoencoder):
         clip = torch.stack([_clip_mean(functional.layer_norm(one, one.shape[2:]), valid) for one in tokens]).mean(0)
         patch = torch.stack([_normalise(one, valid) for one in tokens]).mean(0)
         return functional.layer_norm(patch, patch.shape[2:]), functional.layer_norm(clip, clip.shape[1:])
+
+    @torch.inference_mode()
+    def component_maps(
+        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first principal component of one clip's targets (1, T, F), the same direction of the predictions
+        (1, T, F), and where patches were removed (1, T, F); constant within a patch, whole patches."""
+        patches = self.patchify(log_mel, valid_frames)
+        target, _ = self.targets(log_mel, patches)
+        masking = self.random_masking(patches, generator)
+        prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()
+        valid = patches.valid[0].to(target.device)
+        centre = target[0, valid].mean(0)
+        direction = torch.linalg.svd(target[0, valid] - centre, full_matrices=False).Vh[0]
+        size = patches.values.shape[2]
+        columns = ((target - centre) @ direction, (prediction - centre) @ direction, masking.mask > 0)
+        whole = [values[:, :, None].expand(-1, -1, size) for values in columns]
+        return tuple(self.unpatchify(values.contiguous(), patches.grid) for values in whole)  # type: ignore[return-value]
 
     @torch.no_grad()
     def after_update(self, share: float) -> None:

@@ -7,15 +7,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raymae.augment import crop_frames, recut, restyle
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
 from raymae.embed import make_embedder
-from raymae.models import MODELS, MaskedAutoencoder
+from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder
 from raymae.order import mix
-from raymae.report import png, reconstruction_figure
+from raymae.report import component_figure, png, reconstruction_figure
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.monitor import monitor
@@ -94,12 +95,16 @@ class PretrainTask:
         length = crop_frames(self.config.augment, self.audio)
         log_mel, valid_frames = log_mel[:, :length], valid_frames.clip(max=length)
         generator = torch.Generator().manual_seed(mix(self.seed, 6) >> 1)
-        clip = torch.from_numpy(log_mel).float()
-        made, removed = cast(MaskedAutoencoder, model.to("cpu").eval()).reconstruct(
-            clip, torch.from_numpy(valid_frames).long(), generator
-        )
-        n_frames = int(valid_frames[0])
+        clip, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(valid_frames).long()
+        network = cast(MaskedAutoencoder, model.to("cpu").eval())
         title = f"{self.spec.store.clips['clip_id'][int(row[0])]}, mask ratio {self.spec.config.model.mask_ratio}"
-        parts = (clip[0].numpy(), removed[0].numpy(), made[0].numpy())
-        shown, hidden, result = (part[:n_frames, : self.audio.n_mels] for part in parts)
-        return reconstruction_figure(shown, hidden, result, self.audio, title)
+
+        def visible(values: Tensor) -> NDArray[Any]:
+            return np.asarray(values[0, : int(valid_frames[0]), : self.audio.n_mels].numpy())
+
+        if isinstance(network, LatentAutoencoder):
+            target, guess, removed = network.component_maps(clip, frames, generator)
+            panels = {"target, first component": visible(target), "prediction of it": visible(guess)}
+            return component_figure(visible(clip), visible(removed), panels, self.audio, title)
+        made, removed = network.reconstruct(clip, frames, generator)
+        return reconstruction_figure(visible(clip), visible(removed), visible(made), self.audio, title)
