@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,8 @@ class LatentConfig:
     teacher_layers: int | None = None
     """How many of the teacher's uppermost blocks are averaged to the target; the default is the upper half."""
     teacher_view: Literal["same", "clean", "other"] = "other"
-    """What the teacher hears: the student's clip; the clip without colour, Freq-MixStyle and SpecAugment; or the clip
-    with other draws of these."""
+    """What the teacher hears: the student's clip; the clip without responses, colour, Freq-MixStyle and SpecAugment; or
+    the clip with other draws of these."""
     decay: float = 0.99
     """Decay of the teacher's average at the beginning."""
     final_decay: float = 0.999
@@ -120,6 +121,11 @@ class AugmentConfig:
     """Standard deviation of the response at its knots, nats of power."""
     colour_knots: int = 8
     """Knots of the response from the lowest to the highest band."""
+    responses: tuple[str, ...] = ()
+    """Impulse responses of real devices: audio files of any rate, folders, globs or URLs of them; what they hold, and
+    not where they lie, is part of a stage's key."""
+    response_p: float | None = None
+    """Probability of one of the responses, drawn for each clip; the default is 0.5 where there are some."""
     mixup_p: float = 0.0
     """Probability that the clips of a micro-batch are mixed with one another (fine-tuning only)."""
     mixup_alpha: float = 10.0
@@ -134,10 +140,21 @@ class AugmentConfig:
     """SpecAugment: largest number of frames in the one stripe that is masked; 0 masks none."""
 
     def __post_init__(self) -> None:
-        for name in ("roll_p", "colour_p", "mixup_p", "mixstyle_p"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} = {getattr(self, name)} is a probability: 0 to 1")
+        for name in ("roll_p", "colour_p", "response_p", "mixup_p", "mixstyle_p"):
+            p = getattr(self, name)
+            require(p is None or 0 <= p <= 1, f"augment.{name} = {p} is a probability: 0 to 1")
+        require(
+            bool(self.responses) or not self.response_p,
+            f"augment.response_p = {self.response_p} needs augment.responses: files or folders of impulse responses",
+        )
         for name in ("gain_db", "colour_nats", "freq_mask_param", "time_mask_param"):
-            require(getattr(self, name) >= 0, f"augment.{name} = {getattr(self, name)} must not be negative")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"augment.{name} = {value} must be finite and not negative")
         for name in ("mixup_alpha", "mixstyle_alpha"):
             require(getattr(self, name) > 0, f"augment.{name} = {getattr(self, name)} must be positive")
         require(self.colour_knots >= 2, f"augment.colour_knots = {self.colour_knots} must be at least 2")
+
+    @property
+    def response_share(self) -> float:
+        """response_p with its default filled in; 0 without responses."""
+        return (0.5 if self.responses else 0.0) if self.response_p is None else self.response_p
