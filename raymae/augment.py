@@ -115,7 +115,9 @@ def colour(
 
     The response is linear between `colour_knots` normal draws of `colour_nats` nats of power, spread evenly from the
     lowest to the highest band. Convolution with an impulse response that is short against the window is such an
-    offset of the log-mel, wherever the power lies well above `log_offset`.
+    offset of the log-mel, wherever the power lies well above `log_offset`: with windows of 96 and 25 ms a band's mean
+    is off by 0.01 and 0.03 nats for noise through such a filter, by 0.02 and 0.1 for gliding tones. Real microphones
+    deviate by 0.5 to 2.3 nats up to 8 kHz and by 2.4 to 3.8 up to 16 kHz (MicIRP), these by 2.1 about their own mean.
     """
     if not config.colour_p:
         return log_mel, valid_frames

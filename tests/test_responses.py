@@ -10,12 +10,14 @@ import pyarrow as pa
 import pytest
 import soundfile as sf
 import soxr
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve, firwin2, minimum_phase
 
 from raymae.artifacts import Folder
 from raymae.audio import LogMel
+from raymae.augment import colour
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig, Config, FinetuneConfig, PretrainConfig
 from raymae.plan import Plan
 from raymae.recipes import SMALL_AUDIO
@@ -52,11 +54,13 @@ def sound(kind: str, rate: int = RATE, seconds: float = 4.0) -> np.ndarray:
     return 0.1 * sum(np.sin(k * phase + k) / k for k in range(1, 60)) + 0.2 * pink
 
 
-def errors(response: np.ndarray, rate: int, audio: AudioConfig, kind: str) -> tuple[float, float]:
-    """By how much the offset misses true convolution, nats: the mean of a band, and a single value, on average.
+def errors(
+    response: np.ndarray, rate: int, audio: AudioConfig, kind: str, offset: np.ndarray | None = None
+) -> tuple[float, float]:
+    """By how much the offset (by default that of `band_offsets`) misses true convolution, nats on average.
 
-    The device filters at its own rate, then the front end resamples; overall gain is left out, as are values within a
-    factor of 100 of log_offset before or after.
+    Of a band's mean, and of a single value. The device filters at its own rate, then the front end resamples; overall
+    gain is left out, as are values within a factor of 100 of log_offset before or after.
     """
     before = sound(kind, rate)
     after = fftconvolve(before, response)[: len(before)]
@@ -66,7 +70,8 @@ def errors(response: np.ndarray, rate: int, audio: AudioConfig, kind: str) -> tu
     well = np.minimum(one, two) > np.log(100 * audio.log_offset)
     bands = well.mean(axis=0) > 0.5
     assert bands.mean() > 0.6
-    error = np.ma.array(two - one - band_offsets(response, rate, audio) * audio.norm_scale, mask=~well)[:, bands]
+    offset = band_offsets(response, rate, audio) if offset is None else offset
+    error = np.ma.array(two - one - offset * audio.norm_scale, mask=~well)[:, bands]
     error -= np.ma.median(error)
     return float(np.abs(error.mean(axis=0)).mean()), float(np.abs(error).mean())
 
@@ -91,6 +96,25 @@ def test_the_offset_of_real_microphones_too(audio: AudioConfig, kind: str) -> No
     mean, value = np.mean(found, axis=0)
     assert mean < (0.04 if kind == "noise" else 0.12)
     assert value < 0.3
+
+
+@pytest.mark.parametrize(("kind", "of_mean"), [("noise", 0.05), ("tone", 0.18)])
+@pytest.mark.parametrize("audio", [FRONT_ENDS["paper"], SMALL_AUDIO])
+def test_a_random_colour_is_what_its_filter_does(audio: AudioConfig, kind: str, of_mean: float) -> None:
+    curve = colour(
+        torch.zeros(1, 1, audio.n_mels),
+        torch.tensor([1]),
+        AugmentConfig(colour_p=1.0),
+        audio,
+        torch.Generator().manual_seed(0),
+    )[0][0, 0].numpy()
+    mel = np.linspace(*(1127 * np.log1p(np.array([audio.f_min, audio.f_high]) / 700)), audio.n_mels + 2)[1:-1]
+    share = np.linspace(0, 1, 4001)
+    nats = np.interp(share * audio.sample_rate / 2, 700 * np.expm1(mel / 1127), curve * audio.norm_scale)
+    response = minimum_phase(firwin2(2049, share, np.exp(nats / 2)), half=False)
+    mean, value = errors(response, audio.sample_rate, audio, kind, curve)
+    assert mean < of_mean
+    assert value < 0.2
 
 
 def test_a_response_longer_than_the_window_is_more_than_an_offset() -> None:
