@@ -116,10 +116,11 @@ def losses(spec: StageSpec, world_size: int) -> dict[int, float]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_one_worker_and_two_augment_alike(store: FeatureStore, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "model"), [("pretrain", "mae"), ("pretrain", "latent"), ("finetune", "mae")])
+def test_one_worker_and_two_augment_alike(store: FeatureStore, tmp_path: Path, kind: str, model: str) -> None:
     config = replace(
         TINY,
+        model=replace(TINY.model, name=model),
         pretrain=replace(TINY.pretrain, epochs=2, augment=EVERYTHING),
         finetune=replace(
             TINY.finetune,
