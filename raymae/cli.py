@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import tyro
 
 from raymae.artifacts import open_storage
-from raymae.config import Config
+from raymae.config import DECODERS, MODEL_SIZES, Config, ModelConfig, ModelSize, with_decoder, with_size
 from raymae.plan import Target
 from raymae.recipes import RECIPES
 
@@ -22,10 +23,21 @@ DEFAULT_RECIPE = "synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizedModel(ModelConfig):
+    """The masked autoencoder, whose encoder the command line may name by its size."""
+
+    size: ModelSize | None = None
+    """Take the encoder of a ViT of this size (embed_dim/depth/num_heads): tiny 192/12/3, small 384/12/6, base
+    768/12/12, large 1024/24/16; what is set beside it counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings(Config):
     """What the command line may change: everything but the name of the recipe."""
 
     recipe: tyro.conf.Suppress[str] = ""
+    model: SizedModel = SizedModel()
+    """The masked autoencoder."""
 
 
 def parse(arguments: list[str], doc: str) -> Config:
@@ -35,15 +47,34 @@ def parse(arguments: list[str], doc: str) -> Config:
     if name not in RECIPES:
         refuse(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
     recipe = RECIPES[name]()
-    check_names(options, list(option_names(recipe)))
+    default = Settings(**shallow(recipe) | {"model": SizedModel(**shallow(named_model(recipe.model, options)))})
+    check_names(options, list(option_names(default)))
     settings = tyro.cli(
         Settings,
-        default=Settings(**shallow(recipe)),
+        default=default,
         prog=f"{os.path.basename(sys.argv[0])} {name}" if named else os.path.basename(sys.argv[0]),
         description=description(doc),
         args=options,
     )
-    return Config(**shallow(settings) | {"recipe": name})
+    model = shallow(settings.model)
+    del model["size"]  # what it stands for is in the other fields
+    return Config(**shallow(settings) | {"recipe": name, "model": ModelConfig(**model)})
+
+
+def named_model(model: ModelConfig, options: list[str]) -> ModelConfig:
+    """A recipe's model with the sizes that `options` name: where the single fields beside the names start from.
+
+    A name that isn't valid is left to tyro, which says what would be.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model.size", dest="size", nargs="?")
+    parser.add_argument("--model.decoder", dest="decoder", nargs="?")
+    given, _ = parser.parse_known_args(options)
+    if given.size in MODEL_SIZES:
+        model = with_size(model, given.size)
+    if given.decoder in DECODERS and given.decoder != model.decoder:
+        model = with_decoder(model, given.decoder)
+    return model
 
 
 def description(doc: str) -> str:
@@ -53,9 +84,9 @@ def description(doc: str) -> str:
     return "\n\n".join([*filter(None, doc.splitlines()), where, *recipes])
 
 
-def shallow(config: Config) -> dict[str, Any]:
-    """The sections of a configuration by name."""
-    return {item.name: getattr(config, item.name) for item in fields(Config)}
+def shallow(section: Config | ModelConfig) -> dict[str, Any]:
+    """The fields of a section by name; the sections of a whole configuration."""
+    return {item.name: getattr(section, item.name) for item in fields(section)}
 
 
 def option_names(section: Any, path: str = "") -> Iterator[str]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from raymae.artifacts import Folder, digest
 from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.manifest import FORMAT
+from raymae.responses import Responses, read_responses
 from raymae.shards import all_stand
 from raymae.spec import StageSpec
 from raymae.store import SHARDS, FeatureStore
@@ -176,14 +177,14 @@ class Plan:
         if name == "pretrain":
             splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
             clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
-            return [audio, to_dict(config.model), _training(config, "pretrain"), clips]
+            return [audio, to_dict(config.model), self._training("pretrain"), clips]
         if name in FINETUNED:
             train = self.rows(["train"])
             labelled = train.filter(pc.is_valid(train["scene_label"]))
             clips = fingerprint(labelled, [*file, "scene_label"])
             others = [keys[key] for key in NEEDS[name] if key != "prepare"]
             cnn = config.evaluate.cnn if name == "cnn" else None
-            return [audio, to_dict(config.model), _training(config, "finetune"), cnn, clips, others]
+            return [audio, to_dict(config.model), self._training("finetune"), cnn, clips, others]
         if name == "pseudo_label":
             clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
             return [to_dict(config.pseudo_label), clips, keys["finetune"]]
@@ -193,12 +194,35 @@ class Plan:
         tracking = config.tracking
         return [keys["student"], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
 
+    def _training(self, section: str) -> dict[str, Any]:
+        """What decides the result of training, from a section of the configuration; responses by what they hold."""
+        config = self.config
+        values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in PACE_ONLY}
+        del values["augment"]["responses"], values["augment"]["response_p"]
+        if (responses := self.responses[section]) is not None:
+            share = getattr(config, section).augment.response_share
+            values["augment"] |= {"responses": responses.digests, "response_p": share}
+        return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
+
+    @cached_property
+    def responses(self) -> dict[str, Responses | None]:
+        """The impulse responses of every training section that uses some; ValueError where they are none."""
+        found = {}
+        for section in ("pretrain", "finetune"):
+            augment = getattr(self.config, section).augment
+            used = augment.response_share > 0
+            setting = f"{section}.augment.responses"
+            found[section] = read_responses(augment.responses, self.config.audio, setting) if used else None
+        return found
+
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
         node = self.nodes
+        kind: Literal["pretrain", "finetune"] = "pretrain" if name == "pretrain" else "finetune"
+        responses = self.responses[kind]
         return StageSpec(
             name=name,
-            kind="pretrain" if name == "pretrain" else "finetune",
+            kind=kind,
             config=self.config,
             artifact=node[name].artifact,
             store=self.store,
@@ -206,12 +230,8 @@ class Plan:
             pseudo_labels=node["pseudo_label"].artifact if name == "student" else None,
             cnn=self.config.evaluate.cnn if name == "cnn" else None,
             pace=node["finetune"].artifact if name == "cnn" else None,
+            responses=None if responses is None else responses.offsets,
         )
-
-
-def _training(config: Config, section: str) -> dict[str, Any]:
-    values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in PACE_ONLY}
-    return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
 
 
 def tracking_uri(config: TrackingConfig, storage: Folder) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
 from raymae.config import Config, TrainConfig
@@ -40,6 +41,8 @@ class StageSpec:
     """timm name of the network that takes the encoder's place."""
     pace: Folder | None = None
     """A finished stage whose seconds are this stage's budget."""
+    responses: NDArray[np.float32] | None = None
+    """Offsets (n, F) of the impulse responses that the stage augments with: read once, by the driver."""
 
     @property
     def train(self) -> TrainConfig:

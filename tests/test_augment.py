@@ -5,11 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.signal import firwin2, lfilter
 from torch import Tensor
 
 from raymae.audio import LogMel
-from raymae.augment import AUGMENTATIONS, augment, colour, crop, freq_mixstyle, gain, mixup, roll, spec_augment
+from raymae.augment import (
+    AUGMENTATIONS,
+    augment,
+    colour,
+    crop,
+    device_response,
+    freq_mixstyle,
+    gain,
+    mixup,
+    roll,
+    spec_augment,
+)
 from raymae.config import AudioConfig, AugmentConfig
 
 AUDIO = AudioConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=32, clip_seconds=0.64)
@@ -25,6 +38,17 @@ ALL = AugmentConfig(
     time_mask_param=8,
 )
 VALID = torch.tensor([64, 40, 10, 1, 64, 33])
+RESPONSES = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
+DEVICES = AugmentConfig(responses=("devices/",), response_p=1.0)
+SWITCHES = {
+    "crop": {"crop_seconds": 0.32},
+    "roll": {"roll_p": 0.7},
+    "gain": {"gain_db": 6.0},
+    "colour": {"colour_p": 0.7},
+    "freq_mixstyle": {"mixstyle_p": 0.7},
+    "spec_augment": {"freq_mask_param": 8, "time_mask_param": 8},
+}
+"""What switches each augmentation on, in any order."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +84,59 @@ def test_off_is_the_identity(name: str, batch: Tensor) -> None:
     found, valid_frames = AUGMENTATIONS[name](batch, VALID, OFF, AUDIO, seeded())
     assert torch.equal(found, batch)
     assert torch.equal(valid_frames, VALID)
+
+
+@given(
+    on=st.sets(st.sampled_from(sorted(SWITCHES))),
+    devices=st.booleans(),
+    nats=st.floats(0, 9),
+    alpha=st.floats(0.01, 9),
+    seed=st.integers(0, 2**32),
+)
+def test_what_is_off_is_as_if_it_did_not_exist(
+    on: set[str], devices: bool, nats: float, alpha: float, seed: int
+) -> None:
+    """Any of them together are one after the other, those that are off draw nothing; all off are the identity."""
+    fields = {name: value for key in on for name, value in SWITCHES[key].items()}
+    share = 0.7 if devices else 0.0
+    config = AugmentConfig(
+        **fields, responses=("x",), response_p=share, colour_nats=nats, mixstyle_alpha=alpha, mixup_alpha=alpha
+    )
+    batch = torch.randn(6, 64, 32, generator=seeded(9))
+    together, apart = seeded(seed), seeded(seed)
+    found, found_valid = augment(batch, VALID, config, AUDIO, together, RESPONSES)
+    wanted, wanted_valid = batch, VALID
+    for name, augmentation in AUGMENTATIONS.items():
+        if name == "colour" and devices:
+            wanted, wanted_valid = device_response(wanted, wanted_valid, config, RESPONSES, apart)
+        if name in on:
+            wanted, wanted_valid = augmentation(wanted, wanted_valid, config, AUDIO, apart)
+    assert torch.equal(found, wanted)
+    assert torch.equal(found_valid, wanted_valid)
+    assert torch.equal(together.get_state(), apart.get_state())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(crop_seconds=0.64),
+        AugmentConfig(colour_p=1.0, colour_nats=0.0),
+        AugmentConfig(responses=("x",), response_p=0.0),
+    ],
+)
+def test_strength_zero_is_the_identity(config: AugmentConfig, batch: Tensor) -> None:
+    found, valid_frames = augment(batch, VALID, config, AUDIO, seeded())
+    assert torch.equal(found, batch)
+    assert torch.equal(valid_frames, VALID)
+
+
+def test_one_of_two_stripes_can_be_off(batch: Tensor) -> None:
+    bands, _ = spec_augment(batch, VALID, AugmentConfig(freq_mask_param=8), AUDIO, seeded())
+    frames, _ = spec_augment(batch, VALID, AugmentConfig(time_mask_param=8), AUDIO, seeded())
+    clip = (bands != batch)[0]
+    assert torch.equal(clip, clip[:1].expand_as(clip))
+    clip = (frames != batch)[0]
+    assert torch.equal(clip, clip[:, :1].expand_as(clip))
 
 
 def test_mixup_off_is_the_identity(batch: Tensor) -> None:
@@ -156,6 +233,34 @@ def test_colour_is_what_a_short_filter_does() -> None:
     power = np.abs(np.exp(-2j * np.pi * np.outer(centres / 8000, np.arange(65))) @ fir) ** 2
     np.testing.assert_allclose(change.mean(0), np.log(power), atol=0.15)
     assert change.std(0).max() < 0.35
+
+
+def test_every_clip_is_heard_through_one_of_the_devices() -> None:
+    valid_frames = VALID.repeat(100)
+    batch = torch.randn(600, 64, 32, generator=seeded(9))
+    batch[is_padding(valid_frames)] = AUDIO.silence
+    found, found_valid = augment(batch, valid_frames, DEVICES, AUDIO, seeded(), RESPONSES)
+    assert torch.equal(found_valid, valid_frames)
+    assert torch.equal(found[is_padding(valid_frames)], batch[is_padding(valid_frames)])
+    change = (found - batch)[:, 0]
+    missed = (change[:, None] - torch.from_numpy(RESPONSES)).abs().amax(2)
+    assert missed.amin(1).max() < 1e-6
+    assert missed.argmin(1).bincount().min() > 150
+    constant = (found - batch - change[:, None])[~is_padding(valid_frames)]
+    assert constant.abs().max() < 1e-5
+
+
+def test_devices_by_their_probability_and_half_by_default() -> None:
+    batch = torch.zeros(1000, 64, 32)
+    for p, share in ((None, 0.5), (0.2, 0.2)):
+        config = replace(DEVICES, response_p=p)
+        found, _ = augment(batch, torch.full((1000,), 64), config, AUDIO, seeded(), RESPONSES)
+        assert found[:, 0].any(1).float().mean() == pytest.approx(share, abs=0.05)
+
+
+def test_devices_without_their_offsets_are_an_error(batch: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"augment\.responses = \('devices/',\) are missing"):
+        augment(batch, VALID, DEVICES, AUDIO, seeded())
 
 
 def test_mixstyle_mixes_band_statistics_of_two_clips() -> None:

@@ -7,8 +7,10 @@ import pytest
 from raymae.cli import parse
 from raymae.config import (
     AudioConfig,
+    AugmentConfig,
     Config,
     FinetuneConfig,
+    PretrainConfig,
     PseudoLabelConfig,
     TrainConfig,
     from_dict,
@@ -37,6 +39,12 @@ def test_recipes_survive_json(name: str) -> None:
         (lambda: TrainConfig(global_batch_size=30, micro_batch_size=16), "multiple of micro_batch_size = 16"),
         (lambda: TrainConfig(epochs=2, warmup_epochs=3), "warmup_epochs"),
         (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),
+        (lambda: AugmentConfig(response_p=1.5, responses=("x",)), "response_p = 1.5 is a probability"),
+        (lambda: AugmentConfig(colour_nats=float("inf")), "colour_nats = inf must be finite"),
+        (lambda: Config(finetune=FinetuneConfig(augment=AugmentConfig(crop_seconds=0.005))), "hold a frame"),
+        (lambda: Config(finetune=FinetuneConfig(augment=AugmentConfig(crop_seconds=11))), "clip_seconds = 10"),
+        (lambda: AugmentConfig(response_p=0.5), "response_p = 0.5 needs augment.responses"),
+        (lambda: PretrainConfig(augment=AugmentConfig(mixup_p=0.5)), "pretrain.augment.mixup_p = 0.5 must be 0"),
         (lambda: PseudoLabelConfig(confidence_threshold=0.9, coverage=0.5), "set one of"),
         (lambda: PseudoLabelConfig(confidence_threshold=1.5), r"\(0, 1\)"),
         (lambda: Config(finetune=FinetuneConfig(layer=13)), "model.depth = 12"),

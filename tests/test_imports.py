@@ -13,7 +13,7 @@ FLOORS = [
     {"config", "headers", "spectrum"},
     {"audio", "optim", "metrics", "order", "artifacts"},
     {"sources", "shards"},
-    {"store", "datasets", "recipes", "augment", "models"},
+    {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "probe", "report", "pseudo_label"},
     {"session", "checkpoint", "plan"},
     {"loop", "predict", "embed"},

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, pretrain_sources
 from raymae.stages import build_task, run_stage
 from raymae.store import FeatureStore
+from raymae.windows import micro_batches, read_window
 from tests.audio_files import TINY_AUDIO
 
 TINY = Config(
@@ -58,6 +60,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+EVERYTHING = AugmentConfig(
+    crop_seconds=0.32,
+    roll_p=0.8,
+    gain_db=6.0,
+    colour_p=0.8,
+    responses=("devices/",),
+    response_p=0.8,
+    mixstyle_p=0.8,
+    freq_mask_param=8,
+    time_mask_param=8,
+)
+RESPONSES = np.random.default_rng(0).normal(size=(5, TINY_AUDIO.n_mels)).astype(np.float32)
+
+
 def make_spec(store: FeatureStore, folder: Path, kind: str = "pretrain", config: Config = TINY, **more) -> StageSpec:
     return StageSpec(name=kind, kind=kind, config=config, artifact=Folder(str(folder)), store=store, **more)
 
@@ -84,6 +100,57 @@ def test_finetuning_learns_two_tones(store: FeatureStore, tmp_path: Path) -> Non
     run_stage(spec, BareSession(store, spec.artifact))
     assert spec.artifact.result()["metrics"]["val/macro_accuracy"] > 0.9
     assert spec.artifact.read_json("classifier.json")["class_names"] == ["high", "low"]
+
+
+def losses(spec: StageSpec, world_size: int) -> dict[int, float]:
+    """The loss of every micro-batch by its place in the run, however many workers share them."""
+    task = build_task(spec)
+    order = task.order
+    found = {}
+    for rank in range(world_size):
+        mine = [number for number in range(order.windows) if number % order.slots % world_size == rank]
+        windows = (read_window(spec.store, order, number) for number in mine)
+        for batch in micro_batches(order, windows, rank, world_size, 0):
+            with torch.no_grad():
+                found[batch.index] = task.training_step(task.model, batch, torch.device("cpu"))[0].item()
+    return found
+
+
+@pytest.mark.parametrize(("kind", "model"), [("pretrain", "mae"), ("pretrain", "latent"), ("finetune", "mae")])
+def test_one_worker_and_two_augment_alike(store: FeatureStore, tmp_path: Path, kind: str, model: str) -> None:
+    config = replace(
+        TINY,
+        model=replace(TINY.model, name=model),
+        pretrain=replace(TINY.pretrain, epochs=2, augment=EVERYTHING),
+        finetune=replace(
+            TINY.finetune,
+            epochs=3,
+            micro_batch_size=4,
+            drop_path=0.0,  # its draws are the loop's to key
+            augment=replace(EVERYTHING, mixup_p=0.8),
+        ),
+    )
+    spec = make_spec(store, tmp_path, kind, config, responses=RESPONSES)
+    one, two = losses(spec, 1), losses(spec, 2)
+    assert one == two
+    assert len(set(one.values())) == len(one) == 2 * spec.order().steps
+
+
+def test_stages_augment_for_themselves(store: FeatureStore, tmp_path: Path) -> None:
+    short = replace(
+        TINY,
+        pretrain=replace(TINY.pretrain, epochs=2),
+        finetune=replace(TINY.finetune, epochs=3, drop_path=0.0),
+    )
+    other = {
+        kind: replace(short, **{kind: replace(getattr(short, kind), augment=EVERYTHING)})
+        for kind in ("pretrain", "finetune")
+    }
+    for kind in other:
+        before = losses(make_spec(store, tmp_path, kind, short), 1)
+        for changed, config in other.items():
+            spec = make_spec(store, tmp_path, kind, config, responses=RESPONSES if kind == changed else None)
+            assert (losses(spec, 1) == before) == (kind != changed)
 
 
 class KilledError(Exception):

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raymae.benchmark.command import main
 from raymae.benchmark.steps import Stepper, take_turns
-from raymae.benchmark.train_step import WINDOW_PATCHES, TrainStep, gpu_rows, light, useful_flops
-from raymae.config import ModelConfig
+from raymae.benchmark.train_step import WINDOW_PATCHES, TrainStep, gpu_rows, useful_flops
+from raymae.config import ModelConfig, with_decoder
 from raymae.models.decoder import WINDOW
 from raymae.optim import clip_gradients
 
@@ -53,7 +53,7 @@ def test_useful_flops_are_those_of_the_model(decoder: str) -> None:
 
 def test_useful_flops_of_vit_b() -> None:
     assert useful_flops(ModelConfig(), 1024, 128) == pytest.approx(209.8e9, rel=0.001)
-    assert useful_flops(light(ModelConfig()), 1024, 128) < 209.8e9 / 2.5
+    assert useful_flops(with_decoder(ModelConfig(), "light"), 1024, 128) < 209.8e9 / 2.5
     assert WINDOW_PATCHES == WINDOW**2
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymae.benchmark.result import Result, Row, machine
-from raymae.config import ModelConfig
+from raymae.config import ModelConfig, with_decoder
 
 if TYPE_CHECKING:
     from raymae.benchmark.steps import Side
@@ -86,7 +86,7 @@ class TrainStep:
         shape = (self.batch_size, self.n_frames, self.n_mels)
         product = Product(self.matmul_size, "cpu", torch.float32)
         faithful = Stepper(self.model, shape, "cpu", precision="fp32")
-        narrow = Stepper(light(self.model), shape, "cpu", precision="fp32")
+        narrow = Stepper(with_decoder(self.model, "light"), shape, "cpu", precision="fp32")
         sides: dict[str, Side] = {
             # The products on both sides of the long step see the same machine as it does.
             "product": (product, 10),
@@ -139,11 +139,6 @@ class TrainStep:
             **{f"{name}_clips_per_second": self.gpu_batch_size / wall[name] for name in ("faithful", "plain", "fed")},
             "share": self.gpu_batch_size * gflop / wall["faithful"] / peak,
         }
-
-
-def light(model: ModelConfig) -> ModelConfig:
-    """The same model with a narrow decoder of two plain blocks."""
-    return replace(model, decoder="light", decoder_embed_dim=256, decoder_depth=2, decoder_num_heads=8)
 
 
 def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:

@@ -6,13 +6,24 @@ path. A section checks itself; what two sections have to agree on is checked in 
 """
 
 from raymae.config.data import FRONT_ENDS, AudioConfig, DataConfig, SyntheticConfig
-from raymae.config.model import AugmentConfig, LatentConfig, ModelConfig
+from raymae.config.model import (
+    DECODERS,
+    MODEL_SIZES,
+    AugmentConfig,
+    LatentConfig,
+    ModelConfig,
+    ModelSize,
+    with_decoder,
+    with_size,
+)
 from raymae.config.run import ComputeConfig, Config, EmbedConfig, PredictConfig, TrackingConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [
+    "DECODERS",
     "FRONT_ENDS",
+    "MODEL_SIZES",
     "AudioConfig",
     "AugmentConfig",
     "ComputeConfig",
@@ -23,6 +34,7 @@ __all__ = [
     "FinetuneConfig",
     "LatentConfig",
     "ModelConfig",
+    "ModelSize",
     "PredictConfig",
     "PretrainConfig",
     "PseudoLabelConfig",
@@ -32,4 +44,6 @@ __all__ = [
     "from_dict",
     "redact",
     "to_dict",
+    "with_decoder",
+    "with_size",
 ]

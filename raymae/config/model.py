@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymae.config.values import require, require_share
+
+ModelSize = Literal["tiny", "small", "base", "large"]
+DecoderName = Literal["local", "global", "light"]
+LIGHT_BLOCKS = 4
+"""Most blocks of a decoder that is called light."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +21,8 @@ class LatentConfig:
     teacher_layers: int | None = None
     """How many of the teacher's uppermost blocks are averaged to the target; the default is the upper half."""
     teacher_view: Literal["same", "clean", "other"] = "other"
-    """What the teacher hears: the student's clip; the clip without colour, Freq-MixStyle and SpecAugment; or the clip
-    with other draws of these."""
+    """What the teacher hears: the student's clip; the clip without responses, colour, Freq-MixStyle and SpecAugment; or
+    the clip with other draws of these."""
     decay: float = 0.99
     """Decay of the teacher's average at the beginning."""
     final_decay: float = 0.999
@@ -51,8 +57,10 @@ class ModelConfig:
     """Attention heads of the encoder."""
     mlp_ratio: float = 4.0
     """Width of the MLPs over the width of their block."""
-    decoder: Literal["local", "global", "light"] = "local"
-    """local: windows of 4 x 4 patches, every second block shifted along time (paper); global: plain; light: narrow."""
+    decoder: DecoderName = "local"
+    """local: windows of 4 x 4 patches, every second block shifted along time (paper); global: plain; light: plain and
+    few. On the command line another one than the recipe's brings its own sizes: local has 16 blocks of width 512,
+    global 8 of 512, light 2 of 256."""
     decoder_embed_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 16
@@ -88,6 +96,11 @@ class ModelConfig:
             f"model.patch_size = {self.patch_size} must span at least 2 frames and 1 mel band",
         )
         require(self.depth >= 1 and self.decoder_depth >= 1, "model.depth and decoder_depth must be at least 1")
+        require(
+            self.decoder != "light" or self.decoder_depth <= LIGHT_BLOCKS,
+            f"model.decoder = light has at most {LIGHT_BLOCKS} blocks, not model.decoder_depth = {self.decoder_depth}: "
+            "take 2 of decoder_embed_dim 256 (DECODERS), or global",
+        )
         require(self.masks_per_clip >= 1, f"model.masks_per_clip = {self.masks_per_clip} must be at least 1")
         require(
             self.name == "latent" or self.latent == LatentConfig(),
@@ -102,6 +115,45 @@ class ModelConfig:
             layers is None or layers <= self.depth,
             f"model.latent.teacher_layers = {layers} must not exceed model.depth = {self.depth}",
         )
+
+
+MODEL_SIZES: dict[ModelSize, ModelConfig] = {
+    # ViT-Ti/16 of DeiT (Touvron et al. 2021, table 1), timm's vit_tiny_patch16.
+    "tiny": ModelConfig(embed_dim=192, depth=12, num_heads=3),
+    # ViT-S, B and L as in Audio-MAE's models_mae.py and in timm. Audio-MAE gives all of them the same decoder: width
+    # 512, 16 heads and, where it is local, 16 blocks.
+    "small": ModelConfig(embed_dim=384, depth=12, num_heads=6),
+    "base": ModelConfig(),
+    "large": ModelConfig(embed_dim=1024, depth=24, num_heads=16),
+}
+"""Whole models by the size of their encoder; a recipe takes one, or `dataclasses.replace`s some of its fields."""
+
+DECODERS: dict[DecoderName, ModelConfig] = {
+    "local": ModelConfig(),
+    # The plain decoder that Audio-MAE compares with (dec512d8b).
+    "global": ModelConfig(decoder="global", decoder_depth=8),
+    # ViT-B needs less than 40 % of the FLOPs per step that it needs with the local blocks.
+    "light": ModelConfig(decoder="light", decoder_embed_dim=256, decoder_depth=2, decoder_num_heads=8),
+}
+"""Base models by their decoder."""
+
+
+def with_size(model: ModelConfig, size: ModelSize) -> ModelConfig:
+    """The same model with the encoder of `MODEL_SIZES[size]`."""
+    other = MODEL_SIZES[size]
+    return replace(model, embed_dim=other.embed_dim, depth=other.depth, num_heads=other.num_heads)
+
+
+def with_decoder(model: ModelConfig, decoder: DecoderName) -> ModelConfig:
+    """The same model with the decoder of `DECODERS[decoder]`."""
+    other = DECODERS[decoder]
+    return replace(
+        model,
+        decoder=decoder,
+        decoder_embed_dim=other.decoder_embed_dim,
+        decoder_depth=other.decoder_depth,
+        decoder_num_heads=other.decoder_num_heads,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +172,11 @@ class AugmentConfig:
     """Standard deviation of the response at its knots, nats of power."""
     colour_knots: int = 8
     """Knots of the response from the lowest to the highest band."""
+    responses: tuple[str, ...] = ()
+    """Impulse responses of real devices: audio files of any rate, folders, globs or URLs of them; what they hold, and
+    not where they lie, is part of a stage's key."""
+    response_p: float | None = None
+    """Probability of one of the responses, drawn for each clip; the default is 0.5 where there are some."""
     mixup_p: float = 0.0
     """Probability that the clips of a micro-batch are mixed with one another (fine-tuning only)."""
     mixup_alpha: float = 10.0
@@ -134,10 +191,21 @@ class AugmentConfig:
     """SpecAugment: largest number of frames in the one stripe that is masked; 0 masks none."""
 
     def __post_init__(self) -> None:
-        for name in ("roll_p", "colour_p", "mixup_p", "mixstyle_p"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} = {getattr(self, name)} is a probability: 0 to 1")
+        for name in ("roll_p", "colour_p", "response_p", "mixup_p", "mixstyle_p"):
+            p = getattr(self, name)
+            require(p is None or 0 <= p <= 1, f"augment.{name} = {p} is a probability: 0 to 1")
+        require(
+            bool(self.responses) or not self.response_p,
+            f"augment.response_p = {self.response_p} needs augment.responses: files or folders of impulse responses",
+        )
         for name in ("gain_db", "colour_nats", "freq_mask_param", "time_mask_param"):
-            require(getattr(self, name) >= 0, f"augment.{name} = {getattr(self, name)} must not be negative")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"augment.{name} = {value} must be finite and not negative")
         for name in ("mixup_alpha", "mixstyle_alpha"):
             require(getattr(self, name) > 0, f"augment.{name} = {getattr(self, name)} must be positive")
         require(self.colour_knots >= 2, f"augment.colour_knots = {self.colour_knots} must be at least 2")
+
+    @property
+    def response_share(self) -> float:
+        """response_p with its default filled in; 0 without responses."""
+        return (0.5 if self.responses else 0.0) if self.response_p is None else self.response_p

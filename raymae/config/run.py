@@ -120,10 +120,14 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("pretrain", "finetune"):
-            crop = getattr(self, name).augment.crop_seconds
+            crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate
             require(
-                crop is None or 0 < crop <= self.audio.clip_seconds,
+                crop is None or crop <= self.audio.clip_seconds,
                 f"{name}.augment.crop_seconds = {crop} must not exceed audio.clip_seconds = {self.audio.clip_seconds}",
+            )
+            require(
+                crop is None or crop >= hop,
+                f"{name}.augment.crop_seconds = {crop} must hold a frame: they are {hop:g} s apart (audio.hop_length)",
             )
         require(
             self.model.patch_size[1] <= self.audio.n_mels,

@@ -83,6 +83,11 @@ class PretrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.probe_clips >= 0, f"pretrain.probe_clips = {self.probe_clips} must not be negative")
+        require(
+            self.augment.mixup_p == 0,
+            f"pretrain.augment.mixup_p = {self.augment.mixup_p} must be 0: mixup mixes labels, which pre-training has "
+            "none of (finetune.augment.mixup_p)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

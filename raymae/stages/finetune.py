@@ -57,7 +57,9 @@ class FinetuneTask:
         log_mel, valid_frames = batch.to_torch(device)
         labels = torch.from_numpy(self.label_of_row[batch.rows]).to(device)
         target = F.one_hot(labels, len(self.class_names)).float()
-        log_mel, valid_frames = augment(log_mel, valid_frames, self.config.augment, self.audio, generator)
+        log_mel, valid_frames = augment(
+            log_mel, valid_frames, self.config.augment, self.audio, generator, self.spec.responses
+        )
         log_mel, target, valid_frames = mixup(log_mel, target, valid_frames, self.config.augment, generator)
         logits = model(log_mel, valid_frames, generator)
         loss = F.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)

@@ -53,11 +53,11 @@ class PretrainTask:
         log_mel, valid_frames = batch.to_torch(device)
         chosen = self.config.augment, self.audio, generator
         log_mel, valid_frames = recut(log_mel, valid_frames, *chosen)
-        student = restyle(log_mel, valid_frames, *chosen)
+        student = restyle(log_mel, valid_frames, *chosen, self.spec.responses)
         views = {}
         if self.teacher_view != "same":
             other = self.teacher_view == "other"
-            views["teacher_view"] = restyle(log_mel, valid_frames, *chosen) if other else log_mel
+            views["teacher_view"] = restyle(log_mel, valid_frames, *chosen, self.spec.responses) if other else log_mel
         output = model(student, valid_frames, generator, **views)
         return output.loss, self._loss_by_source(batch, output.loss_per_clip.detach())
 

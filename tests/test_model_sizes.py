@@ -1,0 +1,116 @@
+"""Models by name: the sizes of timm's ViTs, from Python and from the command line."""
+
+import re
+
+import pytest
+import timm
+import torch
+
+from raymae.cli import parse
+from raymae.config import DECODERS, FRONT_ENDS, MODEL_SIZES, ModelConfig, to_dict, with_decoder, with_size
+from raymae.models import MaskedAutoencoder
+from raymae.outlook import parameters
+from raymae.recipes import RECIPES
+
+ENCODER = ("embed_dim", "depth", "num_heads")
+DECODER = ("decoder", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+
+
+def values(model: ModelConfig, *names: str) -> list[object]:
+    return [getattr(model, name) for name in names]
+
+
+def build(model: ModelConfig) -> MaskedAutoencoder:
+    with torch.device("meta"):
+        return MaskedAutoencoder(FRONT_ENDS["audiomae"], model)
+
+
+@pytest.mark.parametrize("size", MODEL_SIZES)
+def test_an_encoder_is_timms_vit_of_that_size(size: str) -> None:
+    """Parameter by parameter, but for the positions, which timm learns."""
+    with torch.device("meta"):
+        vit = timm.create_model(f"vit_{size}_patch16_224", in_chans=1, num_classes=0)
+    shapes = {name: value.shape for name, value in vit.named_parameters() if name != "pos_embed"}
+    encoder = build(MODEL_SIZES[size]).encoder
+    assert {name: value.shape for name, value in encoder.named_parameters()} == shapes
+    assert [block.attn.num_heads for block in encoder.blocks] == [block.attn.num_heads for block in vit.blocks]
+
+
+def test_decoders_grow_from_light_to_global_to_local() -> None:
+    base = MODEL_SIZES["base"]
+    counts = [parameters(build(with_decoder(base, name)).decoder) / 1e6 for name in ("light", "global", "local")]
+    assert counts == pytest.approx([1.6, 25.2, 50.4], rel=0.02)
+
+
+def test_base_is_what_needs_no_name() -> None:
+    assert MODEL_SIZES["base"] == DECODERS["local"] == ModelConfig()
+    assert all(DECODERS[name].decoder == name for name in DECODERS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("size", MODEL_SIZES)
+def test_any_recipe_takes_a_size(recipe: str, size: str) -> None:
+    before, after = RECIPES[recipe]().model, parse([recipe, "--model.size", size], "").model
+    assert values(after, *ENCODER) == values(MODEL_SIZES[size], *ENCODER)
+    assert with_size(after, "tiny") == with_size(before, "tiny")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", DECODERS)
+def test_any_recipe_takes_a_decoder(recipe: str, name: str) -> None:
+    """Its sizes come with it, unless it is the recipe's own."""
+    before, after = RECIPES[recipe]().model, parse([recipe, "--model.decoder", name], "").model
+    assert values(after, *DECODER) == values(before if name == before.decoder else DECODERS[name], *DECODER)
+    assert with_decoder(after, "global") == with_decoder(before, "global")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model.size large --model.decoder light --model.depth 6 --model.decoder-depth 1",
+        "--model.decoder-depth=1 --model.depth=6 --model.decoder=light --model.size=large",
+        "--model.size tiny --model.decoder_depth 1 --model.size large --model.depth 6 --model.decoder light",
+    ],
+)
+def test_what_is_set_beside_a_name_counts_in_any_order(words: str) -> None:
+    model = parse(["audiomae", *words.split()], "").model
+    assert values(model, *ENCODER, *DECODER) == [1024, 6, 16, "light", 256, 1, 8]
+
+
+def test_a_name_and_its_numbers_are_the_same_run() -> None:
+    """Keys are made of these values."""
+    numbers = ["--model.embed-dim", "192", "--model.depth", "12", "--model.num-heads", "3"]
+    named, spelt = parse(["small", "--model.size", "tiny"], ""), parse(["small", *numbers], "")
+    assert type(named.model) is ModelConfig
+    assert named == spelt
+    assert to_dict(named) == to_dict(spelt)
+    assert parse(["audiomae", "--model.size", "base", "--model.decoder", "local"], "") == parse(["audiomae"], "")
+
+
+def test_recipes_keep_their_own_sizes() -> None:
+    sizes = {name: values(recipe().model, *ENCODER, *DECODER) for name, recipe in RECIPES.items()}
+    assert sizes["synthetic"] == [96, 4, 3, "light", 64, 1, 2]
+    assert sizes["small"] == [192, 6, 6, "light", 128, 2, 4]
+    assert sizes["audiomae"] == [768, 12, 12, "local", 512, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model.size huge", "'huge' .*--model.size.*'large'"),
+        ("--model.size", "--model.size"),
+        ("--model.siz base", "unknown setting --model.siz; valid here: .*--model.size"),
+        ("--model.size tiny --model.num-heads 5", "model.embed_dim = 192 must be a multiple of its 5 heads"),
+        ("--model.decoder light --model.decoder-depth 16", "light has at most 4 blocks, not .*decoder_depth = 16"),
+    ],
+)
+def test_a_wrong_name_says_what_is_right(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(["audiomae", *words.split()], "")
+    assert end.value.code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.replace("│", " ").split()))
+
+
+def test_sixteen_wide_blocks_are_not_light() -> None:
+    with pytest.raises(ValueError, match=r"light has at most 4 blocks.*DECODERS"):
+        ModelConfig(decoder="light")
