@@ -22,6 +22,8 @@ from raymae.store import FeatureStore, iterate
 PART = 1024
 """Clips in a file of the result."""
 BATCH = 64
+SETTINGS = "_settings.json"
+"""Names with an underscore are skipped by whoever reads the folder as a Parquet data set."""
 COLUMNS = ("clip_id", "scene_label", "city", "device", "group", "split")
 
 
@@ -115,19 +117,19 @@ def embed_clips(config: Config) -> dict[str, Any]:
         for block in done.iter_batches(batch_size=None):
             bar.update(int(block["clips"].sum()))
     result = {"job": "embed", "clips": len(store), "files": len(parts), "output": output.url, "encoder": encoder.url}
-    output.finish(to_dict(result))
+    output.write_json("_done.json", to_dict(result))
     print(f"{len(store)} clips in {len(parts)} files: {redact(output.url)}")
     return result
 
 
 def claim(output: Folder, settings: dict[str, Any]) -> None:
     """Write down what the folder will hold; ValueError where it holds something else."""
-    if output.exists("settings.json"):
-        if output.read_json("settings.json") != settings:
+    if output.exists(SETTINGS):
+        if output.read_json(SETTINGS) != settings:
             raise ValueError(f"--embed.output {redact(output.url)} holds embeddings of other settings or clips")
     elif output.names():
         raise ValueError(f"--embed.output {redact(output.url)} is not empty: name a new folder")
-    output.write_json("settings.json", settings)
+    output.write_json(SETTINGS, settings)
 
 
 def load_clips(config: Config, storage: Folder) -> pa.Table:

@@ -1,0 +1,88 @@
+"""jobs/embed.py: one row per clip, the same vectors as in a bare process, kept when the job is repeated."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raymae.artifacts import Folder
+from raymae.config import AudioConfig, DataConfig, EmbedConfig
+from raymae.embed import read_embedder
+from raymae.encode import check_front_end, claim, embed_clips
+from raymae.session import BareSession
+from raymae.stages import run_stage
+from raymae.store import FeatureStore, iterate
+from tests.audio_files import write_clips, write_table
+from tests.test_loop import TINY, make_spec
+
+
+@pytest.fixture(scope="module")
+def encoder(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    quick = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0, probe_clips=0))
+    spec = make_spec(store, tmp_path_factory.mktemp("encoder"), config=quick)
+    run_stage(spec, BareSession(store, spec.artifact))
+    return spec.artifact
+
+
+@pytest.mark.ray
+def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: Path) -> None:
+    clips = write_clips(tmp_path, 20)
+    config = replace(
+        TINY,
+        storage=str(tmp_path / "storage"),
+        data=DataConfig(dataset="table", tables=(str(write_table(tmp_path, clips)),)),
+        embed=EmbedConfig(model=encoder.url, output=str(tmp_path / "clips")),
+    )
+    assert embed_clips(config)["clips"] == 20
+    table = pq.read_table(tmp_path / "clips")
+    assert sorted(table["clip_id"].to_pylist()) == sorted(clips["clip_id"].to_pylist())
+    labels = dict(zip(clips["clip_id"].to_pylist(), clips["scene_label"].to_pylist(), strict=True))
+    assert [labels[name] for name in table["clip_id"].to_pylist()] == table["scene_label"].to_pylist()
+
+    (prepared,) = (tmp_path / "storage/artifacts/prepare").iterdir()
+    store = FeatureStore(Folder(str(prepared)), Folder(str(tmp_path / "storage/artifacts/shards")))
+    embedder = read_embedder(encoder)
+    expected = np.concatenate([embedder.clips(x, n) for _, x, n in iterate(store, np.arange(20), 64)])
+    assert np.allclose(np.stack(table["embedding"].to_pylist()), expected, atol=1e-4)
+
+    part = next((tmp_path / "clips").glob("part-*"))
+    written = part.stat().st_mtime_ns
+    embed_clips(config)
+    assert part.stat().st_mtime_ns == written
+
+    frames = replace(config, embed=EmbedConfig(model=encoder.url, level="frame", output=str(tmp_path / "frames")))
+    embed_clips(frames)
+    row = pq.read_table(tmp_path / "frames").to_pylist()[0]
+    assert np.allclose(row["seconds"], np.arange(8) * 8 * 80 / 8000)
+    assert np.shape(row["embedding"]) == (8, TINY.model.embed_dim)
+
+    with pytest.raises(ValueError, match="embeddings of other settings"):
+        embed_clips(replace(frames, embed=replace(frames.embed, layers=(1,))))
+
+
+def test_what_is_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        claim(Folder(str(tmp_path)), {})
+
+
+def test_another_front_end_is_named(encoder: Folder) -> None:
+    check_front_end(encoder, TINY.audio)
+    with pytest.raises(ValueError, match=r"audio.sample_rate = 8000 \(here 32000\)"):
+        check_front_end(encoder, AudioConfig())
+
+
+def test_missing_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--embed.output is missing"):
+        embed_clips(TINY)
+    with pytest.raises(ValueError, match="has not finished"):
+        embed_clips(
+            replace(
+                TINY,
+                storage=str(tmp_path / "storage"),
+                data=DataConfig(dataset="table", tables=(str(write_table(tmp_path, write_clips(tmp_path, 4))),)),
+                embed=EmbedConfig(output=str(tmp_path / "out")),
+            )
+        )
