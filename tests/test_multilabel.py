@@ -14,10 +14,11 @@ import torch
 from torch.nn import functional
 
 from raymae.artifacts import Folder, read_events
-from raymae.config import AugmentConfig, Config, FinetuneConfig
+from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
 from raymae.datasets import check_labels
 from raymae.evaluate import predictions_table
 from raymae.order import Rows
+from raymae.pipeline import run_plan
 from raymae.plan import Plan, Target
 from raymae.predict import PRESENT, Predictor, class_probabilities
 from raymae.session import BareSession
@@ -26,7 +27,7 @@ from raymae.stages import run_stage
 from raymae.stages.finetune import multi_loss
 from raymae.store import FeatureStore
 from raymae.tagging import evaluation
-from tests.audio_files import make_store, write_clips
+from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY, make_spec
 
 TONES = {"low": 300, "high": 1500}
@@ -206,6 +207,24 @@ def test_both_ways_have_keys_of_their_own_from_finetuning_on(clips: pa.Table, tm
 def test_pseudo_labels_are_refused_with_a_way_out(clips: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"finetune\.labels = multi: .*jobs/pipeline\.py"):
         plan(MULTI, clips, tmp_path, "pseudo_label")
+
+
+def test_a_dry_run_shows_the_plan_of_a_table(
+    clips: pa.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(clips["path"][0].as_py()).parent
+    data = DataConfig(dataset="table", tables=(str(write_table(folder, clips)),))
+    config = replace(MULTI, data=data, dry_run=True)
+    storage = Folder(str(tmp_path))
+    found = run_plan(config, "register", storage)["plan"]
+    assert list(found) == ["prepare", "pretrain", "finetune", "cnn", "evaluate", "register"]
+    shown = capsys.readouterr().out
+    assert "labelled for training: high 12, low 12, quiet 6" in shown
+    assert "no pseudo-labels and no student" in shown
+    with pytest.raises(ValueError, match="pseudo-labels are for clips of one class"):
+        run_plan(config, "pseudo_label", storage)
+    with pytest.raises(ValueError, match=r"should be one class; --finetune\.labels multi"):
+        run_plan(replace(config, finetune=TINY.finetune), "register", storage)
 
 
 def labelled(*texts: str | None, split: str = "train") -> list[dict[str, object]]:
