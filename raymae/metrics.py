@@ -132,9 +132,12 @@ def mean_average_precision_interval(
     resamples: int = 200,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of mAP over whole groups; None where a class has clips in fewer than `MIN_GROUPS`.
+    """Bootstrap interval of mAP over whole groups, for evaluation sets of this size; None where a class has clips in
+    fewer than `MIN_GROUPS`.
 
-    A drawn set without a clip of some class is scored over the others.
+    A drawn set without a clip of some class is scored over the others. Clips that are drawn twice raise average
+    precision, so that the drawn mAPs lie too high, and with many classes above the figure itself (simulated: 0.0317 to
+    0.0332 around 0.0295 for 527 classes and 20,000 clips): their spread is kept, their mean is moved to the figure.
     """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n_groups, present = int(group.max()) + 1, np.flatnonzero(truth.any(axis=0))
@@ -142,26 +145,30 @@ def mean_average_precision_interval(
         return None
     rng = np.random.default_rng(seed)
     draws = rng.integers(n_groups, size=(resamples, n_groups))
-    weights = np.stack([np.bincount(draw, minlength=n_groups) for draw in draws])[:, group]
-    scores = [weighted_average_precision(truth[:, one], probabilities[:, one], weights) for one in present]
-    low, high = np.quantile(np.nanmean(scores, axis=0), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    weights = np.stack([np.bincount(draw, minlength=n_groups) for draw in draws], axis=1)[group]
+    drawn = [weighted_average_precision(truth[:, one], probabilities[:, one], weights) for one in present]
+    scores = np.nanmean(drawn, axis=0)
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]) - scores.mean()
+    figure = mean_average_precision(truth, probabilities)
+    return float(figure + low), float(figure + high)
 
 
 def weighted_average_precision(
     truth: NDArray[np.floating], scores: NDArray[np.floating], weights: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Average precision (R,) of one class, truth and scores (n,), under R weightings of the clips (R, n); NaN where no
+    """Average precision (R,) of one class, truth and scores (n,), under R weightings of the clips (n, R); NaN where no
     clip of the class has a weight.
 
     `average_precision_score` with sample_weight gives the same, and would sort anew for each weighting.
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # clips of one score are taken together
-    drawn = weights[:, order]
-    positives = np.cumsum(drawn * (truth[order] > 0), axis=1)[:, last]
-    taken = np.cumsum(drawn, axis=1)[:, last]
-    precision = positives / np.maximum(taken, 1)
-    gained = np.diff(positives, axis=1, prepend=0)
+    mine = order[truth[order] > 0]
+    above = np.searchsorted(
+        -scores[order], -scores[mine], side="right"
+    )  # clips with the score of each, or a higher one
+    above, first = np.unique(above, return_index=True)
+    taken = np.cumsum(np.add.reduceat(weights[order[: above[-1]]], np.append(0, above[:-1]), axis=0), axis=0)
+    gained = np.add.reduceat(weights[mine], first, axis=0)
+    right = np.cumsum(gained, axis=0)
     with np.errstate(invalid="ignore"):
-        return np.asarray((gained * precision).sum(axis=1) / positives[:, -1])
+        return np.asarray((gained * right / np.maximum(taken, 1)).sum(axis=0) / right[-1])

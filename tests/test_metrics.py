@@ -127,8 +127,10 @@ def test_a_perfect_order_has_map_1_and_no_order_the_share_of_the_class(pair: tup
 @given(tagged(), st.integers(0, 100))
 def test_weighted_average_precision_is_scikit_learns(pair: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     truth, scores = pair[0][:, 0], pair[1][:, 0]
-    weights = np.random.default_rng(seed).integers(0, 4, size=(3, len(truth)))
-    for found, weight in zip(weighted_average_precision(truth, scores, weights), weights, strict=True):
+    if not truth.any():
+        return
+    weights = np.random.default_rng(seed).integers(0, 4, size=(len(truth), 3))
+    for found, weight in zip(weighted_average_precision(truth, scores, weights), weights.T, strict=True):
         if not weight[truth > 0].any():
             assert np.isnan(found)
         else:
@@ -145,6 +147,30 @@ def test_binary_log_loss_by_hand() -> None:
     truth, probabilities = np.array([[1, 0], [0, 1]]), np.array([[0.5, 0.25], [0.0, 1.0]], np.float32)
     assert binary_log_loss(truth, probabilities) == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 4)
     assert np.isfinite(binary_log_loss(1 - truth, probabilities))
+
+
+def test_the_interval_of_map_holds_what_sets_of_this_size_give() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        truth = (rng.random((200, 4)) < 0.15).astype(np.float32)
+        return truth, truth + rng.normal(size=truth.shape)
+
+    expected = np.mean([mean_average_precision(*draw()) for _ in range(200)])
+    held = 0
+    for _ in range(40):
+        low, high = mean_average_precision_interval(*draw(), [str(number) for number in range(200)])
+        held += low <= expected <= high
+    assert held >= 34
+
+
+def test_the_interval_of_map_holds_the_figure_of_many_classes() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((2000, 100)) < 0.01).astype(np.float32)
+    truth[np.arange(2000), np.arange(2000) % 100] = 1
+    scores = truth + rng.normal(size=truth.shape)
+    low, high = mean_average_precision_interval(truth, scores, [str(number) for number in range(2000)])
+    assert low < mean_average_precision(truth, scores) < high
 
 
 def test_the_interval_of_map_is_of_groups_and_needs_some_of_every_class() -> None:

@@ -1,7 +1,9 @@
-"""Clips of several classes, from the table to the report, without Ray: two tones that come together or alone."""
+"""Clips of several classes, from the table to the report: two tones that come together or alone."""
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.nn import functional
 from raymae.artifacts import Folder, read_events
 from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
 from raymae.datasets import check_labels
-from raymae.evaluate import predictions_table
+from raymae.evaluate import evaluate, predictions_table
 from raymae.order import Rows
 from raymae.pipeline import run_plan
 from raymae.plan import Plan, Target
@@ -181,6 +183,25 @@ def test_predictions_are_evaluated(trained: StageSpec, store: FeatureStore) -> N
     assert list(found) == ["val", "test_a"]
     assert found["val"]["mAP"] == pytest.approx(trained.artifact.result()["metrics"]["val/mAP"], abs=1e-4)
     assert set(found["test_a"]["mAP_by_device"]) == {"a", "b"}
+
+
+@pytest.mark.ray
+def test_every_model_and_rival_is_evaluated(clips: pa.Table, tmp_path: Path, ray_cluster: None) -> None:
+    config = replace(MULTI, compute=replace(MULTI.compute, torch_threads=1))
+    whole = plan(config, clips, tmp_path, "evaluate")
+    shutil.copytree(make_store(tmp_path, clips).folder.path(), whole.nodes["prepare"].artifact.path())
+    for name in ("pretrain", "finetune", "cnn"):
+        spec = whole.spec(name)
+        run_stage(spec, BareSession(whole.store, spec.artifact))
+    result = evaluate(whole, lambda total: nullcontext(lambda done: None))
+    assert list(result["metrics"]) == ["svm", "svm_robust", "cnn", "finetune"]
+    for model in ("svm", "svm_robust", "finetune"):
+        assert result["metrics"][model]["test_a"]["mAP"] > 0.9
+    assert result["metrics"]["svm"]["val"]["log_loss"] is None
+    assert result["metrics"]["finetune"]["val"]["log_loss"] < np.log(2)
+    artifact = whole.nodes["evaluate"].artifact
+    assert artifact.read_bytes("report.md").startswith(b"## mAP by split")
+    assert (artifact / "figures").names() == ["average_precision.png", "map_by_device.png"]
 
 
 # The plan and the table ----------------------------------------------------------------------------------------------
