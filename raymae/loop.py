@@ -51,6 +51,10 @@ class Task(Protocol):
         """The model's parameters for the optimiser."""
         ...
 
+    def after_update(self, share: float) -> None:
+        """Called after each update of the weights with the share of the run that is done."""
+        ...
+
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Metrics on the validation split, if there is any; called by every rank."""
         ...
@@ -171,7 +175,7 @@ class Trainer:
             losses.append({"loss": loss.detach(), **extra})
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
-        self._update(bool(torch.isfinite(norm)))
+        self._update(bool(torch.isfinite(norm)), share)
         progress.step += 1
         means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
         metrics = {name: value for name, value in means.items() if math.isfinite(value)}
@@ -188,7 +192,7 @@ class Trainer:
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,
         }
 
-    def _update(self, finite: bool) -> None:
+    def _update(self, finite: bool, share: float) -> None:
         """Take the step, or skip it where the gradient (averaged, so the same on every rank) is not finite."""
         progress = self.progress
         if finite:
@@ -196,6 +200,7 @@ class Trainer:
             progress.bad_in_a_row = 0
             if self.ema:
                 self.ema.update(self.model)
+            self.task.after_update(share)
         else:
             progress.bad_steps += 1
             progress.bad_in_a_row += 1

@@ -92,6 +92,9 @@ class FinetuneTask:
         logits = model(log_mel, valid_frames, generator)
         return LOSSES[self.config.labels](logits, target, self.config.label_smoothing)
 
+    def after_update(self, share: float) -> None:
+        """Nothing follows the weights but the loop's own average."""
+
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Macro accuracy or mAP on the validation split; each clip once over all ranks."""
         clips = self.spec.store.clips
