@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Embedder:
 
     encoder: Encoder
     audio: AudioConfig
+    model: ModelConfig
     layers: tuple[int, ...]
     """Blocks, counted from 1, whose outputs are averaged."""
     window: int
@@ -114,37 +115,43 @@ class Embedder:
         return placed.view(*shape, -1), classes, seen.view(*shape).float()
 
 
-def make_embedder(encoder: Encoder, audio: AudioConfig, augment: AugmentConfig, layers: Sequence[int] = ()) -> Embedder:
+def make_embedder(
+    encoder: Encoder, audio: AudioConfig, model: ModelConfig, augment: AugmentConfig, layers: Sequence[int] = ()
+) -> Embedder:
     """An embedder of an encoder that saw crops as `augment` cuts them; `layers` default to `middle_layers`.
 
     Raises:
         ValueError: there is no such layer.
     """
-    depth = len(encoder.blocks)
-    chosen = tuple(layers) or middle_layers(depth)
-    wrong = [layer for layer in chosen if not 1 <= layer <= depth]
+    model = replace(model, depth=len(encoder.blocks))
+    chosen = tuple(layers) or middle_layers(model.depth)
+    wrong = [layer for layer in chosen if not 1 <= layer <= model.depth]
     if wrong:
-        raise ValueError(f"there is no layer {wrong[0]}: the encoder has {depth} blocks, counted from 1")
-    return Embedder(encoder, audio, chosen, crop_frames(augment, audio))
+        raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")
+    return Embedder(encoder, audio, model, chosen, crop_frames(augment, audio))
+
+
+def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:
+    """The name and content of the JSON file that describes an encoder's folder; ValueError where it holds none."""
+    name = next((name for name in ("model.json", "classifier.json") if folder.exists(name)), None)
+    if name is None:
+        raise ValueError(f"{redact(folder.url)} holds no encoder: it has neither model.json nor classifier.json")
+    card = folder.read_json(name)
+    if card.get("cnn"):
+        raise ValueError(f"{redact(folder.url)} holds a CNN ({card['cnn']}), which has no patch tokens to read")
+    return name, card
 
 
 def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str = "cpu") -> Embedder:
     """The embedder of a pre-training's or a classifier's folder; ValueError where it is neither."""
-    card_name = next((name for name in ("model.json", "classifier.json") if folder.exists(name)), None)
-    if card_name is None:
-        raise ValueError(f"{redact(folder.url)} holds no encoder: it has neither model.json nor classifier.json")
-    card = folder.read_json(card_name)
-    if card.get("cnn"):
-        raise ValueError(f"{redact(folder.url)} holds a CNN ({card['cnn']}), which has no patch tokens to read")
+    name, card = read_card(folder)
     audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
-    if card_name == "classifier.json":
+    if name == "classifier.json":
         finetune = from_dict(FinetuneConfig, card["finetune"])
-        model, augment = replace(model, depth=finetune.layer or model.depth), finetune.augment
-        encoder = AudioClassifier(audio, model, finetune, 2).encoder
+        augment, encoder = finetune.augment, AudioClassifier(audio, model, finetune, 2).encoder
     else:
-        augment = AugmentConfig(crop_seconds=card["crop_seconds"])
-        encoder = Encoder(audio, model)
+        augment, encoder = AugmentConfig(crop_seconds=card["crop_seconds"]), Encoder(audio, model)
     weights = load_tensors(folder.read_bytes("model.safetensors"))
-    own = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
+    own = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     encoder.load_state_dict(own)
-    return make_embedder(encoder.to(torch_device).eval(), audio, augment, layers)
+    return make_embedder(encoder.to(torch_device).eval(), audio, model, augment, layers)

@@ -34,11 +34,23 @@ EPOCH_COMMIT_SECONDS = 15.0
 class Task(Protocol):
     """What differs between pre-training and fine-tuning."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def config(self) -> TrainConfig:
+        """The stage's section."""
+        ...
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Budget of work seconds."""
+        ...
+
     order: Order
-    config: TrainConfig
     seed: int
-    max_seconds: float | None
     head_steps: int
 
     def training_step(

@@ -22,6 +22,7 @@ FLOORS = [
     {"features", "launch", "inference"},
     {"evaluate", "label"},
     {"pipeline"},
+    {"encode"},
     {"cli", "benchmark"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -25,11 +25,12 @@ from raymae.windows import MicroBatch
 class PretrainTask:
     """Reconstruct the removed patches of every clip of train and pool."""
 
-    max_seconds = None
     head_steps = 0
 
     def __init__(self, spec: StageSpec) -> None:
-        self.spec, self.config, self.seed = spec, spec.config.pretrain, spec.seed()
+        self.spec, self.seed = spec, spec.seed()
+        self.config = spec.config.pretrain
+        self.max_seconds = None
         self.order = spec.order()
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
@@ -72,7 +73,9 @@ class PretrainTask:
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Probes of what the encoder has learnt (`raymae.stages.monitor`)."""
         encoder = cast(MaskedAutoencoder, model).encoder
-        return monitor(self.spec, make_embedder(encoder, self.audio, self.config.augment), session)
+        return monitor(
+            self.spec, make_embedder(encoder, self.audio, self.spec.config.model, self.config.augment), session
+        )
 
     def save(self, model: nn.Module) -> None:
         """Write the weights, what is needed to build the model, and a picture of what it can do."""
