@@ -78,7 +78,8 @@ class PretrainConfig(TrainConfig):
     pool_only: bool = False
     """Leave the clips of the training split out."""
     probe_clips: int = 500
-    """Most labelled clips of train (and of val) that the probes watching the features take; 0 switches them off."""
+    """Most labelled clips of train (and of val) that the probes watching the features take; 0 switches them off.
+    Clips of several classes are not probed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
