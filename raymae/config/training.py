@@ -162,6 +162,7 @@ class EvaluateConfig:
     """What the final table compares."""
 
     rivals: tuple[Literal["svm", "svm_robust", "cnn"], ...] = ("svm", "svm_robust", "cnn")
-    """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch."""
+    """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch.
+    Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
     cnn: str = "test_resnet"
     """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
