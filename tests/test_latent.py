@@ -135,6 +135,6 @@ def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) ->
 
 
 def test_shares_of_the_teacher_are_checked() -> None:
-    with pytest.raises(ValueError, match="decay = 1.0"):
+    with pytest.raises(ValueError, match=r"decay = 1\.0"):
         LatentConfig(decay=1.0)
     assert ModelConfig().masks_per_clip == 1
