@@ -12,14 +12,15 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from raymae import report, tagging
 from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify
 from raymae.order import Rows
 from raymae.plan import FINETUNED, Plan
-from raymae.report import evaluation, figures, report_text
 from raymae.rivals import fit_svm, statistics
 from raymae.spec import class_names, rows_of
 from raymae.store import FeatureStore, iterate
+from raymae.targets import Labels, target_matrix
 
 SvmKind = Literal["svm", "svm_robust"]
 SVMS: tuple[SvmKind, ...] = ("svm", "svm_robust")
@@ -37,15 +38,17 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
 
 @ray.remote(num_cpus=1)
 def svm_rivals(
-    store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], seed: int
+    store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], labels: Labels, seed: int
 ) -> dict[SvmKind, tuple[NDArray[np.float32], float]]:
     """Probabilities (n, C) of the held-out rows and training seconds, by rival."""
-    labels = np.array([names.index(label) for label in store.clips["scene_label"].take(train).to_pylist()])
+    targets = target_matrix(store.clips["scene_label"].take(train), names, labels).toarray().astype(np.int64)
+    if labels == "single":
+        targets = targets.argmax(axis=1)
     x_train, x_test = store_statistics(store, train), store_statistics(store, test)
     found = {}
     for kind in kinds:
         started = time.perf_counter()
-        model = fit_svm(kind, x_train, labels, names, seed)
+        model = fit_svm(kind, x_train, targets, names, seed)
         seconds = time.perf_counter() - started
         found[kind] = (model.probabilities(x_test).astype(np.float32), seconds)
     return found
@@ -58,13 +61,16 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
     """
     store, config = plan.store, plan.config
     artifact = plan.nodes["evaluate"].artifact
-    names = class_names(store.clips)
+    labels = config.finetune.labels
+    judge = tagging if labels == "multi" else report
+    names = class_names(store.clips, labels)
     held_out = np.concatenate([rows_of(store.clips, split, labelled=True) for split in ("val", "test")])
     if not len(held_out):
         raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
     folders = {name: plan.nodes[name].artifact for name in FINETUNED if name in plan.nodes}
     kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
-    rivals = svm_rivals.remote(store, kinds, rows_of(store.clips, "train", labelled=True), held_out, names, config.seed)
+    train = rows_of(store.clips, "train", labelled=True)
+    rivals = svm_rivals.remote(store, kinds, train, held_out, names, labels, config.seed)
     with bar(len(held_out)) as progress:
         probabilities, work_seconds = classify(store, held_out, folders, config.compute, progress)
     seconds = {name: folder.result()["work_seconds"] for name, folder in folders.items()}
@@ -77,14 +83,14 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
     for name in order:
         predictions = predictions_table(clips, probabilities[name])
         artifact.write_table(f"predictions/{name}.parquet", predictions)
-        metrics[name] = evaluation(predictions, names)
+        metrics[name] = judge.evaluation(predictions, names)
         if name in SVMS:  # decision values order the classes; they are no probabilities
             for values in metrics[name].values():
-                values.update(log_loss=None, ece=None)
+                values.update({key: None for key in ("log_loss", "ece") if key in values})
     stamp = STAMP if config.data.dataset == "synthetic" else None
-    text = report_text(metrics, seconds, stamp)
+    text = judge.report_text(metrics, seconds, stamp)
     artifact.write_bytes("report.md", text.encode())
-    figures(metrics, names, artifact)
+    judge.figures(metrics, names, artifact)
     return {"metrics": metrics, "train_seconds": seconds, "classes": names, "work_seconds": work_seconds}
 
 

@@ -83,6 +83,6 @@ class Follower:
                 mininterval=1,
                 smoothing=0,
             )
-        shown = ("loss", "val/macro_accuracy", "clips_per_second", "skipped_steps")
+        shown = ("loss", "val/macro_accuracy", "val/mAP", "clips_per_second", "skipped_steps")
         bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
         bar.update(event["step"] - bar.n)

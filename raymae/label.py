@@ -60,7 +60,7 @@ def find_files(inputs: tuple[str, ...]) -> list[str]:
 
 
 def find_classifier(config: Config) -> Folder:
-    """The folder of the classifier: the one given, the registered one, or the student of the recipe's own pipeline."""
+    """The folder of the classifier: the one given, the registered one, or the final one of the recipe's pipeline."""
     model = config.predict.model
     if model is None:
         from raymae.datasets import load
@@ -68,13 +68,14 @@ def find_classifier(config: Config) -> Folder:
 
         storage = open_storage(config.storage)
         clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
-        student = Plan(config, clips, storage, "register").nodes["student"]
-        if not student.reused:
+        plan = Plan(config, clips, storage, "register")
+        final = plan.nodes[plan.final]
+        if not final.reused:
             raise ValueError(
                 "the pipeline of this recipe and these settings has not finished: run jobs/pipeline.py first, "
                 "or name a classifier with --predict.model"
             )
-        return student.artifact
+        return final.artifact
     if model.startswith(("models:/", "runs:/")):
         from raymae.tracking import Tracker
 

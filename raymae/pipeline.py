@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
-from raymae.datasets import check_labels, load, summary
+from raymae.datasets import load, summary
 from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
 from raymae.spec import class_names, rows_of
 
@@ -27,9 +27,8 @@ log = logging.getLogger(__name__)
 def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     """Run everything that `target` needs and return the result (the keys are documented in the README)."""
     started = time.time()
-    clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
-    if target not in ("prepare", "pretrain"):
-        check_labels(clips)
+    labels = None if target in ("prepare", "pretrain") else config.finetune.labels
+    clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None, labels)
     plan = Plan(config, clips, storage, target)
     print_plan(plan)
     if config.dry_run:
@@ -49,7 +48,7 @@ def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
 def print_plan(plan: Plan) -> None:
     """What will run, what is reused, and what it takes."""
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
-    for line in summary(plan.clips):
+    for line in summary(plan.clips, plan.config.finetune.labels):
         print(f"  {line}")
     details = {}
     if plan.to_do:
@@ -60,6 +59,8 @@ def print_plan(plan: Plan) -> None:
         step = None if node.reused else latest_step(node.artifact)
         state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
         print(f"  {name:13s}{node.key}  {state}  {DOES[name]}{details.get(name, '')}")
+    if "evaluate" in plan.nodes and not plan.has_student:
+        print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
 
 
 def print_result(plan: Plan, result: dict[str, Any]) -> None:
@@ -243,14 +244,13 @@ class Run:
 
     def _register(self, node: Node) -> dict[str, Any]:
         plan = self.plan
-        student = plan.nodes["student"]
         evaluation = plan.nodes["evaluate"].artifact.result()
         metadata = {
             "recipe": plan.config.recipe,
             "stages": {name: other.key for name, other in plan.nodes.items() if name != "register"},
-            "metrics": evaluation["metrics"]["student"],
+            "metrics": evaluation["metrics"][plan.final],
         }
-        model_uri, version = self.tracker.register(self.parent_id, student.artifact, metadata)
+        model_uri, version = self.tracker.register(self.parent_id, plan.nodes[plan.final].artifact, metadata)
         return {"model_uri": model_uri, "version": version, "mlflow_run_id": self.parent_id}
 
     def commands(self) -> dict[str, str]:

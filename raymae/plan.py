@@ -43,6 +43,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("prepare", "finetune", "student"),
     "register": ("student", "evaluate"),
 }
+WITHOUT_STUDENT = {"evaluate": ("prepare", "finetune"), "register": ("finetune", "evaluate")}
+"""What takes the place of some of `NEEDS` where clips may have several classes: pseudo-labels are for one class."""
 DOES = {
     "prepare": "audio to log-mel feature store",
     "pretrain": "masked autoencoder on unlabelled clips",
@@ -83,13 +85,34 @@ class Plan:
     storage: Folder
     target: Target
 
+    def __post_init__(self) -> None:
+        if self.target == "pseudo_label" and not self.has_student:
+            raise ValueError(
+                "finetune.labels = multi: pseudo-labels are for clips of one class; jobs/finetune.py, jobs/evaluate.py "
+                "and jobs/pipeline.py go without them and take the fine-tuned classifier for the final one"
+            )
+
+    @property
+    def has_student(self) -> bool:
+        """Whether pseudo-labels and a student follow the teacher."""
+        return self.config.finetune.labels == "single"
+
+    @property
+    def final(self) -> str:
+        """The stage whose classifier is the result."""
+        return "student" if self.has_student else "finetune"
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """The stages before a stage."""
+        return NEEDS[name] if self.has_student else WITHOUT_STUDENT.get(name, NEEDS[name])
+
     @cached_property
     def names(self) -> list[str]:
         """The stages, in the order of their running."""
         wanted: set[str] = set()
 
         def add(name: str) -> None:
-            for needed in NEEDS[name]:
+            for needed in self.needs(name):
                 add(needed)
             if name == "evaluate" and "cnn" in self.config.evaluate.rivals:
                 add("cnn")
@@ -192,7 +215,7 @@ class Plan:
             models = {key: keys[key] for key in FINETUNED if key in keys}
             return [audio, config.evaluate.rivals, fingerprint(self.clips, self.clips.column_names), models]
         tracking = config.tracking
-        return [keys["student"], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
+        return [keys[self.final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
 
     def _training(self, section: str) -> dict[str, Any]:
         """What decides the result of training, from a section of the configuration; responses by what they hold."""

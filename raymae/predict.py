@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,9 +25,12 @@ from raymae.augment import crop_frames
 from raymae.checkpoint import load_weights, save_weights
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.models import build_classifier
+from raymae.targets import SEPARATOR
 
 FORMAT = 1
 BATCH = 16
+PRESENT = 0.5
+"""Smallest probability of a class that a row names, where clips may have several."""
 FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32": 2**31}
 """What a waveform of each type is divided by."""
 
@@ -105,7 +109,11 @@ def class_probabilities(
     audio: AudioConfig,
     torch_device: torch.device,
 ) -> Probabilities:
-    """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length."""
+    """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length.
+
+    With `finetune.labels` = single they sum to 1, with multi each is between 0 and 1 by itself.
+    """
+    squash = torch.sigmoid if finetune.labels == "multi" else partial(torch.softmax, dim=1)
     crop = crop_frames(finetune.augment, audio)
     if crop >= log_mel.shape[1]:
         starts = np.zeros((1, len(log_mel)), np.int64)
@@ -116,7 +124,7 @@ def class_probabilities(
         part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
         x = torch.from_numpy(part).to(torch_device).float()
         frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
-        total = total + model(x, frames).float().softmax(1)
+        total = total + squash(model(x, frames).float())
     return np.asarray((total / len(starts)).cpu().numpy(), np.float32)
 
 
@@ -187,12 +195,17 @@ class Predictor:
     def row(self, path: str, open_source: Callable[[str], Source] = str) -> dict[str, Any]:
         """A row of a result table: path, scene_label, confidence, error, and a probability per class.
 
-        A file that can't be read has no label and says why in `error`.
+        `confidence` is the largest probability. Where clips may have several classes, scene_label joins those of
+        `PRESENT` and above, surest first, or is the surest one where there are none. A file that can't be read has no
+        label and says why in `error`.
         """
         try:
             found = self(open_source(path))
         except AudioError as error:
             nothing = dict.fromkeys(self.class_names)
             return {"path": path, "scene_label": None, "confidence": None, "error": str(error), **nothing}
-        label = max(found, key=lambda name: found[name])
-        return {"path": path, "scene_label": label, "confidence": found[label], "error": None, **found}
+        ranked = sorted(found, key=lambda name: -found[name])
+        several = self.classifier.finetune.labels == "multi"
+        present = [name for name in ranked if found[name] >= PRESENT] if several else []
+        label = SEPARATOR.join(present or ranked[:1])
+        return {"path": path, "scene_label": label, "confidence": found[ranked[0]], "error": None, **found}

@@ -40,7 +40,7 @@ MODEL_TITLES = {
 TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
 CURVES = {
     "loss": ("loss",),
-    "accuracy": ("train_accuracy", "val/"),
+    "score": ("train_accuracy", "train_precision", "val/"),
     "learning rate": ("lr",),
 }
 """Panels of the learning curves and how the names of their metrics begin."""
@@ -55,12 +55,17 @@ def evaluation(predictions: pa.Table, class_names: Sequence[str]) -> Evaluation:
     ece, missing_classes, accuracy_by_device, accuracy_by_city, confusion (rows are the truth). Raises ValueError for a
     label that is not in `class_names`.
     """
+    return {name: _split_metrics(clips, class_names) for name, clips in held_out(predictions).items()}
+
+
+def held_out(predictions: pa.Table) -> dict[str, pa.Table]:
+    """The labelled clips of each held-out split, val first, then test…."""
     labelled = predictions.filter(pc.is_valid(predictions["scene_label"]))
     splits = sorted(
         (name for name in labelled["split"].unique().to_pylist() if name == "val" or name.startswith("test")),
         key=lambda name: (name != "val", name),
     )
-    return {name: _split_metrics(labelled.filter(pc.equal(labelled["split"], name)), class_names) for name in splits}
+    return {name: labelled.filter(pc.equal(labelled["split"], name)) for name in splits}
 
 
 def _split_metrics(clips: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +99,11 @@ def report_text(metrics: Mapping[str, Evaluation], seconds: Mapping[str, float],
     """The evaluations of some models as Markdown whose columns are aligned; `stamp` stands under every table."""
     splits = next(iter(metrics.values()))
     rows = [
-        [_title(name), *(_score(found[split]) for split in splits), f"{seconds[name]:.1f} s"]
+        [
+            model_title(name),
+            *(score(found[split]["macro_accuracy"], found[split]["macro_accuracy_ci"]) for split in splits),
+            f"{seconds[name]:.1f} s",
+        ]
         for name, found in metrics.items()
     ]
     header = ["model", *(f"{name} ({found['clips']} clips)" for name, found in splits.items()), "training"]
@@ -110,7 +119,9 @@ def report_text(metrics: Mapping[str, Evaluation], seconds: Mapping[str, float],
         *under,
         *notes,
         "## Accuracy by split and device",
-        result_table(["split", "device", *(_title(name) for name in metrics)], _device_rows(metrics)),
+        result_table(
+            ["split", "device", *(model_title(name) for name in metrics)], device_rows(metrics, "accuracy_by_device")
+        ),
         *under,
     ]
     return "\n\n".join(parts) + "\n"
@@ -130,27 +141,25 @@ def result_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _title(name: str) -> str:
+def model_title(name: str) -> str:
+    """What a model is called in tables and figures."""
     return MODEL_TITLES.get(name, name)
 
 
-def _score(found: Mapping[str, Any]) -> str:
-    interval = found["macro_accuracy_ci"]
-    return f"{found['macro_accuracy']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+def score(value: float, interval: Sequence[float] | None) -> str:
+    """A score with its interval, where there is one."""
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _missing_note(split: str, classes: Sequence[str]) -> str:
     return f"{split} has no clip of {', '.join(classes)}: its macro accuracy is over the other classes."
 
 
-def _device_rows(metrics: Mapping[str, Evaluation]) -> list[list[str]]:
-    devices = [
-        (split, device)
-        for split, found in next(iter(metrics.values())).items()
-        for device in found["accuracy_by_device"]
-    ]
+def device_rows(metrics: Mapping[str, Evaluation], key: str) -> list[list[str]]:
+    """Split, device and what `metrics[model][split][key]` holds of the device for every model."""
+    devices = [(split, device) for split, found in next(iter(metrics.values())).items() for device in found[key]]
     return [
-        [split, device, *(f"{found[split]['accuracy_by_device'][device]:.3f}" for found in metrics.values())]
+        [split, device, *(f"{found[split][key][device]:.3f}" for found in metrics.values())]
         for split, device in devices
     ]
 
@@ -162,8 +171,8 @@ def figures(metrics: Mapping[str, Evaluation], class_names: Sequence[str], folde
     """Draw the last model's confusions and every model's accuracy by device to `folder`; the files' names."""
     last, found = list(metrics.items())[-1]
     drawn = {
-        "figures/confusion.png": confusion_figure(found, class_names, _title(last)),
-        "figures/accuracy_by_device.png": device_figure(metrics),
+        "figures/confusion.png": confusion_figure(found, class_names, model_title(last)),
+        "figures/accuracy_by_device.png": device_figure(metrics, "accuracy_by_device", "accuracy"),
     }
     for name, figure in drawn.items():
         folder.write_bytes(name, png(figure))
@@ -196,18 +205,18 @@ def confusion_figure(found: Evaluation, class_names: Sequence[str], title: str) 
     return figure
 
 
-def device_figure(metrics: Mapping[str, Evaluation]) -> Figure:
-    """A panel per split: accuracy by recording device, a bar per model."""
+def device_figure(metrics: Mapping[str, Evaluation], key: str, ylabel: str) -> Figure:
+    """A panel per split: what `metrics[model][split][key]` holds by recording device, a bar per model."""
     splits = next(iter(metrics.values()))
     figure = Figure(figsize=(8, 0.7 + 2.5 * len(splits)), layout="constrained")
     width = 0.8 / len(metrics)
     for axes, split in zip(figure.subplots(len(splits), 1, squeeze=False)[:, 0], splits, strict=True):
         for turn, (name, found) in enumerate(metrics.items()):
-            scores = found[split]["accuracy_by_device"]
+            scores = found[split][key]
             places = np.arange(len(scores)) + (turn - (len(metrics) - 1) / 2) * width
-            axes.bar(places, list(scores.values()), width, label=_title(name))
+            axes.bar(places, list(scores.values()), width, label=model_title(name))
         axes.set_xticks(range(len(scores)), list(scores))
-        axes.set(title=split, ylabel="accuracy", ylim=(0, 1))
+        axes.set(title=split, ylabel=ylabel, ylim=(0, 1))
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
     handles, labels = axes.get_legend_handles_labels()

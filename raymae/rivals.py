@@ -1,6 +1,7 @@
 """Rivals without a network: support vector machines on log-mel statistics.
 
-They train in seconds and are hard to beat with few labels. A network that doesn't beat them has not earned its cost.
+They train in seconds on a few hundred clips and are hard to beat with few labels. A network that doesn't beat them has
+not earned its cost.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from raymae.config import AudioConfig
+from raymae.targets import Labels
 
 Statistics = NDArray[np.float32]
 Prepare = Callable[[Statistics], Statistics]
@@ -67,6 +70,7 @@ class SvmRival:
     """One or several machines, each on its own view of the statistics."""
 
     class_names: Sequence[str]
+    labels: Labels
     parts: Sequence[tuple[Prepare, Any]]
 
     def decision_values(self, x: Statistics) -> NDArray[np.float64]:
@@ -77,32 +81,38 @@ class SvmRival:
         return values
 
     def probabilities(self, x: Statistics) -> NDArray[np.float64]:
-        """Softmax of the decision values (n, C): right for the winner and the order, not a confidence."""
-        return softmax(self.decision_values(x), axis=1)
+        """Decision values (n, C) squashed by softmax, or each by itself where clips may have several classes: right for
+        the winner and the order, not a confidence."""
+        values = self.decision_values(x)
+        return softmax(values, axis=1) if self.labels == "single" else expit(values)
 
 
 def fit_svm(
     kind: Literal["svm", "svm_robust"],
     x: Statistics,
-    labels: NDArray[np.integer],
+    targets: NDArray[np.integer],
     class_names: Sequence[str],
     seed: int,
 ) -> SvmRival:
-    """Fit a rival to statistics (n, 5, F) and class numbers (n,).
+    """Fit a rival to statistics (n, 5, F) and class numbers (n,), or to multi-hot targets (n, C): one class against the
+    rest each.
 
     svm: one machine on the statistics. svm_robust: one on the statistics with coloured copies, one on the centred
     statistics. Raises ValueError (scikit-learn's) for fewer than two classes.
     """
+    labels: Labels = "single" if targets.ndim == 1 else "multi"
     if kind == "svm":
-        return SvmRival(class_names, [(keep, _machine(x, labels))])
+        return SvmRival(class_names, labels, [(keep, _machine(x, targets))])
     rng = np.random.default_rng(seed)
     coloured = np.concatenate([x, *(colour(x, rng) for _ in range(COPIES))])
-    parts = [(keep, _machine(coloured, np.tile(labels, 1 + COPIES))), (centre, _machine(centre(x), labels))]
-    return SvmRival(class_names, parts)
+    copied = np.concatenate([targets] * (1 + COPIES))
+    parts = [(keep, _machine(coloured, copied)), (centre, _machine(centre(x), targets))]
+    return SvmRival(class_names, labels, parts)
 
 
-def _machine(x: Statistics, labels: NDArray[np.integer]) -> Any:
-    return make_pipeline(StandardScaler(), SVC(C=10.0)).fit(_flat(x), labels)
+def _machine(x: Statistics, targets: NDArray[np.integer]) -> Any:
+    machine = SVC(C=10.0) if targets.ndim == 1 else OneVsRestClassifier(SVC(C=10.0))
+    return make_pipeline(StandardScaler(), machine).fit(_flat(x), targets)
 
 
 def _flat(x: Statistics) -> Statistics:

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from raymae.artifacts import Folder
 from raymae.config import Config, TrainConfig
 from raymae.order import Order, Rows, mix
 from raymae.store import FeatureStore
+from raymae.targets import Labels, class_set, target_matrix
 
 TIMED_EPOCHS = 20
 """A stage with a time budget is given this many times the configured epochs of data, more than it can use."""
@@ -96,16 +98,15 @@ def pretrain_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
     return sources
 
 
-def class_names(clips: pa.Table) -> list[str]:
+def class_names(clips: pa.Table, labels: Labels = "single") -> list[str]:
     """The classes of the labelled training clips, sorted."""
-    labels = clips["scene_label"].take(rows_of(clips, "train", labelled=True))
-    return sorted(pc.unique(labels).to_pylist())
+    return class_set(clips["scene_label"].take(rows_of(clips, "train", labelled=True)), labels)
 
 
-def labelled_rows(spec: StageSpec) -> tuple[Rows, Rows]:
-    """Rows to fine-tune on and their class numbers: the labelled training clips and the accepted pseudo-labels."""
-    clips = spec.store.clips
-    names = class_names(clips)
+def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
+    """Rows to fine-tune on, the labelled training clips and the accepted pseudo-labels; and the targets of all rows of
+    the store, (len(store), C), which are empty for the rows that are not trained on."""
+    clips, kind = spec.store.clips, spec.config.finetune.labels
     labels = clips["scene_label"].to_pandas().where(clips["split"].to_pandas() == "train")
     if spec.pseudo_labels:
         with spec.pseudo_labels.open("pseudo_labels.parquet") as file:
@@ -113,6 +114,6 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, Rows]:
         guessed = guessed.filter(guessed["accepted"]).select(["clip_id", "pseudo_label"]).to_pandas()
         known = clips["clip_id"].to_pandas().map(guessed.set_index("clip_id")["pseudo_label"])
         labels = labels.fillna(known)
-    number = labels.map({name: index for index, name in enumerate(names)})
-    rows = np.flatnonzero(number.notna()).astype(np.int64)
-    return rows, number.to_numpy()[rows].astype(np.int64)
+    column = pa.chunked_array([pa.array(labels, pa.string(), from_pandas=True)])
+    targets = target_matrix(column, class_names(clips, kind), kind)
+    return np.flatnonzero(np.diff(targets.indptr)).astype(np.int64), targets

@@ -171,7 +171,12 @@ class Tracker:
                     code_paths=[str(package)],
                     pip_requirements=list(REQUIREMENTS),
                     signature=signature(card["class_names"]),
-                    metadata={**metadata, "class_names": card["class_names"], "audio": card["audio"]},
+                    metadata={
+                        **metadata,
+                        "class_names": card["class_names"],
+                        "labels": card["finetune"]["labels"],
+                        "audio": card["audio"],
+                    },
                 )
         self.client.set_terminated(run_id, "RUNNING")
         return info

@@ -216,6 +216,11 @@ def test_a_misspelt_name_never_counts(name: str, letter: str, place: int) -> Non
             [*ROWS[:2], ("c.wav", "tram", "", "val")],
             "'tram' in 1 held-out clips .* without any clip in tra",
         ),
+        (
+            "evaluate",
+            [("a.wav", "bus;tram", "", "train"), *ROWS[1:]],
+            "metadata row 2: 'bus;tram': should be one class",
+        ),
         ("register", [(name, "", "", split) for name, _, _, split in ROWS], "no clip of split train has a scene_label"),
         ("prepare", [], "has no rows"),
     ],

@@ -57,6 +57,19 @@ def test_wrong_settings_say_what_is_right(build, message: str) -> None:
         build()
 
 
+def test_audioset_is_fine_tuned_as_audio_mae_does() -> None:
+    """Huang et al. 2022, appendix, AS-20K, and the public main_finetune_as.py."""
+    config = RECIPES["audioset"]()
+    finetune, augment = config.finetune, config.finetune.augment
+    assert (finetune.labels, finetune.epochs, finetune.warmup_epochs, finetune.layer_decay) == ("multi", 60, 4, 0.75)
+    assert finetune.peak_lr == pytest.approx(1e-3 * 32 / 256)
+    assert (finetune.pool, finetune.drop_path, finetune.weight_decay) == ("mean", 0.1, 5e-4)
+    assert (finetune.time_mask_ratio, finetune.freq_mask_ratio) == (0.2, 0.2)
+    assert (augment.mixup_p, augment.mixup_alpha) == (0.5, 10)
+    assert (augment.freq_mask_param, augment.time_mask_param) == (48, 192)
+    assert (config.audio.n_frames, config.audio.n_mels, config.model.norm_target) == (1024, 128, True)
+
+
 def test_any_field_by_its_path() -> None:
     config = parse(["small", "--model.mask-ratio", "0.6", "--pretrain.augment.roll-p", "0.5", "--seed", "3"], "")
     assert (config.recipe, config.model.mask_ratio, config.pretrain.augment.roll_p, config.seed) == (

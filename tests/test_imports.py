@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
     {"config", "headers", "spectrum"},
-    {"audio", "optim", "metrics", "order", "artifacts"},
+    {"audio", "optim", "metrics", "order", "artifacts", "targets"},
     {"sources", "shards"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "probe", "report", "pseudo_label"},
-    {"session", "checkpoint", "plan"},
+    {"session", "checkpoint", "plan", "tagging"},
     {"loop", "predict", "embed"},
     {"stages", "outlook", "follow", "pyfunc"},
     {"tracking"},

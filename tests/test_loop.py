@@ -249,8 +249,9 @@ def test_only_train_and_pool_are_pretrained_on(store: FeatureStore, tmp_path: Pa
 
 def test_only_labelled_training_clips_are_finetuned_on(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path, "finetune")
-    rows, labels = labelled_rows(spec)
+    rows, targets = labelled_rows(spec)
     clips = store.clips.take(rows)
     assert set(clips["split"].to_pylist()) == {"train"}
     names = class_names(store.clips)
-    assert clips["scene_label"].to_pylist() == [names[label] for label in labels]
+    assert clips["scene_label"].to_pylist() == [names[label] for label in targets[rows].toarray().argmax(1)]
+    assert targets.sum() == len(rows)

@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from raymae.metrics import (
     accuracy,
     accuracy_by,
+    average_precision,
+    binary_log_loss,
     confusion_matrix,
     ece,
     log_loss,
     macro_accuracy,
     macro_accuracy_interval,
+    mean_average_precision,
+    mean_average_precision_interval,
     missing_classes,
+    weighted_average_precision,
 )
 
 TRUTH = np.array([0, 0, 0, 0, 2, 2])
@@ -85,3 +90,100 @@ def test_interval_needs_groups_of_every_class() -> None:
     rng = np.random.default_rng(0)
     assert macro_accuracy_interval(*clips(rng, 20, 3)) is not None
     assert macro_accuracy_interval(*clips(rng, 19, 3)) is None
+
+
+# Several classes a clip -----------------------------------------------------------------------------------------------
+
+
+@st.composite
+def tagged(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Multi-hot truth and scores with ties; every clip has a class, some classes may have no clip."""
+    clips, classes = draw(st.integers(1, 30)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    truth = (rng.random((clips, classes)) < draw(st.integers(0, 6)) / 10).astype(np.float32)
+    truth[np.arange(clips), rng.integers(classes, size=clips)] = 1
+    return truth, rng.integers(0, draw(st.integers(1, 20)), (clips, classes)) / 20
+
+
+@given(tagged())
+def test_map_is_scikit_learns_over_the_classes_that_have_a_clip(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, scores = pair
+    present = truth.any(axis=0)
+    found = average_precision(truth, scores)
+    np.testing.assert_array_equal(np.isnan(found), ~present)
+    expected = sklearn.metrics.average_precision_score(truth[:, present], scores[:, present], average="macro")
+    assert mean_average_precision(truth, scores) == pytest.approx(expected)
+
+
+@given(tagged())
+def test_a_perfect_order_has_map_1_and_no_order_the_share_of_the_class(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, scores = pair
+    assert mean_average_precision(truth, truth + 0.5 * scores) == pytest.approx(1)
+    present = truth.any(axis=0)
+    flat = average_precision(truth, np.zeros_like(truth))
+    np.testing.assert_allclose(flat[present], truth[:, present].mean(axis=0))
+
+
+@given(tagged(), st.integers(0, 100))
+def test_weighted_average_precision_is_scikit_learns(pair: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    truth, scores = pair[0][:, 0], pair[1][:, 0]
+    if not truth.any():
+        return
+    weights = np.random.default_rng(seed).integers(0, 4, size=(len(truth), 3))
+    for found, weight in zip(weighted_average_precision(truth, scores, weights), weights.T, strict=True):
+        if not weight[truth > 0].any():
+            assert np.isnan(found)
+        else:
+            expected = sklearn.metrics.average_precision_score(truth, scores, sample_weight=weight)
+            assert found == pytest.approx(expected)
+
+
+def test_no_class_no_map() -> None:
+    with pytest.raises(ValueError, match="no clip has a class"):
+        mean_average_precision(np.zeros((3, 2)), np.ones((3, 2)))
+
+
+def test_binary_log_loss_by_hand() -> None:
+    truth, probabilities = np.array([[1, 0], [0, 1]]), np.array([[0.5, 0.25], [0.0, 1.0]], np.float32)
+    assert binary_log_loss(truth, probabilities) == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 4)
+    assert np.isfinite(binary_log_loss(1 - truth, probabilities))
+
+
+def test_the_interval_of_map_holds_what_sets_of_this_size_give() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        truth = (rng.random((200, 4)) < 0.15).astype(np.float32)
+        return truth, truth + rng.normal(size=truth.shape)
+
+    expected = np.mean([mean_average_precision(*draw()) for _ in range(200)])
+    held = 0
+    for _ in range(40):
+        low, high = mean_average_precision_interval(*draw(), [str(number) for number in range(200)])
+        held += low <= expected <= high
+    assert held >= 34
+
+
+def test_the_interval_of_map_holds_the_figure_of_many_classes() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((2000, 100)) < 0.01).astype(np.float32)
+    truth[np.arange(2000), np.arange(2000) % 100] = 1
+    scores = truth + rng.normal(size=truth.shape)
+    low, high = mean_average_precision_interval(truth, scores, [str(number) for number in range(2000)])
+    assert low < mean_average_precision(truth, scores) < high
+
+
+def test_the_interval_of_map_is_of_groups_and_needs_some_of_every_class() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.eye(3)[np.arange(60) % 3] + np.eye(3)[(np.arange(60) // 3) % 3] > 0
+    scores = truth + rng.normal(scale=0.8, size=truth.shape)
+    group = [f"g{number}" for number in range(60)]
+    low, high = mean_average_precision_interval(truth, scores, group)
+    assert low < mean_average_precision(truth, scores) < high
+    copies = mean_average_precision_interval(np.repeat(truth, 5, 0), np.repeat(scores, 5, 0), np.repeat(group, 5))
+    assert copies == pytest.approx((low, high))
+    truth[:, 2] = np.arange(60) < 4
+    assert mean_average_precision_interval(truth, scores, group) is None
+    assert mean_average_precision_interval(np.delete(truth, 2, 1), np.delete(scores, 2, 1), group) is not None
+    truth[:, 2] = False  # a class without a clip doesn't count
+    assert mean_average_precision_interval(truth, scores, group) is not None

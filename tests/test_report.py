@@ -152,7 +152,7 @@ def test_confusion_figure_shows_the_counts() -> None:
 
 
 def test_device_figure_has_a_bar_per_model_and_device() -> None:
-    figure = device_figure(METRICS)
+    figure = device_figure(METRICS, "accuracy_by_device", "accuracy")
     assert [len(axes.patches) for axes in figure.axes] == [8, 8, 8]
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["s4", "s5"]
 
@@ -161,7 +161,7 @@ def test_learning_curves_show_what_there_is() -> None:
     events = [{"step": step, "metrics": {"loss": 1 / step, "lr": 0.1}} for step in (1, 2, 3)]
     events[2]["metrics"]["val/macro_accuracy"] = 0.5
     figure = learning_curves(events, "finetune")
-    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy", "learning rate"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "score", "learning rate"]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[3, 0.5]]
     assert len(learning_curves(events[:2], "pretrain").axes) == 2
 

@@ -73,3 +73,21 @@ def test_a_seed_decides() -> None:
     one, again, other = (fit_svm("svm_robust", *train, NAMES, seed).probabilities(x) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["svm", "svm_robust"])
+def test_learns_several_classes_at_once(kind: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def make(count: int) -> tuple[np.ndarray, np.ndarray]:
+        targets = (rng.random((count, 3)) < 0.5).astype(np.int64)
+        x = rng.normal(scale=0.3, size=(count, 5, 16)).astype(np.float32)
+        x[:, :, :12] += np.repeat(targets, 4, axis=1)[:, None]
+        return x, targets
+
+    model = fit_svm(kind, *make(60), NAMES, 0)
+    x, targets = make(60)
+    probabilities = model.probabilities(x)
+    assert probabilities.shape == (60, 3)
+    assert np.mean((probabilities > 0.5) == targets) > 0.95
+    assert probabilities.sum(axis=1).max() > 1.5

@@ -339,14 +339,21 @@ def test_labels(tmp_path: Path) -> None:
         {"filename": "b", "scene_label": "bus", "split": "val"},
         {"filename": "c", "scene_label": "", "split": "test"},
     ]
-    unlabelled = load_table(make(tmp_path / "x", rows))
     with pytest.raises(ValueError, match="no clip of split train has a scene_label"):
-        check_labels(unlabelled)
+        check_labels(read_table(make(tmp_path / "x", rows)), "single")
     rows[0]["scene_label"] = "tram"
-    with pytest.raises(ValueError, match=r"'bus' in 1 held-out clips \(first meta, b, split val\).* there: tram"):
-        check_labels(load_table(make(tmp_path / "y", rows)))
+    with pytest.raises(ValueError, match=r"'bus' in 1 held-out clips \(first meta row 3, b, split val\).* there: tram"):
+        check_labels(read_table(make(tmp_path / "y", rows)), "single")
     rows[1]["scene_label"] = "tram"
-    check_labels(load_table(make(tmp_path / "z", rows)))
+    check_labels(read_table(make(tmp_path / "z", rows)), "single")
+
+
+def test_labels_are_checked_where_they_are_to_be_learned(tmp_path: Path) -> None:
+    config = DataConfig(dataset="table", tables=(make(tmp_path, [{"filename": "a", "scene_label": "bus;tram"}]),))
+    assert load(config, None)["scene_label"].to_pylist() == ["bus;tram"]
+    assert load(config, None, "multi")["scene_label"].to_pylist() == ["bus;tram"]
+    with pytest.raises(ValueError, match=r"scene_label, meta row 2: 'bus;tram': should be one class; .* multi"):
+        load(config, None, "single")
 
 
 # Summary ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raymae.config.model import AugmentConfig
-from raymae.config.values import require, require_share
+from raymae.config.values import require, require_choice, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ class PretrainConfig(TrainConfig):
     pool_only: bool = False
     """Leave the clips of the training split out."""
     probe_clips: int = 500
-    """Most labelled clips of train (and of val) that the probes watching the features take; 0 switches them off."""
+    """Most labelled clips of train (and of val) that the probes watching the features take; 0 switches them off.
+    Clips of several classes are not probed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +99,9 @@ class FinetuneConfig(TrainConfig):
     """Passes over the labelled clips."""
     global_batch_size: int = 32
     """Clips per optimiser step, over all workers."""
+    labels: Literal["single", "multi"] = "single"
+    """single: a clip has one class (softmax, cross-entropy, macro accuracy); multi: any number of them, separated by
+    `;` in scene_label (a sigmoid per class, binary cross-entropy, mAP; no pseudo-labels and no student)."""
     base_lr: float = 1e-3
     """Learning rate per 256 clips."""
     warmup_epochs: float = 4
@@ -119,7 +123,8 @@ class FinetuneConfig(TrainConfig):
     drop_path: float = 0.1
     """Stochastic depth of the last block; linear from 0."""
     label_smoothing: float = 0.0
-    """Label smoothing."""
+    """Share of each target that is spread evenly: over all classes or, with labels = multi, over the yes and no of each
+    class, so that 1 becomes 1 - s / 2 and 0 becomes s / 2."""
     time_mask_ratio: float = 0.2
     """Share of time columns of patches removed while training."""
     freq_mask_ratio: float = 0.2
@@ -131,6 +136,7 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("finetune.labels", self.labels, ("single", "multi"))
         for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
@@ -161,6 +167,7 @@ class EvaluateConfig:
     """What the final table compares."""
 
     rivals: tuple[Literal["svm", "svm_robust", "cnn"], ...] = ("svm", "svm_robust", "cnn")
-    """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch."""
+    """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch.
+    Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
     cnn: str = "test_resnet"
     """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""

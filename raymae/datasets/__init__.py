@@ -17,10 +17,13 @@ from raymae.config import DataConfig
 from raymae.datasets import synthetic
 from raymae.datasets.locate import EXAMPLES
 from raymae.datasets.table import CLIPS, ROWS, read_table, repeats
+from raymae.targets import SEPARATOR, Labels, class_set, label_lists
 
 __all__ = ["CLIPS", "DATASETS", "ROWS", "check_labels", "load", "summary"]
 
 log = logging.getLogger(__name__)
+
+CLASSES_SHOWN = 50
 
 
 def load_synthetic(config: DataConfig, folder: Path | None) -> pa.Table:
@@ -43,11 +46,13 @@ DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
 }
 
 
-def load(config: DataConfig, folder: Path | None) -> pa.Table:
+def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
     """The clip table (`CLIPS`) of a run: its data set and its pool tables.
 
-    Raises ValueError for an unknown data set, for what `read_table` rejects, for a file that two rows share, for a
-    group with clips on both sides of the evaluation and when more files are missing than `max_bad_share` allows.
+    `labels` says how scene_label is to be read, and that a classifier is to be trained on it. Raises ValueError for an
+    unknown data set, for what `read_table` rejects, for a file that two rows share, for a group with clips on both
+    sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what `check_labels`
+    rejects.
     """
     if config.dataset not in DATASETS:
         raise ValueError(f"data.dataset = {config.dataset!r} is unknown; valid: {', '.join(DATASETS)}")
@@ -56,6 +61,8 @@ def load(config: DataConfig, folder: Path | None) -> pa.Table:
     rows = join([DATASETS[config.dataset](config, folder), *pools])
     check_files(rows, config.max_bad_share)
     check_groups(rows)
+    if labels:
+        check_labels(rows, labels)
     return rows.select(CLIPS.names)
 
 
@@ -107,48 +114,80 @@ def check_groups(rows: pa.Table) -> None:
         )
 
 
-def check_labels(clips: pa.Table) -> None:
-    """ValueError when a classifier can't be trained or judged: no labelled training clip, or a held-out label without.
+def check_labels(rows: pa.Table, labels: Labels) -> None:
+    """ValueError when a classifier can't be trained or judged on rows (`ROWS`) whose scene_label is read as `labels`.
 
-    Pre-training needs no labels, so `load` leaves this to its caller.
+    No labelled training clip; a label that doesn't fit `labels`; a held-out class without a clip in training; one class
+    alone where clips may have several.
     """
-    labelled = clips.filter(pc.is_valid(clips["scene_label"]))
-    taught = pc.unique(labelled.filter(pc.equal(labelled["split"], "train"))["scene_label"])
-    if not len(taught):
+    labelled = rows.filter(pc.is_valid(rows["scene_label"]))
+    check_parts(labelled, labels)
+    taught = class_set(labelled.filter(pc.equal(labelled["split"], "train"))["scene_label"], labels)
+    if not taught:
         raise ValueError(
             "no clip of split train has a scene_label, so there is nothing to train a classifier on; "
             "jobs/pretrain.py needs no labels"
         )
-    unknown = labelled.filter(pc.invert(pc.is_in(labelled["scene_label"], value_set=taught)))
-    if len(unknown):
-        names = pc.unique(unknown["scene_label"]).to_pylist()
-        examples = ", ".join(map(repr, names[:EXAMPLES])) + (", …" if len(names) > EXAMPLES else "")
-        clip = unknown.slice(0, 1).to_pylist()[0]
+    if labels == "multi" and len(taught) == 1:
         raise ValueError(
-            f"column scene_label: {examples} in {len(unknown)} held-out clips (first {clip['source']}, "
-            f"{clip['clip_id']}, split {clip['split']}) without any clip in training; labels there: "
-            f"{', '.join(sorted(taught.to_pylist()))}"
+            f"column scene_label: {taught[0]!r} is the only class of the training clips; as an empty label means "
+            "unlabelled, clips that hold none of the classes need a class of their own"
+        )
+    lists = label_lists(labelled["scene_label"], labels)
+    unknown = pc.invert(pc.is_in(lists.flatten(), value_set=pa.array(taught, pa.string())))
+    if pc.any(unknown).as_py():
+        names = pc.unique(lists.flatten().filter(unknown)).to_pylist()
+        examples = ", ".join(map(repr, names[:EXAMPLES])) + (", …" if len(names) > EXAMPLES else "")
+        clips = labelled.take(pc.unique(pc.list_parent_indices(lists).filter(unknown)))
+        first = clips.slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"column scene_label: {examples} in {len(clips)} held-out clips (first {place(first)}, {first['clip_id']}, "
+            f"split {first['split']}) without any clip in training; labels there: {', '.join(taught)}"
         )
 
 
-def summary(clips: pa.Table) -> list[str]:
+def check_parts(labelled: pa.Table, labels: Labels) -> None:
+    """ValueError for a label of several classes where clips have one, and for an empty class among several."""
+    lists = label_lists(labelled["scene_label"], "multi")
+    if labels == "single":
+        wrong = pc.greater(pc.list_value_length(lists), 1)
+        right = f"be one class; --finetune.labels multi takes what stands between {SEPARATOR!r} for classes"
+    else:
+        empty = pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), ""))
+        wrong = pc.is_in(pa.array(range(len(lists)), pa.int64()), value_set=empty)
+        right = f"hold a class on either side of every {SEPARATOR!r}"
+    bad = labelled.filter(wrong)
+    if len(bad):
+        first = bad.slice(0, EXAMPLES).to_pylist()
+        examples = ", ".join(f"{place(row)}: {row['scene_label']!r}" for row in first)
+        more = f" and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
+        raise ValueError(f"column scene_label, {examples}{more}: should {right}")
+
+
+def summary(clips: pa.Table, labels: Labels = "single") -> list[str]:
     """Lines that say what a clip table holds: a small table by split, the classes, files that will be quarantined."""
-    counted = ("scene_label", "city", "device", "group")
+    counted = ("city", "device", "group")
     wanted = [("clip_id", "count"), ("scene_label", "count"), *((name, "count_distinct") for name in counted)]
     counts = clips.group_by("split").aggregate(wanted).select(["split", *("_".join(item) for item in wanted)])
     order = {"train": 0, "val": 1, "pool": 3}
     table = sorted(zip(*counts.to_pydict().values(), strict=True), key=lambda row: (order.get(row[0], 2), row[0]))
+    lists = label_lists(clips["scene_label"], labels)
+    found = pa.table({"split": clips["split"].take(pc.list_parent_indices(lists)), "label": lists.flatten()})
+    distinct = found.group_by("split").aggregate([("label", "count_distinct")]).to_pydict()
+    classes = dict(zip(distinct["split"], distinct["label_count_distinct"], strict=True))
     lines = [
         f"{'split':12s}"
         + "".join(f"{name:>10s}" for name in ("clips", "labelled", "classes", "cities", "devices", "groups"))
     ]
-    lines += [f"{row[0]:12s}" + "".join(f"{count or '-':>10}" for count in row[1:]) for row in table]
-    train = clips.filter(pc.equal(clips["split"], "train"))
-    labels = sorted(
-        (item["values"], item["counts"]) for item in pc.value_counts(train["scene_label"].drop_null()).to_pylist()
-    )
-    if labels:
-        lines.append("labelled for training: " + ", ".join(f"{name} {count}" for name, count in labels))
+    for split, total, labelled, *others in table:
+        numbers = [total, labelled, classes.get(split), *others]
+        lines.append(f"{split:12s}" + "".join(f"{number or '-':>10}" for number in numbers))
+    taught = found.filter(pc.equal(found["split"], "train"))["label"]
+    shares = sorted((item["values"], item["counts"]) for item in pc.value_counts(taught).to_pylist())
+    if shares:
+        more = f", … ({len(shares)} classes)" if len(shares) > CLASSES_SHOWN else ""
+        shown = ", ".join(f"{name} {count}" for name, count in shares[:CLASSES_SHOWN])
+        lines.append(f"labelled for training: {shown}{more}")
     missing, empty = (pc.sum(pc.equal(clips["size"], size)).as_py() for size in (-1, 0))
     if missing or empty:
         lines.append(f"files missing: {missing}, empty: {empty}; they will be quarantined")

@@ -1,4 +1,7 @@
-"""Fine-tuning: a classifier on the labelled clips, and on pseudo-labelled ones."""
+"""Fine-tuning: a classifier on the labelled clips, and on pseudo-labelled ones.
+
+What depends on whether a clip has one class or several (`finetune.labels`) stands in `LOSSES` and `SCORES`.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,59 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import augment, mixup
-from raymae.metrics import macro_accuracy
+from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
 from raymae.store import iterate
+from raymae.targets import target_matrix
 from raymae.windows import MicroBatch
 
 
+def single_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of logits (B, C) against targets whose rows sum to 1, and the accuracy."""
+    loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    return loss, {"train_accuracy": (logits.argmax(1) == target.argmax(1)).float().mean()}
+
+
+def multi_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Binary cross-entropy of logits (B, C) against targets in [0, 1], averaged over clips and classes, and the share
+    of the clips whose surest class is one of theirs (precision at 1)."""
+    smooth = target * (1 - smoothing) + smoothing / 2
+    loss = F.binary_cross_entropy_with_logits(logits.float(), smooth)
+    return loss, {"train_precision_at_1": (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean()}
+
+
+def single_score(truth: NDArray[np.float32], probabilities: Probabilities) -> dict[str, float]:
+    """Macro accuracy of probabilities (n, C) against one-hot truth (n, C)."""
+    return {"val/macro_accuracy": macro_accuracy(truth.argmax(1), probabilities.argmax(1))}
+
+
+def multi_score(truth: NDArray[np.float32], probabilities: Probabilities) -> dict[str, float]:
+    """Mean average precision of probabilities (n, C) against multi-hot truth (n, C)."""
+    return {"val/mAP": mean_average_precision(truth, probabilities)}
+
+
+LOSSES = {"single": single_loss, "multi": multi_loss}
+SCORES = {"single": single_score, "multi": multi_score}
+
+
 class FinetuneTask:
-    """Cross-entropy on the labelled clips of the training split."""
+    """A classifier on the labelled clips of the training split."""
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.config, self.seed = spec, spec.config.finetune, spec.seed()
         self.audio = spec.config.audio
-        self.class_names = class_names(spec.store.clips)
+        self.class_names = class_names(spec.store.clips, self.config.labels)
         self.order = spec.order()
-        rows, labels = labelled_rows(spec)
-        self.label_of_row = np.full(len(spec.store), -1, np.int64)
-        self.label_of_row[rows] = labels
+        _, self.targets = labelled_rows(spec)
         self.model = build_classifier(
             spec.config.audio, spec.config.model, self.config, len(self.class_names), cnn=spec.cnn
         )
@@ -52,24 +83,22 @@ class FinetuneTask:
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of augmented, masked clips."""
+        """The loss of augmented, masked clips."""
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
         log_mel, valid_frames = batch.to_torch(device)
-        labels = torch.from_numpy(self.label_of_row[batch.rows]).to(device)
-        target = F.one_hot(labels, len(self.class_names)).float()
+        target = torch.from_numpy(self.targets[batch.rows].toarray()).to(device)
         log_mel, valid_frames = augment(
             log_mel, valid_frames, self.config.augment, self.audio, generator, self.spec.responses
         )
         log_mel, target, valid_frames = mixup(log_mel, target, valid_frames, self.config.augment, generator)
         logits = model(log_mel, valid_frames, generator)
-        loss = F.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)
-        return loss, {"train_accuracy": (logits.argmax(1) == target.argmax(1)).float().mean()}
+        return LOSSES[self.config.labels](logits, target, self.config.label_smoothing)
 
     def after_update(self, share: float) -> None:
         """Nothing follows the weights but the loop's own average."""
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Macro accuracy on the validation split; each clip once over all ranks."""
+        """Macro accuracy or mAP on the validation split; each clip once over all ranks."""
         clips = self.spec.store.clips
         rows = rows_of(clips, "val", labelled=True)
         if not len(rows):
@@ -83,9 +112,8 @@ class FinetuneTask:
         probabilities = np.empty((len(rows), len(self.class_names)), np.float32)
         for rank, part in enumerate(session.gather(found)):
             probabilities[rank :: session.world_size] = part
-        number = {name: index for index, name in enumerate(self.class_names)}
-        truth = np.array([number[name] for name in clips["scene_label"].take(rows).to_pylist()])
-        return {"val/macro_accuracy": macro_accuracy(truth, probabilities.argmax(1))}
+        truth = target_matrix(clips["scene_label"].take(rows), self.class_names, self.config.labels).toarray()
+        return SCORES[self.config.labels](truth, probabilities)
 
     def save(self, model: nn.Module) -> None:
         """Write the classifier folder."""

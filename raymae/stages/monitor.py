@@ -25,14 +25,14 @@ def monitor(spec: StageSpec, embedder: Embedder, session: Session) -> dict[str, 
 
     With labels in a split val the probes learn from the training split's and are scored there; otherwise they are
     cross-validated by group within the training split. Test splits are never read. At most `pretrain.probe_clips` clips
-    of a split are taken. Without labels there is the effective rank alone.
+    of a split are taken. Without labels, or where clips have several classes, there is the effective rank alone.
     """
     count = spec.config.pretrain.probe_clips
     if not count:
         return {}
     train = sample(rows_of(spec.store.clips, "train", labelled=True), count, spec.seed())
     val = sample(rows_of(spec.store.clips, "val", labelled=True), count, spec.seed())
-    if not len(train):
+    if not len(train) or spec.config.finetune.labels == "multi":
         unlabelled = np.concatenate([rows for rows, _ in pretrain_sources(spec)])
         return {
             "probe/effective_rank": effective_rank(embed_rows(spec, embedder, sample(unlabelled, count, 0), session))
