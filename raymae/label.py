@@ -15,6 +15,7 @@ from tqdm import tqdm
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, redact
 from raymae.sources import AUDIO, open_clip
+from raymae.weights import find, open_artifact
 
 FILES_PER_TASK = 16
 
@@ -68,18 +69,14 @@ def find_classifier(config: Config) -> Folder:
 
         storage = open_storage(config.storage)
         clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
-        student = Plan(config, clips, storage, "register").nodes["student"]
+        student = Plan(config, clips, storage, "register", find(config, storage, "register")).nodes["student"]
         if not student.reused:
             raise ValueError(
                 "the pipeline of this recipe and these settings has not finished: run jobs/pipeline.py first, "
                 "or name a classifier with --predict.model"
             )
         return student.artifact
-    if model.startswith(("models:/", "runs:/")):
-        from raymae.tracking import Tracker
-
-        return Folder(Tracker(config.tracking, open_storage(config.storage)).download_classifier(model))
-    folder = Folder(model if "://" in model else str(Path(model).resolve()))
+    folder = open_artifact(model, config)
     if not folder.exists("classifier.json"):
         raise ValueError(f"--predict.model {redact(model)} is no classifier: it has no classifier.json")
     return folder

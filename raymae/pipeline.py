@@ -17,6 +17,7 @@ from raymae.config import Config, redact, to_dict
 from raymae.datasets import check_labels, load, summary
 from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
 from raymae.spec import class_names, rows_of
+from raymae.weights import bring, find
 
 if TYPE_CHECKING:
     from raymae.tracking import Tracker
@@ -30,7 +31,10 @@ def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
     if target not in ("prepare", "pretrain"):
         check_labels(clips)
-    plan = Plan(config, clips, storage, target)
+    plan = Plan(config, clips, storage, target, find(config, storage, target))
+    if plan.to_do:
+        for section, given in plan.given.items():
+            bring(given, section, config, write=not config.dry_run)
     print_plan(plan)
     if config.dry_run:
         return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
@@ -51,6 +55,9 @@ def print_plan(plan: Plan) -> None:
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
     for line in summary(plan.clips):
         print(f"  {line}")
+    for section, given in plan.given.items():
+        source = redact(str(getattr(plan.config, section).init_from))
+        print(f"  {section} starts from {source}, weights {given.key}")
     details = {}
     if plan.to_do:
         from raymae.outlook import outlook  # builds the models, which takes torch and seconds

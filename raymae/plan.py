@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -30,7 +30,6 @@ REGISTRY = "mlflow.db"
 
 PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps")
 """Fields of a training section that don't change its result."""
-
 ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register")
 NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
@@ -74,6 +73,16 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Weights from outside that a section's stages start from (its `init_from`)."""
+
+    key: str
+    """Names their content."""
+    artifact: Folder
+    """Their copy in the storage, `model.safetensors` in our own names, which every worker can read."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The stages up to `target`, for one configuration and one table of clips."""
 
@@ -81,6 +90,8 @@ class Plan:
     clips: pa.Table
     storage: Folder
     target: Target
+    given: Mapping[str, Given] = field(default_factory=dict)
+    """By section, what its `init_from` names (`weights.find`)."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -88,7 +99,7 @@ class Plan:
         wanted: set[str] = set()
 
         def add(name: str) -> None:
-            for needed in NEEDS[name]:
+            for needed in self._needs(name):
                 add(needed)
             if name == "evaluate" and "cnn" in self.config.evaluate.rivals:
                 add("cnn")
@@ -96,6 +107,11 @@ class Plan:
 
         add(self.target)
         return [name for name in ORDER if name in wanted]
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        """What a stage reads; given weights take the place of pre-training."""
+        spared = {"pretrain"} if self.config.finetune.init_from else set()
+        return tuple(needed for needed in NEEDS[name] if needed not in spared)
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -176,12 +192,12 @@ class Plan:
         if name == "pretrain":
             splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
             clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
-            return [audio, to_dict(config.model), _training(config, "pretrain"), clips]
+            return [audio, to_dict(config.model), _training(config, "pretrain"), clips, *self._given("pretrain")]
         if name in FINETUNED:
             train = self.rows(["train"])
             labelled = train.filter(pc.is_valid(train["scene_label"]))
             clips = fingerprint(labelled, [*file, "scene_label"])
-            others = [keys[key] for key in NEEDS[name] if key != "prepare"]
+            others = [keys[key] for key in self._needs(name) if key != "prepare"] + self._given("finetune")
             cnn = config.evaluate.cnn if name == "cnn" else None
             return [audio, to_dict(config.model), _training(config, "finetune"), cnn, clips, others]
         if name == "pseudo_label":
@@ -193,6 +209,19 @@ class Plan:
         tracking = config.tracking
         return [keys["student"], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
 
+    def _given(self, section: str) -> list[str]:
+        """The key of the weights that a section starts from, if it is given some."""
+        return [self.given[section].key] if getattr(self.config, section).init_from else []
+
+    def _start(self, name: str) -> Folder | None:
+        """What a training stage takes its first weights from, if they aren't random."""
+        section = "pretrain" if name == "pretrain" else "finetune"
+        if name == "cnn":
+            return None
+        if getattr(self.config, section).init_from:
+            return self.given[section].artifact
+        return None if name == "pretrain" else self.nodes["pretrain"].artifact
+
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
         node = self.nodes
@@ -202,7 +231,7 @@ class Plan:
             config=self.config,
             artifact=node[name].artifact,
             store=self.store,
-            encoder=node["pretrain"].artifact if name in ("finetune", "student") else None,
+            encoder=self._start(name),
             pseudo_labels=node["pseudo_label"].artifact if name == "student" else None,
             cnn=self.config.evaluate.cnn if name == "cnn" else None,
             pace=node["finetune"].artifact if name == "cnn" else None,
@@ -210,7 +239,8 @@ class Plan:
 
 
 def _training(config: Config, section: str) -> dict[str, Any]:
-    values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in PACE_ONLY}
+    skipped = (*PACE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
+    values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
     return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
 
 

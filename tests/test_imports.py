@@ -19,6 +19,7 @@ FLOORS = [
     {"loop", "predict"},
     {"stages", "outlook", "follow", "pyfunc"},
     {"tracking"},
+    {"weights"},
     {"features", "launch", "inference"},
     {"evaluate", "label"},
     {"pipeline"},

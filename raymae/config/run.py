@@ -104,6 +104,10 @@ class Config:
             self.model.patch_size[1] <= self.audio.n_mels,
             f"model.patch_size = {self.model.patch_size} is wider than audio.n_mels = {self.audio.n_mels}",
         )
+        require(
+            not (self.pretrain.init_from and self.finetune.init_from),
+            "finetune.init_from takes the place of pre-training, so pretrain.init_from would have no effect: set one",
+        )
         layer = self.finetune.layer
         require(
             layer is None or 1 <= layer <= self.model.depth,

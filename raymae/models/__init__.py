@@ -1,10 +1,11 @@
 """The networks: `MODELS` are those that pre-train, `AudioClassifier` and `Cnn` those that classify."""
 
-from raymae.models.classifier import AudioClassifier, Cnn, build_classifier, load_encoder
+from raymae.models.classifier import AudioClassifier, Cnn, build_classifier
 from raymae.models.encoder import Encoder
 from raymae.models.mae import MaeOutput, MaskedAutoencoder
 from raymae.models.masking import kept_tokens
 from raymae.models.patches import grid_size
+from raymae.models.transfer import load_encoder, load_pretrained
 
 MODELS: dict[str, type[MaskedAutoencoder]] = {"mae": MaskedAutoencoder}
 
@@ -19,4 +20,5 @@ __all__ = [
     "grid_size",
     "kept_tokens",
     "load_encoder",
+    "load_pretrained",
 ]

@@ -7,12 +7,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import augment, crop_frames
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
-from raymae.models import MODELS, MaskedAutoencoder
+from raymae.models import MODELS, MaskedAutoencoder, load_pretrained
 from raymae.order import mix
 from raymae.report import png, reconstruction_figure
 from raymae.session import Session
@@ -31,6 +32,8 @@ class PretrainTask:
         self.order = spec.order()
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
+        if spec.encoder:
+            load_pretrained(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
         sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
         self.source_names = sources.dictionary.to_pylist()
         self.source_of_row = sources.indices.to_numpy()
