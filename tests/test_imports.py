@@ -21,7 +21,7 @@ FLOORS = [
     {"tracking"},
     {"weights"},
     {"features", "launch", "inference"},
-    {"evaluate", "label"},
+    {"evaluate", "label", "export"},
     {"pipeline"},
     {"cli", "benchmark"},
 ]

@@ -7,7 +7,7 @@ path. A section checks itself; what two sections have to agree on is checked in 
 
 from raymae.config.data import FRONT_ENDS, AudioConfig, DataConfig, SyntheticConfig
 from raymae.config.model import AugmentConfig, ModelConfig
-from raymae.config.run import ComputeConfig, Config, PredictConfig, TrackingConfig
+from raymae.config.run import ComputeConfig, Config, ExportConfig, PredictConfig, TrackingConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "ModelConfig",
     "PredictConfig",

@@ -59,6 +59,17 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What jobs/export.py writes, for use without raymae."""
+
+    model: str | None = None
+    """Folder or URL of a classifier or of a pre-training, or a models:/ or runs:/ URI."""
+    output: str | None = None
+    """Folder or URL to write to: vit.safetensors in timm's names, classifier.onnx or encoder.onnx (with the packages of
+    raymae[export]), and export.json, which says how both are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -92,6 +103,8 @@ class Config:
     """Tracking and registry."""
     predict: PredictConfig = PredictConfig()
     """Prediction."""
+    export: ExportConfig = ExportConfig()
+    """Export to timm and ONNX."""
 
     def __post_init__(self) -> None:
         for name in ("pretrain", "finetune"):

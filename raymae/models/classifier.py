@@ -55,10 +55,17 @@ class AudioClassifier(nn.Module):
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
             generator: of the CPU, for the masks of training; the default is torch's global one.
         """
+        patches = self.patchify(log_mel, valid_frames)
+        return self.classify(patches, self.masking(patches, generator))
+
+    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
+        """(B, T, F), centred if `finetune.centre` -> its patches."""
         if self.finetune.centre:
             log_mel = centre(log_mel, valid_frames)
-        patches = self.encoder.patchify(log_mel, valid_frames)
-        masking = self.masking(patches, generator)
+        return self.encoder.patchify(log_mel, valid_frames)
+
+    def classify(self, patches: Patches, masking: Masking) -> Tensor:
+        """The logits (B, C) from the kept patches."""
         return self.head(self.pool(self.encoder(patches, masking), masking, patches.grid[1]))
 
     def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:

@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
             masking.ids_keep, positions
         )
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         attn_mask = key_mask(masking.attend)
         for block in self.blocks:
             tokens = block(tokens, attn_mask=attn_mask)
