@@ -29,7 +29,7 @@ FILES = (".safetensors", ".pth", ".pt", ".bin")
 """Files with a state dict; all but the first are read by torch.load, with weights alone."""
 CARDS = ("model.json", "classifier.json")
 """What describes a pre-training folder and a classifier folder."""
-WEIGHTS = "model.safetensors"
+WEIGHTS, EXPORTED = "model.safetensors", "export.json"
 USES = {"prepare": (), "pretrain": ("pretrain",)}
 """The sections whose weights a target needs; all others need both."""
 
@@ -44,7 +44,7 @@ class Found(Given):
     file: str
     """The file in it that holds the weights."""
     card: str | None
-    """The file in it that describes them; None for a bare state dict."""
+    """The file beside it that describes them; None for a bare state dict."""
 
 
 def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
@@ -76,7 +76,8 @@ def _find(section: str, source: str, config: Config, storage: Folder) -> Found:
     try:
         if source.endswith(FILES):
             parent, _, file = folder.url.rpartition("/")
-            folder, card = Folder(parent), None
+            folder = Folder(parent)
+            card = EXPORTED if folder.exists(EXPORTED) and folder.read_json(EXPORTED)["vit"]["file"] == file else None
         else:
             file, card = WEIGHTS, next((name for name in CARDS if folder.exists(name)), None)
             if card is None or not folder.exists(WEIGHTS):
@@ -91,6 +92,8 @@ def _find(section: str, source: str, config: Config, storage: Folder) -> Found:
         raise ValueError(f"{setting} can't be read: there is no such file") from None
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"{setting}: {redact(str(error))}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{setting}: {EXPORTED} beside it is none of jobs/export.py: no {error}") from None
     return Found(key, storage / f"artifacts/weights/{key}", setting, folder, file, card)
 
 
@@ -133,11 +136,15 @@ def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] |
         state = load(content) if found.file.endswith(".safetensors") else load_torch(content)
     except SafetensorError as error:
         raise ValueError(f"{found.file} is damaged: {error}") from None
-    if found.card is None:
+    card = found.folder.read_json(found.card) if found.card else None
+    if card is None:
         if any(name.startswith("encoder.") for name in state):
             raise ValueError(f"{found.file} has raymae's own names: give the folder that it lies in")
         return own_names(state, n_rows), None
-    card = found.folder.read_json(found.card)
+    if found.card == EXPORTED:
+        vit = card["vit"]["arguments"]
+        state = own_names(state, vit["img_size"][1] // vit["patch_size"][1])
+        return state, {"audio": card["audio"], "model": {"num_heads": vit["num_heads"]}}
     if card.get("cnn"):
         raise ValueError(f"a CNN ({card['cnn']}), which has no encoder")
     if found.card == "classifier.json" and card["finetune"]["pool"] != "mean":  # its norm is none of mean patches

@@ -131,15 +131,21 @@ def test_onnxruntime_computes_the_same_on_padded_and_silent_clips(tmp_path: Path
     assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
 
 
-def test_training_starts_from_an_export(tmp_path: Path) -> None:
+def test_training_starts_from_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "NEEDED", ("nowhere",))
     source = classifier_folder(tmp_path / "model", pool="mean", table=True)
     model = read_model(source)
-    save_file(timm_state(model), tmp_path / "vit.safetensors")
-    config = dataclasses.replace(
-        TINY, finetune=dataclasses.replace(TINY.finetune, init_from=str(tmp_path / "vit.safetensors"))
-    )
+    export(job(source, tmp_path / "out"))
+    finetune = dataclasses.replace(TINY.finetune, init_from=str(tmp_path / "out/vit.safetensors"))
+    config = dataclasses.replace(TINY, finetune=finetune)
     given = find(config, Folder(str(tmp_path)), "finetune")["finetune"]
     bring(given, "finetune", config, write=True)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # export.json says what it is
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, num_heads=4))
+    with pytest.raises(ValueError, match=r"model\.num_heads: found 2, expected 4"):
+        bring(given, "finetune", other, write=False)
     brought = load_tensors(given.artifact.read_bytes("model.safetensors"))
     for name, value in model.encoder.state_dict().items():
         if name != "pos_embed":

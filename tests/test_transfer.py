@@ -96,6 +96,14 @@ def test_the_class_token_head_is_timms_too() -> None:
     torch.testing.assert_close(classifier(sound(48)), vit(sound(48)[:, None]), atol=2e-5, rtol=1e-5)
 
 
+def test_the_norm_behind_the_pooling_stands_in_for_the_last_one() -> None:
+    vit = make_vit(global_pool="avg")
+    model = make_mae()
+    load_pretrained(model, own_names(vit.state_dict(), 4))
+    assert torch.equal(model.encoder.norm.weight, vit.fc_norm.weight)
+    assert torch.equal(model.encoder.norm.bias, vit.fc_norm.bias)
+
+
 def test_audio_maes_positions_are_a_grid_of_time_and_frequency_whatever_the_bands() -> None:
     vit = make_vit(AUDIO_MAE_GRID, 16)
     own = own_names(vit.state_dict(), 3)

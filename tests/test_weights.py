@@ -166,13 +166,15 @@ def test_keys_follow_the_content_of_the_weights_not_their_place(
     moved = tmp_path / "elsewhere" / "renamed.bin"
     moved.parent.mkdir()
     shutil.copy(official, moved)
+    at_a_url = Folder("memory://given")
+    at_a_url.write_bytes("weights.pth", official.read_bytes())
     other = tmp_path / "other.pth"
     torch.save(make_state(seed=1), other)
 
     def keys(config: Config) -> dict[str, str]:
         return {name: node.key for name, node in make_plan(config, clips, tmp_path).nodes.items()}
 
-    assert keys(start(official)) == keys(start(moved))
+    assert keys(start(official)) == keys(start(moved)) == keys(start("memory://given/weights.pth"))
     for section in ("finetune", "pretrain"):
         before, after = keys(start(official, section)), keys(start(other, section))
         assert [name for name in before if before[name] == after[name]] == ["prepare"]

@@ -42,8 +42,7 @@ def blocks_of(state: State, prefix: str = "") -> int:
 def own_names(state: State, n_rows: int) -> dict[str, Tensor]:
     """The encoder of a state dict in the names of timm's VisionTransformer or Audio-MAE's code, in our own names.
 
-    The class token's position is added to the class token. Without a norm behind the blocks the one behind the pooling
-    stands in for it, where one is needed.
+    The class token's position is added to the class token.
 
     Args:
         state: (1, 1 + L, D) pos_embed, patch_embed.proj, cls_token, blocks, norm or fc_norm; decoder and head are
@@ -126,8 +125,9 @@ def misfits(own: State, given: State) -> list[str]:
 def encoder_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
     """What the encoder of a new model takes over from weights in our own names.
 
-    These may have more blocks than the model (see `finetune.layer`) and a last norm that the model lacks; everything
-    else has to fit. Positions of their own come along.
+    These may have more blocks than the model (see `finetune.layer`) and a last norm that the model lacks; where it has
+    one and they don't, their norm behind the pooling stands in. Everything else has to fit. Positions of their own
+    come along.
 
     Raises:
         ValueError: names of weights that are missing, unknown or of another shape, with the shapes.
