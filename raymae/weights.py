@@ -116,7 +116,9 @@ def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
         check(state, card, section, config)
     except (ValueError, OSError) as error:
         raise ValueError(f"{given.setting}: {redact(str(error))}") from None
-    except (KeyError, TypeError, AttributeError) as error:  # what the card should hold
+    except (KeyError, TypeError, AttributeError) as error:
+        if given.card is None:
+            raise
         raise ValueError(f"{given.setting}: {given.card} is damaged: {type(error).__name__} {error}") from None
     if write and not given.artifact.is_done():
         given.artifact.write_bytes(WEIGHTS, save(state))
@@ -178,15 +180,13 @@ def check(state: dict[str, Tensor], card: dict[str, Any] | None, section: str, c
     import torch
 
     from raymae.models import MODELS, build_classifier
-    from raymae.models.transfer import AUDIO_MAE_GRID, blocks_of, encoder_weights
+    from raymae.models.transfer import AUDIO_MAE_GRID, blocks_of, encoder_weights, pretrained_weights
 
     with torch.device("meta"):
-        model = (
-            MODELS[config.model.name](config.audio, config.model)
-            if section == "pretrain"
-            else build_classifier(config.audio, config.model, config.finetune, num_classes=2)
-        )
-    taken = encoder_weights(model, state)
+        if section == "pretrain":
+            taken = pretrained_weights(MODELS[config.model.name](config.audio, config.model), state)
+        else:
+            taken = encoder_weights(build_classifier(config.audio, config.model, config.finetune, num_classes=2), state)
     used, held = blocks_of(taken, "encoder."), blocks_of(state, "encoder.")
     if used < held:
         log.info("the first %d of %d blocks are taken over", used, held)

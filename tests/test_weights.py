@@ -194,6 +194,19 @@ def test_only_one_section_can_start_from_weights() -> None:
         start("a.pth", "pretrain", start("b.pth"))
 
 
+def test_the_driver_says_what_starts_afresh(
+    official: Path, clips: pa.Table, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = start(official, "pretrain")
+    with caplog.at_level("INFO", "raymae"):
+        bring(make_plan(config, clips, tmp_path).given["pretrain"], "pretrain", config, write=False)
+    assert "the decoder starts afresh: mask_token is missing, expected (1, 1, 16)" in caplog.text
+    shallow = replace(config, model=replace(config.model, depth=1))
+    with caplog.at_level("INFO", "raymae"):
+        bring(make_plan(shallow, clips, tmp_path).given["pretrain"], "pretrain", shallow, write=False)
+    assert "the first 1 of 2 blocks are taken over" in caplog.text
+
+
 def test_a_copy_says_where_it_came_from(official: Path, clips: pa.Table, tmp_path: Path) -> None:
     given = make_plan(start(official), clips, tmp_path).given["finetune"]
     bring(given, "finetune", start(official), write=False)

@@ -162,13 +162,20 @@ def load_encoder(classifier: AudioClassifier, given: State) -> None:
     classifier.load_state_dict(weights, strict=False)
 
 
-def load_pretrained(model: nn.Module, given: State) -> None:
-    """Take over the encoder (see `encoder_weights`) and, where all of it fits, the rest of a pre-training model."""
+def pretrained_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
+    """What a new pre-training model takes over: the encoder (see `encoder_weights`) and, where all of it fits, the rest.
+
+    Where it doesn't, a line in the log says so.
+    """
     weights = encoder_weights(model, given)
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     wrong = misfits(rest, given)
     if wrong:
         log.info("only the encoder is taken over, the decoder starts afresh: %s", wrong[0])
-    else:
-        weights |= {name: given[name] for name in rest}
-    model.load_state_dict(weights, strict=False)
+        return weights
+    return weights | {name: given[name] for name in rest}
+
+
+def load_pretrained(model: nn.Module, given: State) -> None:
+    """Take over `pretrained_weights`."""
+    model.load_state_dict(pretrained_weights(model, given), strict=False)
