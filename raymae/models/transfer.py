@@ -163,7 +163,7 @@ def load_encoder(classifier: AudioClassifier, given: State) -> None:
 
 
 def pretrained_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
-    """What a new pre-training model takes over: the encoder (see `encoder_weights`) and, where all of it fits, the rest.
+    """What a new pre-training model takes over: the encoder (`encoder_weights`) and, where all of it fits, the rest.
 
     Where it doesn't, a line in the log says so.
     """
