@@ -27,9 +27,27 @@ def augment(
     log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Apply all of `AUGMENTATIONS` in their order."""
-    for augmentation in AUGMENTATIONS.values():
-        log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator)
+    log_mel, valid_frames = recut(log_mel, valid_frames, config, audio, generator)
+    return restyle(log_mel, valid_frames, config, audio, generator), valid_frames
+
+
+def recut(
+    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Apply those of `AUGMENTATIONS` that say which frames a clip has, and its level."""
+    for name in RECUT:
+        log_mel, valid_frames = AUGMENTATIONS[name](log_mel, valid_frames, config, audio, generator)
     return log_mel, valid_frames
+
+
+def restyle(
+    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
+) -> Tensor:
+    """Apply the other ones: the same frames as through another device, with stripes masked."""
+    for name, augmentation in AUGMENTATIONS.items():
+        if name not in RECUT:
+            log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator)
+    return log_mel
 
 
 def crop_frames(config: AugmentConfig, audio: AudioConfig) -> int:
@@ -143,6 +161,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "spec_augment": spec_augment,
 }
 """In the order of `augment`: masks come last, so that nothing changes what they hide."""
+RECUT = ("crop", "roll", "gain")
+"""Those that two views of a clip have in common; the first of `AUGMENTATIONS`."""
 
 
 def mixup(

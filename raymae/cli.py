@@ -107,7 +107,7 @@ def check_target(option: str, name: str | None) -> None:
         raise ValueError(f"{option} {name} can't be written: permission denied")
 
 
-def main(job: Target | Literal["predict", "export"], doc: str) -> None:
+def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
     """Run a job from the command line; 0 means that everything asked for is there."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
@@ -124,13 +124,17 @@ def main(job: Target | Literal["predict", "export"], doc: str) -> None:
         sys.exit("interrupted; the same command goes on from the last commit")
 
 
-def run(job: Target | Literal["predict", "export"], config: Config) -> dict[str, Any]:
+def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
     if job == "predict":
         check_target("--predict.output", config.predict.output)
         from raymae.label import label_files
 
         return label_files(config)
+    if job == "embed":
+        from raymae.encode import embed_clips
+
+        return embed_clips(config)
     if job == "export":
         from raymae.export import export
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from raymae.artifacts import Folder, open_storage
 from raymae.augment import crop_frames
-from raymae.config import AudioConfig, Config, ModelConfig, from_dict, redact, to_dict
+from raymae.config import AudioConfig, Config, redact, to_dict
+from raymae.embed import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
 from raymae.models.masking import index, keep_all
 from raymae.models.patches import Grid, unpatchify
@@ -72,8 +72,8 @@ def read_model(folder: Folder) -> Model:
         n_frames = crop_frames(found.finetune.augment, found.audio)
         model = Model(found.model.encoder, found.model, found.audio, n_frames, found.class_names)
     elif folder.exists("model.json"):
-        encoder, audio = read_encoder(folder)
-        model = Model(encoder, None, audio, audio.n_frames, None)
+        embedder = read_encoder(folder)
+        model = Model(embedder.encoder, None, embedder.audio, embedder.window, None)
     else:
         raise ValueError(f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json")
     table = model.encoder.position_table(model.grid, torch.device("cpu"))
@@ -81,18 +81,12 @@ def read_model(folder: Folder) -> Model:
     return model
 
 
-def read_encoder(folder: Folder) -> tuple[Encoder, AudioConfig]:
-    """The encoder of a pre-training folder and its front end; ValueError where the folder is damaged."""
-    card = folder.read_json("model.json")
+def read_encoder(folder: Folder) -> Embedder:
+    """The encoder of a pre-training folder with its front end and window; ValueError where the folder is damaged."""
     try:
-        audio = from_dict(AudioConfig, card["audio"])
-        encoder = Encoder(audio, from_dict(ModelConfig, card["model"])).eval()
-        state = load_tensors(folder.read_bytes("model.safetensors"))
-        own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-        encoder.load_state_dict(own)
+        return read_embedder(folder)
     except Exception as error:  # a setting or a tensor that is missing or doesn't fit: each has exceptions of its own
         raise ValueError(f"{redact(folder.url)} is damaged: {type(error).__name__}: {one_line(error)}") from None
-    return encoder, audio
 
 
 # timm ---------------------------------------------------------------------------------------------------------------

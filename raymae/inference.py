@@ -41,6 +41,16 @@ class Classify:
         return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
 
 
+def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]:
+    """Arguments of `map_batches` for actors that run a network, one per GPU or else one per node, and their threads."""
+    cluster = ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    cores = max(node["Resources"].get("CPU", 1) for node in nodes)
+    strategy = ray.data.ActorPoolStrategy(min_size=1, max_size=min(tasks, gpus or max(1, len(nodes))))
+    return {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "compute": strategy}, compute.torch_threads or int(cores)
+
+
 def classify(
     store: FeatureStore,
     rows: Rows,
@@ -51,17 +61,12 @@ def classify(
     """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once, and the mean
     seconds of work of the actors."""
     batches = [pa.table({"row": rows[start : start + BATCH]}) for start in range(0, len(rows), BATCH)]
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
-    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    actors = min(len(batches), gpus or max(1, sum(node["Alive"] for node in ray.nodes())))
+    pool, threads = actor_pool(compute, len(batches))
     done = ray.data.from_arrow(batches).map_batches(
         Classify,
         batch_size=None,
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-        fn_constructor_args=(store, folders, compute.torch_threads or int(cores)),
+        fn_constructor_args=(store, folders, threads),
+        **pool,
     )
     found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in folders}}
     for block in done.iter_batches(batch_size=None):
@@ -69,7 +74,7 @@ def classify(
         for name in found:
             found[name].append(block[name])
     place = np.argsort(np.concatenate(found.pop("row")), kind="stable")
-    seconds = float(np.concatenate(found.pop("seconds")).sum()) / actors
+    seconds = float(np.concatenate(found.pop("seconds")).sum()) / pool["compute"].max_size
     if len(place) != len(rows):
         raise RuntimeError(f"{len(place)} of {len(rows)} clips were classified")
     back = np.argsort(np.argsort(rows, kind="stable"), kind="stable")

@@ -34,11 +34,23 @@ EPOCH_COMMIT_SECONDS = 15.0
 class Task(Protocol):
     """What differs between pre-training and fine-tuning."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def config(self) -> TrainConfig:
+        """The stage's section."""
+        ...
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Budget of work seconds."""
+        ...
+
     order: Order
-    config: TrainConfig
     seed: int
-    max_seconds: float | None
     head_steps: int
 
     def training_step(
@@ -49,6 +61,10 @@ class Task(Protocol):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The model's parameters for the optimiser."""
+        ...
+
+    def after_update(self, share: float) -> None:
+        """Called after each update of the weights with the share of the run that is done."""
         ...
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
@@ -171,7 +187,7 @@ class Trainer:
             losses.append({"loss": loss.detach(), **extra})
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
-        self._update(bool(torch.isfinite(norm)))
+        self._update(bool(torch.isfinite(norm)), share)
         progress.step += 1
         means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
         metrics = {name: value for name, value in means.items() if math.isfinite(value)}
@@ -188,7 +204,7 @@ class Trainer:
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,
         }
 
-    def _update(self, finite: bool) -> None:
+    def _update(self, finite: bool, share: float) -> None:
         """Take the step, or skip it where the gradient (averaged, so the same on every rank) is not finite."""
         progress = self.progress
         if finite:
@@ -196,6 +212,7 @@ class Trainer:
             progress.bad_in_a_row = 0
             if self.ema:
                 self.ema.update(self.model)
+            self.task.after_update(share)
         else:
             progress.bad_steps += 1
             progress.bad_in_a_row += 1

@@ -28,7 +28,7 @@ VERSION = 1
 REGISTRY = "mlflow.db"
 """MLflow's SQLite file in a local storage."""
 
-PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps")
+PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
 """Fields of a training section that don't change its result."""
 ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register")
 NEEDS: dict[str, tuple[str, ...]] = {

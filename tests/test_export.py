@@ -66,7 +66,8 @@ def pretraining_folder(folder: Path, table: bool = False) -> Folder:
     model = shaken(MaskedAutoencoder(TINY.audio, TINY.model))
     found = Folder(str(folder))
     found.write_bytes("model.safetensors", save_weights(with_table(model) if table else model))
-    found.write_json("model.json", {"format": 1, "audio": to_dict(TINY.audio), "model": to_dict(TINY.model)})
+    settings = {"audio": to_dict(TINY.audio), "model": to_dict(TINY.model)}
+    found.write_json("model.json", {"format": 1, "crop_seconds": None, **settings})
     return found
 
 

@@ -14,15 +14,16 @@ FLOORS = [
     {"audio", "optim", "metrics", "order", "artifacts"},
     {"sources", "shards"},
     {"store", "datasets", "recipes", "augment", "models"},
-    {"streaming", "windows", "manifest", "spec", "rivals", "report", "pseudo_label"},
+    {"streaming", "windows", "manifest", "spec", "rivals", "probe", "report", "pseudo_label"},
     {"session", "checkpoint", "plan"},
-    {"loop", "predict"},
+    {"loop", "predict", "embed"},
     {"stages", "outlook", "follow", "pyfunc"},
     {"tracking"},
     {"weights"},
     {"features", "launch", "inference"},
     {"evaluate", "label", "export"},
     {"pipeline"},
+    {"encode"},
     {"cli", "benchmark"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raymae.checkpoint import load_weights, save_weights
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
-from raymae.models import AudioClassifier, MaskedAutoencoder, load_encoder, load_pretrained
+from raymae.models import AudioClassifier, LatentAutoencoder, MaskedAutoencoder, load_encoder, load_pretrained
 from raymae.models.masking import index
 from raymae.models.transfer import AUDIO_MAE_GRID, own_names
 from raymae.optim import Ema
@@ -162,6 +162,21 @@ def test_pretraining_goes_on_with_its_decoder_where_it_fits() -> None:
         for name, value in model.state_dict().items():
             source = first.state_dict() if taken or name.startswith("encoder.") else before
             assert torch.equal(value, source[name]), name
+
+
+def test_a_teacher_begins_as_the_given_encoder() -> None:
+    torch.manual_seed(0)
+    model = LatentAutoencoder(AUDIO, MODEL)
+    load_pretrained(model, own_names(make_vit(num_classes=0).state_dict(), 4))
+    encoder, teacher = model.encoder.state_dict(), model.teacher.state_dict()
+    assert "pos_embed" in encoder
+    assert encoder.keys() == teacher.keys()
+    assert all(torch.equal(value, teacher[name]) for name, value in encoder.items())
+    with torch.no_grad():
+        model.teacher.cls_token += 1
+    again = LatentAutoencoder(AUDIO, MODEL)
+    load_pretrained(again, model.state_dict())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from typing import Any
 
 import tyro
 
+from raymae.benchmark.curves import Curves
 from raymae.benchmark.front_end import FrontEnd
 from raymae.benchmark.ingest import Ingest
 from raymae.benchmark.plan import Plan
 from raymae.benchmark.prepare import Prepare
+from raymae.benchmark.probes import Frozen
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
 from raymae.benchmark.train_step import TrainStep
 
@@ -25,17 +27,19 @@ PARTS: dict[str, type[Part]] = {
     "prepare": Prepare,
     "ingest": Ingest,
     "train-step": TrainStep,
+    "curves": Curves,
+    "frozen": Frozen,
     "plan": Plan,
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("train-step", "plan")
-"""Parts that take minutes, or measure nothing."""
+NOT_IN_ALL = ("train-step", "curves", "frozen", "plan")
+"""Parts that take long, need a user's recordings, or measure nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class All:
-    """Every part that measures, but train-step, each in a process of its own; ends with a Markdown table.
+    """Every part that measures speed or memory, but train-step, each in its own process; ends with a Markdown table.
 
     `--json` keys: `parts` (what each part writes), `seconds`, `rows`.
     """

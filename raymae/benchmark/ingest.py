@@ -17,12 +17,12 @@ from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.memory import PeakMemory
 from raymae.benchmark.plan import Rates
 from raymae.benchmark.prepare import GROWTH, memory_row
-from raymae.benchmark.recordings import noise_clips
+from raymae.benchmark.recordings import noise_clips, write_store
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, pace
-from raymae.config import AudioConfig, Config, PretrainConfig, to_dict
+from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.spec import StageSpec
-from raymae.store import SHARDS, ClipReader, FeatureStore, plan_shards, write_shard
+from raymae.store import ClipReader
 from raymae.windows import MicroBatch, micro_batches
 
 if TYPE_CHECKING:
@@ -176,18 +176,11 @@ class NoiseReader(ClipReader):
 
 def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> StageSpec:
     """Write a store of noise, and the pre-training stage that reads it."""
-    table = noise_clips(clips)
-    store, reader = FeatureStore(folder / "prepare", folder / SHARDS), NoiseReader(audio)
     config = Config(
         audio=audio,
         pretrain=PretrainConfig(epochs=epochs, warmup_epochs=0, global_batch_size=BATCH, micro_batch_size=BATCH),
     )
-    shards = []
-    for plan in plan_shards(table, audio, config.data.shard_mb):
-        summary = write_shard(store.shards, plan.name, table.slice(plan.start, plan.stop - plan.start), reader)
-        shards.append({"name": plan.name, "rows": summary["rows"]})
-    store.folder.write_table("clips.parquet", table)
-    store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
+    store = write_store(folder, noise_clips(clips), audio, NoiseReader(audio), config.data.shard_mb)
     return StageSpec(name="ingest", kind="pretrain", config=config, artifact=folder / "run", store=store)
 
 

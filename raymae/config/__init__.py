@@ -6,8 +6,8 @@ path. A section checks itself; what two sections have to agree on is checked in 
 """
 
 from raymae.config.data import FRONT_ENDS, AudioConfig, DataConfig, SyntheticConfig
-from raymae.config.model import AugmentConfig, ModelConfig
-from raymae.config.run import ComputeConfig, Config, ExportConfig, PredictConfig, TrackingConfig
+from raymae.config.model import AugmentConfig, LatentConfig, ModelConfig
+from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
@@ -18,9 +18,11 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DataConfig",
+    "EmbedConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FinetuneConfig",
+    "LatentConfig",
     "ModelConfig",
     "PredictConfig",
     "PretrainConfig",

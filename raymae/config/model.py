@@ -9,11 +9,38 @@ from raymae.config.values import require, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Targets of the model "latent": what a teacher, the average of past encoders, makes of the whole clip."""
+
+    teacher_layers: int | None = None
+    """How many of the teacher's uppermost blocks are averaged to the target; the default is the upper half."""
+    teacher_view: Literal["same", "clean", "other"] = "other"
+    """What the teacher hears: the student's clip; the clip without colour, Freq-MixStyle and SpecAugment; or the clip
+    with other draws of these."""
+    decay: float = 0.99
+    """Decay of the teacher's average at the beginning."""
+    final_decay: float = 0.999
+    """Decay from `ramp` of the run on; linear in between."""
+    ramp: float = 0.5
+    """Share of the run."""
+    clip_weight: float = 1.0
+    """Weight of the class token's error: it predicts the mean of the clip's targets (EAT's utterance loss)."""
+
+    def __post_init__(self) -> None:
+        for name in ("decay", "final_decay"):
+            require_share(f"model.latent.{name}", getattr(self, name))
+        require(0 < self.ramp <= 1, f"model.latent.ramp = {self.ramp} must lie in (0, 1]")
+        require(self.clip_weight >= 0, f"model.latent.clip_weight = {self.clip_weight} must not be negative")
+        layers = self.teacher_layers
+        require(layers is None or layers >= 1, f"model.latent.teacher_layers = {layers} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Encoder, decoder and masking. The defaults are Audio-MAE's ViT-B (Huang et al. 2022) with the paper's masks."""
 
-    name: str = "mae"
-    """A name in raymae.models.MODELS."""
+    name: Literal["mae", "latent"] = "mae"
+    """What pre-training predicts: mae, the removed patches of the spectrogram (paper); latent, a teacher's features."""
     patch_size: tuple[int, int] = (16, 16)
     """Frames and mel bands of a patch."""
     embed_dim: int = 768
@@ -40,8 +67,12 @@ class ModelConfig:
     """Share of time columns removed by time_frequency."""
     freq_mask_ratio: float = 0.3
     """Share of frequency rows removed by time_frequency."""
+    masks_per_clip: int = 1
+    """Masks of each clip in a step, each a row of the batch; with "latent" they share one pass of the teacher."""
     norm_target: bool = False
     """Normalise each target patch (Audio-MAE); off: the spectrogram itself is the target (the paper's MSE)."""
+    latent: LatentConfig = LatentConfig()
+    """Targets of the model "latent"."""
 
     def __post_init__(self) -> None:
         for name in ("mask_ratio", "time_mask_ratio", "freq_mask_ratio"):
@@ -57,6 +88,20 @@ class ModelConfig:
             f"model.patch_size = {self.patch_size} must span at least 2 frames and 1 mel band",
         )
         require(self.depth >= 1 and self.decoder_depth >= 1, "model.depth and decoder_depth must be at least 1")
+        require(self.masks_per_clip >= 1, f"model.masks_per_clip = {self.masks_per_clip} must be at least 1")
+        require(
+            self.name == "latent" or self.latent == LatentConfig(),
+            f"model.latent is of no use to model.name = {self.name}; set --model.name latent",
+        )
+        require(
+            self.name != "latent" or not self.norm_target,
+            "model.norm_target is of no use to model.name = latent, whose targets are always normalised",
+        )
+        layers = self.latent.teacher_layers
+        require(
+            layers is None or layers <= self.depth,
+            f"model.latent.teacher_layers = {layers} must not exceed model.depth = {self.depth}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

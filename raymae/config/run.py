@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
@@ -59,6 +60,28 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """What jobs/embed.py writes."""
+
+    model: str | None = None
+    """Folder of a pre-training or of a classifier, or a models:/ URI; the default is the recipe's own pre-training."""
+    layers: tuple[int, ...] = ()
+    """Blocks of the encoder, counted from 1, whose outputs are averaged; the default is the middle third."""
+    level: Literal["clip", "frame"] = "clip"
+    """One vector per clip, or one per time column of patches."""
+    pool: Literal["row_stats", "mean", "cls"] = "row_stats"
+    """Of a clip: mean and deviation of every frequency row of patches; the mean of all; the class token."""
+    output: str | None = None
+    """Folder or URL of the Parquet files."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.level == "clip" or self.pool == "row_stats",
+            f"embed.pool = {self.pool} is of no use to embed.level = frame, which averages each column's patches",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """What jobs/export.py writes, for use without raymae."""
 
@@ -103,6 +126,8 @@ class Config:
     """Tracking and registry."""
     predict: PredictConfig = PredictConfig()
     """Prediction."""
+    embed: EmbedConfig = EmbedConfig()
+    """Embeddings."""
     export: ExportConfig = ExportConfig()
     """Export to timm and ONNX."""
 

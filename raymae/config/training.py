@@ -82,7 +82,13 @@ class PretrainConfig(TrainConfig):
     augment: AugmentConfig = AugmentConfig()
     """Augmentations."""
     pool_only: bool = False
-    """Leave the unlabelled clips of the training split out."""
+    """Leave the clips of the training split out."""
+    probe_clips: int = 500
+    """Most labelled clips of train (and of val) that the probes watching the features take; 0 switches them off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.probe_clips >= 0, f"pretrain.probe_clips = {self.probe_clips} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

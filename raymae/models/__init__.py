@@ -2,18 +2,20 @@
 
 from raymae.models.classifier import AudioClassifier, Cnn, build_classifier
 from raymae.models.encoder import Encoder
+from raymae.models.latent import LatentAutoencoder
 from raymae.models.mae import MaeOutput, MaskedAutoencoder
 from raymae.models.masking import kept_tokens
 from raymae.models.patches import grid_size
 from raymae.models.transfer import load_encoder, load_pretrained
 
-MODELS: dict[str, type[MaskedAutoencoder]] = {"mae": MaskedAutoencoder}
+MODELS: dict[str, type[MaskedAutoencoder]] = {"mae": MaskedAutoencoder, "latent": LatentAutoencoder}
 
 __all__ = [
     "MODELS",
     "AudioClassifier",
     "Cnn",
     "Encoder",
+    "LatentAutoencoder",
     "MaeOutput",
     "MaskedAutoencoder",
     "build_classifier",

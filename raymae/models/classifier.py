@@ -15,6 +15,7 @@ from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models.encoder import Encoder
 from raymae.models.masking import Masking, choose_structured, index
 from raymae.models.patches import Patches, grid_size
+from raymae.models.pooling import row_stats, token_mean
 
 ParameterGroup = dict[str, Any]
 
@@ -83,19 +84,10 @@ class AudioClassifier(nn.Module):
         ids = masking.ids_keep
         seen = torch.ones_like(ids) if masking.attend is None else masking.attend
         if self.finetune.pool == "mean":
-            weight = seen[:, :, None].to(tokens.dtype)
-            return self.norm((tokens[:, 1:] * weight).sum(1) / weight.sum(1).clamp(min=1))
-        return self.row_stats(tokens[:, 1:].float(), functional.one_hot(ids % n_rows, n_rows) * seen[:, :, None])
-
-    def row_stats(self, tokens: Tensor, membership: Tensor) -> Tensor:
-        """(B, K, D) tokens and (B, K, rows), 1 where a token lies in a row -> (B, 2 x rows x D)."""
-        membership = membership.float()
-        share = membership / membership.sum(1, keepdim=True).clamp(min=1)
-        with torch.autocast(tokens.device.type, enabled=False):  # a difference of near numbers needs float32
-            mean = share.mT @ tokens
-            variance = share.mT @ (tokens - membership @ mean).square()
-        stats = torch.stack([mean, (variance + 1e-6).sqrt()], dim=1)
-        present = membership.amax(1)[:, None, :, None]
+            return self.norm(token_mean(tokens[:, 1:], seen))
+        membership = functional.one_hot(ids % n_rows, n_rows) * seen[:, :, None]
+        stats = row_stats(tokens[:, 1:], membership)
+        present = membership.float().amax(1)[:, None, :, None]
         return (self.norm(stats) * present).flatten(1)
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:

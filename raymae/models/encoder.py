@@ -111,6 +111,10 @@ class Encoder(nn.Module):
 
     def forward(self, patches: Patches, masking: Masking) -> Tensor:
         """The normalised tokens (B, 1 + K, D) of the class token and the kept patches (see `Masking.ids_keep`)."""
+        return self.norm(self.layer_outputs(patches, masking)[-1])
+
+    def layer_outputs(self, patches: Patches, masking: Masking) -> list[Tensor]:
+        """What every block gives, (B, 1 + K, D) each, not normalised; the first block's first."""
         positions = self.position_table(patches.grid, patches.values.device)
         # Gathered before they are projected: the removed patches cost nothing.
         tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
@@ -118,6 +122,8 @@ class Encoder(nn.Module):
         )
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         attn_mask = key_mask(masking.attend)
+        outputs = []
         for block in self.blocks:
             tokens = block(tokens, attn_mask=attn_mask)
-        return self.norm(tokens)
+            outputs.append(tokens)
+        return outputs

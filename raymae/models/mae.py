@@ -22,9 +22,9 @@ class MaeOutput(NamedTuple):
     loss: Tensor
     """Scalar: mean squared error over the removed valid patches of the batch."""
     prediction: Tensor
-    """(B, L, p): the decoder's values of every patch."""
+    """(B x masks, L, p): the decoder's values of every patch, the masks of a clip one after the other."""
     mask: Tensor
-    """(B, L): 0 is keep, 1 is remove."""
+    """(B x masks, L): 0 is keep, 1 is remove."""
     loss_per_clip: Tensor
     """(B,): the same error clip by clip; 0 for a clip without removed valid patches."""
 
@@ -45,9 +45,13 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_positions = Positions(model.decoder_embed_dim)
         self.decoder = DECODERS[model.decoder](model)
         self.decoder_norm = LayerNorm(model.decoder_embed_dim)
-        self.decoder_pred = nn.Linear(model.decoder_embed_dim, model.patch_size[0] * model.patch_size[1])
+        self.decoder_pred = nn.Linear(model.decoder_embed_dim, self.target_size())
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(init_weights)
+
+    def target_size(self) -> int:
+        """Values that the decoder predicts of each patch: its pixels."""
+        return self.config.patch_size[0] * self.config.patch_size[1]
 
     def forward(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
@@ -59,11 +63,11 @@ class MaskedAutoencoder(nn.Module):
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
             generator: of the CPU, for the mask; the default is torch's global one.
         """
-        patches = self.patchify(log_mel, valid_frames)
+        patches = repeat_clips(self.patchify(log_mel, valid_frames), self.config.masks_per_clip)
         masking = self.random_masking(patches, generator)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking)
         loss, loss_per_clip = self.forward_loss(patches, prediction, masking.mask)
-        return MaeOutput(loss, prediction, masking.mask, loss_per_clip)
+        return MaeOutput(loss, prediction, masking.mask, by_clip(loss_per_clip, self.config.masks_per_clip))
 
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
         """(B, T, F) -> patches of (B, L, p)."""
@@ -100,16 +104,18 @@ class MaskedAutoencoder(nn.Module):
         if self.config.norm_target:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
-        error = functional.mse_loss(prediction.float(), target, reduction="none").mean(2)
-        weight = mask * patches.valid.to(mask.device)
-        error, count = (error * weight).sum(1), weight.sum(1)
-        return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)
+        return masked_error(prediction, target, mask * patches.valid.to(mask.device))
+
+    def after_update(self, share: float) -> None:
+        """Called after each optimiser step with the share of the run that is done; nothing to do here."""
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Every parameter once; those of one dimension and the tokens without weight decay."""
+        """Every trained parameter once; those of one dimension and the tokens without weight decay."""
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
             (plain if parameter.ndim == 1 or name.endswith("_token") else decayed).append(parameter)
         return [
             {"name": "decayed", "params": decayed, "weight_decay": weight_decay, "lr_scale": 1.0},
@@ -132,3 +138,23 @@ class MaskedAutoencoder(nn.Module):
         removed = (masking.mask > 0)[:, :, None].expand_as(values)
         shown = torch.where(removed, values, patches.values)
         return self.unpatchify(shown, patches.grid), self.unpatchify(removed, patches.grid)
+
+
+def masked_error(prediction: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean squared error over the patches (B, L, p) of weight (B, L) 1: of the batch, and of each clip (B,)."""
+    error = functional.mse_loss(prediction.float(), target, reduction="none").mean(2)
+    error, count = (error * weight).sum(1), weight.sum(1)
+    return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)
+
+
+def repeat_clips(patches: Patches, times: int) -> Patches:
+    """Every clip `times` times, one after the other, for as many masks."""
+    if times == 1:
+        return patches
+    values, valid = (tensor.repeat_interleave(times, dim=0) for tensor in (patches.values, patches.valid))
+    return Patches(values, patches.grid, valid)
+
+
+def by_clip(values: Tensor, times: int) -> Tensor:
+    """(B x times,) -> (B,): the mean over the masks of each clip."""
+    return values.unflatten(0, (-1, times)).mean(1)

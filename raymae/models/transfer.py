@@ -165,15 +165,17 @@ def load_encoder(classifier: AudioClassifier, given: State) -> None:
 def pretrained_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
     """What a new pre-training model takes over: the encoder (`encoder_weights`) and, where all of it fits, the rest.
 
-    Where it doesn't, a line in the log says so.
+    Where it doesn't, a line in the log says so, and a teacher (`models.latent`) begins as the encoder.
     """
     weights = encoder_weights(model, given)
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     wrong = misfits(rest, given)
-    if wrong:
-        log.info("only the encoder is taken over, the decoder starts afresh: %s", wrong[0])
-        return weights
-    return weights | {name: given[name] for name in rest}
+    if not wrong:
+        return weights | {name: given[name] for name in given if name in rest or name == "teacher.pos_embed"}
+    log.info("only the encoder is taken over, the decoder starts afresh: %s", wrong[0])
+    if any(name.startswith("teacher.") for name in rest):
+        weights |= {f"teacher.{name.removeprefix('encoder.')}": value for name, value in weights.items()}
+    return weights
 
 
 def load_pretrained(model: nn.Module, given: State) -> None:

@@ -63,6 +63,9 @@ class FinetuneTask:
         loss = F.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)
         return loss, {"train_accuracy": (logits.argmax(1) == target.argmax(1)).float().mean()}
 
+    def after_update(self, share: float) -> None:
+        """Nothing follows the weights but the loop's own average."""
+
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Macro accuracy on the validation split; each clip once over all ranks."""
         clips = self.spec.store.clips

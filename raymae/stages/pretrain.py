@@ -10,30 +10,34 @@ from matplotlib.figure import Figure
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from raymae.augment import augment, crop_frames
+from raymae.augment import crop_frames, recut, restyle
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
+from raymae.embed import make_embedder
 from raymae.models import MODELS, MaskedAutoencoder, load_pretrained
 from raymae.order import mix
 from raymae.report import png, reconstruction_figure
 from raymae.session import Session
 from raymae.spec import StageSpec
+from raymae.stages.monitor import monitor
 from raymae.windows import MicroBatch
 
 
 class PretrainTask:
     """Reconstruct the removed patches of every clip of train and pool."""
 
-    max_seconds = None
     head_steps = 0
 
     def __init__(self, spec: StageSpec) -> None:
-        self.spec, self.config, self.seed = spec, spec.config.pretrain, spec.seed()
+        self.spec, self.seed = spec, spec.seed()
+        self.config = spec.config.pretrain
+        self.max_seconds = None
         self.order = spec.order()
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
         if spec.encoder:
             load_pretrained(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
+        self.teacher_view = spec.config.model.latent.teacher_view if spec.config.model.name == "latent" else "same"
         sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
         self.source_names = sources.dictionary.to_pylist()
         self.source_of_row = sources.indices.to_numpy()
@@ -49,8 +53,14 @@ class PretrainTask:
         """Mean squared error of the removed patches, also by source."""
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
         log_mel, valid_frames = batch.to_torch(device)
-        log_mel, valid_frames = augment(log_mel, valid_frames, self.config.augment, self.audio, generator)
-        output = model(log_mel, valid_frames, generator)
+        chosen = self.config.augment, self.audio, generator
+        log_mel, valid_frames = recut(log_mel, valid_frames, *chosen)
+        student = restyle(log_mel, valid_frames, *chosen)
+        views = {}
+        if self.teacher_view != "same":
+            other = self.teacher_view == "other"
+            views["teacher_view"] = restyle(log_mel, valid_frames, *chosen) if other else log_mel
+        output = model(student, valid_frames, generator, **views)
         return output.loss, self._loss_by_source(batch, output.loss_per_clip.detach())
 
     def _loss_by_source(self, batch: MicroBatch, loss: Tensor) -> dict[str, Tensor]:
@@ -59,16 +69,24 @@ class PretrainTask:
         source = torch.from_numpy(self.source_of_row[batch.rows]).to(loss.device)
         return {f"loss/{self.source_names[k]}": loss[source == int(k)].mean() for k in self.used_sources}
 
+    def after_update(self, share: float) -> None:
+        """Let the model follow its own weights (a teacher does)."""
+        self.model.after_update(share)
+
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Nothing yet: the loss says little about the features."""
-        return {}
+        """Probes of what the encoder has learnt (`raymae.stages.monitor`)."""
+        encoder = cast(MaskedAutoencoder, model).encoder
+        return monitor(
+            self.spec, make_embedder(encoder, self.audio, self.spec.config.model, self.config.augment), session
+        )
 
     def save(self, model: nn.Module) -> None:
         """Write the weights, what is needed to build the model, and a picture of what it can do."""
         artifact, config = self.spec.artifact, self.spec.config
         artifact.write_bytes("model.safetensors", save_weights(model))
         settings = {"audio": to_dict(config.audio), "model": to_dict(config.model)}
-        artifact.write_json("model.json", {"format": 1, **settings})
+        crop_seconds = self.config.augment.crop_seconds
+        artifact.write_json("model.json", {"format": 1, "crop_seconds": crop_seconds, **settings})
         artifact.write_bytes("figures/reconstruction.png", png(self.reconstruction(model)))
 
     @torch.inference_mode()

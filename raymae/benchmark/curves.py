@@ -1,0 +1,158 @@
+"""`curves`: what pre-training targets and decoders are worth after the same seconds, by probes on labelled clips."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymae.artifacts import Folder
+from raymae.benchmark.probes import tables_store
+from raymae.benchmark.result import Result
+from raymae.config import Config, ModelConfig, to_dict
+from raymae.recipes import RECIPES
+from raymae.spec import StageSpec, rows_of
+from raymae.store import FeatureStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CALIBRATION_STEPS = 12
+"""Steps that are timed to find how many fit into the seconds; the first third doesn't count."""
+PROBE_CLIPS = 100_000
+"""More labelled clips than there are: all are probed."""
+PIXEL_LIGHT, PIXEL_FAITHFUL, LATENT = "pixel, light decoder", "pixel, local decoder of 16 blocks", "latent"
+
+
+def variants(model: ModelConfig) -> dict[str, ModelConfig]:
+    """The contestants: one encoder, three things to predict with it. Widths are the recipe's."""
+    pixel = replace(model, name="mae", masks_per_clip=1, latent=type(model.latent)())
+    latent = model if model.name == "latent" else replace(model, name="latent", masks_per_clip=4, norm_target=False)
+    return {PIXEL_LIGHT: pixel, PIXEL_FAITHFUL: replace(pixel, decoder="local", decoder_depth=16), LATENT: latent}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Pre-trains every variant on the pool for the same CPU seconds and probes it on labelled tables on the way.
+
+    All variants have the recipe's front end, encoder, crops, augmentation, batches and schedule; each run's cosine ends
+    with its seconds, so that only the last point is a finished run. Seconds are CPU seconds of this process per thread,
+    without those of the probes, so that busy neighbours hardly count. The probes are those that watch every
+    pre-training (`raymae.stages.monitor`), here on all labelled clips of the tables' split train.
+
+    `--json` keys: `runs`, a list of `variant`, `seed`, `seconds`, `steps`, `scores` (probe → values at the marks; the
+    first is the untrained encoder), `step_seconds` (CPU seconds of all threads); `settings`.
+    """
+
+    pool: tuple[str, ...]
+    """Tables of the unlabelled recordings."""
+    tables: tuple[str, ...]
+    """Tables with labels and groups; their split train is probed, cross-validated by group, the rest isn't read."""
+    recipe: str = "small"
+    """Recipe that gives everything but the variants."""
+    seconds: float = 480.0
+    """CPU seconds of training per run and thread."""
+    seeds: int = 3
+    """Runs of each variant."""
+    only: tuple[str, ...] = ()
+    """Variants to run; the default is all."""
+    threads: int = 1
+    """Threads of torch."""
+    figure: str | None = None
+    """Draw the curves into this PNG file."""
+    json: str | None = None
+    """Write the numbers to this JSON file, after every run."""
+
+    def run(self) -> Result:
+        """Measure."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        config = RECIPES[self.recipe]()
+        chosen = {name: model for name, model in variants(config.model).items() if name in (self.only or (name,))}
+        if not chosen:
+            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, variants(config.model)))}")
+        watched = replace(config.pretrain, pool_only=True, probe_clips=PROBE_CLIPS)
+        runs: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory() as name:
+            folder = Folder(name)
+            store = tables_store(folder, config.audio, self.tables, self.pool)
+            for seed in range(self.seeds):
+                for variant, model in chosen.items():
+                    one = replace(config, model=model, seed=seed, pretrain=watched)
+                    found = self._train(one, store, folder / f"{seed}-{len(runs)}")
+                    runs.append({"variant": variant, "seed": seed, **found})
+                    result = Result("curves", [], {"runs": runs, "settings": to_dict(config)}, summary(runs))
+                    print(f"{variant}, seed {seed}\n{result.text}", flush=True)
+                    self._save(result, runs)
+        return result
+
+    def _save(self, result: Result, runs: list[dict[str, Any]]) -> None:
+        if self.json:
+            result.save(self.json)
+        if self.figure:
+            from raymae.report import png
+
+            Path(self.figure).write_bytes(png(curves_figure(runs)))
+
+    def _train(self, config: Config, store: FeatureStore, folder: Folder) -> dict[str, Any]:
+        from raymae.benchmark.probed import TimedPretraining
+        from raymae.loop import Trainer
+        from raymae.session import BareSession
+
+        def run(steps: int, name: str, probe_clips: int) -> TimedPretraining:
+            train, artifact = config.pretrain, folder / name
+            epochs = steps * train.global_batch_size / clips
+            warmup = epochs * train.warmup_epochs / train.epochs
+            train = replace(train, epochs=epochs, warmup_epochs=warmup, probe_clips=probe_clips)
+            one = replace(config, pretrain=train)
+            task = TimedPretraining(
+                StageSpec(name="pretrain", kind="pretrain", config=one, artifact=artifact, store=store)
+            )
+            Trainer(task, BareSession(store, artifact), artifact).run()
+            return task
+
+        clips = len(rows_of(store.clips, "pool"))
+        trial = run(CALIBRATION_STEPS, "trial", 0).step_seconds()
+        task = run(max(1, round(self.seconds * self.threads / trial)), "run", config.pretrain.probe_clips)
+        seconds = [spent / self.threads for spent in task.seconds]
+        return {"step_seconds": task.step_seconds(), "seconds": seconds, "steps": task.steps, "scores": task.scores}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> str:
+    """The last mark of every variant as a Markdown table: mean and range over the seeds."""
+    names = list(runs[0]["scores"])
+    lines = [f"| target | steps | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
+    for variant, group in by_variant(runs).items():
+        ends = {name: [run["scores"][name][-1] for run in group] for name in names}
+        cells = [f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in ends.values()]
+        lines.append(f"| {variant} | {np.mean([run['steps'][-1] for run in group]):.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def by_variant(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each variant."""
+    return {name: [run for run in runs if run["variant"] == name] for name in dict.fromkeys(r["variant"] for r in runs)}
+
+
+def curves_figure(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Every score against the seconds: a line for the mean over the seeds of each variant, a band for their range."""
+    from matplotlib.figure import Figure
+
+    names = list(runs[0]["scores"])
+    figure = Figure(figsize=(9, 3 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True):
+        for variant, group in by_variant(runs).items():
+            seconds = np.mean([run["seconds"] for run in group], axis=0)
+            values = np.array([run["scores"][name] for run in group])
+            (line,) = axes.plot(seconds, values.mean(0), marker="o", label=variant)
+            axes.fill_between(seconds, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(ylabel=name)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("CPU seconds of pre-training")
+    figure.axes[0].legend()
+    return figure

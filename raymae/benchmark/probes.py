@@ -1,0 +1,187 @@
+"""`frozen`: what probes find in a frozen encoder on one's own tables, against random weights and log-mel statistics."""
+
+from __future__ import annotations
+
+import statistics as stats
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.benchmark.recordings import write_store
+from raymae.benchmark.result import Result
+from raymae.config import AudioConfig, DataConfig
+from raymae.datasets import load
+from raymae.order import Rows
+from raymae.store import ClipReader, FeatureStore
+
+if TYPE_CHECKING:
+    from raymae.embed import Embedder
+
+BATCH = 64
+
+
+def tables_store(folder: Folder, audio: AudioConfig, tables: Sequence[str], pools: Sequence[str] = ()) -> FeatureStore:
+    """The feature store of a user's tables, made in this process."""
+    data = DataConfig(dataset="table", tables=tuple(tables), pool_tables=tuple(pools))
+    clips = load(data, None)
+    return write_store(folder, clips, audio, ClipReader(audio, data.file_timeout), data.shard_mb)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled clips of one table: those of split train, and those of its test splits."""
+
+    name: str
+    store: FeatureStore
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Label (None where unknown) and split of every clip."""
+        return {name: np.array(self.store.clips[name].to_pylist(), object) for name in ("scene_label", "split")}
+
+    @cached_property
+    def splits(self) -> dict[str, Rows]:
+        """Labelled rows by split: train, and all that begin with test."""
+        known = self.columns["scene_label"] != None  # noqa: E711  an array of objects
+        names = sorted({str(name) for name in self.columns["split"] if name == "train" or name.startswith("test")})
+        return {name: np.flatnonzero(known & (self.columns["split"] == name)).astype(np.int64) for name in names}
+
+    def labels(self, rows: Rows) -> NDArray[np.int64]:
+        """Class numbers."""
+        classes = sorted(set(self.columns["scene_label"][self.splits["train"]]))
+        return np.array([classes.index(label) for label in self.columns["scene_label"][rows]], np.int64)
+
+    def embeddings(self, embedder: Embedder, rows: Rows, copies: int = 0, seed: int = 0) -> NDArray[np.float32]:
+        """Embeddings ((1 + copies) n, E): of the clips, then of copies through devices with random smooth responses."""
+        found = []
+        for start in range(0, len(rows), BATCH):
+            log_mel, frames = self.store.read(rows[start : start + BATCH])
+            views = [log_mel.astype(np.float32)]
+            views += [coloured(views[0], frames, embedder.audio, (seed, start, copy)) for copy in range(copies)]
+            found.append([embedder.clips(view, frames) for view in views])
+        return np.concatenate([np.concatenate(part) for part in zip(*found, strict=True)])
+
+
+def coloured(
+    log_mel: NDArray[np.float32], frames: NDArray[np.integer], audio: AudioConfig, keys: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Log-mels (B, T, F) as `augment.colour` makes them of every clip, drawn by `keys`."""
+    import torch
+
+    from raymae.augment import colour
+    from raymae.config import AugmentConfig
+    from raymae.order import mix
+
+    generator = torch.Generator().manual_seed(mix(*keys) >> 1)
+    config = AugmentConfig(colour_p=1.0)
+    found, _ = colour(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
+    return np.asarray(found.numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Support vector machines on frozen embeddings of labelled clips, for every table by itself.
+
+    Each machine learns from the labelled clips of split train, each once as it is and in coloured copies, and is scored
+    on the table's test splits: macro accuracy, mean and standard deviation over the tables. The same probe reads the
+    encoder with random weights (of other seeds for every table); log-mel statistics are those of the rivals `svm` and
+    `svm_robust`.
+
+    `--json` keys: `scores`, features → split → macro accuracy by table; `tables`; `model`; `layers`.
+    """
+
+    model: str
+    """Folder of a pre-training or of a classifier."""
+    tables: tuple[str, ...]
+    """Tables with labels, a split train and splits that begin with test; each is a run of its own."""
+    layers: tuple[int, ...] = ()
+    """Layers that are averaged; the default is the middle third."""
+    copies: int = 6
+    """Coloured copies of each labelled clip."""
+    threads: int | None = None
+    """Threads of torch."""
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+
+    def run(self) -> Result:
+        """Measure."""
+        import torch
+
+        from raymae.embed import read_embedder
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        embedder = read_embedder(Folder(str(Path(self.model).resolve())), self.layers)
+        scores: dict[str, dict[str, list[float]]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for number, url in enumerate(self.tables):
+                store = tables_store(Folder(f"{folder}/{number}"), embedder.audio, [url])
+                for features, found in self._scores(Labelled(url, store), embedder, number).items():
+                    for split, value in found.items():
+                        scores.setdefault(features, {}).setdefault(split, []).append(value)
+        values = {"scores": scores, "tables": self.tables, "model": self.model, "layers": embedder.layers}
+        return Result("frozen", [], values, score_table(scores))
+
+    def _scores(self, table: Labelled, embedder: Embedder, seed: int) -> dict[str, dict[str, float]]:
+        from raymae.probe import score
+
+        train, tests = table.splits["train"], {k: v for k, v in table.splits.items() if k != "train"}
+        y = np.tile(table.labels(train), 1 + self.copies)
+        found = dict(statistics_scores(table, tests))
+        for features, one in {"pre-trained": embedder, "random weights": untrained(embedder, seed)}.items():
+            x = table.embeddings(one, train, self.copies, seed)
+            found[features] = {
+                split: score("svm", x, y, table.embeddings(one, rows), table.labels(rows))
+                for split, rows in tests.items()
+            }
+        return found
+
+
+def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict[str, float]]:
+    """What the support vector machines on log-mel statistics reach."""
+    from raymae.evaluate import SVMS, store_statistics
+    from raymae.metrics import macro_accuracy
+    from raymae.rivals import fit_svm
+
+    train = table.splits["train"]
+    x, y = store_statistics(table.store, train), table.labels(train)
+    names = [str(number) for number in range(int(y.max()) + 1)]
+    found: dict[str, dict[str, float]] = {}
+    for kind in SVMS:
+        machine = fit_svm(kind, x, y, names, 0)
+        found[{"svm": "log-mel statistics", "svm_robust": "the same, coloured + centred"}[kind]] = {
+            split: macro_accuracy(
+                table.labels(rows), machine.decision_values(store_statistics(table.store, rows)).argmax(1)
+            )
+            for split, rows in tests.items()
+        }
+    return found
+
+
+def untrained(embedder: Embedder, seed: int) -> Embedder:
+    """The same encoder with the weights that it is born with."""
+    from dataclasses import replace
+
+    import torch
+
+    from raymae.models import Encoder
+
+    torch.manual_seed(seed)
+    return replace(embedder, encoder=Encoder(embedder.audio, embedder.model).eval())
+
+
+def score_table(scores: dict[str, dict[str, list[float]]]) -> str:
+    """Mean and standard deviation of the macro accuracies as a Markdown table."""
+    splits = list(next(iter(scores.values())))
+    lines = [f"| features | {' | '.join(splits)} |", f"|---|{'---:|' * len(splits)}"]
+    for features, found in scores.items():
+        cells = [f"{np.mean(found[split]):.3f} ± {stats.pstdev(found[split]):.3f}" for split in splits]
+        lines.append(f"| {features} | {' | '.join(cells)} |")
+    return "\n".join(lines)

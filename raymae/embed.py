@@ -1,0 +1,157 @@
+"""Embeddings: what a frozen encoder makes of a clip, from any of its layers. Works without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from raymae.artifacts import Folder
+from raymae.augment import crop_frames
+from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
+from raymae.models import AudioClassifier, Encoder
+from raymae.models.encoder import select
+from raymae.models.masking import index
+from raymae.models.pooling import row_stats, token_mean
+
+Pool = Literal["row_stats", "mean", "cls"]
+
+
+def middle_layers(depth: int) -> tuple[int, ...]:
+    """The layers from a third to two thirds of the depth, 2 to 4 of 6: the upper ones serve the pre-training's task."""
+    return tuple(range(max(1, depth // 3), max(1, 2 * depth // 3) + 1))
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A frozen encoder and how it is read.
+
+    A clip longer than what pre-training saw is cut into windows of that length (the last one ends with the clip), which
+    the encoder sees one by one; all their tokens are pooled together.
+    """
+
+    encoder: Encoder
+    audio: AudioConfig
+    model: ModelConfig
+    layers: tuple[int, ...]
+    """Blocks, counted from 1, whose outputs are averaged."""
+    window: int
+    """Frames of a window."""
+
+    def clips(
+        self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer], pool: Pool = "row_stats"
+    ) -> NDArray[np.float32]:
+        """One vector per clip, (B, E).
+
+        row_stats: mean and standard deviation over time of every frequency row of patches (E = 2 x rows x D).
+        mean: the mean of all patches (E = D). cls: the mean of the windows' class tokens (E = D).
+
+        Args:
+            log_mel: (B, T, F), normalised.
+            valid_frames: (B,), frames of each clip before padding.
+        """
+        patches, classes, seen = self._tokens(log_mel, valid_frames)
+        batch, columns, rows, width = patches.shape
+        tokens, weight = patches.view(batch, columns * rows, width), seen.view(batch, columns * rows)
+        if pool == "cls":
+            found = classes.mean(1)
+        elif pool == "mean":
+            found = token_mean(tokens, weight)
+        else:
+            member = torch.eye(rows, device=tokens.device).repeat(columns, 1)
+            found = row_stats(tokens, member[None] * weight[:, :, None]).flatten(1)
+        return np.asarray(found.float().cpu().numpy())
+
+    def frames(
+        self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """One vector per time column of patches, (B, columns, D): the mean over its frequency rows; 0 where the column
+        holds no sound. And the first frame of each column, (columns,)."""
+        patches, _, seen = self._tokens(log_mel, valid_frames)
+        batch, columns, rows, width = patches.shape
+        found = token_mean(patches.reshape(-1, rows, width), seen.reshape(-1, rows)).view(batch, columns, width)
+        return np.asarray(found.float().cpu().numpy()), self.column_starts(log_mel.shape[1])
+
+    def window_starts(self, n_frames: int) -> list[int]:
+        """First frames of the windows of a clip."""
+        if n_frames <= self.window:
+            return [0]
+        starts = list(range(0, n_frames - self.window, self.window))
+        return [*starts, n_frames - self.window]
+
+    def column_starts(self, n_frames: int) -> NDArray[np.int64]:
+        """First frames of the columns of patches of all windows, window after window."""
+        frames = self.encoder.patch_size[0]
+        columns = -(-min(n_frames, self.window) // frames)
+        return np.concatenate([start + frames * np.arange(columns) for start in self.window_starts(n_frames)])
+
+    @torch.inference_mode()
+    def _tokens(
+        self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Patch tokens (B, columns, rows, D), the windows' class tokens (B, windows, D), and where patches are valid
+        (B, columns, rows)."""
+        device = self.encoder.cls_token.device
+        starts = self.window_starts(log_mel.shape[1])
+        parts = [log_mel[:, start : start + self.window] for start in starts]
+        lengths = [np.clip(valid_frames - start, 0, parts[0].shape[1]) for start in starts]
+        x = torch.from_numpy(np.stack(parts, axis=1)).to(device).float().flatten(0, 1)
+        frames = torch.from_numpy(np.stack(lengths, axis=1)).to(device).long().flatten()
+        patches = self.encoder.patchify(x, frames)
+        masking = index(patches.valid, device)
+        outputs = self.encoder.layer_outputs(patches, masking)
+        tokens = torch.stack([outputs[layer - 1] for layer in self.layers]).float().mean(0)
+        seen = masking.mask == 0
+        placed = select(tokens, torch.where(seen, 1 + masking.ids_restore, 0)) * seen[:, :, None]
+        columns, rows = patches.grid
+        shape = (len(log_mel), len(starts) * columns, rows)
+        classes = tokens[:, 0].view(len(log_mel), len(starts), -1)
+        return placed.view(*shape, -1), classes, seen.view(*shape).float()
+
+
+def make_embedder(
+    encoder: Encoder, audio: AudioConfig, model: ModelConfig, augment: AugmentConfig, layers: Sequence[int] = ()
+) -> Embedder:
+    """An embedder of an encoder that saw crops as `augment` cuts them; `layers` default to `middle_layers`.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    model = replace(model, depth=len(encoder.blocks))
+    chosen = tuple(layers) or middle_layers(model.depth)
+    wrong = [layer for layer in chosen if not 1 <= layer <= model.depth]
+    if wrong:
+        raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")
+    return Embedder(encoder, audio, model, chosen, crop_frames(augment, audio))
+
+
+def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:
+    """The name and content of the JSON file that describes an encoder's folder; ValueError where it holds none."""
+    name = next((name for name in ("model.json", "classifier.json") if folder.exists(name)), None)
+    if name is None:
+        raise ValueError(f"{redact(folder.url)} holds no encoder: it has neither model.json nor classifier.json")
+    card = folder.read_json(name)
+    if card.get("cnn"):
+        raise ValueError(f"{redact(folder.url)} holds a CNN ({card['cnn']}), which has no patch tokens to read")
+    return name, card
+
+
+def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str = "cpu") -> Embedder:
+    """The embedder of a pre-training's or a classifier's folder; ValueError where it is neither."""
+    name, card = read_card(folder)
+    audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
+    if name == "classifier.json":
+        finetune = from_dict(FinetuneConfig, card["finetune"])
+        augment, encoder = finetune.augment, AudioClassifier(audio, model, finetune, 2).encoder
+    else:
+        augment, encoder = AugmentConfig(crop_seconds=card["crop_seconds"]), Encoder(audio, model)
+    weights = load_tensors(folder.read_bytes("model.safetensors"))
+    own = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
+    encoder.load_state_dict(own)
+    return make_embedder(encoder.to(torch_device).eval(), audio, model, augment, layers)

@@ -1,0 +1,85 @@
+"""What pre-training is worth while it runs: probes on the embeddings of labelled clips, and their effective rank.
+
+The loss says little about the features: it may stand still while they improve, and fall while they collapse.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raymae.embed import Embedder
+from raymae.order import Rows, permute
+from raymae.probe import ProbeKind, cross_validated, effective_rank, score
+from raymae.session import Session
+from raymae.spec import StageSpec, class_names, pretrain_sources, rows_of
+from raymae.store import iterate
+
+PROBES: tuple[ProbeKind, ...] = ("linear", "knn")
+BATCH = 64
+
+
+def monitor(spec: StageSpec, embedder: Embedder, session: Session) -> dict[str, float]:
+    """Macro accuracy of the probes and the effective rank; called by every rank, the same on each.
+
+    With labels in a split val the probes learn from the training split's and are scored there; otherwise they are
+    cross-validated by group within the training split. Test splits are never read. At most `pretrain.probe_clips` clips
+    of a split are taken. Without labels there is the effective rank alone.
+    """
+    count = spec.config.pretrain.probe_clips
+    if not count:
+        return {}
+    train = sample(rows_of(spec.store.clips, "train", labelled=True), count, spec.seed())
+    val = sample(rows_of(spec.store.clips, "val", labelled=True), count, spec.seed())
+    if not len(train):
+        unlabelled = np.concatenate([rows for rows, _ in pretrain_sources(spec)])
+        return {
+            "probe/effective_rank": effective_rank(embed_rows(spec, embedder, sample(unlabelled, count, 0), session))
+        }
+    x = embed_rows(spec, embedder, np.concatenate([train, val]), session)
+    y = labels_of(spec, np.concatenate([train, val]))
+    found: dict[str, float | None] = {"probe/effective_rank": effective_rank(x)}
+    n, known = len(train), np.isin(y, y[: len(train)])
+    for kind in PROBES:
+        if len(np.unique(y[:n])) < 2:
+            continue
+        if len(val):
+            held_out = np.flatnonzero(known)[np.flatnonzero(known) >= n]
+            found[f"probe/{kind}"] = score(kind, x[:n], y[:n], x[held_out], y[held_out]) if len(held_out) else None
+        else:
+            found[f"probe/{kind}"] = cross_validated(kind, x, y, groups_of(spec, train))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def sample(rows: Rows, count: int, seed: int) -> Rows:
+    """At most `count` of some rows, chosen by the seed, in ascending order."""
+    if len(rows) <= count:
+        return rows
+    return np.sort(rows[permute(np.arange(count), len(rows), seed)])
+
+
+def embed_rows(spec: StageSpec, embedder: Embedder, rows: Rows, session: Session) -> NDArray[np.float32]:
+    """The embeddings (n, E) of some rows; each rank computes its part."""
+    mine = rows[session.rank :: session.world_size]
+    parts = [embedder.clips(log_mel, frames) for _, log_mel, frames in iterate(spec.store, mine, BATCH)]
+    gathered = session.gather(np.concatenate(parts) if parts else None)
+    width = next(part.shape[1] for part in gathered if part is not None)
+    found = np.empty((len(rows), width), np.float32)
+    for rank, part in enumerate(gathered):
+        if part is not None:
+            found[rank :: session.world_size] = part
+    return found
+
+
+def labels_of(spec: StageSpec, rows: Rows) -> Rows:
+    """Class numbers of labelled rows; -1 for a class that the training split doesn't have."""
+    number = {name: index for index, name in enumerate(class_names(spec.store.clips))}
+    labels = spec.store.clips["scene_label"].take(rows).to_pylist()
+    return np.array([number.get(label, -1) for label in labels], np.int64)
+
+
+def groups_of(spec: StageSpec, rows: Rows) -> NDArray[np.str_]:
+    """The group of each row; a clip without one is a group of its own."""
+    clips = spec.store.clips.take(rows)
+    return np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist())
