@@ -175,8 +175,8 @@ def latest_step(artifact: Folder) -> int | None:
     return None
 
 
-def open_storage(url: str) -> Folder:
-    """The storage at `url` (a path is made absolute); ValueError where it can't be written."""
+def open_storage(url: str, option: str = "--storage") -> Folder:
+    """The folder at `url` (a path is made absolute); ValueError, naming the option, where it can't be written."""
     if "://" not in url:
         url = str(Path(url).expanduser().resolve())
     try:
@@ -185,5 +185,5 @@ def open_storage(url: str) -> Folder:
         storage.write_bytes(probe, b"")
         storage.remove(probe)
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"--storage {redact(url)} can't be written: {redact(str(error))}") from None
+        raise ValueError(f"{option} {redact(url)} can't be written: {redact(str(error))}") from None
     return storage

@@ -138,7 +138,7 @@ def check_target(option: str, name: str | None) -> None:
         raise ValueError(f"{option} {name} can't be written: permission denied")
 
 
-def main(job: Target | Literal["predict", "embed"], doc: str) -> None:
+def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
     """Run a job from the command line; 0 means that everything asked for is there."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
@@ -155,7 +155,7 @@ def main(job: Target | Literal["predict", "embed"], doc: str) -> None:
         sys.exit("interrupted; the same command goes on from the last commit")
 
 
-def run(job: Target | Literal["predict", "embed"], config: Config) -> dict[str, Any]:
+def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
     if job == "predict":
         check_target("--predict.output", config.predict.output)
@@ -166,6 +166,10 @@ def run(job: Target | Literal["predict", "embed"], config: Config) -> dict[str, 
         from raymae.encode import embed_clips
 
         return embed_clips(config)
+    if job == "export":
+        from raymae.export import export
+
+        return export(config)
     from raymae.pipeline import run_plan
 
     return run_plan(config, job, open_storage(config.storage))

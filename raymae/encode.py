@@ -18,6 +18,7 @@ from raymae.inference import actor_pool
 from raymae.order import Rows
 from raymae.plan import Plan
 from raymae.store import FeatureStore, iterate
+from raymae.weights import find, open_artifact
 
 PART = 1024
 """Clips in a file of the result."""
@@ -143,18 +144,15 @@ def find_encoder(config: Config, storage: Folder) -> Folder:
     """The folder of the encoder: the one given, the registered one, or that of the recipe's own pre-training."""
     model = config.embed.model
     if model is None:
-        node = Plan(config, load_clips(config, storage), storage, "pretrain").nodes["pretrain"]
+        given = find(config, storage, "pretrain")
+        node = Plan(config, load_clips(config, storage), storage, "pretrain", given).nodes["pretrain"]
         if not node.reused:
             raise ValueError(
                 "the pre-training of this recipe and these settings has not finished: run jobs/pretrain.py first, "
                 "or name an encoder with --embed.model"
             )
         return node.artifact
-    if model.startswith(("models:/", "runs:/")):
-        from raymae.tracking import Tracker
-
-        return Folder(Tracker(config.tracking, storage).download_classifier(model))
-    return Folder(model if "://" in model else str(Path(model).resolve()))
+    return open_artifact(model, config)
 
 
 def check_front_end(encoder: Folder, audio: AudioConfig) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, redact
 from raymae.sources import AUDIO, open_clip
+from raymae.weights import find, open_artifact
 
 FILES_PER_TASK = 16
 
@@ -68,7 +69,7 @@ def find_classifier(config: Config) -> Folder:
 
         storage = open_storage(config.storage)
         clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
-        plan = Plan(config, clips, storage, "register")
+        plan = Plan(config, clips, storage, "register", find(config, storage, "register"))
         final = plan.nodes[plan.final]
         if not final.reused:
             raise ValueError(
@@ -76,11 +77,7 @@ def find_classifier(config: Config) -> Folder:
                 "or name a classifier with --predict.model"
             )
         return final.artifact
-    if model.startswith(("models:/", "runs:/")):
-        from raymae.tracking import Tracker
-
-        return Folder(Tracker(config.tracking, open_storage(config.storage)).download_classifier(model))
-    folder = Folder(model if "://" in model else str(Path(model).resolve()))
+    folder = open_artifact(model, config)
     if not folder.exists("classifier.json"):
         raise ValueError(f"--predict.model {redact(model)} is no classifier: it has no classifier.json")
     return folder

@@ -17,6 +17,7 @@ from raymae.config import Config, redact, to_dict
 from raymae.datasets import load, summary
 from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
 from raymae.spec import class_names, rows_of
+from raymae.weights import bring, find
 
 if TYPE_CHECKING:
     from raymae.tracking import Tracker
@@ -29,7 +30,10 @@ def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     started = time.time()
     labels = None if target in ("prepare", "pretrain") else config.finetune.labels
     clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None, labels)
-    plan = Plan(config, clips, storage, target)
+    plan = Plan(config, clips, storage, target, find(config, storage, target))
+    if plan.to_do:
+        for section, given in plan.given.items():
+            bring(given, section, config, write=not config.dry_run)
     print_plan(plan)
     if config.dry_run:
         return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
@@ -50,6 +54,9 @@ def print_plan(plan: Plan) -> None:
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
     for line in summary(plan.clips, plan.config.finetune.labels):
         print(f"  {line}")
+    for section, given in plan.given.items():
+        source = redact(str(getattr(plan.config, section).init_from))
+        print(f"  {section} starts from {source}, weights {given.key}")
     details = {}
     if plan.to_do:
         from raymae.outlook import outlook  # builds the models, which takes torch and seconds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -31,7 +31,6 @@ REGISTRY = "mlflow.db"
 
 PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
 """Fields of a training section that don't change its result."""
-
 ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register")
 NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
@@ -77,6 +76,16 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Weights from outside that a section's stages start from (its `init_from`)."""
+
+    key: str
+    """Names their content."""
+    artifact: Folder
+    """Their copy in the storage, `model.safetensors` in our own names, which every worker can read."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The stages up to `target`, for one configuration and one table of clips."""
 
@@ -84,6 +93,8 @@ class Plan:
     clips: pa.Table
     storage: Folder
     target: Target
+    given: Mapping[str, Given] = field(default_factory=dict)
+    """By section, what its `init_from` names (`weights.find`)."""
 
     def __post_init__(self) -> None:
         if self.target == "pseudo_label" and not self.has_student:
@@ -103,8 +114,9 @@ class Plan:
         return "student" if self.has_student else "finetune"
 
     def needs(self, name: str) -> tuple[str, ...]:
-        """The stages before a stage."""
-        return NEEDS[name] if self.has_student else WITHOUT_STUDENT.get(name, NEEDS[name])
+        """What a stage reads; given weights take the place of pre-training."""
+        needed = NEEDS[name] if self.has_student else WITHOUT_STUDENT.get(name, NEEDS[name])
+        return tuple(one for one in needed if one != "pretrain" or not self.config.finetune.init_from)
 
     @cached_property
     def names(self) -> list[str]:
@@ -120,6 +132,11 @@ class Plan:
 
         add(self.target)
         return [name for name in ORDER if name in wanted]
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        """What a stage reads; given weights take the place of pre-training."""
+        spared = {"pretrain"} if self.config.finetune.init_from else set()
+        return tuple(needed for needed in NEEDS[name] if needed not in spared)
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -200,12 +217,12 @@ class Plan:
         if name == "pretrain":
             splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
             clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
-            return [audio, to_dict(config.model), self._training("pretrain"), clips]
+            return [audio, to_dict(config.model), self._training("pretrain"), clips, *self._given("pretrain")]
         if name in FINETUNED:
             train = self.rows(["train"])
             labelled = train.filter(pc.is_valid(train["scene_label"]))
             clips = fingerprint(labelled, [*file, "scene_label"])
-            others = [keys[key] for key in NEEDS[name] if key != "prepare"]
+            others = [keys[key] for key in self.needs(name) if key != "prepare"] + self._given("finetune")
             cnn = config.evaluate.cnn if name == "cnn" else None
             return [audio, to_dict(config.model), self._training("finetune"), cnn, clips, others]
         if name == "pseudo_label":
@@ -220,7 +237,8 @@ class Plan:
     def _training(self, section: str) -> dict[str, Any]:
         """What decides the result of training, from a section of the configuration; responses by what they hold."""
         config = self.config
-        values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in PACE_ONLY}
+        skipped = (*PACE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
+        values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
         del values["augment"]["responses"], values["augment"]["response_p"]
         if (responses := self.responses[section]) is not None:
             share = getattr(config, section).augment.response_share
@@ -238,6 +256,19 @@ class Plan:
             found[section] = read_responses(augment.responses, self.config.audio, setting) if used else None
         return found
 
+    def _given(self, section: str) -> list[str]:
+        """The key of the weights that a section starts from, if it is given some."""
+        return [self.given[section].key] if getattr(self.config, section).init_from else []
+
+    def _start(self, name: str) -> Folder | None:
+        """What a training stage takes its first weights from, if they aren't random."""
+        section = "pretrain" if name == "pretrain" else "finetune"
+        if name == "cnn":
+            return None
+        if getattr(self.config, section).init_from:
+            return self.given[section].artifact
+        return None if name == "pretrain" else self.nodes["pretrain"].artifact
+
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
         node = self.nodes
@@ -249,7 +280,7 @@ class Plan:
             config=self.config,
             artifact=node[name].artifact,
             store=self.store,
-            encoder=node["pretrain"].artifact if name in ("finetune", "student") else None,
+            encoder=self._start(name),
             pseudo_labels=node["pseudo_label"].artifact if name == "student" else None,
             cnn=self.config.evaluate.cnn if name == "cnn" else None,
             pace=node["finetune"].artifact if name == "cnn" else None,

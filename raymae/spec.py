@@ -36,7 +36,7 @@ class StageSpec:
     store: FeatureStore
     """What it reads."""
     encoder: Folder | None = None
-    """Pre-training whose encoder it starts from."""
+    """Pre-training, or given weights in its names, whose encoder it starts from."""
     pseudo_labels: Folder | None = None
     """Labels that join the given ones."""
     cnn: str | None = None

@@ -255,6 +255,10 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("predict", "--predict.output x.csv --predict.inputs empty", "no audio file .* below empty"),
         ("predict", "--predict.output x.csv --predict.inputs own --predict.model own", "own is no classifier"),
         ("predict", "small --data.tables own/metadata.csv --predict.output x.csv --predict.inputs own", "not finished"),
+        ("export", "", r"needs --export\.model, .*, and --export\.output"),
+        ("export", "--export.model gone --export.output own", r"--export\.model .*gone holds neither classifier\.json"),
+        ("finetune", "small --data.tables own/metadata.csv --finetune.init-from own", "neither a pre-training"),
+        ("pretrain", "small --data.tables own/metadata.csv --pretrain.init-from a.pth", r"a\.pth can't be read"),
     ],
 )
 def test_bad_input_ends_the_job_at_once(run: Run, tmp_path: Path, job: str, words: str, message: str) -> None:

@@ -16,7 +16,7 @@ from raymae.config.model import (
     with_decoder,
     with_size,
 )
-from raymae.config.run import ComputeConfig, Config, EmbedConfig, PredictConfig, TrackingConfig
+from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
@@ -31,6 +31,7 @@ __all__ = [
     "DataConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "LatentConfig",
     "ModelConfig",

@@ -82,6 +82,17 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What jobs/export.py writes, for use without raymae."""
+
+    model: str | None = None
+    """Folder or URL of a classifier or of a pre-training, or a models:/ or runs:/ URI."""
+    output: str | None = None
+    """Folder or URL to write to: vit.safetensors in timm's names, classifier.onnx or encoder.onnx (with the packages of
+    raymae[export]), and export.json, which says how both are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -117,6 +128,8 @@ class Config:
     """Prediction."""
     embed: EmbedConfig = EmbedConfig()
     """Embeddings."""
+    export: ExportConfig = ExportConfig()
+    """Export to timm and ONNX."""
 
     def __post_init__(self) -> None:
         for name in ("pretrain", "finetune"):
@@ -132,6 +145,10 @@ class Config:
         require(
             self.model.patch_size[1] <= self.audio.n_mels,
             f"model.patch_size = {self.model.patch_size} is wider than audio.n_mels = {self.audio.n_mels}",
+        )
+        require(
+            not (self.pretrain.init_from and self.finetune.init_from),
+            "finetune.init_from takes the place of pre-training, so pretrain.init_from would have no effect: set one",
         )
         layer = self.finetune.layer
         require(

@@ -13,6 +13,12 @@ from raymae.config.values import require, require_choice, require_share
 class TrainConfig:
     """What pre-training and fine-tuning share: length, batches, optimiser, commits."""
 
+    init_from: str | None = None
+    """Weights to start from, instead of random ones: the folder (or URL) of a pre-training or of a classifier, a
+    registered classifier (models:/…, runs:/…), or a file .safetensors, .pth, .pt or .bin with a state dict in the names
+    of timm's VisionTransformer or of Audio-MAE's public code, whose positions stay fixed in the model.
+    pretrain.init_from goes on with pre-training from them (its decoder starts afresh where they hold none that fits);
+    finetune.init_from takes the place of pre-training: the plan has no such stage, and pretrain.* has no effect."""
     epochs: float = 33
     """Passes over the stage's clips."""
     global_batch_size: int = 512

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -57,10 +56,17 @@ class AudioClassifier(nn.Module):
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
             generator: of the CPU, for the masks of training; the default is torch's global one.
         """
+        patches = self.patchify(log_mel, valid_frames)
+        return self.classify(patches, self.masking(patches, generator))
+
+    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
+        """(B, T, F), centred if `finetune.centre` -> its patches."""
         if self.finetune.centre:
             log_mel = centre(log_mel, valid_frames)
-        patches = self.encoder.patchify(log_mel, valid_frames)
-        masking = self.masking(patches, generator)
+        return self.encoder.patchify(log_mel, valid_frames)
+
+    def classify(self, patches: Patches, masking: Masking) -> Tensor:
+        """The logits (B, C) from the kept patches."""
         return self.head(self.pool(self.encoder(patches, masking), masking, patches.grid[1]))
 
     def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
@@ -155,25 +161,6 @@ def build_classifier(
     if cnn:
         return Cnn(audio, finetune, num_classes, cnn)
     return AudioClassifier(audio, model, finetune, num_classes)
-
-
-def load_encoder(classifier: nn.Module, pretrained: Mapping[str, Tensor]) -> None:
-    """Take the encoder's weights over from the state_dict of a pre-trained model.
-
-    The pre-trained encoder may have more blocks than the classifier's (see `finetune.layer`), and a last norm that the
-    classifier lacks (it does unless `finetune.pool` is cls); everything else has to fit.
-
-    Raises:
-        ValueError: a weight is missing, unknown or of another shape.
-    """
-    own = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
-    weights = {name: value for name, value in pretrained.items() if name.startswith("encoder.")}
-    spare = {name for name in weights if name.startswith(("encoder.blocks.", "encoder.norm."))}
-    wrong = sorted((own.keys() - weights.keys()) | (weights.keys() - own.keys() - spare))
-    wrong += sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
-    if wrong:
-        raise ValueError(f"the pre-trained encoder doesn't fit the settings of model: {', '.join(wrong[:5])}")
-    classifier.load_state_dict({name: weights[name] for name in own}, strict=False)
 
 
 def centre(log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:

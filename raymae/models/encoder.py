@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
@@ -10,7 +12,7 @@ from torch.nn import functional
 
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models.masking import Masking
-from raymae.models.patches import Patches, Positions, grid_size, patchify, valid_patches
+from raymae.models.patches import Grid, Patches, Positions, grid_size, patchify, resample_positions, valid_patches
 
 
 def init_weights(module: nn.Module) -> None:
@@ -46,7 +48,9 @@ class PatchEmbed(nn.Module):
 class Encoder(nn.Module):
     """Vision Transformer over the kept patches of a log-mel of any length, with a class token.
 
-    Parameters are named as in timm's VisionTransformer; positions are computed and not part of the state_dict.
+    Parameters are named as in timm's VisionTransformer. Positions are computed and not part of the state_dict, unless
+    weights were loaded that bring a table of their own, `pos_embed` (columns, rows, D): it stays with the model, is
+    never trained, and holds for the grid of its size; other grids get it resampled.
 
     Args:
         audio: the front end, whose silence pads the input.
@@ -55,6 +59,8 @@ class Encoder(nn.Module):
         depth: number of blocks; the default is the model's.
     """
 
+    pos_embed: Tensor | None
+
     def __init__(
         self, audio: AudioConfig, model: ModelConfig, *, drop_path: float = 0.0, depth: int | None = None
     ) -> None:
@@ -62,6 +68,7 @@ class Encoder(nn.Module):
         self.silence = audio.silence
         self.patch_size = model.patch_size
         self.positions = Positions(model.embed_dim)
+        self.register_buffer("pos_embed", None)
         self.patch_embed = PatchEmbed(model.patch_size, model.embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.embed_dim))
         self.blocks = nn.ModuleList(
@@ -78,6 +85,21 @@ class Encoder(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
         self.apply(init_weights)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over the positions that the weights were trained with: their table, or computed ones without it."""
+        if f"{prefix}cls_token" in state_dict:
+            self.pos_embed = None
+            table = state_dict.get(f"{prefix}pos_embed")
+            if table is not None and table.ndim == 3 and table.shape[2] == self.positions.dim:
+                self.pos_embed = torch.empty_like(table, device=self.cls_token.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def position_table(self, grid: Grid, device: torch.device) -> Tensor:
+        """(L, D): the positions of a grid of L patches."""
+        if self.pos_embed is None:
+            return self.positions(grid, device)
+        return resample_positions(self.pos_embed, grid)
+
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
         """(B, T, F) and the frames (B,) of each clip before padding (default: all) -> its patches."""
         batch, n_frames, n_mels = log_mel.shape
@@ -93,12 +115,12 @@ class Encoder(nn.Module):
 
     def layer_outputs(self, patches: Patches, masking: Masking) -> list[Tensor]:
         """What every block gives, (B, 1 + K, D) each, not normalised; the first block's first."""
-        positions = self.positions(patches.grid, patches.values.device)
+        positions = self.position_table(patches.grid, patches.values.device)
         # Gathered before they are projected: the removed patches cost nothing.
         tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
             masking.ids_keep, positions
         )
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         attn_mask = key_mask(masking.attend)
         outputs = []
         for block in self.blocks:

@@ -94,6 +94,16 @@ def index(kept: Tensor, device: torch.device) -> Masking:
     return Masking((~kept).float().to(device), ids_keep.to(device), order.argsort(dim=1).to(device), attend)
 
 
+def keep_all(valid: Tensor) -> Masking:
+    """The masking that keeps `valid` (B, L) with every patch in its own place: the others are there and unattended.
+
+    What the encoder makes of the valid patches is the same as with `index`, at the cost of the others; no shape depends
+    on the data, so that a graph can hold it (`raymae.export`).
+    """
+    ids = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    return Masking((~valid).float(), ids, ids, valid)
+
+
 @torch.compiler.disable
 def unless_all(mask: Tensor, device: torch.device) -> Tensor | None:
     """A bool tensor of the CPU on `device`; None, which attention takes faster, if all of it is True."""

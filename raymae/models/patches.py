@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -88,3 +88,15 @@ class Positions(nn.Module):
             with torch.inference_mode(False):  # a table first needed in prediction may later serve training
                 self.tables[grid, device] = build_sincos2d_pos_embed(list(grid), dim=self.dim, device=device)
         return self.tables[grid, device]
+
+
+def resample_positions(table: Tensor, grid: Grid) -> Tensor:
+    """A table of positions (columns, rows, D) -> (L, D) for a grid of L patches; the table itself on its own grid.
+
+    Another grid is interpolated, as timm does it: its ends get the positions of the table's ends.
+    """
+    own = table.shape[0], table.shape[1]
+    flat = table.flatten(0, 1)
+    if own == grid:
+        return flat
+    return resample_abs_pos_embed(flat[None], list(grid), list(own), num_prefix_tokens=0)[0]

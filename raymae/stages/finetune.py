@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raymae.augment import augment, mixup
 from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
-from raymae.models import build_classifier, load_encoder
+from raymae.models import AudioClassifier, build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
 from raymae.session import Session
@@ -66,7 +66,7 @@ class FinetuneTask:
         self.model = build_classifier(
             spec.config.audio, spec.config.model, self.config, len(self.class_names), cnn=spec.cnn
         )
-        if spec.encoder:
+        if spec.encoder and isinstance(self.model, AudioClassifier):
             load_encoder(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
         self.max_seconds: float | None = spec.pace.result()["work_seconds"] if spec.pace else None
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size

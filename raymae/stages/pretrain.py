@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import crop_frames, recut, restyle
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
 from raymae.embed import make_embedder
-from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder
+from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.order import mix
 from raymae.report import component_figure, png, reconstruction_figure
 from raymae.session import Session
@@ -35,6 +36,8 @@ class PretrainTask:
         self.order = spec.order()
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
+        if spec.encoder:
+            load_pretrained(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
         self.teacher_view = spec.config.model.latent.teacher_view if spec.config.model.name == "latent" else "same"
         sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
         self.source_names = sources.dictionary.to_pylist()

@@ -1,0 +1,285 @@
+"""`jobs/export.py`: a finished model for use without raymae, as timm's VisionTransformer and as an ONNX graph.
+
+Both are loaded again from their files and compared with the model before they are written to their place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from raymae.artifacts import Folder, open_storage
+from raymae.augment import crop_frames
+from raymae.config import AudioConfig, Config, redact, to_dict
+from raymae.embed import Embedder, read_embedder
+from raymae.models import AudioClassifier, Encoder, grid_size
+from raymae.models.masking import index, keep_all
+from raymae.models.patches import Grid, unpatchify
+from raymae.models.transfer import timm_names
+from raymae.predict import one_line, read_classifier
+from raymae.weights import open_artifact
+
+VIT, CARD = "vit.safetensors", "export.json"
+TOLERANCE = 1e-4
+"""Largest difference that is passed, for outputs of up to 1, relative to the largest one above that."""
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is exported: a classifier, or the encoder of a pre-training."""
+
+    encoder: Encoder
+    classifier: AudioClassifier | None
+    audio: AudioConfig
+    n_frames: int
+    """Frames of its input: those that it was trained on."""
+    class_names: list[str] | None
+
+    @property
+    def grid(self) -> Grid:
+        """Columns and rows of the patches of the input."""
+        return grid_size(self.n_frames, self.audio.n_mels, self.encoder.patch_size)
+
+    @property
+    def pool(self) -> str | None:
+        """`finetune.pool`; None for an encoder alone."""
+        return self.classifier.finetune.pool if self.classifier else None
+
+
+def read_model(folder: Folder) -> Model:
+    """A classifier folder or a pre-training folder; its positions are fixed to the grid of its input.
+
+    Raises:
+        ValueError: it is neither, is damaged, or holds a CNN.
+    """
+    if folder.exists("classifier.json"):
+        found = read_classifier(folder)
+        if not isinstance(found.model, AudioClassifier):
+            raise ValueError(
+                f"{redact(folder.url)} is a CNN of timm: build it with timm.create_model, load its weights"
+            )
+        n_frames = crop_frames(found.finetune.augment, found.audio)
+        model = Model(found.model.encoder, found.model, found.audio, n_frames, found.class_names)
+    elif folder.exists("model.json"):
+        embedder = read_encoder(folder)
+        model = Model(embedder.encoder, None, embedder.audio, embedder.window, None)
+    else:
+        raise ValueError(f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json")
+    table = model.encoder.position_table(model.grid, torch.device("cpu"))
+    model.encoder.pos_embed = table.unflatten(0, model.grid).clone()
+    return model
+
+
+def read_encoder(folder: Folder) -> Embedder:
+    """The encoder of a pre-training folder with its front end and window; ValueError where the folder is damaged."""
+    try:
+        return read_embedder(folder)
+    except Exception as error:  # a setting or a tensor that is missing or doesn't fit: each has exceptions of its own
+        raise ValueError(f"{redact(folder.url)} is damaged: {type(error).__name__}: {one_line(error)}") from None
+
+
+# timm ---------------------------------------------------------------------------------------------------------------
+
+
+def timm_arguments(model: Model) -> dict[str, Any]:
+    """The arguments of timm's VisionTransformer that build the model: with its head, or without one for row_stats,
+    which timm doesn't know."""
+    encoder = model.encoder
+    first: Any = encoder.blocks[0]
+    width = encoder.cls_token.shape[2]
+    heads = {
+        "mean": {"global_pool": "avg", "fc_norm": True},
+        "cls": {"global_pool": "token", "fc_norm": False},
+        "row_stats": {"global_pool": "avg", "fc_norm": False, "final_norm": False},
+        None: {"global_pool": "avg", "fc_norm": False},
+    }
+    return {
+        "img_size": [whole_columns(model) * encoder.patch_size[0], model.grid[1] * encoder.patch_size[1]],
+        "patch_size": list(encoder.patch_size),
+        "in_chans": 1,
+        "num_classes": len(model.class_names) if model.class_names and model.pool != "row_stats" else 0,
+        "embed_dim": width,
+        "depth": len(encoder.blocks),
+        "num_heads": first.attn.num_heads,
+        "mlp_ratio": first.mlp.fc1.out_features / width,
+        **heads[model.pool],
+    }
+
+
+def whole_columns(model: Model) -> int:
+    """Time columns of which every frame is there; the encoder takes no others as valid."""
+    return max(1, model.n_frames // model.encoder.patch_size[0])
+
+
+def timm_state(model: Model) -> dict[str, Tensor]:
+    """The state dict of the VisionTransformer of `timm_arguments`."""
+    table = model.encoder.pos_embed
+    assert table is not None  # `read_model` fixed it
+    state = timm_names(model.encoder.state_dict(), table[: whole_columns(model)].flatten(0, 1))
+    if model.classifier and model.pool != "row_stats":
+        state |= {f"head.{name}": value for name, value in model.classifier.head.state_dict().items()}
+        state |= {f"fc_norm.{name}": value for name, value in model.classifier.norm.state_dict().items()}
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+@torch.inference_mode()
+def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
+    """The largest difference between the model and timm's with the weights of a file, on clips of noise."""
+    vit = VisionTransformer(**arguments).eval()
+    vit.load_state_dict(load_file(path))
+    log_mel = torch.randn(2, model.n_frames, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
+    patches = (model.classifier or model.encoder).patchify(log_mel)
+    image = unpatchify(patches.values, patches.grid, model.encoder.patch_size)[:, None, : arguments["img_size"][0]]
+    if model.classifier and model.pool != "row_stats":
+        return difference("timm", model.classifier(log_mel), vit(image))
+    tokens = model.encoder(patches, index(patches.valid, torch.device("cpu")))
+    return difference("timm", tokens, vit.forward_features(image))
+
+
+def difference(name: str, ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference between two outputs; ValueError where it is more than rounding."""
+    largest = float((ours - theirs).abs().max())
+    limit = TOLERANCE * max(1.0, float(ours.abs().max()))
+    if not largest <= limit:
+        raise ValueError(
+            f"the model in {name} differs by {largest:.2g} from ours, more than {limit:.2g}: nothing written"
+        )
+    return largest
+
+
+# ONNX ---------------------------------------------------------------------------------------------------------------
+
+
+class Graph(nn.Module):
+    """The model without data-dependent shapes: what isn't valid is there and unattended."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.encoder, self.classifier = model.encoder, model.classifier
+
+    def forward(self, log_mel: Tensor, valid_frames: Tensor) -> Tensor:
+        """(B, T, F) and (B,) frames before padding -> logits (B, C), or tokens (B, 1 + L, D) of an encoder alone."""
+        patches = (self.classifier or self.encoder).patchify(log_mel, valid_frames)
+        masking = keep_all(patches.valid)
+        return self.classifier.classify(patches, masking) if self.classifier else self.encoder(patches, masking)
+
+
+def clips_of(model: Model, batch: int) -> tuple[Tensor, Tensor]:
+    """Clips of noise, the later ones shorter and padded, the first with a silent row."""
+    log_mel = torch.randn(batch, model.n_frames, model.audio.n_mels, generator=torch.Generator().manual_seed(batch))
+    valid_frames = torch.linspace(model.n_frames, max(1, model.n_frames // 4), batch).long()
+    for clip, frames in zip(log_mel, valid_frames.tolist(), strict=True):
+        clip[frames:] = model.audio.silence
+    log_mel[0, :, : model.encoder.patch_size[1]] = model.audio.silence
+    return log_mel, valid_frames
+
+
+@torch.inference_mode()
+def check_onnx(model: Model, path: Path) -> float:
+    """The largest difference between the model as it is used and a graph in onnxruntime, on padded clips."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    log_mel, valid_frames = clips_of(model, 5)
+    given = {"log_mel": log_mel.numpy(), "valid_frames": valid_frames.numpy()}
+    found = torch.from_numpy(session.run(None, given)[0])
+    if model.classifier:
+        return difference("ONNX", model.classifier(log_mel, valid_frames), found)
+    patches = model.encoder.patchify(log_mel, valid_frames)
+    masking = index(patches.valid, torch.device("cpu"))
+    seen = masking.mask == 0
+    ours = model.encoder(patches, masking)
+    kept = torch.ones_like(masking.ids_keep, dtype=torch.bool) if masking.attend is None else masking.attend
+    return max(
+        difference("ONNX", ours[:, 0], found[:, 0]),
+        difference("ONNX", ours[:, 1:][kept], found[:, 1:][seen]),
+    )
+
+
+def write_onnx(model: Model, path: Path) -> None:
+    """Export the graph for batches of any size."""
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own: names of axes, deprecations
+        program = torch.onnx.export(
+            Graph(model).eval(),
+            clips_of(model, 2),
+            dynamo=True,
+            verbose=False,
+            input_names=["log_mel", "valid_frames"],
+            output_names=[output_name(model)],
+            dynamic_shapes={"log_mel": {0: batch}, "valid_frames": {0: batch}},
+        )
+    assert program is not None
+    program.save(path)
+
+
+def output_name(model: Model) -> str:
+    return "logits" if model.classifier else "tokens"
+
+
+# The job ------------------------------------------------------------------------------------------------------------
+
+
+def export(config: Config) -> dict[str, Any]:
+    """Write the model in both forms, each after its check, and a JSON that says how to use them; returns what
+    `--json` writes."""
+    if config.export.model is None or config.export.output is None:
+        raise ValueError("jobs/export.py needs --export.model, a folder or registry URI, and --export.output, a folder")
+    source = open_artifact(config.export.model, config)
+    output = open_storage(config.export.output, "--export.output")
+    model = read_model(source)
+    arguments = timm_arguments(model)
+    differences = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_file(timm_state(model), folder / VIT)
+        differences["timm"] = check_timm(model, arguments, folder / VIT)
+        print(f"{VIT}: timm's outputs are ours, largest difference {differences['timm']:.1g}")
+        graph = "classifier.onnx" if model.classifier else "encoder.onnx"
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"no ONNX without {', '.join(missing)}: pip install 'raymae[export]'")
+        else:
+            write_onnx(model, folder / graph)
+            differences["onnx"] = check_onnx(model, folder / graph)
+            print(f"{graph}: onnxruntime's outputs are ours, largest difference {differences['onnx']:.1g}")
+        (folder / CARD).write_text(json.dumps(card_of(model, arguments, None if missing else graph), indent=1) + "\n")
+        files = sorted(path.name for path in folder.iterdir())
+        for name in files:
+            output.upload(folder / name, name)
+    print(f"exported to {redact(output.url)}")
+    return {
+        "job": "export",
+        "model": redact(source.url),
+        "output": redact(output.url),
+        "files": files,
+        "largest_difference": differences,
+    }
+
+
+def card_of(model: Model, arguments: dict[str, Any], graph: str | None) -> dict[str, Any]:
+    """What is needed to use the files."""
+    finetune = model.classifier.finetune if model.classifier else None
+    return {
+        "format": 1,
+        "vit": {"file": VIT, "arguments": arguments, "pad_value": model.audio.silence},
+        "onnx": graph and {"file": graph, "inputs": ["log_mel", "valid_frames"], "output": output_name(model)},
+        "n_frames": model.n_frames,
+        "n_mels": model.audio.n_mels,
+        "centre": bool(finetune and finetune.centre),
+        "pool": model.pool,
+        "class_names": model.class_names,
+        "audio": to_dict(model.audio),
+    }

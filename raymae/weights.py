@@ -1,0 +1,222 @@
+"""Weights that training starts from (`init_from`): found, checked, and copied to where every worker reads them.
+
+The driver alone does this. The copy is `<storage>/artifacts/weights/<key>/`: `model.safetensors` in our own names, and
+a `done.json` that says where they came from; the key is a digest of their content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from raymae.artifacts import Folder, digest, open_storage
+from raymae.config import FRONT_ENDS, AudioConfig, Config, from_dict, redact
+from raymae.plan import Given, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Part of every key; a change of how weights are read raises it."""
+FILES = (".safetensors", ".pth", ".pt", ".bin")
+"""Files with a state dict; all but the first are read by torch.load, with weights alone."""
+CARDS = ("model.json", "classifier.json")
+"""What describes a pre-training folder and a classifier folder."""
+WEIGHTS, EXPORTED = "model.safetensors", "export.json"
+USES = {"prepare": (), "pretrain": ("pretrain",)}
+"""The sections whose weights a target needs; all others need both."""
+
+
+@dataclass(frozen=True)
+class Found(Given):
+    """Given weights, and where they were found."""
+
+    setting: str
+    """The setting that names them, with its value, for messages."""
+    folder: Folder
+    file: str
+    """The file in it that holds the weights."""
+    card: str | None
+    """The file beside it that describes them; None for a bare state dict."""
+
+
+def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
+    """The weights of every section that sets `init_from`, by section; reads them once, without torch, for their key.
+
+    Raises:
+        ValueError: a path, URL or registry URI that holds no weights.
+    """
+    sections = USES.get(target, ("pretrain", "finetune"))
+    return {
+        section: _find(section, source, config, storage)
+        for section in sections
+        if (source := getattr(config, section).init_from)
+    }
+
+
+def open_artifact(source: str, config: Config) -> Folder:
+    """The folder that a path, a URL or a registry URI (models:/, runs:/) names; only the last is looked at."""
+    if source.startswith(("models:/", "runs:/")):
+        from raymae.tracking import Tracker
+
+        return Folder(Tracker(config.tracking, open_storage(config.storage)).download_classifier(source))
+    return Folder(source if "://" in source else str(Path(source).expanduser().resolve()))
+
+
+def _find(section: str, source: str, config: Config, storage: Folder) -> Found:
+    setting = f"{section}.init_from {redact(source)}"
+    folder = open_artifact(source, config)
+    try:
+        if source.endswith(FILES):
+            parent, _, file = folder.url.rpartition("/")
+            folder = Folder(parent)
+            card = EXPORTED if folder.exists(EXPORTED) and folder.read_json(EXPORTED)["vit"]["file"] == file else None
+        else:
+            file, card = WEIGHTS, next((name for name in CARDS if folder.exists(name)), None)
+            if card is None or not folder.exists(WEIGHTS):
+                raise ValueError(
+                    f"neither a pre-training ({CARDS[0]}) nor a classifier ({CARDS[1]}) with its {WEIGHTS}; "
+                    f"a bare state dict is named by its file ({', '.join(FILES)})"
+                )
+        with folder.open(file) as content:
+            content_hash = hashlib.file_digest(cast(io.BytesIO, content), "sha256").hexdigest()
+        key = digest([VERSION, content_hash, card and folder.read_json(card), _rows(config)])
+    except FileNotFoundError:
+        raise ValueError(f"{setting} can't be read: there is no such file") from None
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"{setting}: {redact(str(error))}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{setting}: {EXPORTED} beside it is none of jobs/export.py: no {error}") from None
+    return Found(key, storage / f"artifacts/weights/{key}", setting, folder, file, card)
+
+
+def _rows(config: Config) -> int:
+    """Frequency rows of patches, by which bare positions are a grid."""
+    return -(-config.audio.n_mels // config.model.patch_size[1])
+
+
+def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
+    """Read the weights, check that the section's model can start from them and, with `write`, copy them.
+
+    Raises:
+        ValueError: the model of these settings can't start from them; says what was found and what was expected.
+    """
+    assert isinstance(given, Found)
+    from safetensors.torch import save
+
+    try:
+        state, card = read(given, _rows(config))
+        check(state, card, section, config)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{given.setting}: {redact(str(error))}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        if given.card is None:
+            raise
+        raise ValueError(f"{given.setting}: {given.card} is damaged: {type(error).__name__} {error}") from None
+    if write and not given.artifact.is_done():
+        given.artifact.write_bytes(WEIGHTS, save(state))
+        source = redact(f"{given.folder.url}/{given.file}")
+        given.artifact.finish({"source": source, "setting": given.setting, "tensors": len(state)})
+
+
+def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The weights in our own names, and what describes them (None for a bare state dict)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from raymae.models.transfer import own_names
+
+    content = found.folder.read_bytes(found.file)
+    try:
+        state = load(content) if found.file.endswith(".safetensors") else load_torch(content)
+    except SafetensorError as error:
+        raise ValueError(f"{found.file} is damaged: {error}") from None
+    card = found.folder.read_json(found.card) if found.card else None
+    if card is None:
+        if any(name.startswith("encoder.") for name in state):
+            raise ValueError(f"{found.file} has raymae's own names: give the folder that it lies in")
+        return own_names(state, n_rows), None
+    if found.card == EXPORTED:
+        vit = card["vit"]["arguments"]
+        state = own_names(state, vit["img_size"][1] // vit["patch_size"][1])
+        return state, {"audio": card["audio"], "model": {"num_heads": vit["num_heads"]}}
+    if card.get("cnn"):
+        raise ValueError(f"a CNN ({card['cnn']}), which has no encoder")
+    if found.card == "classifier.json" and card["finetune"]["pool"] != "mean":  # its norm is none of mean patches
+        state = {name: value for name, value in state.items() if not name.startswith("norm.")}
+    return state, card
+
+
+def load_torch(content: bytes) -> dict[str, Tensor]:
+    """The state dict of a file by torch.save, also below "model" as in Audio-MAE's; nothing in it is executed.
+
+    Its checkpoints carry their command line as an `argparse.Namespace`, a plain holder of values.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch fail with exceptions of their own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"torch.load(weights_only=True) can't read it: {reason}") from None
+    for inner in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(inner), dict):
+            found = found[inner]
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError('no state dict: expected tensors by name, at the top or below "model"')
+    return dict(found)
+
+
+def check(state: dict[str, Tensor], card: dict[str, Any] | None, section: str, config: Config) -> None:
+    """ValueError where the section's model can't start from some weights; warnings where it can and had better not."""
+    import torch
+
+    from raymae.models import MODELS, build_classifier
+    from raymae.models.transfer import AUDIO_MAE_GRID, blocks_of, encoder_weights, pretrained_weights
+
+    with torch.device("meta"):
+        if section == "pretrain":
+            taken = pretrained_weights(MODELS[config.model.name](config.audio, config.model), state)
+        else:
+            taken = encoder_weights(build_classifier(config.audio, config.model, config.finetune, num_classes=2), state)
+    used, held = blocks_of(taken, "encoder."), blocks_of(state, "encoder.")
+    if used < held:
+        log.info("the first %d of %d blocks are taken over", used, held)
+    table = state.get("encoder.pos_embed")
+    if card is not None:
+        check_heads(int(card["model"]["num_heads"]), config)
+        compare_front_ends(from_dict(AudioConfig, card["audio"]), config.audio)
+    elif table is not None and tuple(table.shape[:2]) == AUDIO_MAE_GRID:
+        compare_front_ends(FRONT_ENDS["audiomae"], config.audio)
+    else:
+        log.warning("the file doesn't say of which front end its weights are: audio.* has to be the same")
+    if card is None and config.model.embed_dim != 64 * config.model.num_heads:  # the heads of ViT-S, B and L have 64
+        log.warning(
+            "model.num_heads = %d has to be that of the weights, whose shapes don't show it (timm's and Audio-MAE's "
+            "ViTs have one head per 64 of model.embed_dim = %d)",
+            *(config.model.num_heads, config.model.embed_dim),
+        )
+
+
+def check_heads(found: int, config: Config) -> None:
+    """ValueError for another number of attention heads, which no shape shows."""
+    if found != config.model.num_heads:
+        raise ValueError(f"model.num_heads: found {found}, expected {config.model.num_heads}")
+
+
+def compare_front_ends(theirs: AudioConfig, ours: AudioConfig) -> None:
+    """A warning that names the settings of the front end in which some weights' training differs from ours."""
+    names = [item.name for item in fields(AudioConfig) if getattr(theirs, item.name) != getattr(ours, item.name)]
+    if names:
+        different = ", ".join(
+            f"audio.{name} = {getattr(ours, name)} (theirs {getattr(theirs, name)})" for name in names
+        )
+        log.warning("the weights were trained on another front end: %s", different)
