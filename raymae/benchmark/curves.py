@@ -13,7 +13,7 @@ import numpy as np
 from raymae.artifacts import Folder
 from raymae.benchmark.probes import tables_store
 from raymae.benchmark.result import Result
-from raymae.config import Config, ModelConfig, to_dict
+from raymae.config import Config, LatentConfig, to_dict
 from raymae.recipes import RECIPES
 from raymae.spec import StageSpec, rows_of
 from raymae.store import FeatureStore
@@ -25,14 +25,27 @@ CALIBRATION_STEPS = 12
 """Steps that are timed to find how many fit into the seconds; the first third doesn't count."""
 PROBE_CLIPS = 100_000
 """More labelled clips than there are: all are probed."""
+MASKS = 4
+"""Masks of each clip with latent targets."""
 PIXEL_LIGHT, PIXEL_FAITHFUL, LATENT = "pixel, light decoder", "pixel, local decoder of 16 blocks", "latent"
 
 
-def variants(model: ModelConfig) -> dict[str, ModelConfig]:
-    """The contestants: one encoder, three things to predict with it. Widths are the recipe's."""
-    pixel = replace(model, name="mae", masks_per_clip=1, latent=type(model.latent)())
-    latent = model if model.name == "latent" else replace(model, name="latent", masks_per_clip=4, norm_target=False)
-    return {PIXEL_LIGHT: pixel, PIXEL_FAITHFUL: replace(pixel, decoder="local", decoder_depth=16), LATENT: latent}
+def variants(config: Config) -> dict[str, Config]:
+    """The contestants: one encoder, three things to predict with it. Widths are the recipe's.
+
+    With latent targets a step holds a quarter of the clips, each under four masks.
+    """
+    train, model = config.pretrain, config.model
+    pixel = replace(model, name="mae", masks_per_clip=1, latent=LatentConfig())
+    latent = replace(model, name="latent", masks_per_clip=MASKS, norm_target=False)
+    clips = max(1, train.micro_batch_size // MASKS)
+    slots = train.global_batch_size // train.micro_batch_size
+    fewer = replace(train, global_batch_size=clips * slots, micro_batch_size=clips, lr=train.peak_lr)
+    return {
+        PIXEL_LIGHT: replace(config, model=pixel),
+        PIXEL_FAITHFUL: replace(config, model=replace(pixel, decoder="local", decoder_depth=16)),
+        LATENT: replace(config, model=latent, pretrain=fewer),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +88,19 @@ class Curves:
 
         torch.set_num_threads(self.threads)
         config = RECIPES[self.recipe]()
-        chosen = {name: model for name, model in variants(config.model).items() if name in (self.only or (name,))}
+        contestants = variants(config)
+        chosen = {name: one for name, one in contestants.items() if name in (self.only or (name,))}
         if not chosen:
-            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, variants(config.model)))}")
+            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, contestants))}")
         precision = self.precision or config.pretrain.precision
-        watched = replace(config.pretrain, pool_only=True, probe_clips=PROBE_CLIPS, precision=precision)
         runs: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as name:
             folder = Folder(name)
             store = tables_store(folder, config.audio, self.tables, self.pool)
             for seed in range(self.seeds):
-                for variant, model in chosen.items():
-                    one = replace(config, model=model, seed=seed, pretrain=watched)
-                    found = self._train(one, store, folder / f"{seed}-{len(runs)}")
+                for variant, one in chosen.items():
+                    train = replace(one.pretrain, pool_only=True, probe_clips=PROBE_CLIPS, precision=precision)
+                    found = self._train(replace(one, seed=seed, pretrain=train), store, folder / f"{seed}-{len(runs)}")
                     runs.append({"variant": variant, "seed": seed, **found})
                     result = Result("curves", [], {"runs": runs, "settings": to_dict(config)}, summary(runs))
                     print(f"{variant}, seed {seed}\n{result.text}", flush=True)
