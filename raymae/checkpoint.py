@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from raymae.artifacts import COMMITS, Folder
+from raymae.parallel import full, like
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -27,11 +28,12 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give the moments back."""
+    """Give the moments back, sharded as the weights are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -52,6 +54,13 @@ def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor
     return {part: load_tensors(folder.read_bytes(f"{part}.safetensors")) for part in state["parts"]}, state
 
 
+def send_shards(parts: dict[str, dict[str, Tensor]]) -> None:
+    """Take part in the commit of the rank that writes it."""
+    for tensors in parts.values():
+        for value in tensors.values():
+            full(value.detach())
+
+
 class Committer:
     """Writes commits of one artifact in the background and keeps the newest `keep` of them."""
 
@@ -61,10 +70,13 @@ class Committer:
         self._pending: Future[None] | None = None
 
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Copy the tensors and write them in the background; waits for (and raises the error of) the commit before."""
+        """Copy the tensors and write them in the background; waits for (and raises the error of) the commit before.
+
+        Of sharded tensors all is written: the other ranks have to call `send_shards` meanwhile.
+        """
         self.wait()
         copies = {
-            part: {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+            part: {name: full(value.detach()).to("cpu", copy=True).contiguous() for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
         self._pending = self._thread.submit(self._write, step, copies, state)

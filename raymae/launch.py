@@ -25,7 +25,7 @@ from raymae.order import Order
 from raymae.spec import StageSpec
 from raymae.store import features_of
 from raymae.streaming import StreamedClips
-from raymae.windows import MicroBatch, Window, micro_batches, read_window
+from raymae.windows import MicroBatch, Window, micro_batches, rank_slots, read_window
 
 log = logging.getLogger(__name__)
 
@@ -194,23 +194,16 @@ class RaySession:
             yield from windows_of(split, self.spec.config.audio)
 
     def wrap(self, model: Any) -> Any:
-        """The model under DistributedDataParallel, where there is more than one worker."""
-        from torch.nn.parallel import DistributedDataParallel
+        """The model, as `compute.parallel` says."""
+        from raymae import parallel
 
-        if self.world_size == 1:
-            return model
-        devices = [self.torch_device] if self.torch_device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+        return parallel.wrap(model, self.torch_device, self.spec.config.compute.parallel)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank."""
-        import torch.distributed
+        from raymae import parallel
 
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
+        return parallel.gather(value)
 
     def report(self, event: dict[str, Any]) -> None:
         """To the artifact's events, which the driver follows; the stage's last metrics to Ray Train too.
@@ -272,6 +265,8 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
 
     compute = specs[0].config.compute
     workers = scaling(compute)
+    for spec in specs:
+        rank_slots(spec.order(), 0, int(workers.num_workers))  # type: ignore[arg-type]  # an error now, not on workers
     threads = torch_threads(compute, int(workers.num_workers))  # type: ignore[arg-type]
     trainer = TorchTrainer(
         train_loop_per_worker,

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from raymae import parallel
 from raymae.artifacts import Folder, latest_step
-from raymae.checkpoint import Committer, load_commit, pack_optimizer, unpack_optimizer
+from raymae.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
 from raymae.config import TrainConfig
 from raymae.models import choose_attention
 from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
@@ -61,7 +62,7 @@ class Task(Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The model's parameters for the optimiser."""
+        """The model's parameters for the optimiser; asked for once they are on their device, perhaps sharded."""
         ...
 
     def after_update(self, share: float) -> None:
@@ -69,11 +70,11 @@ class Task(Protocol):
         ...
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Metrics on the validation split, if there is any; called by every rank."""
+        """Metrics of a plain whole model on the validation split, if there is any; called by every rank."""
         ...
 
     def save(self, model: nn.Module) -> None:
-        """Write what the stage hands on; called by rank 0."""
+        """Write what the stage hands on, from a plain whole model; called by rank 0."""
         ...
 
 
@@ -102,35 +103,42 @@ class Trainer:
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
         torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
-        self.model = task.model.to(self.device)
+        self.model = task.model
         choose_attention(self.model, self.device, self.config.precision)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.optimizer = adamw(task.parameter_groups(), self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
         self.committer = Committer(artifact, self.config.keep_commits)
-        self._restore()
+        moments = self._restore()
+        self.hollow = parallel.hollow(self.model)
         self.wrapped = session.wrap(self.model)
+        if self.ema:
+            session.wrap(self.ema.model)
+        self.statistics = parallel.RunningStatistics(self.model)
+        self.optimizer = adamw(task.parameter_groups(), self.config)  # of the wrapped model: sharding replaces weights
+        if moments:
+            unpack_optimizer(self.optimizer, moments)
         if self.config.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
 
-    def _restore(self) -> None:
-        step = latest_step(self.artifact)
+    def _restore(self) -> dict[str, Tensor]:
+        """Go on from the newest commit, if there is one; the optimiser's moments are for the optimiser to come."""
+        step = self.session.gather(latest_step(self.artifact))[0]  # a commit may become the newest at any moment
         if step is None:
-            return
+            return {}
         parts, state = load_commit(self.artifact, step)
         self.model.load_state_dict(parts["model"])
-        unpack_optimizer(self.optimizer, parts["optimizer"])
         if self.ema:
             self.ema.load_state_dict(parts["ema"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         log.info("going on from the commit at step %d of %d", step, self.order.steps)
+        return parts["optimizer"]
 
     @property
     def result_model(self) -> nn.Module:
-        """What the stage hands on: the averaged weights where they are kept."""
-        return self.ema.model if self.ema else self.model
+        """What the stage hands on: the averaged weights where they are kept. Plain and whole; every rank has to ask."""
+        return parallel.whole(self.ema.model if self.ema else self.model, self.hollow, self.device)
 
     def share_done(self) -> float:
         """How much of the run lies behind, 0 to 1: of its steps or, with a time budget, of its seconds."""
@@ -152,7 +160,7 @@ class Trainer:
             if step in marks or ended:
                 metrics |= self._validate()
             if step % self.config.report_steps == 0 or step in marks or ended:
-                self.progress.metrics = metrics
+                self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics))
                 self.session.report({"step": step, "steps": self.order.steps, "last": ended, "metrics": metrics})
             if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
                 self._commit()
@@ -187,6 +195,7 @@ class Trainer:
                     loss, extra = self.task.training_step(self.wrapped, batch, self.device)
                 self.scaler.scale(loss / count).backward()
             losses.append({"loss": loss.detach(), **extra})
+        self.statistics.merge()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
         self._update(bool(torch.isfinite(norm)), share)
@@ -233,21 +242,29 @@ class Trainer:
         return torch.autocast(self.device.type, dtype)
 
     def _validate(self) -> dict[str, float]:
-        self.result_model.eval()
+        model = self.result_model.eval()
         with torch.inference_mode():
-            metrics = self.task.validate(self.result_model, self.session)
+            metrics = self.task.validate(model, self.session)
         self.model.train()
         return metrics
 
     def _commit(self) -> None:
         started = time.perf_counter()
+        parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
+        if self.ema:
+            parts["ema"] = self.ema.state_dict()
+        state = {"scaler": self.scaler.state_dict(), "progress": self.progress.__dict__}
         if self.session.rank == 0:
-            parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
-            if self.ema:
-                parts["ema"] = self.ema.state_dict()
-            state = {"scaler": self.scaler.state_dict(), "progress": self.progress.__dict__}
             self.committer.commit(self.progress.step, parts, state)
+        else:
+            send_shards(parts)
         self.progress.commit_seconds += time.perf_counter() - started
+
+
+def mean_metrics(found: list[dict[str, float]]) -> dict[str, float]:
+    """Each metric's mean over the ranks that have it."""
+    names = {name: [metrics[name] for metrics in found if name in metrics] for metrics in found for name in metrics}
+    return {name: sum(values) / len(values) for name, values in names.items()}
 
 
 def freeze_encoder(optimizer: torch.optim.Optimizer) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raymae.config import TrainConfig
+from raymae.parallel import full
 
 
 def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
@@ -36,7 +37,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
     """The norm of all gradients, which are scaled down to `limit`; without a limit they are only read."""
     parameters = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = full(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

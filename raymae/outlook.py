@@ -70,6 +70,11 @@ def parameters(model: nn.Module) -> int:
 
 
 def memory_mb(model: nn.Module, tokens: int, config: Config) -> float:
-    """Weights, gradient, two moments and the average in fp32, and some 40 activations per token and block."""
+    """Weights, gradient, two moments and the average in fp32, and some 40 activations per token and block.
+
+    Where they are sharded, a share of them and, to validate, the weights as a whole.
+    """
     activations = tokens * config.model.embed_dim * config.model.depth * 40 * 4
-    return TORCH_MB + (5 * 4 * parameters(model) + activations) / 1e6
+    weights, workers = 4 * parameters(model), config.compute.num_workers or 1
+    sharded = config.compute.parallel == "fsdp" and workers > 1
+    return TORCH_MB + ((5 / workers + 1 if sharded else 5) * weights + activations) / 1e6

@@ -1,6 +1,6 @@
-"""What the training loop sees of the world, and the session of a bare Python process.
+"""What the training loop sees of the world, and the sessions of Python processes without Ray.
 
-Ray Train's session is in `raymae.launch`; both give the same micro-batches for the same order.
+Ray Train's session is in `raymae.launch`; all give the same micro-batches for the same order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from raymae import parallel
 from raymae.artifacts import Folder, write_event
 from raymae.order import Order
 from raymae.store import FeatureStore
@@ -30,7 +31,10 @@ class Session(Protocol):
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model made to average its gradients over the workers."""
+        """The model on the session's device, made to average its gradients over the workers.
+
+        The weights of the model itself (and of one without gradients, an average) may be sharded from then on.
+        """
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -53,14 +57,14 @@ class BareSession:
         self.torch_device = torch.device(torch_device)
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
-        """This process's micro-batches: all of them."""
-        numbers = range(order.first_window(step), order.windows)
+        """This process's micro-batches: all of them, where it is alone."""
+        numbers = range(order.first_window(step) + self.rank, order.windows, self.world_size)
         windows = ahead((read_window(self.store, order, number) for number in numbers), order.slots)
-        return micro_batches(order, windows, 0, 1, step)
+        return micro_batches(order, windows, self.rank, self.world_size, step)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model itself: there is nobody to average with."""
-        return model
+        return model.to(self.torch_device)
 
     def gather(self, value: Any) -> list[Any]:
         """The value, alone."""
@@ -69,3 +73,36 @@ class BareSession:
     def report(self, event: dict[str, Any]) -> None:
         """Write the event."""
         write_event(self.artifact, {"time": time.time(), **event})
+
+
+class GroupSession(BareSession):
+    """One of several Python processes without Ray, joined by `torch.distributed` as `torchrun` starts them.
+
+    Every process opens the store and reads its own windows of it; the process group has to stand.
+
+    Args:
+        torch_device: this process's own, such as "cuda:1".
+        mode: what each process holds, see `ComputeConfig.parallel`.
+    """
+
+    def __init__(
+        self, store: FeatureStore, artifact: Folder, torch_device: str = "cpu", mode: parallel.Mode = "ddp"
+    ) -> None:
+        super().__init__(store, artifact, torch_device)
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.mode: parallel.Mode = mode
+        if self.torch_device.type == "cuda":
+            torch.cuda.set_device(self.torch_device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, as `mode` says."""
+        return parallel.wrap(model, self.torch_device, self.mode)
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank."""
+        return parallel.gather(value)
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Write the event, once."""
+        if self.rank == 0:
+            super().report(event)

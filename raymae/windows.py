@@ -61,15 +61,20 @@ def read_window(store: FeatureStore, order: Order, number: int) -> Window:
     return Window(positions, rows, *store.read(rows))
 
 
-def micro_batches(
-    order: Order, windows: Iterator[Window], rank: int, world_size: int, step: int
-) -> Iterator[MicroBatch]:
-    """Cut a rank's windows, from the round of `step` on, into micro-batches; checks that none is out of place."""
+def rank_slots(order: Order, rank: int, world_size: int) -> range:
+    """The slots of a step that are a rank's; an error if there is no equal share for each."""
     if order.slots % world_size:
         raise ValueError(
             f"global_batch_size / micro_batch_size = {order.slots} must be a multiple of the {world_size} workers"
         )
-    slots = range(rank, order.slots, world_size)
+    return range(rank, order.slots, world_size)
+
+
+def micro_batches(
+    order: Order, windows: Iterator[Window], rank: int, world_size: int, step: int
+) -> Iterator[MicroBatch]:
+    """Cut a rank's windows, from the round of `step` on, into micro-batches; checks that none is out of place."""
+    slots = rank_slots(order, rank, world_size)
     size = order.micro_batch_size
     while step < order.steps:
         first = order.first_window(step)

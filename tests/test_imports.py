@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum"},
+    {"config", "headers", "spectrum", "parallel"},
     {"audio", "optim", "metrics", "order", "artifacts", "targets"},
     {"sources", "shards"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},

@@ -157,13 +157,13 @@ class KilledError(Exception):
     """Stands for a sudden end."""
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize(("kind", "cnn"), [("pretrain", None), ("finetune", None), ("finetune", "test_resnet")])
 @pytest.mark.parametrize("at", [1, 7, 11])
 def test_going_on_from_a_commit_is_exact(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, at: int
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cnn: str | None, at: int
 ) -> None:
-    undisturbed = train(make_spec(store, tmp_path / "whole", kind))
-    spec = make_spec(store, tmp_path / "parts", kind)
+    undisturbed = train(make_spec(store, tmp_path / "whole", kind, cnn=cnn))
+    spec = make_spec(store, tmp_path / "parts", kind, cnn=cnn)
     real_step = Trainer._step
 
     def step(self: Trainer, batches, share: float) -> dict[str, float]:

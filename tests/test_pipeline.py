@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -191,12 +191,12 @@ def test_prepare_computes_only_what_is_missing(clips: pa.Table, tmp_path: Path, 
     assert len(FeatureStore(root / "more", root / SHARDS)) == 120
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "parallel"), [(1, "fsdp"), (2, "ddp"), (2, "fsdp")])
 def test_ray_train_computes_what_a_bare_process_does(
-    store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int
+    store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int, parallel: Literal["ddp", "fsdp"]
 ) -> None:
     torch.set_num_threads(1)
-    compute = replace(TINY.compute, num_workers=workers, torch_threads=1, leg_windows=2)
+    compute = replace(TINY.compute, num_workers=workers, parallel=parallel, torch_threads=1, leg_windows=2)
     specs = {
         name: StageSpec(
             name="pretrain",
@@ -216,6 +216,18 @@ def test_ray_train_computes_what_a_bare_process_does(
         else:  # the sums over the workers are taken in another order
             np.testing.assert_allclose(ray[name], value, atol=2e-4)
     assert specs["ray"].artifact.result()["workers"] == workers
+
+
+def test_workers_need_equal_shares_of_a_step(store: FeatureStore, tmp_path: Path, ray_cluster: None) -> None:
+    config = replace(
+        TINY,
+        pretrain=replace(TINY.pretrain, micro_batch_size=TINY.pretrain.global_batch_size),
+        compute=replace(TINY.compute, num_workers=2),
+    )
+    artifact = Folder(str(tmp_path / "run"))
+    spec = StageSpec(name="pretrain", kind="pretrain", config=config, artifact=artifact, store=store)
+    with pytest.raises(ValueError, match="micro_batch_size = 1 must be a multiple of the 2 workers"):
+        launch.train([spec], Folder(str(tmp_path)))
 
 
 def test_damage_is_named_in_one_line(tmp_path: Path, clips: pa.Table, ray_cluster: None) -> None:

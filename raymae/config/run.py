@@ -21,6 +21,9 @@ class ComputeConfig:
     """Training workers; the default is one per GPU of the cluster, or one without GPUs."""
     use_gpu: bool | None = None
     """Train on GPUs; the default is to when the cluster has some."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several training workers holds: ddp, weights, gradients, moments and averaged weights; fsdp, a share
+    of them, for models that are too large otherwise, and sends more. Results differ by rounding alone."""
     cpus_per_worker: float = 1
     """CPUs reserved for each training worker."""
     torch_threads: int | None = None

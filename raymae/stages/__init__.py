@@ -32,8 +32,9 @@ def run_stage(spec: StageSpec, session: Session) -> None:
     task = build_task(spec)
     trainer = Trainer(task, session, spec.artifact)
     progress = trainer.run()
+    model = trainer.result_model
     if session.rank == 0:
-        task.save(trainer.result_model)
+        task.save(model)
         curves = learning_curves(read_events(spec.artifact), spec.name)
         spec.artifact.write_bytes("figures/learning_curves.png", png(curves))
         spec.artifact.write_json("config.json", to_dict(spec.config))
