@@ -81,7 +81,9 @@ class Committer:
         for part, tensors in parts.items():
             folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
         folder.write_json("commit.json", {"step": step, "parts": list(parts), **state})
-        for name in self.folder.names()[: -self.keep]:
+        names = self.folder.names()
+        finished = [name for name in names if (self.folder / name).exists("commit.json")]
+        for name in set(names).difference(finished[-self.keep :]):  # also what killed workers left half written
             self.folder.remove(name)
 
     def clear(self) -> None:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class Task(Protocol):
 
     model: nn.Module
     order: Order
+    clip_ids: pa.LargeStringArray
     config: TrainConfig
     seed: int
     max_seconds: float | None
@@ -75,6 +77,8 @@ class Progress:
     wait_seconds: float = 0.0
     commit_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    trail: int = 0
+    """Sum modulo 2^64 of the fingerprints of all micro-batches so far: which clips were trained on, and when."""
 
 
 class Trainer:
@@ -90,6 +94,7 @@ class Trainer:
         self.optimizer = adamw(task.parameter_groups(), self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
+        self._own_trail = 0
         self.committer = Committer(artifact, self.config.keep_commits)
         self._restore()
         self.wrapped = session.wrap(self.model)
@@ -135,12 +140,22 @@ class Trainer:
                 metrics |= self._validate()
             if step % self.config.report_steps == 0 or step in marks or ended:
                 self.progress.metrics = metrics
-                self.session.report({"step": step, "steps": self.order.steps, "last": ended, "metrics": metrics})
+                counts = {"step": step, "steps": self.order.steps, "last": ended}
+                self.session.report({**counts, "trail": self.trail(), "metrics": metrics})
             if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
                 self._commit()
                 last_commit = time.monotonic()
         self.committer.wait()
         return self.progress
+
+    def trail(self) -> str:
+        """16 hexadecimal digits that tell apart runs which saw other clips so far, or the same ones at other steps.
+
+        The same for any number of workers. Called by every rank at the same step.
+        """
+        parts = self.session.gather(self._own_trail)
+        self.progress.trail, self._own_trail = (self.progress.trail + sum(parts)) % 2**64, 0
+        return f"{self.progress.trail:016x}"
 
     def _commit_due(self, seconds: float) -> bool:
         """Time for a commit: the interval is over, or an epoch has ended that was worth keeping."""
@@ -162,6 +177,7 @@ class Trainer:
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
+            self._own_trail += batch.fingerprint(self.task.clip_ids)
             torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
             last = turn == count - 1
             with nullcontext() if last or not hasattr(self.wrapped, "no_sync") else self.wrapped.no_sync():  # type: ignore[operator]
@@ -222,6 +238,7 @@ class Trainer:
 
     def _commit(self) -> None:
         started = time.perf_counter()
+        self.trail()  # what all ranks have seen is part of the commit
         if self.session.rank == 0:
             parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
             if self.ema:

@@ -28,7 +28,7 @@ class FinetuneTask:
         self.spec, self.config, self.seed = spec, spec.config.finetune, spec.seed()
         self.audio = spec.config.audio
         self.class_names = class_names(spec.store.clips)
-        self.order = spec.order()
+        self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         rows, labels = labelled_rows(spec)
         self.label_of_row = np.full(len(spec.store), -1, np.int64)
         self.label_of_row[rows] = labels

@@ -28,7 +28,7 @@ class PretrainTask:
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.config, self.seed = spec, spec.config.pretrain, spec.seed()
-        self.order = spec.order()
+        self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
         sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
