@@ -7,6 +7,7 @@ its place in the run (`raymae.loop`). Writing happens in the background, on copi
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -61,13 +62,16 @@ class Committer:
         self._pending: Future[None] | None = None
 
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Copy the tensors and write them in the background; waits for (and raises the error of) the commit before."""
+        """Copy tensors and state, write them in the background; waits for (and raises the error of) the commit before.
+
+        The state is copied too: the training goes on counting while the tensors are being written.
+        """
         self.wait()
         copies = {
             part: {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
-        self._pending = self._thread.submit(self._write, step, copies, state)
+        self._pending = self._thread.submit(self._write, step, copies, deepcopy(state))
 
     def wait(self) -> None:
         """Wait until the last commit stands."""

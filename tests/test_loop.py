@@ -1,5 +1,6 @@
 """The engine without Ray: learns, goes on from a commit to the bit, skips bad steps, keeps to a time budget."""
 
+import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raymae.artifacts import Folder, read_events
-from raymae.checkpoint import Committer
+from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
 from raymae.loop import Trainer, TrainingError
 from raymae.order import mix
@@ -164,6 +165,21 @@ def test_what_a_killed_worker_left_takes_no_commits_place(tmp_path: Path) -> Non
     committer.commit(5, {"model": {"w": torch.ones(2)}}, {})
     committer.wait()
     assert committer.folder.names() == ["000000005"]
+
+
+def test_a_commit_is_of_the_moment_that_it_was_asked_for(tmp_path: Path) -> None:
+    committer, written, go_on = Committer(Folder(str(tmp_path)), keep=1), torch.ones(2), threading.Event()
+    committer._thread.submit(go_on.wait)  # the disk is slow
+    state = {"progress": {"step": 5, "metrics": {"loss": 1.0}}}
+    committer.commit(5, {"model": {"w": written}}, state)
+    written += 1
+    state["progress"]["step"] = 6
+    state["progress"]["metrics"]["loss"] = 0.5
+    go_on.set()
+    committer.wait()
+    parts, found = load_commit(Folder(str(tmp_path)), 5)
+    assert found["progress"] == {"step": 5, "metrics": {"loss": 1.0}}
+    assert torch.equal(parts["model"]["w"], torch.ones(2))
 
 
 def test_the_trail_tells_clips_and_steps_apart(store: FeatureStore) -> None:
