@@ -15,6 +15,7 @@ import tyro
 
 from raymae.benchmark.front_end import FrontEnd
 from raymae.benchmark.ingest import Ingest
+from raymae.benchmark.loop import Loop
 from raymae.benchmark.plan import Plan
 from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
@@ -24,18 +25,19 @@ PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
     "prepare": Prepare,
     "ingest": Ingest,
+    "loop": Loop,
     "train-step": TrainStep,
     "plan": Plan,
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("train-step", "plan")
+NOT_IN_ALL = ("loop", "train-step", "plan")
 """Parts that take minutes, or measure nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class All:
-    """Every part that measures, but train-step, each in a process of its own; ends with a Markdown table.
+    """Every part that measures, but loop and train-step, each in a process of its own; ends with a Markdown table.
 
     `--json` keys: `parts` (what each part writes), `seconds`, `rows`.
     """
