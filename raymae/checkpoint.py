@@ -7,6 +7,7 @@ its place in the run (`raymae.loop`). Writing happens in the background, on copi
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -72,14 +73,15 @@ class Committer:
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Copy the tensors and write them in the background; waits for (and raises the error of) the commit before.
 
-        Of sharded tensors all is written: the other ranks have to call `send_shards` meanwhile.
+        The state is copied too: the training goes on counting while the tensors are being written. Of sharded tensors
+        all is written: the other ranks have to call `send_shards` meanwhile.
         """
         self.wait()
         copies = {
             part: {name: full(value.detach()).to("cpu", copy=True).contiguous() for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
-        self._pending = self._thread.submit(self._write, step, copies, state)
+        self._pending = self._thread.submit(self._write, step, copies, deepcopy(state))
 
     def wait(self) -> None:
         """Wait until the last commit stands."""
@@ -93,7 +95,9 @@ class Committer:
         for part, tensors in parts.items():
             folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
         folder.write_json("commit.json", {"step": step, "parts": list(parts), **state})
-        for name in self.folder.names()[: -self.keep]:
+        names = self.folder.names()
+        finished = [name for name in names if (self.folder / name).exists("commit.json")]
+        for name in set(names).difference(finished[-self.keep :]):  # also what killed workers left half written
             self.folder.remove(name)
 
     def clear(self) -> None:

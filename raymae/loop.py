@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ class Task(Protocol):
         ...
 
     order: Order
+    clip_ids: pa.LargeStringArray
     seed: int
     head_steps: int
 
@@ -93,6 +95,8 @@ class Progress:
     wait_seconds: float = 0.0
     commit_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    trail: int = 0
+    """Sum modulo 2^64 of the fingerprints of all micro-batches so far: which clips were trained on, and when."""
 
 
 class Trainer:
@@ -108,6 +112,7 @@ class Trainer:
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
+        self._own_trail = 0
         self.committer = Committer(artifact, self.config.keep_commits)
         moments = self._restore()
         self.hollow = parallel.hollow(self.model)
@@ -161,12 +166,22 @@ class Trainer:
                 metrics |= self._validate()
             if step % self.config.report_steps == 0 or step in marks or ended:
                 self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics))
-                self.session.report({"step": step, "steps": self.order.steps, "last": ended, "metrics": metrics})
+                counts = {"step": step, "steps": self.order.steps, "last": ended}
+                self.session.report({**counts, "trail": self.trail(), "metrics": metrics})
             if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
                 self._commit()
                 last_commit = time.monotonic()
         self.committer.wait()
         return self.progress
+
+    def trail(self) -> str:
+        """16 hexadecimal digits that tell apart runs which saw other clips so far, or the same ones at other steps.
+
+        The same for any number of workers. Called by every rank at the same step.
+        """
+        parts = self.session.gather(self._own_trail)
+        self.progress.trail, self._own_trail = (self.progress.trail + sum(parts)) % 2**64, 0
+        return f"{self.progress.trail:016x}"
 
     def _commit_due(self, seconds: float) -> bool:
         """Time for a commit: the interval is over, or an epoch has ended that was worth keeping."""
@@ -188,6 +203,7 @@ class Trainer:
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
+            self._own_trail += batch.fingerprint(self.task.clip_ids)
             torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
             last = turn == count - 1
             with nullcontext() if last or not hasattr(self.wrapped, "no_sync") else self.wrapped.no_sync():  # type: ignore[operator]
@@ -250,6 +266,7 @@ class Trainer:
 
     def _commit(self) -> None:
         started = time.perf_counter()
+        self.trail()  # what all ranks have seen is part of the commit
         parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
         if self.ema:
             parts["ema"] = self.ema.state_dict()

@@ -243,6 +243,11 @@ class FeatureStore:
             return pq.read_table(file)
 
     @cached_property
+    def clip_ids(self) -> pa.LargeStringArray:
+        """The clips' ids in one piece: taking some from a column of many chunks would copy them all."""
+        return pa.concat_arrays(self.clips["clip_id"].cast(pa.large_string()).chunks)
+
+    @cached_property
     def _starts(self) -> Rows:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]], dtype=np.int64)
 

@@ -1,5 +1,7 @@
 """The engine without Ray: learns, goes on from a commit to the bit, skips bad steps, keeps to a time budget."""
 
+import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +11,15 @@ import torch
 from torch import Tensor
 
 from raymae.artifacts import Folder, read_events
-from raymae.checkpoint import Committer
+from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
 from raymae.loop import Trainer, TrainingError
+from raymae.order import mix
 from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, pretrain_sources
 from raymae.stages import build_task, run_stage
 from raymae.store import FeatureStore
-from raymae.windows import micro_batches, read_window
+from raymae.windows import MicroBatch, micro_batches, read_window
 from tests.audio_files import TINY_AUDIO
 
 TINY = Config(
@@ -153,6 +156,21 @@ def test_stages_augment_for_themselves(store: FeatureStore, tmp_path: Path) -> N
             assert (losses(spec, 1) == before) == (kind != changed)
 
 
+def trails(spec: StageSpec) -> dict[int, str]:
+    """The trail after every step of a stage, from its order alone."""
+    order, ids, total, found = spec.order(), spec.store.clips["clip_id"].to_pylist(), 0, {}
+    windows = [order.window_rows(number) for number in range(order.windows)]
+    for step in range(order.steps):
+        first = order.first_window(step)
+        start = (step - order.round_steps(first).start) * order.micro_batch_size
+        for slot in range(order.slots):
+            rows = windows[first + slot][start : start + order.micro_batch_size]
+            names = "\n".join(ids[row] for row in rows)
+            total += mix(step * order.slots + slot, zlib.crc32(names.encode()))
+        found[step + 1] = f"{total % 2**64:016x}"
+    return found
+
+
 class KilledError(Exception):
     """Stands for a sudden end."""
 
@@ -204,6 +222,51 @@ def test_the_newest_commits_are_kept(tmp_path: Path) -> None:
     assert committer.folder.names() == ["000000010", "000000015"]
     committer.clear()
     assert committer.folder.names() == []
+
+
+def test_what_a_killed_worker_left_takes_no_commits_place(tmp_path: Path) -> None:
+    committer = Committer(Folder(str(tmp_path)), keep=1)
+    committer.folder.write_bytes("000000009/model.safetensors", b"half")
+    committer.commit(5, {"model": {"w": torch.ones(2)}}, {})
+    committer.wait()
+    assert committer.folder.names() == ["000000005"]
+
+
+def test_a_commit_is_of_the_moment_that_it_was_asked_for(tmp_path: Path) -> None:
+    committer, written, go_on = Committer(Folder(str(tmp_path)), keep=1), torch.ones(2), threading.Event()
+    committer._thread.submit(go_on.wait)  # the disk is slow
+    state = {"progress": {"step": 5, "metrics": {"loss": 1.0}}}
+    committer.commit(5, {"model": {"w": written}}, state)
+    written += 1
+    state["progress"]["step"] = 6
+    state["progress"]["metrics"]["loss"] = 0.5
+    go_on.set()
+    committer.wait()
+    parts, found = load_commit(Folder(str(tmp_path)), 5)
+    assert found["progress"] == {"step": 5, "metrics": {"loss": 1.0}}
+    assert torch.equal(parts["model"]["w"], torch.ones(2))
+
+
+def test_the_trail_tells_clips_and_steps_apart(store: FeatureStore) -> None:
+    def trail(batches: dict[int, list[int]]) -> int:
+        return sum(micro_batch(index, rows).fingerprint(store.clip_ids) for index, rows in batches.items()) % 2**64
+
+    def micro_batch(index: int, rows: list[int]) -> MicroBatch:
+        return MicroBatch(index, np.array(rows), np.empty(0, np.float16), np.empty(0, np.int32))
+
+    seen = {0: [3, 1, 2], 1: [4, 5, 9]}
+    others = [{0: [1, 3, 2], 1: [4, 5, 9]}, {0: [4, 5, 9], 1: [3, 1, 2]}, {0: [3, 1, 2]}, {0: [3, 1, 2], 1: [4, 5, 8]}]
+    assert trail(dict(reversed(seen.items()))) == trail(seen)
+    assert trail(seen) not in map(trail, others)
+
+
+def test_the_trail_is_that_of_the_order(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    run_stage(spec, BareSession(store, spec.artifact))
+    events = {event["step"]: event["trail"] for event in read_events(spec.artifact)}
+    expected = trails(spec)
+    assert events == {step: expected[step] for step in events}
+    assert spec.artifact.result()["trail"] == expected[spec.order().steps]
 
 
 def test_steps_that_are_not_finite_are_skipped_then_stop(

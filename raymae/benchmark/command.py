@@ -16,6 +16,7 @@ import tyro
 from raymae.benchmark.curves import Curves
 from raymae.benchmark.front_end import FrontEnd
 from raymae.benchmark.ingest import Ingest
+from raymae.benchmark.loop import Loop
 from raymae.benchmark.plan import Plan
 from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.probes import Frozen
@@ -26,6 +27,7 @@ PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
     "prepare": Prepare,
     "ingest": Ingest,
+    "loop": Loop,
     "train-step": TrainStep,
     "curves": Curves,
     "frozen": Frozen,
@@ -33,13 +35,13 @@ PARTS: dict[str, type[Part]] = {
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("train-step", "curves", "frozen", "plan")
+NOT_IN_ALL = ("loop", "train-step", "curves", "frozen", "plan")
 """Parts that take long, need a user's recordings, or measure nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class All:
-    """Every part that measures speed or memory, but train-step, each in its own process; ends with a Markdown table.
+    """The parts front-end, prepare and ingest, each in a process of its own; ends with a Markdown table.
 
     `--json` keys: `parts` (what each part writes), `seconds`, `rows`.
     """

@@ -44,6 +44,7 @@ def run_stage(spec: StageSpec, session: Session) -> None:
                 "name": spec.name,
                 "steps": progress.step,
                 "clips_per_epoch": task.order.rows_per_epoch,
+                "trail": f"{progress.trail:016x}",
                 "skipped_steps": progress.bad_steps,
                 "work_seconds": progress.work_seconds,
                 "data_wait_seconds": progress.wait_seconds,

@@ -61,7 +61,7 @@ class FinetuneTask:
         self.spec, self.config, self.seed = spec, spec.config.finetune, spec.seed()
         self.audio = spec.config.audio
         self.class_names = class_names(spec.store.clips, self.config.labels)
-        self.order = spec.order()
+        self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         _, self.targets = labelled_rows(spec)
         self.model = build_classifier(
             spec.config.audio, spec.config.model, self.config, len(self.class_names), cnn=spec.cnn

@@ -33,7 +33,7 @@ class PretrainTask:
         self.spec, self.seed = spec, spec.seed()
         self.config = spec.config.pretrain
         self.max_seconds = None
-        self.order = spec.order()
+        self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
         if spec.encoder:

@@ -1,0 +1,220 @@
+"""`loop`: training under Ray Train, fed by Ray Data, against the same loop on the same batches in a bare process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+
+from raymae.artifacts import Folder, read_events
+from raymae.benchmark.cluster import own_ray
+from raymae.benchmark.ingest import make_spec
+from raymae.benchmark.memory import process_tree
+from raymae.benchmark.result import Result, Row
+from raymae.benchmark.timing import cpu_between, cpu_seconds
+from raymae.config import ComputeConfig, ModelConfig
+from raymae.recipes import SMALL_MODEL, small
+from raymae.spec import StageSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Pre-training of the recipe `small` on noise, once per run: its model, crops and batches of 64, all augmentations.
+
+    Both sides run the same stage with the same loop and the same threads, on one worker; they take turns (bare, Ray,
+    Ray, bare, …). Start-up is over after some steps, and some more follow the timed ones, so that windows are read in
+    all of the time that counts. The median run counts. That both sides saw the same clips at the same steps and came
+    to the same weights is checked.
+
+    `--json` keys: `clips_per_second` and `bare_clips_per_second`; CPU milliseconds per clip of all processes that a
+    side needs, `cpu_ms` and `bare_cpu_ms`, and `cpu_ratio`, bare over Ray: it is the ratio where all cores compute,
+    and busy neighbours disturb it less; `data_wait_share` and `bare_data_wait_share`, the share of a step spent
+    waiting for its batch; `start_seconds` and `bare_start_seconds`, from the call to the end of the first step (Ray
+    itself runs by then: `ray_seconds`); `threads`, `steps`, `runs`, `cpus`.
+    """
+
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+    steps: int = 32
+    """Timed steps of a run."""
+    before: int = 8
+    """Steps before them, 1 or more."""
+    after: int = 20
+    """Steps after them: as many as are read ahead."""
+    runs: int = 2
+    """Runs of each side."""
+    threads: int | None = None
+    """Threads of torch on both sides; the default is what a job gets, the CPUs."""
+    cpus: int = 2
+    """CPUs of Ray."""
+    model: ModelConfig = SMALL_MODEL
+    """Sizes."""
+
+    def run(self) -> Result:
+        """Measure."""
+        if min(self.steps, self.before, self.after, self.runs) < 1:
+            raise ValueError("--steps, --before, --after and --runs must be 1 or more")
+        with tempfile.TemporaryDirectory(prefix="raymae-loop-") as folder:
+            root = Folder(folder)
+            spec = self.spec(root)
+            ours, bare, ray_seconds = self._take_turns(spec, root)
+        wall, cpu = ours.rate / bare.rate, bare.cpu / ours.cpu
+        values = {
+            "clips_per_second": ours.rate,
+            "bare_clips_per_second": bare.rate,
+            "cpu_ms": 1000 * ours.cpu,
+            "bare_cpu_ms": 1000 * bare.cpu,
+            "cpu_ratio": cpu,
+            "data_wait_share": ours.data_wait_share,
+            "bare_data_wait_share": bare.data_wait_share,
+            "start_seconds": ours.start_seconds,
+            "bare_start_seconds": bare.start_seconds,
+            "ray_seconds": ray_seconds,
+            "threads": spec.config.compute.torch_threads,
+            "steps": self.steps,
+            "runs": self.runs,
+            "cpus": self.cpus,
+        }
+        what = f"training loop on {spec.config.compute.torch_threads} threads, steps of {spec.train.global_batch_size}"
+        rates = f"{ours.rate:.1f} clips/s", f"{bare.rate:.1f} clips/s (bare process)"
+        text = (
+            f"Waiting for data: {ours.data_wait_share:.2%} of a step, {bare.data_wait_share:.2%} in the bare process.\n"
+            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, bare {1000 * bare.cpu:.2f} ms: where all cores "
+            f"compute, the ratio is {cpu:.3f}.\n"
+            f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the end of the first step, bare "
+            f"{bare.start_seconds:.1f} s; Ray itself {ray_seconds:.1f} s."
+        )
+        return Result("loop", [Row("loop", what, *rates, wall, 0.97)], values, text)
+
+    def spec(self, root: Folder) -> StageSpec:
+        """Write a store of noise, a batch of clips for each step, and the stage that passes over it once."""
+        config, steps = small(), self.before + self.steps + self.after
+        train = replace(config.pretrain, epochs=1, warmup_epochs=0, report_steps=1)
+        stored = make_spec(root, config.audio, steps * train.global_batch_size, epochs=1)
+        compute = ComputeConfig(num_workers=1, use_gpu=False, torch_threads=self.threads or self.cpus)
+        config = replace(config, model=self.model, pretrain=train, compute=compute)
+        return replace(stored, name="loop", config=config)
+
+    def _take_turns(self, spec: StageSpec, root: Folder) -> tuple[Run, Run, float]:
+        """The median runs of both sides, and how long Ray's start took."""
+        runs: dict[str, list[Run]] = {"ray": [], "bare": []}
+        starts = []
+        for turn in range(self.runs):
+            specs = {side: replace(spec, artifact=root / f"{side}-{turn}") for side in runs}
+
+            def bare(spec: StageSpec = specs["bare"]) -> None:
+                runs["bare"].append(self.measure(spec, train_bare))
+
+            if turn % 2 == 0:
+                bare()
+            with own_ray(self.cpus, object_store_mb=1000) as seconds:
+                starts.append(seconds)
+                runs["ray"].append(self.measure(specs["ray"], lambda it: train_on_ray(it, root)))
+            if turn % 2:
+                bare()
+            check_equal(specs["ray"].artifact, specs["bare"].artifact)
+        return median(runs["ray"]), median(runs["bare"]), statistics.median(starts)
+
+    def measure(self, spec: StageSpec, train: Callable[[StageSpec], None]) -> Run:
+        """Train the stage, which reports every step, and time what counts."""
+        first, last = self.before, self.before + self.steps
+        begun = time.time()
+        with cpu_of_steps(spec, first, last) as used:
+            train(spec)
+        events = read_events(spec.artifact)
+        clips = self.steps * spec.train.global_batch_size
+        return Run(
+            rate=clips / (events[last - 1]["time"] - events[first - 1]["time"]),
+            cpu=cpu_between(*used) / clips,
+            data_wait_share=statistics.mean(event["metrics"]["data_wait_share"] for event in events[first:last]),
+            start_seconds=events[0]["time"] - begun,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was seen of a run."""
+
+    rate: float
+    """Clips per second."""
+    cpu: float
+    """CPU seconds per clip in that time, of this process and all below it."""
+    data_wait_share: float
+    start_seconds: float
+    """From the call to the end of the first step."""
+
+
+def median(runs: list[Run]) -> Run:
+    """The median of each number."""
+    return Run(*map(statistics.median, zip(*map(astuple, runs), strict=True)))
+
+
+@contextmanager
+def cpu_of_steps(spec: StageSpec, first: int, last: int) -> Iterator[list[dict[int, float]]]:
+    """While the block trains, notes the CPU seconds of every process at the end of two steps (or at its own end)."""
+    used: list[dict[int, float]] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        now: dict[int, float] = {}
+        for step in (first, last):
+            turn = 0
+            while not spec.artifact.exists(f"events/{step:09d}.json"):
+                if stop.wait(0.01):
+                    return
+                turn += 1
+                if turn % 100 == 0:  # of readers that end before the step, the last look counts
+                    now |= cpu_seconds(process_tree(os.getpid()))
+            now |= cpu_seconds(process_tree(os.getpid()))
+            used.append(dict(now))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield used
+    except BaseException:
+        stop.set()  # what it waits for will not come
+        raise
+    finally:
+        thread.join()
+
+
+def train_on_ray(spec: StageSpec, root: Folder) -> None:
+    """As a job does."""
+    from raymae import launch
+
+    launch.train([spec], root)
+
+
+def train_bare(spec: StageSpec) -> None:
+    """In a fresh Python process; RuntimeError where that fails."""
+    process = multiprocessing.get_context("spawn").Process(target=run_bare, args=(spec,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the bare process ended with status {process.exitcode}")
+
+
+def run_bare(spec: StageSpec) -> None:
+    """The stage without Ray."""
+    import torch
+
+    from raymae.session import BareSession
+    from raymae.stages import run_stage
+
+    torch.set_num_threads(spec.config.compute.torch_threads or 1)
+    run_stage(spec, BareSession(spec.store, spec.artifact))
+
+
+def check_equal(one: Folder, other: Folder) -> None:
+    """ValueError where two runs saw other clips or came to other weights."""
+    if one.result()["trail"] != other.result()["trail"]:
+        raise ValueError("loop: both sides saw the clips in another order")
+    if one.read_bytes("model.safetensors") != other.read_bytes("model.safetensors"):
+        raise ValueError("loop: both sides came to other weights")

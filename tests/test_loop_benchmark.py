@@ -1,0 +1,66 @@
+"""`benchmark loop`: both sides run the same stage, and only what counts is timed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raymae.artifacts import Folder, write_event
+from raymae.benchmark.loop import Loop, Run, check_equal, median, run_bare, train_bare, train_on_ray
+from raymae.recipes import SMALL_MODEL
+from raymae.spec import StageSpec
+
+TINY = Loop(steps=3, before=2, after=1, threads=1, model=replace(SMALL_MODEL, embed_dim=24, depth=1, decoder_depth=1))
+
+
+def test_the_timed_steps_are_between_the_others(tmp_path: Path) -> None:
+    spec = TINY.spec(Folder(str(tmp_path)))
+    assert spec.order().steps == 6
+    times = [10.0, 12.0, 13.0, 14.0, 16.0, 50.0]
+
+    def train(spec: StageSpec) -> None:
+        for step, time in enumerate(times, start=1):
+            write_event(spec.artifact, {"step": step, "time": time, "metrics": {"data_wait_share": step / 10}})
+
+    found = TINY.measure(spec, train)
+    assert found.rate == pytest.approx(3 * 64 / 4)
+    assert found.data_wait_share == pytest.approx(0.4)
+    assert found.cpu >= 0
+
+
+def test_a_failed_run_ends_the_watch(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="status 1"):
+        TINY.measure(replace(TINY.spec(Folder(str(tmp_path))), kind="none"), train_bare)  # type: ignore[arg-type]
+
+
+def test_the_median_of_each_number() -> None:
+    runs = [Run(1.0, 5.0, 0.1, 9.0), Run(2.0, 4.0, 0.3, 7.0), Run(3.0, 6.0, 0.2, 8.0)]
+    assert median(runs) == Run(2.0, 5.0, 0.2, 8.0)
+
+
+def test_nothing_to_time() -> None:
+    with pytest.raises(ValueError, match="--before"):
+        replace(TINY, before=0).run()
+
+
+@pytest.mark.ray
+def test_both_sides_train_the_same(tmp_path: Path, ray_cluster: None) -> None:
+    root = Folder(str(tmp_path))
+    spec = TINY.spec(root)
+    ray, bare = (replace(spec, artifact=root / name) for name in ("ray", "bare"))
+    for found in (TINY.measure(ray, lambda it: train_on_ray(it, root)), TINY.measure(bare, run_bare)):
+        assert found.rate > 0
+        assert found.cpu > 0
+        assert found.start_seconds > 0
+        assert 0 <= found.data_wait_share <= 1
+    check_equal(ray.artifact, bare.artifact)
+    for name, content in {
+        "model.safetensors": b"other",
+        "done.json": json.dumps(ray.artifact.result() | {"trail": "other"}).encode(),
+    }.items():
+        ray.artifact.write_bytes(name, content)
+        with pytest.raises(ValueError, match="both sides"):
+            check_equal(ray.artifact, bare.artifact)
