@@ -9,37 +9,45 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from raymae.artifacts import Folder, latest_step
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, unpack_optimizer
 from raymae.config import TrainConfig
+from raymae.deadline import FOREVER, Deadline
 from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
 from raymae.order import Order, mix
+from raymae.pace import CommitPace, is_mark
+from raymae.pictures import Pictures
+from raymae.profiling import profiled
+from raymae.provenance import check_commit, provenance
+from raymae.selection import METRIC, Selection
 from raymae.session import Session
+from raymae.spec import StageSpec
 from raymae.windows import MicroBatch
 
 log = logging.getLogger(__name__)
-
-VALIDATIONS = 10
-EPOCH_COMMIT_SECONDS = 15.0
 
 
 class Task(Protocol):
     """What differs between pre-training and fine-tuning."""
 
+    spec: StageSpec
     model: nn.Module
     order: Order
     config: TrainConfig
     seed: int
     max_seconds: float | None
     head_steps: int
+    selection: Selection
 
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device
@@ -53,6 +61,10 @@ class Task(Protocol):
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Metrics on the validation split, if there is any; called by every rank."""
+        ...
+
+    def figures(self, model: nn.Module) -> dict[str, Figure]:
+        """Pictures of what the model can do, by name; called by every rank."""
         ...
 
     def save(self, model: nn.Module) -> None:
@@ -75,13 +87,24 @@ class Progress:
     wait_seconds: float = 0.0
     commit_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    best_metric: float | None = None
+    """Of the weights that are kept as the best, where the stage selects."""
+    best_step: int = 0
 
 
 class Trainer:
     """One rank's training run."""
 
-    def __init__(self, task: Task, session: Session, artifact: Folder) -> None:
+    def __init__(
+        self,
+        task: Task,
+        session: Session,
+        artifact: Folder,
+        beat: Callable[[int], None] = lambda step: None,
+        deadline: Deadline = FOREVER,
+    ) -> None:
         self.task, self.session, self.artifact = task, session, artifact
+        self.beat, self.deadline = beat, deadline
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
         torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
@@ -90,6 +113,9 @@ class Trainer:
         self.optimizer = adamw(task.parameter_groups(), self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.pace = CommitPace(self.config, self.order)
+        self.pictures = Pictures(artifact, task.spec.name)
         self.committer = Committer(artifact, self.config.keep_commits)
         self._restore()
         self.wrapped = session.wrap(self.model)
@@ -100,11 +126,13 @@ class Trainer:
         step = latest_step(self.artifact)
         if step is None:
             return
+        check_commit(self.task.spec)
         parts, state = load_commit(self.artifact, step)
         self.model.load_state_dict(parts["model"])
         unpack_optimizer(self.optimizer, parts["optimizer"])
         if self.ema:
             self.ema.load_state_dict(parts["ema"])
+        self.best = {name: value.to(self.device) for name, value in parts.get("best", {}).items()}
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         log.info("going on from the commit at step %d of %d", step, self.order.steps)
@@ -122,31 +150,64 @@ class Trainer:
         seconds = self.session.gather(self.progress.work_seconds)[0]
         return min(1.0, max(share, seconds / self.task.max_seconds))
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run is complete; a job whose time is up leaves it before."""
+        return self.share_done() >= 1
+
     def run(self) -> Progress:
-        """Train to the end and return the counts; the weights are in `result_model`."""
+        """Train to the end, or to a commit at the deadline; returns the counts, the weights are in `result_model`."""
         batches = self.session.batches(self.order, self.progress.step)
-        last_commit = time.monotonic()
-        marks = {round(self.order.steps * turn / VALIDATIONS) for turn in range(1, VALIDATIONS + 1)}
-        while (share := self.share_done()) < 1:
-            metrics = self._step(batches, share)
-            step = self.progress.step
-            ended = self.share_done() >= 1
-            if step in marks or ended:
-                metrics |= self._validate()
-            if step % self.config.report_steps == 0 or step in marks or ended:
-                self.progress.metrics = metrics
-                self.session.report({"step": step, "steps": self.order.steps, "last": ended, "metrics": metrics})
-            if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
-                self._commit()
-                last_commit = time.monotonic()
+        share, stop = self.share_done(), False
+        profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
+        with profiled(self.artifact, profile_steps, self.device) as profile_step:
+            while share < 1 and not stop:
+                before, metrics = share, self._step(batches, share)
+                share = self.share_done()
+                mark = is_mark(before, share)
+                if mark:
+                    metrics |= self._validate()
+                    self._keep_best(metrics)
+                self._report(metrics, mark, share >= 1)
+                profile_step()
+                if share < 1:
+                    stop = self._commit_or_stop()
+                self.beat(self.progress.step)
         self.committer.wait()
+        if share >= 1 and self.best:
+            self.result_model.load_state_dict(self.best)
         return self.progress
 
-    def _commit_due(self, seconds: float) -> bool:
-        """Time for a commit: the interval is over, or an epoch has ended that was worth keeping."""
-        batch, step = self.config.global_batch_size, self.progress.step
-        epoch_ended = step * batch // self.order.rows_per_epoch > (step - 1) * batch // self.order.rows_per_epoch
-        return seconds > 60 * self.config.commit_minutes or (epoch_ended and seconds > EPOCH_COMMIT_SECONDS)
+    def _commit_or_stop(self) -> bool:
+        """Commit where it is due, as rank 0 sees it; True where the time is up and the run stops at this commit."""
+        due, stop = self.session.gather((self.pace.due(self.progress.step), self.deadline.is_over()))[0]
+        if due or stop:
+            self._commit()
+        return bool(stop)
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        """Keep the weights of the best validation, of equal ones the latest; where val can carry the choice."""
+        progress, value = self.progress, metrics.get(METRIC)
+        if not self.task.selection.best or value is None:
+            return
+        if progress.best_metric is None or value >= progress.best_metric:
+            progress.best_metric, progress.best_step = value, progress.step
+            self.best = {name: tensor.detach().clone() for name, tensor in self.result_model.state_dict().items()}
+
+    def _report(self, metrics: dict[str, float], mark: bool, ended: bool) -> None:
+        """Every few steps and at every mark; at some marks with figures, which stand before they are announced."""
+        step = self.progress.step
+        if step % self.config.report_steps and not mark:
+            return
+        self.progress.metrics = metrics
+        event = {"step": step, "steps": self.order.steps, "last": ended, "metrics": metrics}
+        if mark and not ended and self.session.gather(self.pictures.due())[0]:
+            self.result_model.eval()
+            figures = self.task.figures(self.result_model)
+            self.model.train()
+            if self.session.rank == 0:
+                event["figures"] = self.pictures.draw(event, figures)
+        self.session.report(event)
 
     def _step(self, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
         progress, config = self.progress, self.config
@@ -226,9 +287,19 @@ class Trainer:
             parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
             if self.ema:
                 parts["ema"] = self.ema.state_dict()
-            state = {"scaler": self.scaler.state_dict(), "progress": self.progress.__dict__}
+            if self.best:
+                parts["best"] = self.best
+            progress = asdict(self.progress)  # a copy: it is written while the next steps count on
+            state = {"scaler": self.scaler.state_dict(), "progress": progress, **self.provenance}
             self.committer.commit(self.progress.step, parts, state)
-        self.progress.commit_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.progress.commit_seconds += seconds
+        self.pace.committed(seconds)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a commit says of itself."""
+        return provenance(self.task.spec)
 
 
 def freeze_encoder(optimizer: torch.optim.Optimizer) -> None:

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from raymae.artifacts import Folder, digest
 from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.manifest import FORMAT
+from raymae.selection import selection
 from raymae.shards import all_stand
-from raymae.spec import StageSpec
+from raymae.spec import StageSpec, class_names
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 
@@ -183,7 +184,7 @@ class Plan:
             clips = fingerprint(labelled, [*file, "scene_label"])
             others = [keys[key] for key in NEEDS[name] if key != "prepare"]
             cnn = config.evaluate.cnn if name == "cnn" else None
-            return [audio, to_dict(config.model), _training(config, "finetune"), cnn, clips, others]
+            return [audio, to_dict(config.model), _training(config, "finetune"), cnn, clips, others, *self._chosen_by()]
         if name == "pseudo_label":
             clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
             return [to_dict(config.pseudo_label), clips, keys["finetune"]]
@@ -192,6 +193,14 @@ class Plan:
             return [audio, config.evaluate.rivals, fingerprint(self.clips, self.clips.column_names), models]
         tracking = config.tracking
         return [keys["student"], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
+
+    def _chosen_by(self) -> list[str]:
+        """The clips of val, where they choose the weights that fine-tuning hands on."""
+        if not selection(self.clips, class_names(self.clips)).best:
+            return []
+        val = self.rows(["val"])
+        labelled = val.filter(pc.is_valid(val["scene_label"]))
+        return [fingerprint(labelled, ["clip_id", "size", "mtime", "scene_label", "group"])]
 
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""

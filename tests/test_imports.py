@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum"},
+    {"config", "deadline", "headers", "spectrum"},
     {"audio", "optim", "metrics", "order", "artifacts"},
-    {"sources", "shards"},
+    {"sources", "shards", "selection", "pace", "watchdog", "profiling"},
     {"store", "datasets", "recipes", "augment", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "report", "pseudo_label"},
-    {"session", "checkpoint", "plan"},
+    {"session", "checkpoint", "plan", "pictures"},
+    {"provenance"},
     {"loop", "predict"},
     {"stages", "outlook", "follow", "pyfunc"},
     {"tracking"},

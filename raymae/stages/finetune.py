@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from matplotlib.figure import Figure
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from raymae.metrics import macro_accuracy
 from raymae.models import build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
+from raymae.selection import METRIC, selection
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
 from raymae.store import iterate
@@ -28,6 +30,7 @@ class FinetuneTask:
         self.spec, self.config, self.seed = spec, spec.config.finetune, spec.seed()
         self.audio = spec.config.audio
         self.class_names = class_names(spec.store.clips)
+        self.selection = selection(spec.store.clips, self.class_names)
         self.order = spec.order()
         rows, labels = labelled_rows(spec)
         self.label_of_row = np.full(len(spec.store), -1, np.int64)
@@ -80,7 +83,11 @@ class FinetuneTask:
             probabilities[rank :: session.world_size] = part
         number = {name: index for index, name in enumerate(self.class_names)}
         truth = np.array([number[name] for name in clips["scene_label"].take(rows).to_pylist()])
-        return {"val/macro_accuracy": macro_accuracy(truth, probabilities.argmax(1))}
+        return {METRIC: macro_accuracy(truth, probabilities.argmax(1))}
+
+    def figures(self, model: nn.Module) -> dict[str, Figure]:
+        """None: its curves say it all."""
+        return {}
 
     def save(self, model: nn.Module) -> None:
         """Write the classifier folder."""

@@ -15,6 +15,7 @@ from raymae.config import to_dict
 from raymae.models import MODELS, MaskedAutoencoder
 from raymae.order import mix
 from raymae.report import png, reconstruction_figure
+from raymae.selection import LAST
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.windows import MicroBatch
@@ -25,6 +26,7 @@ class PretrainTask:
 
     max_seconds = None
     head_steps = 0
+    selection = LAST
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.config, self.seed = spec, spec.config.pretrain, spec.seed()
@@ -66,7 +68,12 @@ class PretrainTask:
         artifact.write_bytes("model.safetensors", save_weights(model))
         settings = {"audio": to_dict(config.audio), "model": to_dict(config.model)}
         artifact.write_json("model.json", {"format": 1, **settings})
-        artifact.write_bytes("figures/reconstruction.png", png(self.reconstruction(model)))
+        for name, figure in self.figures(model.eval()).items():
+            artifact.write_bytes(f"figures/{name}.png", png(figure))
+
+    def figures(self, model: nn.Module) -> dict[str, Figure]:
+        """The same clip, always under the same mask."""
+        return {"reconstruction": self.reconstruction(model)}
 
     @torch.inference_mode()
     def reconstruction(self, model: nn.Module) -> Figure:
@@ -77,11 +84,12 @@ class PretrainTask:
         log_mel, valid_frames = log_mel[:, :length], valid_frames.clip(max=length)
         generator = torch.Generator().manual_seed(mix(self.seed, 6) >> 1)
         clip = torch.from_numpy(log_mel).float()
-        made, removed = cast(MaskedAutoencoder, model.to("cpu").eval()).reconstruct(
-            clip, torch.from_numpy(valid_frames).long(), generator
+        device = next(model.parameters()).device
+        made, removed = cast(MaskedAutoencoder, model).reconstruct(
+            clip.to(device), torch.from_numpy(valid_frames).long().to(device), generator
         )
         n_frames = int(valid_frames[0])
         title = f"{self.spec.store.clips['clip_id'][int(row[0])]}, mask ratio {self.spec.config.model.mask_ratio}"
-        parts = (clip[0].numpy(), removed[0].numpy(), made[0].numpy())
+        parts = (clip[0].numpy(), removed[0].cpu().numpy(), made[0].cpu().numpy())
         shown, hidden, result = (part[:n_frames, : self.audio.n_mels] for part in parts)
         return reconstruction_figure(shown, hidden, result, self.audio, title)
