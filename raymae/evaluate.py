@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from raymae.artifacts import Folder
 from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify
 from raymae.order import Rows
@@ -82,10 +83,16 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
             for values in metrics[name].values():
                 values.update(log_loss=None, ece=None)
     stamp = STAMP if config.data.dataset == "synthetic" else None
-    text = report_text(metrics, seconds, stamp)
+    chosen = [name for name in order if name in folders and chose_by_val(folders[name])]
+    text = report_text(metrics, seconds, stamp, chosen)
     artifact.write_bytes("report.md", text.encode())
     figures(metrics, names, artifact)
     return {"metrics": metrics, "train_seconds": seconds, "classes": names, "work_seconds": work_seconds}
+
+
+def chose_by_val(classifier: Folder) -> bool:
+    """Whether split val has chosen a classifier's weights."""
+    return bool(classifier.result().get("selection", {}).get("weights") == "best")
 
 
 def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa.Table:
