@@ -86,7 +86,7 @@ def test_ray_train_starts_a_hanging_worker_again(
     store: FeatureStore, tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = HangingFolder(str(tmp_path / "run"))
-    spec = hanging_spec(store, artifact, 40)
+    spec = hanging_spec(store, artifact, 60)
     with Follower([spec], lambda name, events: None):
         launch.train([spec], Folder(str(tmp_path)))
     assert artifact.result()["steps"] == spec.order().steps
@@ -98,7 +98,7 @@ def test_ray_train_starts_a_hanging_worker_again(
 @pytest.mark.ray
 @pytest.mark.fault
 def test_the_last_hang_is_the_error(store: FeatureStore, tmp_path: Path, ray_cluster: None) -> None:
-    spec = hanging_spec(store, HangingFolder(str(tmp_path / "run")), 40)
+    spec = hanging_spec(store, HangingFolder(str(tmp_path / "run")), 60)
     spec = replace(spec, config=replace(spec.config, compute=replace(spec.config.compute, max_failures=0)))
     with pytest.raises(
         TimeoutError, match=rf"^rank 0 hung after step {STEP - 1}; .*{STACKS}/rank-0-0*{STEP - 1}\.txt$"
