@@ -16,6 +16,7 @@ import tyro
 
 from raymae.artifacts import open_storage
 from raymae.config import DECODERS, MODEL_SIZES, Config, ModelConfig, ModelSize, with_decoder, with_size
+from raymae.deadline import EXIT_STATUS, TimeIsUpError
 from raymae.plan import Target
 from raymae.recipes import RECIPES
 
@@ -139,7 +140,7 @@ def check_target(option: str, name: str | None) -> None:
 
 
 def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
-    """Run a job from the command line; 0 means that everything asked for is there."""
+    """Run a job from the command line; 0 means that everything asked for is there, 75 that its time was up."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
     config = parse(sys.argv[1:], doc)
@@ -151,6 +152,9 @@ def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
                 json.dump(result, file, indent=1)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except TimeIsUpError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last commit")
 

@@ -13,6 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from raymae import report, tagging
+from raymae.artifacts import Folder
 from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify
 from raymae.order import Rows
@@ -88,10 +89,16 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
             for values in metrics[name].values():
                 values.update({key: None for key in ("log_loss", "ece") if key in values})
     stamp = STAMP if config.data.dataset == "synthetic" else None
-    text = judge.report_text(metrics, seconds, stamp)
+    chosen = [name for name in order if name in folders and chose_by_val(folders[name])]
+    text = judge.report_text(metrics, seconds, stamp, chosen)
     artifact.write_bytes("report.md", text.encode())
     judge.figures(metrics, names, artifact)
     return {"metrics": metrics, "train_seconds": seconds, "classes": names, "work_seconds": work_seconds}
+
+
+def chose_by_val(classifier: Folder) -> bool:
+    """Whether split val has chosen a classifier's weights."""
+    return bool(classifier.result().get("selection", {}).get("weights") == "best")
 
 
 def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa.Table:

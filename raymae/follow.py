@@ -1,4 +1,4 @@
-"""Follows training stages from the driver: progress bars and MLflow, from the events that the workers write."""
+"""Follows training stages from the driver: progress bars, MLflow and hangs, from what the workers write."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from raymae.artifacts import latest_step, read_events
 from raymae.spec import StageSpec
+from raymae.watchdog import hangs
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,19 @@ Events = list[dict[str, Any]]
 
 
 class Follower:
-    """While the block runs, passes every stage's new events on and shows how far it is."""
+    """While the block runs, passes every stage's new events and figures on and shows how far it is.
 
-    def __init__(self, specs: list[StageSpec], on_events: Callable[[str, Events], None]) -> None:
-        self.specs, self.on_events = specs, on_events
+    `on_events` gets the name of the stage and its events, `on_figure` the name and a file of the stage's artifact.
+    """
+
+    def __init__(
+        self,
+        specs: list[StageSpec],
+        on_events: Callable[[str, Events], None],
+        on_figure: Callable[[str, str], None] = lambda name, file: None,
+    ) -> None:
+        self.specs, self.on_events, self.on_figure = specs, on_events, on_figure
+        self._told = hangs([spec.artifact for spec in specs])
         self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
         self._first = {spec.name: latest_step(spec.artifact) or 0 for spec in specs}
@@ -55,6 +65,7 @@ class Follower:
                 continue
             try:
                 done = spec.artifact.is_done()
+                self._tell_hangs(spec)
                 self._pass_on(spec)
             except Exception as error:  # a follower that fails must not end the training
                 log.warning("can't follow %s: %s", spec.name, error)
@@ -62,11 +73,18 @@ class Follower:
             if done:
                 self._ended.add(spec.name)
 
+    def _tell_hangs(self, spec: StageSpec) -> None:
+        for line in sorted(hangs([spec.artifact]) - self._told):
+            log.warning("%s: %s", spec.name, line)
+            self._told.add(line)
+
     def _pass_on(self, spec: StageSpec) -> None:
         events = read_events(spec.artifact, after=self._seen[spec.name])
         if not events:
             return
         self.on_events(spec.name, events)
+        for file in dict.fromkeys(file for event in events for file in event.get("figures", ())):
+            self.on_figure(spec.name, file)
         self._seen[spec.name] = events[-1]["step"]
         self._show(spec, events[-1])
 

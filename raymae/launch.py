@@ -21,10 +21,12 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raymae.artifacts import Folder, latest_step, write_event
 from raymae.config import AudioConfig, ComputeConfig
+from raymae.deadline import FOREVER, Deadline
 from raymae.order import Order
 from raymae.spec import StageSpec
 from raymae.store import features_of
 from raymae.streaming import StreamedClips
+from raymae.watchdog import hang_error, hangs
 from raymae.windows import MicroBatch, Window, micro_batches, rank_slots, read_window
 
 log = logging.getLogger(__name__)
@@ -217,15 +219,15 @@ class RaySession:
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
-    """Run the stages one after the other."""
+    """Run the stages one after the other, until the deadline."""
     import torch
 
     from raymae.stages import run_stage
 
     torch.set_num_threads(config["torch_threads"])
     for spec in config["specs"]:
-        if not spec.artifact.is_done():
-            run_stage(spec, RaySession(spec))
+        if not spec.artifact.is_done() and not run_stage(spec, RaySession(spec), config["deadline"]):
+            return
 
 
 def scaling(compute: ComputeConfig) -> ray.train.ScalingConfig:
@@ -259,10 +261,12 @@ def torch_threads(compute: ComputeConfig, workers: int) -> int:
     return compute.torch_threads or max(1, int(cores // -(-workers // nodes)))
 
 
-def train(specs: list[StageSpec], storage: Folder) -> None:
-    """Train the stages in one worker group, to the end or to the error of the last try."""
-    from ray.train.torch import TorchTrainer
+def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:
+    """Train the stages in one worker group, to the end, the deadline or the error of the last try."""
+    from ray.train.torch import TorchConfig, TorchTrainer
 
+    artifacts = [spec.artifact for spec in specs]
+    known = hangs(artifacts)
     compute = specs[0].config.compute
     workers = scaling(compute)
     for spec in specs:
@@ -270,7 +274,9 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
     threads = torch_threads(compute, int(workers.num_workers))  # type: ignore[arg-type]
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"specs": specs, "torch_threads": threads},
+        train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline},
+        # longer than the watchdog waits, which knows more of a hang than a collective that timed out
+        torch_config=TorchConfig(timeout_s=max(1800, round(240 * compute.stall_minutes))),
         datasets={spec.name: factory(spec, int(workers.num_workers)) for spec in specs},  # type: ignore[arg-type]
         dataset_config=InOrder(),
         scaling_config=workers,
@@ -283,7 +289,7 @@ def train(specs: list[StageSpec], storage: Folder) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise user_error(error) or error from None
+        raise user_error(error) or hang_error(str(error), hangs(artifacts) - known) or error from None
 
 
 def user_error(error: ray.train.TrainingFailedError) -> ValueError | None:

@@ -9,101 +9,46 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from raymae import parallel
 from raymae.artifacts import Folder, latest_step
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
-from raymae.config import TrainConfig
+from raymae.deadline import FOREVER, Deadline
 from raymae.models import choose_attention
 from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
-from raymae.order import Order, mix
+from raymae.order import mix
+from raymae.pace import CommitPace, is_mark
+from raymae.pictures import Pictures
+from raymae.profiling import profiled
+from raymae.provenance import check_commit, provenance
 from raymae.session import Session
+from raymae.task import Progress, Task, TrainingError
 from raymae.windows import MicroBatch
 
 log = logging.getLogger(__name__)
-
-VALIDATIONS = 10
-EPOCH_COMMIT_SECONDS = 15.0
-
-
-class Task(Protocol):
-    """What differs between pre-training and fine-tuning."""
-
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
-        ...
-
-    @property
-    def config(self) -> TrainConfig:
-        """The stage's section."""
-        ...
-
-    @property
-    def max_seconds(self) -> float | None:
-        """Budget of work seconds."""
-        ...
-
-    order: Order
-    clip_ids: pa.LargeStringArray
-    seed: int
-    head_steps: int
-
-    def training_step(
-        self, model: nn.Module, batch: MicroBatch, device: torch.device
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch and what else is worth a line of metrics."""
-        ...
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The model's parameters for the optimiser; asked for once they are on their device, perhaps sharded."""
-        ...
-
-    def after_update(self, share: float) -> None:
-        """Called after each update of the weights with the share of the run that is done."""
-        ...
-
-    def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Metrics of a plain whole model on the validation split, if there is any; called by every rank."""
-        ...
-
-    def save(self, model: nn.Module) -> None:
-        """Write what the stage hands on, from a plain whole model; called by rank 0."""
-        ...
-
-
-class TrainingError(RuntimeError):
-    """The stage can't go on; the last commit stands."""
-
-
-@dataclass
-class Progress:
-    """What is counted while training; part of every commit."""
-
-    step: int = 0
-    bad_steps: int = 0
-    bad_in_a_row: int = 0
-    work_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    commit_seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    trail: int = 0
-    """Sum modulo 2^64 of the fingerprints of all micro-batches so far: which clips were trained on, and when."""
 
 
 class Trainer:
     """One rank's training run."""
 
-    def __init__(self, task: Task, session: Session, artifact: Folder) -> None:
+    def __init__(
+        self,
+        task: Task,
+        session: Session,
+        artifact: Folder,
+        beat: Callable[[int], None] = lambda step: None,
+        deadline: Deadline = FOREVER,
+    ) -> None:
         self.task, self.session, self.artifact = task, session, artifact
+        self.beat, self.deadline = beat, deadline
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
         torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
@@ -113,6 +58,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
         self._own_trail = 0
+        self.best: dict[str, Tensor] = {}
+        self.chosen: nn.Module | None = None
+        self.pace = CommitPace(self.config, self.order)
+        self.pictures = Pictures(artifact, task.spec.name)
         self.committer = Committer(artifact, self.config.keep_commits)
         moments = self._restore()
         self.hollow = parallel.hollow(self.model)
@@ -131,10 +80,12 @@ class Trainer:
         step = self.session.gather(latest_step(self.artifact))[0]  # a commit may become the newest at any moment
         if step is None:
             return {}
+        check_commit(self.task.spec)
         parts, state = load_commit(self.artifact, step)
         self.model.load_state_dict(parts["model"])
         if self.ema:
             self.ema.load_state_dict(parts["ema"])
+        self.best = {name: value.to(self.device) for name, value in parts.get("best", {}).items()}
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         log.info("going on from the commit at step %d of %d", step, self.order.steps)
@@ -142,8 +93,11 @@ class Trainer:
 
     @property
     def result_model(self) -> nn.Module:
-        """What the stage hands on: the averaged weights where they are kept. Plain and whole; every rank has to ask."""
-        return parallel.whole(self.ema.model if self.ema else self.model, self.hollow, self.device)
+        """What the stage hands on: the averaged weights where they are kept, in the end the best where they are chosen.
+
+        Plain and whole; every rank has to ask.
+        """
+        return self.chosen or parallel.whole(self.ema.model if self.ema else self.model, self.hollow, self.device)
 
     def share_done(self) -> float:
         """How much of the run lies behind, 0 to 1: of its steps or, with a time budget, of its seconds."""
@@ -153,25 +107,33 @@ class Trainer:
         seconds = self.session.gather(self.progress.work_seconds)[0]
         return min(1.0, max(share, seconds / self.task.max_seconds))
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run is complete; a job whose time is up leaves it before."""
+        return self.share_done() >= 1
+
     def run(self) -> Progress:
-        """Train to the end and return the counts; the weights are in `result_model`."""
+        """Train to the end, or to a commit at the deadline; returns the counts, the weights are in `result_model`."""
         batches = self.session.batches(self.order, self.progress.step)
-        last_commit = time.monotonic()
-        marks = {round(self.order.steps * turn / VALIDATIONS) for turn in range(1, VALIDATIONS + 1)}
-        while (share := self.share_done()) < 1:
-            metrics = self._step(batches, share)
-            step = self.progress.step
-            ended = self.share_done() >= 1
-            if step in marks or ended:
-                metrics |= self._validate()
-            if step % self.config.report_steps == 0 or step in marks or ended:
-                self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics))
-                counts = {"step": step, "steps": self.order.steps, "last": ended}
-                self.session.report({**counts, "trail": self.trail(), "metrics": metrics})
-            if not ended and self.session.gather(self._commit_due(time.monotonic() - last_commit))[0]:
-                self._commit()
-                last_commit = time.monotonic()
+        share, stop = self.share_done(), False
+        profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
+        with profiled(self.artifact, profile_steps, self.device) as profile_step:
+            while share < 1 and not stop:
+                before, metrics = share, self._step(batches, share)
+                share = self.share_done()
+                mark = is_mark(before, share)
+                if mark:
+                    metrics |= self._validate()
+                    self._keep_best(metrics)
+                self._report(metrics, mark, share >= 1)
+                profile_step()
+                if share < 1:
+                    stop = self._commit_or_stop()
+                self.beat(self.progress.step)
         self.committer.wait()
+        if share >= 1 and self.best:
+            self.chosen = self.result_model
+            self.chosen.load_state_dict(self.best)
         return self.progress
 
     def trail(self) -> str:
@@ -183,11 +145,36 @@ class Trainer:
         self.progress.trail, self._own_trail = (self.progress.trail + sum(parts)) % 2**64, 0
         return f"{self.progress.trail:016x}"
 
-    def _commit_due(self, seconds: float) -> bool:
-        """Time for a commit: the interval is over, or an epoch has ended that was worth keeping."""
-        batch, step = self.config.global_batch_size, self.progress.step
-        epoch_ended = step * batch // self.order.rows_per_epoch > (step - 1) * batch // self.order.rows_per_epoch
-        return seconds > 60 * self.config.commit_minutes or (epoch_ended and seconds > EPOCH_COMMIT_SECONDS)
+    def _commit_or_stop(self) -> bool:
+        """Commit where it is due, as rank 0 sees it; True where the time is up and the run stops at this commit."""
+        due, stop = self.session.gather((self.pace.due(self.progress.step), self.deadline.is_over()))[0]
+        if due or stop:
+            self._commit()
+        return bool(stop)
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        """Keep the weights of the best validation, of equal ones the latest; where val can carry the choice."""
+        progress, value = self.progress, metrics.get(self.task.selection.metric)
+        if not self.task.selection.best or value is None:
+            return
+        if progress.best_metric is None or value >= progress.best_metric:
+            progress.best_metric, progress.best_step = value, progress.step
+            self.best = {name: tensor.detach().clone() for name, tensor in self.result_model.state_dict().items()}
+
+    def _report(self, metrics: dict[str, float], mark: bool, ended: bool) -> None:
+        """Every few steps and at every mark; at some marks with figures, which stand before they are announced."""
+        step = self.progress.step
+        if step % self.config.report_steps and not mark:
+            return
+        self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics))
+        counts = {"step": step, "steps": self.order.steps, "last": ended}
+        event: dict[str, Any] = {**counts, "trail": self.trail(), "metrics": metrics}
+        if mark and not ended and self.session.gather(self.pictures.due())[0]:
+            figures = self.task.figures(self.result_model.eval())
+            self.model.train()
+            if self.session.rank == 0:
+                event["figures"] = self.pictures.draw(event, figures)
+        self.session.report(event)
 
     def _step(self, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
         progress, config = self.progress, self.config
@@ -270,12 +257,21 @@ class Trainer:
         parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
         if self.ema:
             parts["ema"] = self.ema.state_dict()
-        state = {"scaler": self.scaler.state_dict(), "progress": self.progress.__dict__}
+        if self.best:
+            parts["best"] = self.best
         if self.session.rank == 0:
+            state = {"scaler": self.scaler.state_dict(), "progress": asdict(self.progress), **self.provenance}
             self.committer.commit(self.progress.step, parts, state)
         else:
             send_shards(parts)
-        self.progress.commit_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.progress.commit_seconds += seconds
+        self.pace.committed(seconds)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a commit says of itself."""
+        return provenance(self.task.spec)
 
 
 def mean_metrics(found: list[dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,9 @@ from tqdm import tqdm
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
 from raymae.datasets import load, summary
+from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
+from raymae.selection import described
 from raymae.spec import class_names, rows_of
 from raymae.weights import bring, find
 
@@ -26,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
-    """Run everything that `target` needs and return the result (the keys are documented in the README)."""
+    """Run everything that `target` needs and return the result (the keys are documented in the README).
+
+    Raises TimeIsUpError where `max_hours` end before the work does.
+    """
     started = time.time()
     labels = None if target in ("prepare", "pretrain") else config.finetune.labels
     clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None, labels)
@@ -37,11 +42,14 @@ def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     print_plan(plan)
     if config.dry_run:
         return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
-    run = Run(plan)
+    run = Run(plan, Deadline(config.max_hours, started))
     try:
         if plan.to_do:
             run.execute()
         result = run.result(time.time() - started)
+    except TimeIsUpError:
+        run.close("KILLED")
+        raise
     except BaseException:
         run.close("FAILED")
         raise
@@ -86,8 +94,8 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
 class Run:
     """One run of a plan: its progress bars, its times, its place in MLflow."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
+        self.plan, self.deadline = plan, deadline
         self.times: dict[str, dict[str, float]] = {}
         self._tracker: Tracker | None = None
         self._run_ids: dict[str, str] = {}
@@ -142,6 +150,7 @@ class Run:
         print(f"Ray is up after {time.time() - before:.0f} s")
         waiting: list[Node] = []
         for name in plan.to_do:
+            self.deadline.check(f"before {name}")
             node = plan.nodes[name]
             if name in ("pretrain", *FINETUNED):
                 waiting.append(node)
@@ -169,14 +178,25 @@ class Run:
         numbers = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
         self.tracker.log_numbers(run_id, numbers)
         for name in (node.artifact / "figures").names():
-            self.tracker.log_bytes(run_id, f"figures/{name}", node.artifact.read_bytes(f"figures/{name}"))
+            self._log_figure(node, f"figures/{name}")
         self.tracker.finish(run_id, "FINISHED")
-        print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s")
+        commits = f" (commits {result['commit_seconds']:.1f} s)" if result.get("commit_seconds") else ""
+        print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s{commits}")
+        if node.name in FINETUNED:
+            print(f"  {described(result['selection'])}")
+
+    def _log_figure(self, node: Node, file: str) -> None:
+        self.tracker.log_bytes(self.run_id(node.name), file, node.artifact.read_bytes(file))
 
     @contextmanager
     def _bar(self, name: str, total: int, unit: str = "clip") -> Iterator[Callable[[int], Any]]:
         with tqdm(total=total, desc=name, unit=unit, mininterval=1, smoothing=0) as bar:
-            yield bar.update
+
+            def progress(count: int) -> None:
+                bar.update(count)
+                self.deadline.check(f"within {name}")
+
+            yield progress
 
     def _prepare(self, node: Node) -> dict[str, Any]:
         from raymae.features import prepare
@@ -196,12 +216,21 @@ class Run:
             return
         from raymae.follow import Follower
         from raymae.launch import train
+        from raymae.provenance import check_commit
 
+        self.deadline.check(f"before {nodes[0].name}")
         specs = [self.plan.spec(node.name) for node in nodes]
+        check_commit(specs[0])  # the others haven't begun: stages train one after the other
         started = time.time()
-        with Follower(specs, lambda name, events: self.tracker.log_events(self.run_id(name), events)):
-            train(specs, self.plan.storage)
+        with Follower(
+            specs,
+            lambda name, events: self.tracker.log_events(self.run_id(name), events),
+            lambda name, file: self._log_figure(self.plan.nodes[name], file),
+        ):
+            train(specs, self.plan.storage, self.deadline)
         for node in nodes:
+            if not node.artifact.is_done():
+                raise self.deadline.error(f"at step {latest_step(node.artifact)} of {node.name}")
             result = node.artifact.result()
             result["seconds"] = result["finished_at"] - started
             started = result["finished_at"]

@@ -16,8 +16,9 @@ from raymae.artifacts import Folder, digest
 from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.manifest import FORMAT
 from raymae.responses import Responses, read_responses
+from raymae.selection import selection
 from raymae.shards import all_stand
-from raymae.spec import StageSpec
+from raymae.spec import StageSpec, class_names
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 
@@ -224,7 +225,8 @@ class Plan:
             clips = fingerprint(labelled, [*file, "scene_label"])
             others = [keys[key] for key in self.needs(name) if key != "prepare"] + self._given("finetune")
             cnn = config.evaluate.cnn if name == "cnn" else None
-            return [audio, to_dict(config.model), self._training("finetune"), cnn, clips, others]
+            training = self._training("finetune")
+            return [audio, to_dict(config.model), training, cnn, clips, others, *self._chosen_by()]
         if name == "pseudo_label":
             clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
             return [to_dict(config.pseudo_label), clips, keys["finetune"]]
@@ -268,6 +270,15 @@ class Plan:
         if getattr(self.config, section).init_from:
             return self.given[section].artifact
         return None if name == "pretrain" else self.nodes["pretrain"].artifact
+
+    def _chosen_by(self) -> list[str]:
+        """The clips of val, where they choose the weights that fine-tuning hands on."""
+        labels = self.config.finetune.labels
+        if not selection(self.clips, class_names(self.clips, labels), labels).best:
+            return []
+        val = self.rows(["val"])
+        labelled = val.filter(pc.is_valid(val["scene_label"]))
+        return [fingerprint(labelled, ["clip_id", "size", "mtime", "scene_label", "group"])]
 
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,15 @@ MODEL_TITLES = {
 TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
 CURVES = {
     "loss": ("loss",),
-    "score": ("train_accuracy", "train_precision", "val/"),
+    "training score": ("train_accuracy", "train_precision"),
+    "validation": ("val/",),
+    "probe": ("probe/",),
     "learning rate": ("lr",),
+    "gradient norm": ("grad_norm",),
 }
-"""Panels of the learning curves and how the names of their metrics begin."""
+"""Panels of the learning curves and how the names of their metrics begin; other names share one last panel."""
+UNDRAWN = ("epoch", "clips_per_second", "data_wait_share")
+"""Metrics of the machine and of the clock, which MLflow shows."""
 
 # Metrics ------------------------------------------------------------------------------------------------------------
 
@@ -95,8 +100,16 @@ def _split_metrics(clips: pa.Table, class_names: Sequence[str]) -> dict[str, Any
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def report_text(metrics: Mapping[str, Evaluation], seconds: Mapping[str, float], stamp: str | None = None) -> str:
-    """The evaluations of some models as Markdown whose columns are aligned; `stamp` stands under every table."""
+def report_text(
+    metrics: Mapping[str, Evaluation],
+    seconds: Mapping[str, float],
+    stamp: str | None = None,
+    chosen: Sequence[str] = (),
+) -> str:
+    """The evaluations of some models as Markdown whose columns are aligned; `stamp` stands under every table.
+
+    `chosen` names the models whose weights split val has chosen.
+    """
     splits = next(iter(metrics.values()))
     rows = [
         [
@@ -111,6 +124,8 @@ def report_text(metrics: Mapping[str, Evaluation], seconds: Mapping[str, float],
     notes = [
         _missing_note(name, found["missing_classes"]) for name, found in splits.items() if found["missing_classes"]
     ]
+    if chosen and "val" in splits:
+        notes.append(f"val chose the weights of {', '.join(map(model_title, chosen))}: its scores flatter them.")
     parts = [
         "## Macro accuracy by split",
         "Mean of the classes' recalls; in brackets its 95 % interval when groups are drawn anew (none where a class "
@@ -225,23 +240,31 @@ def device_figure(metrics: Mapping[str, Evaluation], key: str, ylabel: str) -> F
 
 
 def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Loss, accuracy and learning rate over the steps of a stage, from its events {step, metrics}."""
-    names = sorted({name for event in events for name in event["metrics"]})
-    panels = {panel: [name for name in names if name.startswith(begins)] for panel, begins in CURVES.items()}
-    panels = {panel: chosen for panel, chosen in panels.items() if chosen}
-    figure = Figure(figsize=(8, 0.7 + 2.2 * len(panels)), layout="constrained")
+    """The metrics of a stage over its steps, from its events {step, metrics}: a panel for each kind of `CURVES`."""
+    panels = curve_panels({name for event in events for name in event["metrics"]})
+    figure = Figure(figsize=(8, 0.7 + 2.2 * max(1, len(panels))), layout="constrained")
     figure.suptitle(title)
-    column = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (panel, chosen) in zip(column, panels.items(), strict=True):
+    column = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (panel, chosen) in zip(column, panels.items(), strict=False):
         for name in chosen:
             points = [(event["step"], event["metrics"][name]) for event in events if name in event["metrics"]]
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
         axes.set_ylabel(panel)
         axes.grid(alpha=0.3)
-        if len(chosen) > 1:
-            axes.legend()
+        if chosen != [panel]:
+            axes.legend(fontsize="small", ncols=1 + len(chosen) // 5)
     column[-1].set_xlabel("step")
     return figure
+
+
+def curve_panels(names: Iterable[str]) -> dict[str, list[str]]:
+    """Which metrics are drawn together: panels in the order of `CURVES`, then whatever else there is."""
+    left = sorted(set(names) - set(UNDRAWN))
+    panels = {}
+    for panel, begins in CURVES.items():
+        panels[panel] = [name for name in left if name.startswith(begins)]
+        left = [name for name in left if name not in panels[panel]]
+    return {panel: chosen for panel, chosen in (panels | {"other": left}).items() if chosen}
 
 
 def reconstruction_figure(

@@ -73,8 +73,16 @@ def map_by(
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def report_text(metrics: Mapping[str, Evaluation], seconds: Mapping[str, float], stamp: str | None = None) -> str:
-    """The evaluations of some models as Markdown whose columns are aligned; `stamp` stands under every table."""
+def report_text(
+    metrics: Mapping[str, Evaluation],
+    seconds: Mapping[str, float],
+    stamp: str | None = None,
+    chosen: Sequence[str] = (),
+) -> str:
+    """The evaluations of some models as Markdown whose columns are aligned; `stamp` stands under every table.
+
+    `chosen` names the models whose weights split val has chosen.
+    """
     last, final = list(metrics.items())[-1]
     rows = [
         [
@@ -86,6 +94,8 @@ def report_text(metrics: Mapping[str, Evaluation], seconds: Mapping[str, float],
     ]
     header = ["model", *(f"{name} ({found['clips']} clips)" for name, found in final.items()), "training"]
     under = [stamp] if stamp else []
+    if chosen and "val" in final:
+        under.append(f"val chose the weights of {', '.join(map(model_title, chosen))}: its scores flatter them.")
     missing = {name: found["missing_classes"] for name, found in final.items() if found["missing_classes"]}
     parts = [
         "## mAP by split",

@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum", "parallel"},
+    {"config", "headers", "spectrum", "parallel", "deadline"},
     {"audio", "optim", "metrics", "order", "artifacts", "targets"},
-    {"sources", "shards"},
+    {"sources", "shards", "selection", "pace", "watchdog", "profiling"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "probe", "report", "pseudo_label"},
-    {"session", "checkpoint", "plan", "tagging"},
+    {"session", "checkpoint", "plan", "tagging", "pictures"},
+    {"provenance", "task"},
     {"loop", "predict", "embed"},
     {"stages", "outlook", "follow", "pyfunc"},
     {"tracking"},

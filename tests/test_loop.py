@@ -13,12 +13,13 @@ from torch import Tensor
 from raymae.artifacts import Folder, read_events
 from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
-from raymae.loop import Trainer, TrainingError
+from raymae.loop import Trainer
 from raymae.order import mix
 from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, pretrain_sources
 from raymae.stages import build_task, run_stage
 from raymae.store import FeatureStore
+from raymae.task import TrainingError
 from raymae.windows import MicroBatch, micro_batches, read_window
 from tests.audio_files import TINY_AUDIO
 

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig
 from raymae.report import (
+    UNDRAWN,
     Evaluation,
     confusion_figure,
+    curve_panels,
     device_figure,
     evaluation,
     figures,
@@ -158,12 +162,32 @@ def test_device_figure_has_a_bar_per_model_and_device() -> None:
 
 
 def test_learning_curves_show_what_there_is() -> None:
-    events = [{"step": step, "metrics": {"loss": 1 / step, "lr": 0.1}} for step in (1, 2, 3)]
-    events[2]["metrics"]["val/macro_accuracy"] = 0.5
+    events = [{"step": step, "metrics": {"loss": 1 / step, "lr": 0.1, "epoch": 0.1}} for step in (1, 2, 3)]
+    events[2]["metrics"] |= {"val/macro_accuracy": 0.5, "probe/scene": 0.4, "probe/city": 0.7, "novel": 3.0}
     figure = learning_curves(events, "finetune")
-    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "score", "learning rate"]
-    assert figure.axes[1].lines[0].get_xydata().tolist() == [[3, 0.5]]
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["loss", "validation", "probe", "learning rate", "other"]
+    drawn = dict(zip(labels, figure.axes, strict=True))
+    assert drawn["validation"].lines[0].get_xydata().tolist() == [[3, 0.5]]
+    assert [line.get_label() for line in drawn["probe"].lines] == ["probe/city", "probe/scene"]
+    assert [text.get_text() for text in drawn["other"].get_legend().get_texts()] == ["novel"]
     assert len(learning_curves(events[:2], "pretrain").axes) == 2
+    assert png(learning_curves([], "nothing yet")).startswith(b"\x89PNG")
+
+
+@given(
+    st.sets(st.sampled_from(["loss", "loss/a", "lr", "val/x", "probe/y/z", "new", "teacher/sim", "epoch", "grad_norm"]))
+)
+def test_every_metric_is_drawn_once(names: set[str]) -> None:
+    panels = curve_panels(names)
+    assert sorted(name for chosen in panels.values() for name in chosen) == sorted(names - set(UNDRAWN))
+    assert all(panels.values())
+
+
+def test_text_says_whose_weights_val_chose() -> None:
+    note = "val chose the weights of CNN from scratch: its scores flatter them."
+    assert note in report_text(METRICS, SECONDS, chosen=["cnn"])
+    assert "val chose" not in report_text(METRICS, SECONDS)
 
 
 def test_reconstruction_in_seconds_and_kilohertz() -> None:

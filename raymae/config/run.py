@@ -34,6 +34,15 @@ class ComputeConfig:
     """Windows of 128 clips that Ray Data is given at once, up to 1 ms for each; the next ones when they are used up."""
     max_failures: int = 3
     """How often a training worker group is started again after a failure."""
+    stall_minutes: float = 15.0
+    """Minutes without a step, waiting for data included (three times as many for the first), after which a training
+    worker writes down the stacks of its threads and ends, so that training starts again from the last commit."""
+    profile_steps: int = 0
+    """Training steps of each stage, after the first five, that are profiled into its folder (profile/); 0: none."""
+
+    def __post_init__(self) -> None:
+        require(self.stall_minutes > 0, f"compute.stall_minutes = {self.stall_minutes} must be positive")
+        require(self.profile_steps >= 0, f"compute.profile_steps = {self.profile_steps} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,8 @@ class Config:
     """Write the job's result to this JSON file."""
     dry_run: bool = False
     """Print the plan and stop."""
+    max_hours: float | None = None
+    """Hours from the job's start after which it stops at a commit, with exit status 75; the same command goes on."""
     audio: AudioConfig = AudioConfig()
     """The front end."""
     data: DataConfig = DataConfig()
@@ -135,6 +146,7 @@ class Config:
     """Export to timm and ONNX."""
 
     def __post_init__(self) -> None:
+        require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         for name in ("pretrain", "finetune"):
             crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate
             require(

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from raymae.artifacts import read_events
 from raymae.config import to_dict
-from raymae.loop import Task, Trainer
+from raymae.deadline import FOREVER, Deadline
+from raymae.loop import Trainer
+from raymae.pictures import CURVES
 from raymae.report import learning_curves, png
+from raymae.selection import described
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.finetune import FinetuneTask
 from raymae.stages.pretrain import PretrainTask
+from raymae.task import Progress, Task
+from raymae.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 STAGES: dict[str, Callable[[StageSpec], Any]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 
@@ -27,32 +36,59 @@ def build_task(spec: StageSpec) -> Task:
     return task
 
 
-def run_stage(spec: StageSpec, session: Session) -> None:
-    """Train a stage to its end and write its artifact; goes on from the newest commit."""
-    task = build_task(spec)
-    trainer = Trainer(task, session, spec.artifact)
-    progress = trainer.run()
-    model = trainer.result_model
-    if session.rank == 0:
-        task.save(model)
-        curves = learning_curves(read_events(spec.artifact), spec.name)
-        spec.artifact.write_bytes("figures/learning_curves.png", png(curves))
-        spec.artifact.write_json("config.json", to_dict(spec.config))
-        spec.artifact.finish(
-            {
-                "stage": spec.kind,
-                "name": spec.name,
-                "steps": progress.step,
-                "clips_per_epoch": task.order.rows_per_epoch,
-                "trail": f"{progress.trail:016x}",
-                "skipped_steps": progress.bad_steps,
-                "work_seconds": progress.work_seconds,
-                "data_wait_seconds": progress.wait_seconds,
-                "commit_seconds": progress.commit_seconds,
-                "workers": session.world_size,
-                "metrics": progress.metrics,
-                "finished_at": time.time(),
-            }
-        )
-        trainer.committer.clear()
-    session.gather(None)  # nobody goes on before the artifact stands
+def run_stage(spec: StageSpec, session: Session, deadline: Deadline = FOREVER) -> bool:
+    """Train a stage to its end and write its artifact; goes on from the newest commit.
+
+    False where the deadline came first: a commit stands, and nothing is handed on yet.
+    """
+    with Watchdog(spec.artifact, session.rank, 60 * spec.config.compute.stall_minutes) as watchdog:
+        task = build_task(spec)
+        trainer = Trainer(task, session, spec.artifact, watchdog.beat, deadline)
+        watchdog.begin(trainer.progress.step)
+        trainer.run()
+        ended, model = trainer.ended, trainer.result_model
+        if ended and session.rank == 0:
+            finish(task, trainer, model)
+        session.gather(None)  # nobody goes on before the artifact stands
+    return ended
+
+
+def finish(task: Task, trainer: Trainer, model: nn.Module) -> None:
+    """Write what a stage hands on and what it says of itself, and remove its commits."""
+    spec, progress = task.spec, trainer.progress
+    task.save(model)
+    spec.artifact.write_bytes(CURVES, png(learning_curves(read_events(spec.artifact), spec.name)))
+    spec.artifact.write_json("config.json", to_dict(spec.config))
+    chosen = handed_on(task, progress)
+    log.info("%s %s", spec.name, described(chosen))
+    spec.artifact.finish(
+        {
+            "stage": spec.kind,
+            "name": spec.name,
+            "steps": progress.step,
+            "clips_per_epoch": task.order.rows_per_epoch,
+            "trail": f"{progress.trail:016x}",
+            "skipped_steps": progress.bad_steps,
+            "work_seconds": progress.work_seconds,
+            "data_wait_seconds": progress.wait_seconds,
+            "commit_seconds": progress.commit_seconds,
+            "workers": trainer.session.world_size,
+            "metrics": progress.metrics,
+            "selection": chosen,
+            "finished_at": time.time(),
+        }
+    )
+    trainer.committer.clear()
+
+
+def handed_on(task: Task, progress: Progress) -> dict[str, Any]:
+    """Which weights a stage hands on, and why."""
+    best, metric = task.selection.best, task.selection.metric
+    return {
+        "weights": "best" if best else "last",
+        "averaged": task.config.ema_decay is not None,
+        "step": progress.best_step if best else progress.step,
+        "metric": metric,
+        "value": progress.best_metric if best else progress.metrics.get(metric),
+        "reason": task.selection.reason,
+    }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
+from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
 from raymae.store import iterate
@@ -63,6 +65,7 @@ class FinetuneTask:
         self.class_names = class_names(spec.store.clips, self.config.labels)
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         _, self.targets = labelled_rows(spec)
+        self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = build_classifier(
             spec.config.audio, spec.config.model, self.config, len(self.class_names), cnn=spec.cnn
         )
@@ -114,6 +117,10 @@ class FinetuneTask:
             probabilities[rank :: session.world_size] = part
         truth = target_matrix(clips["scene_label"].take(rows), self.class_names, self.config.labels).toarray()
         return SCORES[self.config.labels](truth, probabilities)
+
+    def figures(self, model: nn.Module) -> dict[str, Figure]:
+        """None: its curves say it all."""
+        return {}
 
     def save(self, model: nn.Module) -> None:
         """Write the classifier folder."""

@@ -18,6 +18,7 @@ from raymae.embed import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.order import mix
 from raymae.report import component_figure, png, reconstruction_figure
+from raymae.selection import LAST
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.monitor import monitor
@@ -28,6 +29,7 @@ class PretrainTask:
     """Reconstruct the removed patches of every clip of train and pool."""
 
     head_steps = 0
+    selection = LAST
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.seed = spec, spec.seed()
@@ -88,7 +90,12 @@ class PretrainTask:
         settings = {"audio": to_dict(config.audio), "model": to_dict(config.model)}
         crop_seconds = self.config.augment.crop_seconds
         artifact.write_json("model.json", {"format": 1, "crop_seconds": crop_seconds, **settings})
-        artifact.write_bytes("figures/reconstruction.png", png(self.reconstruction(model)))
+        for name, figure in self.figures(model.eval()).items():
+            artifact.write_bytes(f"figures/{name}.png", png(figure))
+
+    def figures(self, model: nn.Module) -> dict[str, Figure]:
+        """The same clip, always under the same mask."""
+        return {"reconstruction": self.reconstruction(model)}
 
     @torch.inference_mode()
     def reconstruction(self, model: nn.Module) -> Figure:
@@ -99,11 +106,12 @@ class PretrainTask:
         log_mel, valid_frames = log_mel[:, :length], valid_frames.clip(max=length)
         generator = torch.Generator().manual_seed(mix(self.seed, 6) >> 1)
         clip, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(valid_frames).long()
-        network = cast(MaskedAutoencoder, model.to("cpu").eval())
+        network, device = cast(MaskedAutoencoder, model), next(model.parameters()).device
+        clip, frames = clip.to(device), frames.to(device)
         title = f"{self.spec.store.clips['clip_id'][int(row[0])]}, mask ratio {self.spec.config.model.mask_ratio}"
 
         def visible(values: Tensor) -> NDArray[Any]:
-            return np.asarray(values[0, : int(valid_frames[0]), : self.audio.n_mels].numpy())
+            return np.asarray(values[0, : int(valid_frames[0]), : self.audio.n_mels].cpu().numpy())
 
         if isinstance(network, LatentAutoencoder):
             target, guess, removed = network.component_maps(clip, frames, generator)

@@ -1,0 +1,55 @@
+"""A profile of some training steps: a trace for Perfetto or chrome://tracing, and the costliest operations."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from raymae.artifacts import Folder
+from raymae.config import redact
+
+log = logging.getLogger(__name__)
+
+FOLDER = "profile"
+SKIPPED_STEPS = 5
+"""Steps before the profile: compilation, the first allocations, cold caches."""
+ROWS = 30
+
+
+@contextmanager
+def profiled(artifact: Folder, steps: int, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Profile `steps` steps of the block after the warm-up; yields what has to be called after each step.
+
+    Writes `profile/trace.json.gz` and `profile/operations.txt`. With 0 steps it does nothing. What is computed stays
+    the same; the steps that are watched take longer.
+    """
+    if not steps:
+        yield lambda: None
+        return
+    on_gpu = device.type == "cuda"
+    written = []
+
+    def write(profiler: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json.gz"
+            profiler.export_chrome_trace(str(path))
+            artifact.upload(path, f"{FOLDER}/trace.json.gz")
+        order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
+        artifact.write_bytes(f"{FOLDER}/operations.txt", f"{steps} steps\n{table}\n".encode())
+        written.append(True)
+        log.info("profile of %d steps: %s/%s", steps, redact(artifact.url), FOLDER)
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    plan = schedule(skip_first=SKIPPED_STEPS - 1, wait=0, warmup=1, active=steps, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
+        yield profiler.step
+    if not written:
+        log.warning("no profile: it begins after %d steps and there were fewer", SKIPPED_STEPS)

@@ -1,0 +1,56 @@
+"""What a commit says of itself beside its tensors, and whether a stage may go on from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raymae.artifacts import COMMITS, latest_step
+from raymae.config import redact, to_dict
+from raymae.plan import fingerprint
+from raymae.spec import StageSpec, class_names, labelled_rows
+
+
+def provenance(spec: StageSpec) -> dict[str, Any]:
+    """The stage, its configuration, its classes and the clips it is trained on, for `commit.json`."""
+    classes = class_names(spec.store.clips, spec.config.finetune.labels) if spec.kind == "finetune" else []
+    return {"stage": spec.name, "config": to_dict(spec.config), "class_names": classes, "clips": trained_clips(spec)}
+
+
+def trained_clips(spec: StageSpec) -> dict[str, Any]:
+    """How many clips a stage is trained on, and 16 digits that name them, their labels and their order."""
+    columns: dict[str, Any] = {}
+    if spec.kind == "finetune":
+        rows, targets = labelled_rows(spec)
+        chosen = targets[rows]
+        classes = np.split(chosen.indices, chosen.indptr[1:-1])
+        columns["label"] = [";".join(map(str, sorted(one))) for one in classes]
+    else:
+        order = spec.order()
+        rows = np.concatenate(order.rows)
+        columns["weight"] = np.repeat(order.weights, [len(one) for one in order.rows])
+    table = pa.table({"clip_id": spec.store.clips["clip_id"].take(rows), **columns})
+    return {"count": len(table), "fingerprint": fingerprint(table, table.column_names)}
+
+
+def check_commit(spec: StageSpec) -> None:
+    """ValueError where the newest commit of a stage was trained on other clips than there are now.
+
+    The key of a stage names the clips that were asked for. What is kept of them can change: a file that could not be
+    read, and was quarantined, comes back. The order is drawn over the clips, so going on would show some of them twice
+    and others never, and the run would be one that nobody can repeat.
+    """
+    step = latest_step(spec.artifact)
+    if step is None:
+        return
+    folder = spec.artifact / COMMITS / f"{step:09d}"
+    then, now = folder.read_json("commit.json").get("clips"), trained_clips(spec)
+    if then is not None and then != now:  # None: a commit from before clips were noted
+        raise ValueError(
+            f"{spec.name} can't go on from step {step}: it was trained on {then['count']} clips (fingerprint "
+            f"{then['fingerprint']}), and now there are {now['count']} ({now['fingerprint']}), because quarantined "
+            "files came back or others went. Bring the old state of the files back, or remove "
+            f"{redact(spec.artifact.url)}/{COMMITS} to train this stage from its start"
+        )

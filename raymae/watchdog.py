@@ -1,0 +1,117 @@
+"""Ends a training process that makes no step any more, with the stacks of all its threads.
+
+A hang is worse than a crash: nothing restarts it, and on a cluster every worker waits for the one that hangs. The
+process that ends is started again by Ray Train, and goes on from the last commit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+
+from raymae.artifacts import Folder
+from raymae.config import redact
+
+log = logging.getLogger(__name__)
+
+STACKS = "stacks"
+EXIT_STATUS = 70
+"""Of a process that hung; EX_SOFTWARE."""
+GRACE_SECONDS = 5.0
+"""Between the dump and the end: the workers that wait for the one that hangs dump theirs meanwhile."""
+FIRST_STEP = 3
+"""How many times as long the first step may take: it waits for data workers to start, and for the compiler."""
+LAST_RESORT_SECONDS = 60.0
+"""Without the interpreter's lock, or with a storage that hangs too, the C watchdog ends the process this much later."""
+
+
+class Watchdog:
+    """While the block runs, `beat` has to be called at least every `seconds`; `FIRST_STEP` times that at the start.
+
+    Where it is not, the stacks go to `<artifact>/stacks/rank-<rank>-<step>.txt` and to the log, and the process ends
+    with `EXIT_STATUS`, whatever its main thread does: C code that gave up the interpreter's lock stops nothing here.
+    C code that keeps the lock is ended by `faulthandler`, whose stacks go to standard error alone.
+    """
+
+    def __init__(self, artifact: Folder, rank: int, seconds: float) -> None:
+        self.artifact, self.rank, self.seconds = artifact, rank, seconds
+        self._step, self._first = 0, True
+        self._last = self._armed = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._arm()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def begin(self, step: int) -> None:
+        """The process is about to make its first step, the one after `step`."""
+        self._step, self._last = step, time.monotonic()
+
+    def beat(self, step: int) -> None:
+        """The process is alive and has just made a step, the `step`th."""
+        self._step, self._last, self._first = step, time.monotonic(), False
+        if self._last > self._armed + 1:
+            self._arm()
+
+    def _arm(self) -> None:
+        self._armed = time.monotonic()
+        faulthandler.dump_traceback_later(self._limit + LAST_RESORT_SECONDS, exit=True, file=2)
+
+    @property
+    def _limit(self) -> float:
+        return self.seconds * (FIRST_STEP if self._first else 1)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(1.0, self.seconds / 10)):
+            if time.monotonic() - self._last > self._limit:
+                self._end()
+
+    def _end(self) -> None:
+        try:
+            message = f"rank {self.rank} made no step for {self._limit / 60:.3g} minutes after step {self._step}"
+            text = f"{message}\n\n{all_stacks()}"
+            log.critical("%s", text)
+            self.artifact.write_bytes(f"{STACKS}/rank-{self.rank}-{self._step:09d}.txt", text.encode())
+            time.sleep(GRACE_SECONDS)
+        finally:
+            os._exit(EXIT_STATUS)
+
+
+def all_stacks() -> str:
+    """Where every thread of this process stands, most recent call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"{names.get(ident, 'a thread not of Python')}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )
+
+
+def hangs(artifacts: list[Folder]) -> set[str]:
+    """A line for every hang that left its stacks in some stages' folders."""
+    return {hang(artifact, name) for artifact in artifacts for name in (artifact / STACKS).names()}
+
+
+def hang(artifact: Folder, name: str) -> str:
+    """What there is to tell of the hang whose stacks a file holds."""
+    rank, step = map(int, re.findall(r"\d+", name))
+    return f"rank {rank} hung after step {step}; the stacks of its threads: {redact(artifact.url)}/{STACKS}/{name}"
+
+
+def hang_error(failure: str, lines: set[str]) -> TimeoutError | None:
+    """The error of a training whose last worker died without an exception of its own, after these hangs."""
+    return TimeoutError("; ".join(sorted(lines))) if lines and "died" in failure else None
