@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from raymae.artifacts import Folder, read_events
-from raymae.report import learning_curves, png
+from raymae.figures import learning_curves, png
 
 CURVES = "figures/learning_curves.png"
 DRAW_SECONDS = 60.0

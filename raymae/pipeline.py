@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
-from raymae.datasets import load, summary
+from raymae.console import print_plan, print_result
+from raymae.datasets import load
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
-from raymae.plan import DOES, FINETUNED, Node, Plan, Target, ui_command
+from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
 from raymae.selection import described
 from raymae.spec import class_names, rows_of
 from raymae.weights import bring, find
@@ -55,40 +56,6 @@ def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
         raise
     print_result(plan, result)
     return result
-
-
-def print_plan(plan: Plan) -> None:
-    """What will run, what is reused, and what it takes."""
-    print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
-    for line in summary(plan.clips, plan.config.finetune.labels):
-        print(f"  {line}")
-    for section, given in plan.given.items():
-        source = redact(str(getattr(plan.config, section).init_from))
-        print(f"  {section} starts from {source}, weights {given.key}")
-    details = {}
-    if plan.to_do:
-        from raymae.outlook import outlook  # builds the models, which takes torch and seconds
-
-        details = outlook(plan)
-    for name, node in plan.nodes.items():
-        step = None if node.reused else latest_step(node.artifact)
-        state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
-        print(f"  {name:13s}{node.key}  {state}  {DOES[name]}{details.get(name, '')}")
-    if "evaluate" in plan.nodes and not plan.has_student:
-        print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
-
-
-def print_result(plan: Plan, result: dict[str, Any]) -> None:
-    """The table, and where to look further."""
-    print(f"\n{plan.job} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
-    if "evaluate" in plan.nodes:
-        evaluation = plan.nodes["evaluate"].artifact
-        print(evaluation.read_bytes("report.md").decode())
-        print(f"report and figures: {redact(evaluation.url)}")
-    if "model_uri" in result:
-        print(f"registered model:   {result['model_uri']}")
-        print(f"look further:       {result['commands']['mlflow_ui']}")
-        print(f"label recordings:   {result['commands']['predict']}")
 
 
 class Run:

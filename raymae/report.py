@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
-from raymae.audio import mel_bank
-from raymae.config import AudioConfig
+from raymae.figures import png
 from raymae.metrics import (
     MIN_GROUPS,
     accuracy,
@@ -37,19 +34,6 @@ MODEL_TITLES = {
     "finetune": "MAE, fine-tuned",
     "student": "MAE, with pseudo-labels",
 }
-TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
-CURVES = {
-    "loss": ("loss",),
-    "training score": ("train_accuracy", "train_precision"),
-    "validation": ("val/",),
-    "probe": ("probe/",),
-    "learning rate": ("lr",),
-    "gradient norm": ("grad_norm",),
-}
-"""Panels of the learning curves and how the names of their metrics begin; other names share one last panel."""
-UNDRAWN = ("epoch", "clips_per_second", "data_wait_share")
-"""Metrics of the machine and of the clock, which MLflow shows."""
-
 # Metrics ------------------------------------------------------------------------------------------------------------
 
 
@@ -194,13 +178,6 @@ def figures(metrics: Mapping[str, Evaluation], class_names: Sequence[str], folde
     return list(drawn)
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110)
-    return sink.getvalue()
-
-
 def confusion_figure(found: Evaluation, class_names: Sequence[str], title: str) -> Figure:
     """A panel per split: clips by true and predicted class, shaded by the share of the true class."""
     side = 2.2 + 0.42 * len(class_names)
@@ -237,107 +214,3 @@ def device_figure(metrics: Mapping[str, Evaluation], key: str, ylabel: str) -> F
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
-
-
-def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """The metrics of a stage over its steps, from its events {step, metrics}: a panel for each kind of `CURVES`."""
-    panels = curve_panels({name for event in events for name in event["metrics"]})
-    figure = Figure(figsize=(8, 0.7 + 2.2 * max(1, len(panels))), layout="constrained")
-    figure.suptitle(title)
-    column = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (panel, chosen) in zip(column, panels.items(), strict=False):
-        for name in chosen:
-            points = [(event["step"], event["metrics"][name]) for event in events if name in event["metrics"]]
-            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
-        axes.set_ylabel(panel)
-        axes.grid(alpha=0.3)
-        if chosen != [panel]:
-            axes.legend(fontsize="small", ncols=1 + len(chosen) // 5)
-    column[-1].set_xlabel("step")
-    return figure
-
-
-def curve_panels(names: Iterable[str]) -> dict[str, list[str]]:
-    """Which metrics are drawn together: panels in the order of `CURVES`, then whatever else there is."""
-    left = sorted(set(names) - set(UNDRAWN))
-    panels = {}
-    for panel, begins in CURVES.items():
-        panels[panel] = [name for name in left if name.startswith(begins)]
-        left = [name for name in left if name not in panels[panel]]
-    return {panel: chosen for panel, chosen in (panels | {"other": left}).items() if chosen}
-
-
-def reconstruction_figure(
-    log_mel: NDArray[np.floating],
-    removed: NDArray[np.bool_],
-    reconstruction: NDArray[np.floating],
-    audio: AudioConfig,
-    title: str,
-) -> Figure:
-    """A clip, what the encoder saw of it (`removed` is white) and the reconstruction; all (T, F), normalised."""
-    return _panel_figure(
-        {**_seen(log_mel, removed, audio), "reconstruction": _nats(reconstruction, audio)}, audio, title
-    )
-
-
-def component_figure(
-    log_mel: NDArray[np.floating],
-    removed: NDArray[np.bool_],
-    components: Mapping[str, NDArray[np.floating]],
-    audio: AudioConfig,
-    title: str,
-) -> Figure:
-    """A clip, what the encoder saw of it, and maps of features below it, on a scale of their own; all (T, F)."""
-    return _panel_figure(_seen(log_mel, removed, audio), audio, title, components)
-
-
-def _nats(values: NDArray[np.floating], audio: AudioConfig) -> NDArray[np.floating]:
-    return values * audio.norm_scale + audio.norm_mean
-
-
-def _seen(log_mel: NDArray[np.floating], removed: NDArray[np.bool_], audio: AudioConfig) -> dict[str, Any]:
-    nats = _nats(log_mel, audio)
-    return {"input": nats, f"seen ({1 - removed.mean():.0%} of it)": np.where(removed, np.nan, nats)}
-
-
-def _panel_figure(
-    power: Mapping[str, NDArray[np.floating]],
-    audio: AudioConfig,
-    title: str,
-    others: Mapping[str, NDArray[np.floating]] | None = None,
-) -> Figure:
-    """Panels over the same seconds and bands: log powers on the scale of the first, then `others` on theirs."""
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    figure.suptitle(title)
-    others = others or {}
-    column = list(figure.subplots(len(power) + len(others), 1, sharex=True))
-    for panels, label, cmap in ((power, "ln power", "viridis"), (others, "target", "coolwarm")):
-        if not panels:
-            continue
-        axes, column = column[: len(panels)], column[len(panels) :]
-        first = next(iter(panels.values()))
-        low, high = np.percentile(first, [1, 99])
-        for one, (name, values) in zip(axes, panels.items(), strict=True):
-            image = one.imshow(
-                values.T,
-                origin="lower",
-                aspect="auto",
-                interpolation="nearest",
-                cmap=cmap,
-                vmin=low,
-                vmax=high,
-                extent=(0, len(values) * audio.hop_length / audio.sample_rate, -0.5, audio.n_mels - 0.5),
-            )
-            bands, labels = _frequency_ticks(audio)
-            one.set_yticks(bands, labels)
-            one.set(title=name, ylabel="kHz")
-        figure.colorbar(image, ax=axes, label=label)
-    figure.axes[len(power) + len(others) - 1].set_xlabel("seconds")
-    return figure
-
-
-def _frequency_ticks(audio: AudioConfig) -> tuple[list[int], list[str]]:
-    """The mel bands nearest to round frequencies, and those in kHz."""
-    peaks = mel_bank(audio).argmax(axis=1) * audio.sample_rate / audio.n_fft / 1000
-    shown = [khz for khz in TICKS_KHZ if audio.f_min / 1000 <= khz <= audio.f_high / 1000]
-    return [int(np.abs(peaks - khz).argmin()) for khz in shown], [f"{khz:g}" for khz in shown]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
+from raymae.figures import png
 from raymae.metrics import (
     MIN_GROUPS,
     average_precision,
@@ -19,7 +20,7 @@ from raymae.metrics import (
     mean_average_precision,
     mean_average_precision_interval,
 )
-from raymae.report import Evaluation, device_figure, device_rows, held_out, model_title, png, result_table, score
+from raymae.report import Evaluation, device_figure, device_rows, held_out, model_title, result_table, score
 from raymae.targets import target_matrix
 
 ROWS_SHOWN = 15

@@ -12,20 +12,8 @@ from matplotlib.figure import Figure
 
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig
-from raymae.report import (
-    UNDRAWN,
-    Evaluation,
-    confusion_figure,
-    curve_panels,
-    device_figure,
-    evaluation,
-    figures,
-    learning_curves,
-    png,
-    reconstruction_figure,
-    report_text,
-    result_table,
-)
+from raymae.figures import UNDRAWN, curve_panels, learning_curves, png, reconstruction_figure
+from raymae.report import Evaluation, confusion_figure, device_figure, evaluation, figures, report_text, result_table
 
 NAMES = ["bus", "park", "tram"]
 

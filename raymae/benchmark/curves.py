@@ -111,7 +111,7 @@ class Curves:
         if self.json:
             result.save(self.json)
         if self.figure:
-            from raymae.report import png
+            from raymae.figures import png
 
             Path(self.figure).write_bytes(png(curves_figure(runs)))
 

@@ -13,9 +13,9 @@ from torch import nn
 from raymae.artifacts import read_events
 from raymae.config import to_dict
 from raymae.deadline import FOREVER, Deadline
+from raymae.figures import learning_curves, png
 from raymae.loop import Trainer
 from raymae.pictures import CURVES
-from raymae.report import learning_curves, png
 from raymae.selection import described
 from raymae.session import Session
 from raymae.spec import StageSpec

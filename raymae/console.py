@@ -1,0 +1,44 @@
+"""What a job says of its plan before it runs, and of its result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymae.artifacts import latest_step
+from raymae.config import redact
+from raymae.datasets import summary
+from raymae.plan import DOES, Plan
+
+
+def print_plan(plan: Plan) -> None:
+    """What will run, what is reused, and what it takes."""
+    print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
+    for line in summary(plan.clips, plan.config.finetune.labels):
+        print(f"  {line}")
+    for section, given in plan.given.items():
+        source = redact(str(getattr(plan.config, section).init_from))
+        print(f"  {section} starts from {source}, weights {given.key}")
+    details = {}
+    if plan.to_do:
+        from raymae.outlook import outlook  # builds the models, which takes torch and seconds
+
+        details = outlook(plan)
+    for name, node in plan.nodes.items():
+        step = None if node.reused else latest_step(node.artifact)
+        state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
+        print(f"  {name:13s}{node.key}  {state}  {DOES[name]}{details.get(name, '')}")
+    if "evaluate" in plan.nodes and not plan.has_student:
+        print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
+
+
+def print_result(plan: Plan, result: dict[str, Any]) -> None:
+    """The table, and where to look further."""
+    print(f"\n{plan.job} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
+    if "evaluate" in plan.nodes:
+        evaluation = plan.nodes["evaluate"].artifact
+        print(evaluation.read_bytes("report.md").decode())
+        print(f"report and figures: {redact(evaluation.url)}")
+    if "model_uri" in result:
+        print(f"registered model:   {result['model_uri']}")
+        print(f"look further:       {result['commands']['mlflow_ui']}")
+        print(f"label recordings:   {result['commands']['predict']}")
