@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raymae.config import AudioConfig, ModelConfig, PretrainConfig
-from raymae.models import MODELS
+from raymae.models import MODELS, choose_attention
 from raymae.optim import adamw, clip_gradients
 from raymae.windows import MicroBatch
 
@@ -60,6 +60,7 @@ class Stepper:
         self.device, self.fused = torch.device(device), fused
         self.autocast = precision == "bf16"
         network = MODELS[model.name](AudioConfig(n_mels=shape[2]), model).to(self.device)
+        choose_attention(network, self.device, precision)
         if not fused:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # or it would compute in float32
             for module in network.modules():

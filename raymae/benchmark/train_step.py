@@ -33,8 +33,9 @@ class TrainStep:
 
     `--json` keys: `cpu`, and `gpu` (null without one), each with `device`, `batch_size`, `peak_gflops` (2048³ float32
     on the CPU, 8192³ bfloat16 on the GPU), `gflop_per_clip` (`useful_flops`), `faithful_clips_per_second`, `share`
-    (of the peak). Only `cpu`: `threads`, `light_clips_per_second`, and of CPU time instead of wall time, which busy
-    neighbours disturb less, `cpu_time_share`. Only `gpu`: `plain_clips_per_second` (the same model with unfused
+    (of the peak). Only `cpu`: `threads`, `light_clips_per_second`, `bf16_clips_per_second` (bfloat16 autocast, null
+    where the processor doesn't multiply it in hardware), and of CPU time instead of wall time, which busy neighbours
+    disturb less, `cpu_time_share`. Only `gpu`: `plain_clips_per_second` (the same model with unfused
     attention and not compiled, bfloat16 autocast), `fed_clips_per_second` (batches from the host's memory).
     """
 
@@ -78,6 +79,7 @@ class TrainStep:
         import torch
 
         from raymae.benchmark.steps import Product, Stepper, take_turns
+        from raymae.recipes import native_precision
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = self.threads or cores
@@ -94,6 +96,8 @@ class TrainStep:
             "product_after": (product, 10),
             "light": (narrow.on_device, 2),
         }
+        if native_precision() == "bf16":
+            sides["bf16"] = (Stepper(self.model, shape, "cpu", precision="bf16").on_device, 2)
         wall, used = take_turns(sides, self.repetitions, "cpu")
         gflop = useful_flops(self.model, self.n_frames, self.n_mels) / 1e9
         peak, cpu_peak = (
@@ -107,6 +111,7 @@ class TrainStep:
             "gflop_per_clip": gflop,
             "faithful_clips_per_second": self.batch_size / wall["faithful"],
             "light_clips_per_second": self.batch_size / wall["light"],
+            "bf16_clips_per_second": self.batch_size / wall["bf16"] if "bf16" in wall else None,
             "share": self.batch_size * gflop / wall["faithful"] / peak,
             "cpu_time_share": self.batch_size * gflop / used["faithful"] / cpu_peak,
         }
@@ -180,26 +185,26 @@ def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
 
 def cpu_rows(cpu: dict[str, Any]) -> list[Row]:
     """The ratios of the CPU and their goals."""
-    needed = cpu["faithful_clips_per_second"] * cpu["gflop_per_clip"]
-    faithful = f"{cpu['faithful_clips_per_second']:.2f} clips/s"
-    return [
+    base = cpu["faithful_clips_per_second"]
+    faithful = f"{base:.2f} clips/s"
+    rows = [
         Row(
             "train-step",
             f"step, local decoder, fp32 on {cpu['threads']} threads",
-            f"{faithful} = {needed:.0f} GFLOP/s",
+            f"{faithful} = {base * cpu['gflop_per_clip']:.0f} GFLOP/s",
             f"{cpu['peak_gflops']:.0f} GFLOP/s (matrix product)",
             cpu["share"],
             0.75,
-        ),
-        Row(
-            "train-step",
-            "step, light decoder",
-            f"{cpu['light_clips_per_second']:.2f} clips/s",
-            f"{faithful} (local decoder)",
-            cpu["light_clips_per_second"] / cpu["faithful_clips_per_second"],
-            2.5,
-        ),
+        )
     ]
+    others = {
+        "step, light decoder": ("light", "local decoder", 2.5),
+        "step, local decoder, bf16": ("bf16", "fp32", 1.5),
+    }
+    for what, (name, other, goal) in others.items():
+        if rate := cpu[f"{name}_clips_per_second"]:
+            rows.append(Row("train-step", what, f"{rate:.2f} clips/s", f"{faithful} ({other})", rate / base, goal))
+    return rows
 
 
 def gpu_rows(gpu: dict[str, Any]) -> list[Row]:
