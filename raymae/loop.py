@@ -97,7 +97,9 @@ class Trainer:
 
         Plain and whole; every rank has to ask.
         """
-        return self.chosen or parallel.whole(self.ema.model if self.ema else self.model, self.hollow, self.device)
+        if self.chosen is not None:
+            return self.chosen
+        return parallel.whole(self.ema.model if self.ema else self.model, self.hollow, self.device)
 
     def share_done(self) -> float:
         """How much of the run lies behind, 0 to 1: of its steps or, with a time budget, of its seconds."""
