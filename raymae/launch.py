@@ -85,7 +85,8 @@ def read_leg(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
     """One leg of a stage's run as a Ray Data set of windows in their order: what is planned at once stays bounded."""
     numbers = range(first, min(first + legs(spec, first).step, spec.order().windows))
     readers, cpus = window_readers(spec, workers, len(numbers))
-    leg = ray.data.from_arrow([pa.table({"window": [number]}) for number in numbers]).map_batches(
+    # not from_arrow: its tasks want a whole CPU each, which there may not be, and read_leg would wait for ever
+    leg = ray.data.from_blocks([pa.table({"window": [number]}) for number in numbers]).map_batches(
         WindowReader,
         fn_constructor_args=(spec,),
         batch_size=1,
