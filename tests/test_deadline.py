@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from raymae import cli, launch, pipeline
+from raymae import cli, pipeline
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, DataConfig
 from raymae.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS, Deadline, TimeIsUpError
@@ -77,17 +77,6 @@ def test_the_job_says_so_and_has_its_own_status(
     assert capsys.readouterr().err == (
         "--max-hours 1.0 are over at step 3 of pretrain; the same command goes on from there\n"
     )
-
-
-@pytest.mark.ray
-def test_all_workers_stop_at_one_commit(store: FeatureStore, tmp_path: Path, ray_cluster: None) -> None:
-    compute = replace(TINY.compute, num_workers=2, torch_threads=1)
-    spec = make_spec(store, tmp_path / "run", config=replace(TINY, compute=compute))
-    launch.train([spec], Folder(str(tmp_path)), OVER)
-    assert latest_step(spec.artifact) == 1
-    assert not spec.artifact.is_done()
-    launch.train([spec], Folder(str(tmp_path)))
-    assert spec.artifact.result()["steps"] == spec.order().steps
 
 
 @pytest.mark.ray

@@ -178,7 +178,9 @@ def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> 
     """Write a store of noise, and the pre-training stage that reads it."""
     config = Config(
         audio=audio,
-        pretrain=PretrainConfig(epochs=epochs, warmup_epochs=0, global_batch_size=BATCH, micro_batch_size=BATCH),
+        pretrain=PretrainConfig(
+            epochs=epochs, warmup_epochs=0, global_batch_size=BATCH, micro_batch_size=BATCH, probe_clips=0
+        ),
     )
     store = write_store(folder, noise_clips(clips), audio, NoiseReader(audio), config.data.shard_mb)
     return StageSpec(name="ingest", kind="pretrain", config=config, artifact=folder / "run", store=store)

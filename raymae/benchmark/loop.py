@@ -95,7 +95,7 @@ class Loop:
     def spec(self, root: Folder) -> StageSpec:
         """Write a store of noise, a batch of clips for each step, and the stage that passes over it once."""
         config, steps = small(), self.before + self.steps + self.after
-        train = replace(config.pretrain, epochs=1, warmup_epochs=0, report_steps=1)
+        train = replace(config.pretrain, epochs=1, warmup_epochs=0, report_steps=1, probe_clips=0)
         stored = make_spec(root, config.audio, steps * train.global_batch_size, epochs=1)
         compute = ComputeConfig(num_workers=1, use_gpu=False, torch_threads=self.threads or self.cpus)
         config = replace(config, model=self.model, pretrain=train, compute=compute)
