@@ -37,7 +37,7 @@ SMALL_MODEL = ModelConfig(
 
 
 def synthetic() -> Config:
-    """The embedded data set: checks the whole pipeline in under 6 minutes on 2 cores, proves nothing about scenes."""
+    """The embedded data set: checks the whole pipeline in 2 to 6 minutes on 2 cores, proves nothing about scenes."""
     return Config(
         audio=AudioConfig(
             sample_rate=16_000, n_fft=1024, win_length=640, hop_length=320, n_mels=64, f_min=20.0, clip_seconds=3.84
