@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raymae.artifacts import Folder
 from raymae.benchmark.curves import LATENT, PIXEL_FAITHFUL, PIXEL_LIGHT, Curves, variants
-from raymae.benchmark.probes import Frozen, tables_store, untrained
+from raymae.benchmark.probes import Frozen, Labelled, tables_store, untrained
 from raymae.embed import read_embedder
 from raymae.recipes import RECIPES
 from raymae.session import BareSession
@@ -97,3 +98,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     table = str(write_table(tmp_path, clips))
     with pytest.raises(ValueError, match=r"clip002\.wav can't be read"):
         tables_store(Folder(str(tmp_path / "store")), TINY.audio, [table])
+
+
+def test_a_class_that_only_a_test_split_has_is_named(tmp_path: Path) -> None:
+    clips = write_clips(tmp_path, 20)
+    labels = ["odd" if row["split"] == "test_a" else row["scene_label"] for row in clips.to_pylist()]
+    clips = clips.set_column(clips.column_names.index("scene_label"), "scene_label", pa.array(labels))
+    store = tables_store(Folder(str(tmp_path / "store")), TINY.audio, [str(write_table(tmp_path, clips))])
+    table = Labelled("mine.csv", store)
+    assert set(table.labels(table.splits["train"]).tolist()) == {0, 1}
+    with pytest.raises(ValueError, match=r"mine\.csv: no clip of split train has the scene_label 'odd'"):
+        table.labels(table.splits["test_a"])

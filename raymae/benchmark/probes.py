@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
@@ -19,6 +20,7 @@ from raymae.benchmark.result import Result
 from raymae.config import AudioConfig, DataConfig
 from raymae.datasets import load
 from raymae.order import Rows
+from raymae.spec import class_names, find_rows
 from raymae.store import ClipReader, FeatureStore
 
 if TYPE_CHECKING:
@@ -42,21 +44,23 @@ class Labelled:
     store: FeatureStore
 
     @cached_property
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Label (None where unknown) and split of every clip."""
-        return {name: np.array(self.store.clips[name].to_pylist(), object) for name in ("scene_label", "split")}
-
-    @cached_property
     def splits(self) -> dict[str, Rows]:
         """Labelled rows by split: train, and all that begin with test."""
-        known = self.columns["scene_label"] != None  # noqa: E711  an array of objects
-        names = sorted({str(name) for name in self.columns["split"] if name == "train" or name.startswith("test")})
-        return {name: np.flatnonzero(known & (self.columns["split"] == name)).astype(np.int64) for name in names}
+        clips = self.store.clips
+        names = [name for name in pc.unique(clips["split"]).sort().to_pylist() if name.startswith(("train", "test"))]
+        return {
+            name: find_rows(pc.and_(pc.equal(clips["split"], name), pc.is_valid(clips["scene_label"])))
+            for name in names
+        }
 
     def labels(self, rows: Rows) -> NDArray[np.int64]:
-        """Class numbers."""
-        classes = sorted(set(self.columns["scene_label"][self.splits["train"]]))
-        return np.array([classes.index(label) for label in self.columns["scene_label"][rows]], np.int64)
+        """Class numbers; ValueError for a class of which there is no training clip."""
+        classes = class_names(self.store.clips)
+        labels = self.store.clips["scene_label"].take(rows).to_pylist()
+        for label in labels:
+            if label not in classes:
+                raise ValueError(f"{self.name}: no clip of split train has the scene_label {label!r}, a test split has")
+        return np.array([classes.index(label) for label in labels], np.int64)
 
     def embeddings(self, embedder: Embedder, rows: Rows, copies: int = 0, seed: int = 0) -> NDArray[np.float32]:
         """Embeddings ((1 + copies) n, E): of the clips, then of copies through devices with random smooth responses."""
