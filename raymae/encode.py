@@ -93,6 +93,7 @@ def embed_clips(config: Config) -> dict[str, Any]:
     storage = open_storage(config.storage)
     encoder = find_encoder(config, storage)
     check_front_end(encoder, config.audio)
+    check_layers(encoder, config.embed)
     run_plan(config, "prepare", storage)
     plan = Plan(config, load_clips(config, storage), storage, "prepare")
     store = plan.store
@@ -165,3 +166,14 @@ def check_front_end(encoder: Folder, audio: AudioConfig) -> None:
     if other:
         found = ", ".join(f"audio.{name} = {card['audio'].get(name)} (here {own[name]})" for name in other)
         raise ValueError(f"the encoder was trained with {found}: give its recipe or these settings")
+
+
+def check_layers(encoder: Folder, config: EmbedConfig) -> None:
+    """ValueError where the encoder lacks one of the layers: here, before workers start, and not on them."""
+    from raymae.embed import read_card
+
+    _, card = read_card(encoder)
+    depth = card.get("finetune", {}).get("layer") or card["model"]["depth"]
+    wrong = [layer for layer in config.layers if not 1 <= layer <= depth]
+    if wrong:
+        raise ValueError(f"--embed.layers {wrong[0]}: the encoder has {depth} blocks, counted from 1")

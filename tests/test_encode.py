@@ -10,7 +10,7 @@ import pytest
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
 from raymae.embed import read_embedder
-from raymae.encode import check_front_end, claim, embed_clips
+from raymae.encode import check_front_end, check_layers, claim, embed_clips
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.store import FeatureStore, iterate
@@ -86,3 +86,9 @@ def test_missing_settings_are_named(tmp_path: Path) -> None:
                 embed=EmbedConfig(output=str(tmp_path / "out")),
             )
         )
+
+
+def test_a_layer_that_is_not_there_is_named_before_workers_start(encoder: Folder) -> None:
+    check_layers(encoder, EmbedConfig(layers=(1, 2)))
+    with pytest.raises(ValueError, match=r"--embed\.layers 3: the encoder has 2 blocks"):
+        check_layers(encoder, EmbedConfig(layers=(3,)))
