@@ -174,6 +174,12 @@ def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> 
         from raymae.export import export
 
         return export(config)
+    if config.evaluate.compare:
+        if job != "evaluate":
+            raise ValueError("evaluate.compare is an option of jobs/evaluate.py, which then compares and does no more")
+        from raymae.report.compared import compare_evaluations
+
+        return compare_evaluations(config.evaluate.compare)
     from raymae.pipeline import run_plan
 
     return run_plan(config, job, open_storage(config.storage))

@@ -36,9 +36,15 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
     print(f"\n{plan.job} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
     if "evaluate" in plan.nodes:
         evaluation = plan.nodes["evaluate"].artifact
-        print(evaluation.read_bytes("report.md").decode())
-        print(f"report and figures: {redact(evaluation.url)}")
+        print(headline(evaluation.read_bytes("report.md").decode()))
+        print(f"the whole report:   {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
     if "model_uri" in result:
         print(f"registered model:   {result['model_uri']}")
         print(f"look further:       {result['commands']['mlflow_ui']}")
         print(f"label recordings:   {result['commands']['predict']}")
+
+
+def headline(text: str) -> str:
+    """The first section of a `report.md`."""
+    first = text.split("\n## ")[1]
+    return f"## {first.rstrip()}\n"

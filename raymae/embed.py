@@ -16,6 +16,7 @@ from raymae.artifacts import Folder
 from raymae.augment import crop_frames
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
 from raymae.models import AudioClassifier, Encoder
+from raymae.models.classifier import centre
 from raymae.models.encoder import select
 from raymae.models.masking import index
 from raymae.models.pooling import row_stats, token_mean
@@ -43,6 +44,8 @@ class Embedder:
     """Blocks, counted from 1, whose outputs are averaged."""
     window: int
     """Frames of a window."""
+    centred: bool = False
+    """Whether each window's mean level of every band is taken off first, as the classifier that it belongs to does."""
 
     def clips(
         self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer], pool: Pool = "row_stats"
@@ -103,7 +106,7 @@ class Embedder:
         lengths = [np.clip(valid_frames - start, 0, parts[0].shape[1]) for start in starts]
         x = torch.from_numpy(np.stack(parts, axis=1)).to(device).float().flatten(0, 1)
         frames = torch.from_numpy(np.stack(lengths, axis=1)).to(device).long().flatten()
-        patches = self.encoder.patchify(x, frames)
+        patches = self.encoder.patchify(centre(x, frames) if self.centred else x, frames)
         masking = index(patches.valid, device)
         outputs = self.encoder.layer_outputs(patches, masking)
         tokens = torch.stack([outputs[layer - 1] for layer in self.layers]).float().mean(0)
@@ -116,7 +119,12 @@ class Embedder:
 
 
 def make_embedder(
-    encoder: Encoder, audio: AudioConfig, model: ModelConfig, augment: AugmentConfig, layers: Sequence[int] = ()
+    encoder: Encoder,
+    audio: AudioConfig,
+    model: ModelConfig,
+    augment: AugmentConfig,
+    layers: Sequence[int] = (),
+    centred: bool = False,
 ) -> Embedder:
     """An embedder of an encoder that saw crops as `augment` cuts them; `layers` default to `middle_layers`.
 
@@ -128,7 +136,7 @@ def make_embedder(
     wrong = [layer for layer in chosen if not 1 <= layer <= model.depth]
     if wrong:
         raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")
-    return Embedder(encoder, audio, model, chosen, crop_frames(augment, audio))
+    return Embedder(encoder, audio, model, chosen, crop_frames(augment, audio), centred)
 
 
 def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:
@@ -146,12 +154,14 @@ def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str 
     """The embedder of a pre-training's or a classifier's folder; ValueError where it is neither."""
     name, card = read_card(folder)
     audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
+    centred = False
     if name == "classifier.json":
         finetune = from_dict(FinetuneConfig, card["finetune"])
-        augment, encoder = finetune.augment, AudioClassifier(audio, model, finetune, 2).encoder
+        centred, augment = finetune.centre, finetune.augment
+        encoder = AudioClassifier(audio, model, finetune, 2).encoder
     else:
         augment, encoder = AugmentConfig(crop_seconds=card["crop_seconds"]), Encoder(audio, model)
     weights = load_tensors(folder.read_bytes("model.safetensors"))
     own = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     encoder.load_state_dict(own)
-    return make_embedder(encoder.to(torch_device).eval(), audio, model, augment, layers)
+    return make_embedder(encoder.to(torch_device).eval(), audio, model, augment, layers, centred)

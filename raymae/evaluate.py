@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from raymae import report, tagging
+from raymae import report
 from raymae.artifacts import Folder
+from raymae.config import to_dict
 from raymae.datasets.synthetic import STAMP
-from raymae.inference import classify
-from raymae.order import Rows
-from raymae.plan import FINETUNED, Plan
+from raymae.inference import classify, embed
+from raymae.order import Rows, sample
+from raymae.plan import FINETUNED, Plan, split_name
 from raymae.rivals import fit_svm, statistics
 from raymae.spec import class_names, rows_of
 from raymae.store import FeatureStore, iterate
@@ -25,6 +27,11 @@ from raymae.targets import Labels, target_matrix
 
 SvmKind = Literal["svm", "svm_robust"]
 SVMS: tuple[SvmKind, ...] = ("svm", "svm_robust")
+UNSAID = ("log_loss", "log_loss_ci", "ece", "ece_ci", "reliability")
+"""Scores of probabilities."""
+
+Bar = Callable[[int], AbstractContextManager[Callable[[int], Any]]]
+"""Opens a progress bar of so many clips."""
 
 
 def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
@@ -55,45 +62,101 @@ def svm_rivals(
     return found
 
 
-def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[int], Any]]]) -> dict[str, Any]:
-    """Evaluate all models of a plan and write predictions, report and figures.
+def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
+    """Evaluate all models of a plan and write predictions, pages and figures.
 
-    Raises ValueError when no held-out split has a labelled clip.
+    Returns what `report.json` holds, and work_seconds:
+        split: the name of the split; labels: single or multi; classes; note: what the data prove, or None.
+        metrics: model → split → scores (`report.evaluation`); train_seconds: by model; val_chose: models whose weights
+            split val has chosen; heard: devices and cities of train and pool; quarantined: by split, labelled clips
+            that couldn't be read.
+        comparisons: other model → split → the final model (first) against it (`report.comparisons`).
+        mistakes: of the final model, by split (`report.mistakes`).
+        embeddings: what can be read from them by stage (`invariance.read_out`), or None.
+
+    Raises ValueError when no held-out split has a labelled clip, or a clip would not count exactly once.
     """
     store, config = plan.store, plan.config
     artifact = plan.nodes["evaluate"].artifact
     labels = config.finetune.labels
-    judge = tagging if labels == "multi" else report
     names = class_names(store.clips, labels)
-    held_out = np.concatenate([rows_of(store.clips, split, labelled=True) for split in ("val", "test")])
-    if not len(held_out):
+    rows = np.concatenate([rows_of(store.clips, split, labelled=True) for split in ("val", "test")])
+    if not len(rows):
         raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
     folders = {name: plan.nodes[name].artifact for name in FINETUNED if name in plan.nodes}
     kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
     train = rows_of(store.clips, "train", labelled=True)
-    rivals = svm_rivals.remote(store, kinds, train, held_out, names, labels, config.seed)
-    with bar(len(held_out)) as progress:
-        probabilities, work_seconds = classify(store, held_out, folders, config.compute, progress)
+    rivals = svm_rivals.remote(store, kinds, train, rows, names, labels, config.seed)
+    with bar(len(rows)) as progress:
+        probabilities, work_seconds = classify(store, rows, folders, config.compute, progress)
     seconds = {name: folder.result()["work_seconds"] for name, folder in folders.items()}
     for kind, (found, spent) in ray.get(rivals).items():
         probabilities[kind], seconds[kind] = found, spent
         work_seconds += spent
     order = [name for name in (*SVMS, "cnn", "finetune", "student") if name in probabilities]
-    clips = store.clips.take(held_out)
-    metrics = {}
-    for name in order:
-        predictions = predictions_table(clips, probabilities[name])
-        artifact.write_table(f"predictions/{name}.parquet", predictions)
-        metrics[name] = judge.evaluation(predictions, names)
+    readable = store.clips.take(rows)
+    predictions = {name: predictions_table(readable, probabilities[name]) for name in order}
+    for name, table in predictions.items():
+        report.check_complete(table, store.clips)
+        artifact.write_table(f"predictions/{name}.parquet", table)
+    embeddings, spent = read_embeddings(plan, rows, bar)
+    found = judge(predictions, names, labels, store.clips) | {
+        "split": split_name(config.data),
+        "note": STAMP if config.data.dataset == "synthetic" else None,
+        "train_seconds": seconds,
+        "val_chose": [name for name in order if name in folders and chose_by_val(folders[name])],
+        "quarantined": quarantined(plan.clips, store.clips),
+        "embeddings": embeddings,
+    }
+    found = dict(to_dict(found))
+    report.write_report(found, artifact)
+    return found | {"work_seconds": work_seconds + spent}
+
+
+def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Labels, clips: pa.Table) -> dict[str, Any]:
+    """What is said of the models' predictions, the last of which is the final one's, for the clip table they are from."""
+    known = report.heard(clips)
+    metrics = {name: report.evaluation(table, names, labels, known) for name, table in predictions.items()}
+    for name in metrics:
         if name in SVMS:  # decision values order the classes; they are no probabilities
             for values in metrics[name].values():
-                values.update({key: None for key in ("log_loss", "ece") if key in values})
-    stamp = STAMP if config.data.dataset == "synthetic" else None
-    chosen = [name for name in order if name in folders and chose_by_val(folders[name])]
-    text = judge.report_text(metrics, seconds, stamp, chosen)
-    artifact.write_bytes("report.md", text.encode())
-    judge.figures(metrics, names, artifact)
-    return {"metrics": metrics, "train_seconds": seconds, "classes": names, "work_seconds": work_seconds}
+                values.update({key: None for key in UNSAID if key in values})
+    *others, final = predictions
+    return {
+        "labels": labels,
+        "classes": list(names),
+        "metrics": metrics,
+        "heard": known,
+        "comparisons": {
+            other: report.comparisons(predictions[final], predictions[other], names, labels) for other in others
+        },
+        "mistakes": report.mistakes(predictions[final], names, labels),
+    }
+
+
+def read_embeddings(plan: Plan, rows: Rows, bar: Bar) -> tuple[dict[str, Any] | None, float]:
+    """What can be read from the embeddings of at most `evaluate.probe_clips` held-out clips, and seconds of work."""
+    from raymae.invariance import read_out, readings
+
+    store, config = plan.store, plan.config
+    chosen = sample(rows, config.evaluate.probe_clips, config.seed)
+    if not len(chosen):
+        return None, 0.0
+    with bar(len(chosen)) as progress:
+        embeddings, seconds = embed(store, chosen, readings(plan), config.compute, progress)
+    started = time.perf_counter()
+    levels = store_statistics(store, chosen).reshape(len(chosen), -1)
+    layer = config.finetune.layer or config.model.depth
+    found = read_out(
+        {"log-mel statistics": levels, **embeddings}, store.clips.take(chosen), config.finetune.labels, layer
+    )
+    return found, seconds + time.perf_counter() - started
+
+
+def quarantined(clips: pa.Table, readable: pa.Table) -> dict[str, int]:
+    """By held-out split, how many labelled clips of a table are not among the readable ones."""
+    lost = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=readable["clip_id"])))
+    return {split: len(some) for split, some in report.held_out(lost).items()}
 
 
 def chose_by_val(classifier: Folder) -> bool:

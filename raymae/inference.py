@@ -1,10 +1,10 @@
-"""Classifiers over a feature store with Ray Data: what pseudo-labels and evaluation are made from."""
+"""Networks over a feature store with Ray Data: what pseudo-labels and evaluation are made from."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +17,27 @@ from raymae.config import ComputeConfig
 from raymae.order import Rows
 from raymae.store import FeatureStore
 
+if TYPE_CHECKING:
+    from raymae.invariance import Reading
+
 BATCH = 64
+Progress = Callable[[int], Any]
+
+
+def torch_device() -> str:
+    """The device of the actor that asks."""
+    return "cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu"
 
 
 class Classify:
     """A Ray Data actor that holds the classifiers."""
 
-    def __init__(self, store: FeatureStore, folders: dict[str, Folder], threads: int) -> None:
+    def __init__(self, store: FeatureStore, folders: Mapping[str, Folder], threads: int) -> None:
         from raymae.predict import Predictor
 
         self.store = store
-        gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
         self.predictors = {
-            name: Predictor(folder, torch_device="cuda" if gpu else "cpu", threads=threads)
-            for name, folder in folders.items()
+            name: Predictor(folder, torch_device=torch_device(), threads=threads) for name, folder in folders.items()
         }
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
@@ -38,6 +45,24 @@ class Classify:
         log_mel, valid_frames = self.store.read(rows)
         started = time.perf_counter()
         found = {name: one.probabilities(log_mel, valid_frames) for name, one in self.predictors.items()}
+        return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
+
+
+class Embed:
+    """A Ray Data actor that holds frozen encoders."""
+
+    def __init__(self, store: FeatureStore, readings: Mapping[str, Reading], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.store = store
+        self.embedders = {name: reading.embedder(torch_device()) for name, reading in readings.items()}
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        rows = batch["row"]
+        log_mel, valid_frames = self.store.read(rows)
+        started = time.perf_counter()
+        found = {name: one.clips(log_mel, valid_frames) for name, one in self.embedders.items()}
         return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
 
 
@@ -52,30 +77,57 @@ def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]
 
 
 def classify(
-    store: FeatureStore,
-    rows: Rows,
-    folders: dict[str, Folder],
-    compute: ComputeConfig,
-    progress: Callable[[int], Any],
+    store: FeatureStore, rows: Rows, folders: Mapping[str, Folder], compute: ComputeConfig, progress: Progress
 ) -> tuple[dict[str, NDArray[np.float32]], float]:
     """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once, and the mean
     seconds of work of the actors."""
+    return _over_rows(Classify, store, rows, folders, compute, progress)
+
+
+def embed(
+    store: FeatureStore, rows: Rows, readings: Mapping[str, Reading], compute: ComputeConfig, progress: Progress
+) -> tuple[dict[str, NDArray[np.float32]], float]:
+    """Embeddings (n, E) of some rows of the store by every encoder, as `classify`."""
+    return _over_rows(Embed, store, rows, readings, compute, progress)
+
+
+def _over_rows(
+    actor: type[Classify | Embed],
+    store: FeatureStore,
+    rows: Rows,
+    models: Mapping[str, Any],
+    compute: ComputeConfig,
+    progress: Progress,
+) -> tuple[dict[str, NDArray[np.float32]], float]:
     batches = [pa.table({"row": rows[start : start + BATCH]}) for start in range(0, len(rows), BATCH)]
     pool, threads = actor_pool(compute, len(batches))
     done = ray.data.from_arrow(batches).map_batches(
-        Classify,
+        actor,
         batch_size=None,
-        fn_constructor_args=(store, folders, threads),
+        fn_constructor_args=(store, models, threads),
         **pool,
     )
-    found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in folders}}
+    found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in models}}
     for block in done.iter_batches(batch_size=None):
         progress(len(block["row"]))
         for name in found:
             found[name].append(block[name])
-    place = np.argsort(np.concatenate(found.pop("row")), kind="stable")
+    places = places_of(rows, np.concatenate(found.pop("row")))
     seconds = float(np.concatenate(found.pop("seconds")).sum()) / pool["compute"].max_size
-    if len(place) != len(rows):
-        raise RuntimeError(f"{len(place)} of {len(rows)} clips were classified")
-    back = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
-    return {name: np.concatenate(parts)[place][back].astype(np.float32) for name, parts in found.items()}, seconds
+    return {name: np.concatenate(parts)[places].astype(np.float32) for name, parts in found.items()}, seconds
+
+
+def places_of(rows: Rows, came: Rows) -> NDArray[np.int64]:
+    """Where each of `rows` lies among those that came back; ValueError unless each came exactly once and no other."""
+    order = np.argsort(came, kind="stable")
+    wanted = np.argsort(rows, kind="stable")
+    if not np.array_equal(came[order], rows[wanted]):
+        names, counts = np.unique(came, return_counts=True)
+        twice, absent = names[counts > 1].tolist(), np.setdiff1d(rows, came).tolist()
+        strange = np.setdiff1d(came, rows).tolist()
+        said = (("came more than once", twice), ("didn't come", absent), ("were not asked for", strange))
+        problems = "; ".join(f"{len(some)} {what} (row {some[0]} of the store)" for what, some in said if some)
+        raise ValueError(f"of {len(rows)} clips {len(came)} came back from the workers: {problems}")
+    places = np.empty(len(rows), np.int64)
+    places[wanted] = order
+    return places

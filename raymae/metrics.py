@@ -2,22 +2,26 @@
 
 A class without a clip has no recall: it takes no part in macro accuracy and is named in `missing_classes`. Where clips
 have several classes, truth (n, C) is 1 for those of each clip, else 0; a class without a clip has no average precision.
+How far each figure may be off says `raymae.intervals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 Labels = NDArray[np.integer]
 Probabilities = NDArray[np.floating]
 Truth = NDArray[np.floating]
 
-MIN_GROUPS = 5
-"""Fewest groups of each class from which an interval is drawn."""
+Values = NDArray[np.float64]
+
+N_BINS = 15
+"""Bins of confidence (Guo et al. 2017)."""
 
 
 def confusion_matrix(labels: Labels, predicted: Labels, n_classes: int) -> NDArray[np.int64]:
@@ -50,50 +54,77 @@ def accuracy_by(labels: Labels, predicted: Labels, keys: Sequence[str | None]) -
     return {str(name): accuracy(labels[names == name], predicted[names == name]) for name in np.unique(names)}
 
 
-def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean cross-entropy in nats; probabilities below the precision of float32 count as that."""
+def class_scores(labels: Labels, predicted: Labels, n_classes: int) -> dict[str, Values]:
+    """recall, precision and f1 of every class, each (C,); NaN where it has no clip, or is never predicted, or both."""
+    numbers = list(range(n_classes))
+    found = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
+    return {"recall": found[1], "precision": found[0], "f1": found[2]}
+
+
+def clip_losses(labels: Labels, probabilities: Probabilities) -> Values:
+    """Cross-entropy (n,) of each clip in nats; probabilities below the precision of float32 count as that."""
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(chosen.clip(np.finfo(np.float32).eps)).mean())
+    return -np.log(chosen.clip(np.finfo(np.float32).eps))
 
 
-def ece(labels: Labels, probabilities: Probabilities, n_bins: int = 15) -> float:
-    """Expected calibration error: confidence against accuracy in bins of equal width (Guo et al. 2017, section 2)."""
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=n_bins)
-    return float(np.abs(gaps).sum() / len(labels))
+def log_loss(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean cross-entropy in nats."""
+    return float(clip_losses(labels, probabilities).mean())
 
 
-def macro_accuracy_interval(
-    labels: Labels,
-    predicted: Labels,
-    groups: Sequence[str],
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of macro accuracy; None where a class has fewer than `MIN_GROUPS` groups.
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against the share that is right, in bins of equal width (Guo et al. 2017, section 2).
 
-    Whole groups are drawn: the clips of one recording are right or wrong together, and single clips would give an
-    interval that is far too narrow.
+    Single labels: the largest probability of each clip. Several classes: every probability, right where the clip has
+    the class.
     """
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    present, number = np.unique(labels, return_inverse=True)
-    n_groups, cells = int(group.max()) + 1, group * len(present) + number
-    clips = np.bincount(cells, minlength=n_groups * len(present)).reshape(n_groups, -1)
-    right = np.bincount(cells, weights=labels == predicted, minlength=clips.size).reshape(n_groups, -1)
-    if (clips > 0).sum(axis=0).min() < MIN_GROUPS:
-        return None
-    rng = np.random.default_rng(seed)
-    scores = []
-    for _ in range(resamples):
-        weight = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
-        drawn = weight @ clips
-        scores.append(np.mean((weight @ right)[drawn > 0] / drawn[drawn > 0]))
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+
+    bins: NDArray[np.int64]
+    """Bin (n,) of every guess."""
+    confidence: Values
+    """(n,)"""
+    right: Values
+    """(n,), 1 or 0."""
+    n_bins: int = N_BINS
+
+    def gaps(self) -> Values:
+        """Confidence less rightness (n, n_bins), in the column of each guess's bin: what ECE sums up."""
+        return np.eye(self.n_bins)[self.bins] * (self.confidence - self.right)[:, None]
+
+    def table(self) -> dict[str, list[float | None]]:
+        """By bin: how many guesses, their mean confidence and the share that is right, None where there is no guess."""
+        count = np.bincount(self.bins, minlength=self.n_bins)
+        sums = {
+            "confidence": np.bincount(self.bins, self.confidence, self.n_bins),
+            "right": np.bincount(self.bins, self.right, self.n_bins),
+        }
+        means = {
+            name: [float(one / n) if n else None for one, n in zip(total, count, strict=True)]
+            for name, total in sums.items()
+        }
+        return {"count": count.tolist(), **means}
+
+
+def reliability(confidence: Values, right: NDArray[np.generic], n_bins: int = N_BINS) -> Reliability:
+    """Guesses (n,) in their bins; a confidence of 1 belongs to the last."""
+    bins = np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
+    return Reliability(bins, confidence.astype(np.float64), right.astype(np.float64), n_bins)
+
+
+def top_reliability(labels: Labels, probabilities: Probabilities, n_bins: int = N_BINS) -> Reliability:
+    """The largest probability of each clip, and whether it is the label's."""
+    return reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, n_bins)
+
+
+def ece(labels: Labels, probabilities: Probabilities, n_bins: int = N_BINS) -> float:
+    """Expected calibration error: confidence against accuracy in bins of equal width (Guo et al. 2017, section 2)."""
+    return calibration_error(top_reliability(labels, probabilities, n_bins))
+
+
+def calibration_error(found: Reliability) -> float:
+    """Mean over the guesses of their bin's gap between confidence and rightness."""
+    return float(np.abs(found.gaps().sum(axis=0)).sum() / len(found.bins))
 
 
 # Several classes a clip -----------------------------------------------------------------------------------------------
@@ -121,36 +152,6 @@ def binary_log_loss(truth: Truth, probabilities: Probabilities) -> float:
     """Mean binary cross-entropy over clips and classes in nats; clipped at the precision of float32."""
     right = np.where(truth > 0, probabilities, 1 - probabilities.astype(np.float64))
     return float(-np.log(right.clip(np.finfo(np.float32).eps)).mean())
-
-
-def mean_average_precision_interval(
-    truth: Truth,
-    probabilities: Probabilities,
-    groups: Sequence[str],
-    *,
-    level: float = 0.95,
-    resamples: int = 200,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Bootstrap interval of mAP over whole groups, for evaluation sets of this size; None where a class has clips in
-    fewer than `MIN_GROUPS`.
-
-    A drawn set without a clip of some class is scored over the others. Clips that are drawn twice raise average
-    precision, so that the drawn mAPs lie too high, and with many classes above the figure itself (simulated: 0.0317 to
-    0.0332 around 0.0295 for 527 classes and 20,000 clips): their spread is kept, their mean is moved to the figure.
-    """
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    n_groups, present = int(group.max()) + 1, np.flatnonzero(truth.any(axis=0))
-    if min(len(np.unique(group[truth[:, number] > 0])) for number in present) < MIN_GROUPS:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(n_groups, size=(resamples, n_groups))
-    weights = np.stack([np.bincount(draw, minlength=n_groups) for draw in draws], axis=1)[group]
-    drawn = [weighted_average_precision(truth[:, one], probabilities[:, one], weights) for one in present]
-    scores = np.nanmean(drawn, axis=0)
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]) - scores.mean()
-    figure = mean_average_precision(truth, probabilities)
-    return float(figure + low), float(figure + high)
 
 
 def weighted_average_precision(

@@ -173,3 +173,10 @@ class Order:
     def window_rows(self, window: int) -> Rows:
         """The rows of a window, in the order in which they are trained on."""
         return self.rows_at(self.window_positions(window))
+
+
+def sample(rows: Rows, count: int, seed: int) -> Rows:
+    """At most `count` of some rows, chosen by the seed, in ascending order."""
+    if len(rows) <= count:
+        return rows
+    return np.sort(rows[permute(np.arange(count), len(rows), seed)])

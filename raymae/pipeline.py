@@ -242,7 +242,9 @@ class Run:
         from raymae.evaluate import evaluate
 
         result = evaluate(self.plan, lambda total: self._bar(node.name, total))
-        self.tracker.log_bytes(self.run_id(node.name), "report.md", node.artifact.read_bytes("report.md"))
+        for name in ("report.md", "report.html", "report.json"):
+            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
+        self.tracker.log_numbers(self.run_id(node.name), scores(result["metrics"]), prefix="")
         return result
 
     def _register(self, node: Node) -> dict[str, Any]:
@@ -302,6 +304,17 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return found
+
+
+def scores(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested metrics as "model/split/score", without what is given by class, bin, city or device."""
+    found: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict) and prefix.count("/") < 2 or key.startswith(("seen_", "unseen_")) and value:
+            found |= scores(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + key] = float(value)
     return found
 
 

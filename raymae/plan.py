@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.artifacts import Folder, digest
-from raymae.config import Config, TrackingConfig, redact, to_dict
+from raymae.config import Config, DataConfig, TrackingConfig, redact, to_dict
 from raymae.manifest import FORMAT
 from raymae.responses import Responses, read_responses
 from raymae.selection import selection
@@ -26,6 +26,9 @@ Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", 
 
 VERSION = 1
 """Part of every key; a change of what the stages compute raises it."""
+
+EVALUATION = 2
+"""Part of the key of an evaluation alone; a change of what is scored or said raises it."""
 
 REGISTRY = "mlflow.db"
 """MLflow's SQLite file in a local storage."""
@@ -56,6 +59,11 @@ DOES = {
     "register": "model registry",
 }
 FINETUNED = ("finetune", "cnn", "student")
+
+
+def split_name(data: DataConfig) -> str:
+    """What the split of these clips is called wherever a score stands: the one place where reports take it from."""
+    return f"as the {'data set' if data.dataset != 'table' else 'table'} says"
 
 
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
@@ -232,7 +240,9 @@ class Plan:
             return [to_dict(config.pseudo_label), clips, keys["finetune"]]
         if name == "evaluate":
             models = {key: keys[key] for key in FINETUNED if key in keys}
-            return [audio, config.evaluate.rivals, fingerprint(self.clips, self.clips.column_names), models]
+            clips = fingerprint(self.clips, self.clips.column_names)
+            said = [EVALUATION, split_name(config.data), config.evaluate.probe_clips]
+            return [audio, config.evaluate.rivals, clips, models, *said]
         tracking = config.tracking
         return [keys[self.final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
 

@@ -122,11 +122,13 @@ class Tracker:
             (metric.step for name in names for metric in self.client.get_metric_history(run_id, name)), default=-1
         )
 
-    def log_numbers(self, run_id: str, numbers: dict[str, float]) -> None:
-        """Log the final figures of a stage."""
+    def log_numbers(self, run_id: str, numbers: dict[str, float], prefix: str = "stage/") -> None:
+        """Log the final figures of a stage; what MLflow takes in no name, as an apostrophe, becomes an underscore."""
         now = int(1000 * time.time())
-        metrics = [Metric(f"stage/{name}", value, now, 0) for name, value in numbers.items()]
-        self.client.log_batch(run_id, metrics=metrics)
+        names = {name: re.sub(r"[^\w\-. /]", "_", prefix + name) for name in numbers}
+        metrics = [Metric(names[name], value, now, 0) for name, value in numbers.items()]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
     def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
         """Log a file."""

@@ -135,3 +135,16 @@ def test_pretraining_is_probed_at_every_mark(store: FeatureStore, tmp_path: Path
     assert all(1 <= one["probe/effective_rank"] < 40 for one in probed)
     assert probed[-1]["probe/linear"] > 0.9
     assert probed[-1]["probe/knn"] > 0.9
+
+
+def test_a_classifier_that_centres_its_input_does_so_for_its_embeddings(store: FeatureStore, tmp_path: Path) -> None:
+    """What a device adds to each band stays out of them, and not of those of an encoder that hears it."""
+    for centred in (True, False):
+        config = replace(TINY, finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0, centre=centred))
+        spec = make_spec(store, tmp_path / str(centred), config=config, kind="finetune")
+        run_stage(spec, BareSession(store, spec.artifact))
+        embedder = read_embedder(spec.artifact)
+        log_mel = sound(2)
+        device = np.linspace(-2, 2, log_mel.shape[2], dtype=np.float32)
+        change = np.abs(embedder.clips(log_mel + device, lengths(2)) - embedder.clips(log_mel, lengths(2))).max()
+        assert (change < 1e-3) == centred

@@ -10,15 +10,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum", "parallel", "deadline"},
+    {"config", "headers", "spectrum", "parallel", "deadline", "resampling"},
     {"audio", "optim", "metrics", "order", "artifacts", "targets"},
-    {"sources", "shards", "selection", "pace", "watchdog", "profiling"},
+    {"sources", "shards", "selection", "pace", "watchdog", "profiling", "intervals", "compare"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},
     {"session", "checkpoint", "plan", "report", "pictures"},
-    {"provenance", "task", "tagging"},
+    {"provenance", "task"},
     {"loop", "predict", "embed"},
-    {"stages", "outlook", "follow", "pyfunc"},
+    {"stages", "outlook", "follow", "pyfunc", "invariance"},
     {"tracking"},
     {"weights"},
     {"features", "launch", "inference"},

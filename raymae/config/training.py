@@ -177,3 +177,16 @@ class EvaluateConfig:
     Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
     cnn: str = "test_resnet"
     """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
+    probe_clips: int = 1000
+    """Most labelled held-out clips on whose frozen embeddings probes read device, city and scene, before and after each
+    stage; 0 switches them off."""
+    compare: tuple[str, ...] = ()
+    """Two finished evaluations of the same clips (their folders, or their runs') that are compared, model by model, in
+    place of an evaluation; of jobs/evaluate.py alone."""
+
+    def __post_init__(self) -> None:
+        require(self.probe_clips >= 0, f"evaluate.probe_clips = {self.probe_clips} must not be negative")
+        require(
+            len(self.compare) in (0, 2),
+            f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",
+        )

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.embed import Embedder
-from raymae.order import Rows, permute
+from raymae.order import Rows, sample
 from raymae.probe import ProbeKind, cross_validated, effective_rank, score
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, pretrain_sources, rows_of
@@ -50,13 +50,6 @@ def monitor(spec: StageSpec, embedder: Embedder, session: Session) -> dict[str, 
         else:
             found[f"probe/{kind}"] = cross_validated(kind, x, y, groups_of(spec, train))
     return {name: value for name, value in found.items() if value is not None}
-
-
-def sample(rows: Rows, count: int, seed: int) -> Rows:
-    """At most `count` of some rows, chosen by the seed, in ascending order."""
-    if len(rows) <= count:
-        return rows
-    return np.sort(rows[permute(np.arange(count), len(rows), seed)])
 
 
 def embed_rows(spec: StageSpec, embedder: Embedder, rows: Rows, session: Session) -> NDArray[np.float32]:

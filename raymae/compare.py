@@ -1,0 +1,107 @@
+"""Whether one model is better than another on the same clips: paired differences, by whole groups, on numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymae.metrics import Labels, Probabilities, Truth, mean_average_precision, weighted_average_precision
+from raymae.resampling import (
+    CHUNK,
+    LEVEL,
+    MIN_GROUPS,
+    PERMUTATIONS,
+    RESAMPLES,
+    Values,
+    bootstrap,
+    drawn_weights,
+    enough_groups,
+    group_numbers,
+    group_totals,
+    p_value,
+    signs,
+)
+
+MAP_DRAWS = 1000
+"""Permutations and resamples for mAP, each of which takes a pass over the clips of every class."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A first model's score less a second's."""
+
+    value: float
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval over groups; None where a class has too few of them."""
+    p_value: float
+    """Of the paired permutation test: how often models that are exchanged group by group at random differ as much."""
+    groups: int
+
+
+def macro_accuracy_difference(
+    labels: Labels,
+    first: Labels,
+    second: Labels,
+    groups: Sequence[str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Difference:
+    """Difference of the macro accuracies of two models' guesses (n,) for the same clips.
+
+    The clips of a group go from one model to the other together. Macro accuracy is a sum over groups, so that of each
+    exchange is one product of signs with the groups' parts of the difference.
+    """
+    group, (present, number) = group_numbers(groups), np.unique(labels, return_inverse=True)
+    clips = labels[:, None] == present
+    won = (first == labels).astype(np.float64) - (second == labels)
+    totals = group_totals(group, np.hstack([clips, clips * won[:, None]]))
+    parts = (won / np.bincount(number)[number] / len(present))[:, None]
+    by_group = group_totals(group, parts)[:, 0]
+    value = float(by_group.sum())
+    interval = None
+    if enough_groups(labels, group):
+
+        def statistic(sums: Values) -> Values:
+            drawn, gained = np.split(sums, 2, axis=1)
+            return np.nanmean(gained / drawn, axis=1, keepdims=True)
+
+        low, high = bootstrap(totals, statistic, resamples=RESAMPLES, seed=seed)[:, 0]
+        interval = float(low), float(high)
+    permuted = signs(len(by_group), permutations, seed) @ by_group
+    return Difference(value, interval, p_value(value, permuted), len(by_group))
+
+
+def mean_average_precision_difference(
+    truth: Truth,
+    first: Probabilities,
+    second: Probabilities,
+    groups: Sequence[str],
+    *,
+    draws: int = MAP_DRAWS,
+    seed: int = 0,
+) -> Difference:
+    """Difference of the mAPs of two models' scores (n, C) for the same clips."""
+    group, present = group_numbers(groups), np.flatnonzero(truth.any(axis=0))
+    n_groups = int(group.max()) + 1
+    stays = signs(n_groups, draws, seed).T > 0
+    weights = drawn_weights(n_groups, draws, seed).T
+    permuted, drawn = np.zeros(draws), np.zeros((len(present), draws))
+    for start in range(0, draws, CHUNK):
+        part = slice(start, start + CHUNK)
+        kept = np.concatenate([stays[group, part], ~stays[group, part]]).astype(np.int64)  # what the first one scores
+        for place, number in enumerate(present):
+            true, mine, theirs = truth[:, number], first[:, number], second[:, number]
+            twice = np.append(true, true), np.append(mine, theirs)
+            exchanged = [weighted_average_precision(*twice, one) for one in (kept, 1 - kept)]
+            permuted[part] += (exchanged[0] - exchanged[1]) / len(present)
+            ours, others = (weighted_average_precision(true, one, weights[group, part]) for one in (mine, theirs))
+            drawn[place, part] = ours - others
+    value = mean_average_precision(truth, first) - mean_average_precision(truth, second)
+    interval = None
+    if min(len(np.unique(group[truth[:, number] > 0])) for number in present) >= MIN_GROUPS:
+        low, high = np.quantile(np.nanmean(drawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        interval = float(low), float(high)
+    return Difference(value, interval, p_value(value, permuted), n_groups)

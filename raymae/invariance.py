@@ -1,0 +1,106 @@
+"""What stays in the embeddings: how well device, city and scene can be read from them before and after each stage.
+
+Every stage's encoder is read in one way, that of the classifier: its network, window, centring and last block. Only the
+weights differ. Works without Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+
+from raymae.artifacts import Folder
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
+from raymae.embed import Embedder, make_embedder, read_card
+from raymae.models import AudioClassifier, load_encoder
+from raymae.plan import Plan
+from raymae.probe import FOLDS, cross_validated
+from raymae.targets import Labels
+
+TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}
+"""What is read from the embeddings, and its column of the clip table."""
+STAGES = {"finetune": "fine-tuned", "student": "with pseudo-labels"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An encoder and how it is read."""
+
+    classifier: Folder
+    """Whose network it is, and whose window and centring."""
+    weights: Folder | None
+    """Where its weights are from; None for the random ones that the network is born with."""
+    centred: bool
+
+    def embedder(self, torch_device: str, seed: int = 0) -> Embedder:
+        """The frozen encoder; `seed` draws random weights."""
+        _, card = read_card(self.classifier)
+        audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
+        finetune = from_dict(FinetuneConfig, card["finetune"])
+        torch.manual_seed(seed)
+        classifier = AudioClassifier(audio, model, finetune, 2)
+        if self.weights is not None:
+            load_encoder(classifier, load_tensors(self.weights.read_bytes("model.safetensors")))
+        encoder = classifier.encoder.to(torch_device).eval()
+        layer = len(encoder.blocks)
+        return make_embedder(encoder, audio, model, finetune.augment, (layer,), self.centred)
+
+
+def readings(plan: Plan) -> dict[str, Reading]:
+    """The encoders of a plan's stages by what they are called: random, pre-trained (or given), fine-tuned, student.
+
+    Where the classifier centres its input, which alone takes much of the device away, the first two are read both ways.
+    """
+    classifier, centred = plan.nodes["finetune"].artifact, plan.config.finetune.centre
+    first: dict[str, Folder | None] = {"random weights": None}
+    if "pretrain" in plan.nodes:
+        first["pre-trained"] = plan.nodes["pretrain"].artifact
+    elif "finetune" in plan.given:
+        first["given weights"] = plan.given["finetune"].artifact
+    found = {title: Reading(classifier, weights, False) for title, weights in first.items()}
+    if centred:
+        found |= {f"{title}, input centred": replace(reading, centred=True) for title, reading in found.items()}
+    for name, title in STAGES.items():
+        if name in plan.nodes:
+            found[title] = Reading(classifier, plan.nodes[name].artifact, centred)
+    return found
+
+
+def read_out(
+    embeddings: Mapping[str, NDArray[np.floating]], clips: pa.Table, labels: Labels, layer: int
+) -> dict[str, Any]:
+    """Macro accuracy of a linear probe, cross-validated by group, for every kind of embeddings (n, E) of some clips.
+
+    Keys: layer; targets: device, city, scene → names, clips, groups, chance (of macro accuracy: one in the number of
+    names); scores: embeddings → target → macro accuracy. A name counts where it has at least as many groups as there
+    are folds, a target where two names do; scenes only where a clip has one.
+    """
+    groups = np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist())
+    found: dict[str, Any] = {"layer": layer, "targets": {}, "scores": {title: {} for title in embeddings}}
+    for target, column in TARGETS.items():
+        if target == "scene" and labels == "multi":
+            continue
+        values = np.array(clips[column].to_pylist(), dtype=object)
+        known = sorted({value for value in values if value is not None})
+        names = [name for name in known if len(set(groups[values == name])) >= FOLDS]
+        if len(names) < 2:
+            continue
+        rows = np.flatnonzero(np.isin(values, names))
+        y = np.array([names.index(value) for value in values[rows]])
+        found["targets"][target] = {
+            "names": names,
+            "clips": len(rows),
+            "groups": len(set(groups[rows].tolist())),
+            "chance": 1 / len(names),
+        }
+        for title, x in embeddings.items():
+            found["scores"][title][target] = cross_validated("linear", x[rows], y, groups[rows])
+    return found

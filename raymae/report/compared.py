@@ -1,0 +1,69 @@
+"""Two finished evaluations of the same clips against one another: `jobs/evaluate.py --evaluate.compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from raymae.artifacts import Folder
+from raymae.config import redact, to_dict
+from raymae.report.document import Table, result_table
+from raymae.report.evaluation import KINDS, comparisons
+from raymae.report.sections import difference_cells, model_title, number
+
+
+def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
+    """Compare two evaluations, model by model, print the table and return what it says.
+
+    Keys: job, first, second (their folders), split (its name, or both), differences: model → split → clips, first,
+    second, value, interval, p_value, groups.
+
+    Raises ValueError where one is no finished evaluation, or the two aren't of the same clips, labels and classes.
+    """
+    folders = [evaluation_folder(url) for url in urls]
+    reports = [folder.read_json("report.json") for folder in folders]
+    for what in ("labels", "classes"):
+        if reports[0][what] != reports[1][what]:
+            raise ValueError(f"the evaluations differ in their {what}: {reports[0][what]} and {reports[1][what]}")
+    models = [name for name in reports[0]["metrics"] if name in reports[1]["metrics"]]
+    differences = {}
+    for name in models:
+        tables = []
+        for folder in folders:
+            with folder.open(f"predictions/{name}.parquet") as file:
+                tables.append(pq.read_table(file))
+        differences[name] = comparisons(tables[0], tables[1], reports[0]["classes"], reports[0]["labels"])
+    split = " / ".join(dict.fromkeys(report["split"] for report in reports))
+    first, second = (redact(folder.url) for folder in folders)
+    result = {"job": "evaluate", "first": first, "second": second, "split": split, "differences": differences}
+    print(f"first:  {first}\nsecond: {second}\n\n{compared_text(result, reports[0]['labels'])}")
+    return dict(to_dict(result))
+
+
+def compared_text(result: dict[str, Any], labels: Any) -> str:
+    """The differences as a Markdown table."""
+    rows = [
+        [model_title(name), split, number(found["first"]), number(found["second"]), *difference_cells(found)]
+        for name, by_split in result["differences"].items()
+        for split, found in by_split.items()
+    ]
+    header = ["model", "split", "first", "second", "first less second", "p", "groups"]
+    return (
+        f"{KINDS[labels].TITLE}; p of a paired permutation test over groups, two-sided.\n\n"
+        f"{result_table(Table(header, rows, frozenset({'split'})))}\n\nSplit: {result['split']}."
+    )
+
+
+def evaluation_folder(url: str) -> Folder:
+    """The folder of a finished evaluation that is named by itself or by its run; ValueError where there is none."""
+    folder = Folder(url if "://" in url else str(Path(url).expanduser().resolve()))
+    if folder.exists("result.json"):
+        stages = folder.read_json("result.json").get("stages", {})
+        folder = Folder(stages["evaluate"]["folder"]) if "evaluate" in stages else folder
+    for name in ("done.json", "report.json"):
+        if not folder.exists(name):
+            raise ValueError(f"evaluate.compare: {redact(folder.url)} is no finished evaluation: it has no {name}")
+    return folder

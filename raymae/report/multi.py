@@ -1,0 +1,90 @@
+"""What is measured where clips have several classes: mAP first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymae.compare import Difference, mean_average_precision_difference
+from raymae.intervals import average_precision_intervals
+from raymae.metrics import average_precision, binary_log_loss, calibration_error, reliability
+from raymae.targets import target_matrix
+
+HEADLINE = "mAP"
+TITLE = "mAP"
+MEANING = "Mean over the classes of their average precision"
+BY_DOMAIN = "mAP"
+"""What is given of each device and city: over the classes that occur there."""
+
+Truth = NDArray[np.float32]
+Probabilities = NDArray[np.float32]
+
+
+def truth_of(clips: pa.Table, class_names: Sequence[str]) -> Truth:
+    """(n, C), 1 where a clip has a class; ValueError for a label that is none of the classes."""
+    return np.asarray(target_matrix(clips["scene_label"], class_names, "multi").toarray(), np.float32)
+
+
+def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Everything about the clips of a split; `report.evaluation` names the keys."""
+    by_class, (interval, intervals) = (
+        average_precision(truth, probabilities),
+        average_precision_intervals(truth, probabilities, groups),
+    )
+    bins = reliability(probabilities.ravel().astype(np.float64), truth.ravel() > 0)
+    group = np.asarray(groups)
+    return {
+        "clips": len(truth),
+        "groups": len(set(groups)),
+        "mAP": _mean(by_class),
+        "mAP_ci": interval,
+        "log_loss": binary_log_loss(truth, probabilities),
+        "ece": calibration_error(bins),
+        "reliability": bins.table(),
+        "missing_classes": [name for name, value in zip(names, by_class, strict=True) if np.isnan(value)],
+        "by_class": {
+            name: {
+                "clips": int(truth[:, number].sum()),
+                "groups": len(set(group[truth[:, number] > 0].tolist())),
+                "average_precision": None if np.isnan(by_class[number]) else float(by_class[number]),
+                "average_precision_ci": intervals[number],
+            }
+            for number, name in enumerate(names)
+        },
+    }
+
+
+def domain_scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str]) -> dict[str, Any]:
+    """The figures that are given for any part of a split, too."""
+    return {
+        "clips": len(truth),
+        "groups": len(set(groups)),
+        "mAP": _mean(average_precision(truth, probabilities)),
+        "mAP_ci": average_precision_intervals(truth, probabilities, groups)[0],
+    }
+
+
+def _mean(by_class: NDArray[np.float64]) -> float:
+    return float(np.nanmean(by_class))  # a labelled clip has a class, so there is one
+
+
+def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """The `count` surest classes that their clips don't have: row of the clip, its classes, the wrong one."""
+    absent = np.where(truth > 0, -np.inf, probabilities)
+    order = np.argsort(-absent, axis=None, kind="stable")[:count]
+    found = []
+    for row, number in zip(*np.unravel_index(order, absent.shape), strict=True):
+        if absent[row, number] >= 0.5:
+            true = ";".join(name for name, there in zip(names, truth[row], strict=True) if there)
+            confidence = float(absent[row, number])
+            found.append({"row": int(row), "true": true, "predicted": names[number], "confidence": confidence})
+    return found
+
+
+def difference(truth: Truth, ours: Probabilities, other: Probabilities, groups: Sequence[str]) -> Difference:
+    """By how much one model's mAP exceeds another's."""
+    return mean_average_precision_difference(truth, ours, other, groups)

@@ -1,0 +1,273 @@
+"""The tables of a report, from what an evaluation found (`evaluate.evaluate` names its keys)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from raymae.report.document import Section, Table
+from raymae.report.evaluation import DOMAINS, KINDS, MISTAKES, UNKNOWN, Evaluation
+from raymae.resampling import MIN_GROUPS
+
+Report = Mapping[str, Any]
+Block = str | Table
+
+MODEL_TITLES = {
+    "svm": "SVM on log-mel statistics",
+    "svm_robust": "SVM, coloured + centred",
+    "cnn": "CNN from scratch",
+    "finetune": "MAE, fine-tuned",
+    "student": "MAE, with pseudo-labels",
+}
+ROWS_SHOWN = 15
+"""Classes at either end of the table of classes of several a clip; of twice as many, all are shown."""
+
+
+def model_title(name: str) -> str:
+    """What a model is called in tables and figures."""
+    return MODEL_TITLES.get(name, name)
+
+
+def number(value: float | None) -> str:
+    """A score, or a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def score(values: Mapping[str, Any] | None, key: str) -> str:
+    """A score with its interval, where there is one."""
+    if values is None or values.get(key) is None:
+        return "-"
+    interval = values.get(f"{key}_ci")
+    return number(values[key]) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def final(report: Report) -> tuple[str, Evaluation]:
+    """The last model and its evaluation: the result of the run."""
+    return list(report["metrics"].items())[-1]
+
+
+def under(report: Report) -> list[str]:
+    """What stands under every table: whose split these numbers are of."""
+    return [f"Split: {report['split']}." + (f" {report['note']}." if report["note"] else "")]
+
+
+def tables(report: Report) -> list[Section]:
+    """The sections that are there whatever the data, and those that the data allow."""
+    found = [scores_section(report), probabilities_section(report), differences_section(report), heard_section(report)]
+    found += [domain_section(report, domain) for domain in DOMAINS]
+    found += [classes_section(report), embeddings_section(report), mistakes_section(report)]
+    return [section for section in found if section is not None]
+
+
+def scores_section(report: Report) -> Section:
+    """The headline of every model and split."""
+    kind, metrics, splits = KINDS[report["labels"]], report["metrics"], final(report)[1]
+    rows = [
+        [
+            model_title(name),
+            *(score(found[split], kind.HEADLINE) for split in splits),
+            f"{report['train_seconds'][name]:.1f} s",
+        ]
+        for name, found in metrics.items()
+    ]
+    header = ["model", *(f"{name} ({found['clips']} clips)" for name, found in splits.items()), "training"]
+    notes = [_missing(name, found["missing_classes"]) for name, found in splits.items() if found["missing_classes"]]
+    if report["val_chose"] and "val" in splits:
+        chosen = ", ".join(map(model_title, report["val_chose"]))
+        notes.append(f"val chose the weights of {chosen}: its scores flatter them.")
+    if report["quarantined"]:
+        lost = ", ".join(f"{count} of {split}" for split, count in report["quarantined"].items())
+        notes.append(f"Labelled clips that could not be read and are not scored: {lost}.")
+    meaning = (
+        f"{kind.MEANING}; in brackets its 95 % interval when groups are drawn anew (none where a class has fewer "
+        f"than {MIN_GROUPS} groups)."
+    )
+    return Section(f"{kind.TITLE} by split", [meaning, Table(header, rows), *under(report), *notes])
+
+
+def _missing(split: str, classes: Sequence[str]) -> str:
+    return f"{split} has no clip of {', '.join(classes)}: its score is over the other classes."
+
+
+def probabilities_section(report: Report) -> Section:
+    """Accuracy, log loss and calibration error."""
+    keys = [key for key in ("accuracy", "log_loss", "ece") if key in next(iter(final(report)[1].values()))]
+    rows = [
+        [split, model_title(name), *(score(found[split], key) for key in keys)]
+        for split in final(report)[1]
+        for name, found in report["metrics"].items()
+    ]
+    text = "Log loss in nats; ECE, the expected calibration error, is the mean gap between confidence and rightness."
+    if any(row[-1] == "-" for row in rows):
+        text += " The SVMs give no probabilities."
+    header = ["split", "model", *(key.replace("_", " ").replace("ece", "ECE") for key in keys)]
+    title = "Accuracy, log loss and calibration" if "accuracy" in keys else "Log loss and calibration"
+    return Section(title, [text, Table(header, rows, frozenset({"model"})), *under(report)])
+
+
+def differences_section(report: Report) -> Section | None:
+    """The final model against each other one."""
+    rows = [
+        [split, model_title(other), *difference_cells(found)]
+        for other, by_split in report["comparisons"].items()
+        for split, found in by_split.items()
+    ]
+    if not rows:
+        return None
+    title = model_title(final(report)[0])
+    text = (
+        f"{KINDS[report['labels']].TITLE} of “{title}” less that of the model in the row, on the same clips. p is that "
+        "of a paired permutation test, two-sided, in which the two exchange whole groups; it is not corrected for the "
+        "number of rows."
+    )
+    header = ["split", "against", "difference", "p", "groups"]
+    return Section(f"{title} against the others", [text, Table(header, rows, frozenset({"against"})), *under(report)])
+
+
+def difference_cells(found: Mapping[str, Any]) -> list[str]:
+    """Difference with its interval, p-value and groups."""
+    interval = found["interval"]
+    ends = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
+    return [f"{found['value']:+.3f}{ends}", f"{found['p_value']:.4f}", str(found["groups"])]
+
+
+def heard_section(report: Report) -> Section | None:
+    """Devices and cities that training has heard, and those that it hasn't."""
+    kind = KINDS[report["labels"]]
+    lines: list[list[str]] = []
+    for split, first in final(report)[1].items():
+        for part in (f"{seen}_{plural}" for plural in DOMAINS.values() for seen in ("seen", "unseen")):
+            if first[part] is not None:
+                scores = (score(found[split][part], kind.HEADLINE) for found in report["metrics"].values())
+                lines.append([split, part.replace("_", " "), str(first[part]["clips"]), *scores])
+    if not lines:
+        return None
+    notes = [note for domain in DOMAINS if (note := _heard_note(report, domain))]
+    text = f"{kind.TITLE}. Unseen are those that no clip of split train has, labelled or not."
+    header = ["split", "domains", "clips", *map(model_title, report["metrics"])]
+    return Section(
+        "Seen and unseen devices and cities",
+        [text, Table(header, lines, frozenset({"domains"})), *under(report), *notes],
+    )
+
+
+def _heard_note(report: Report, domain: str) -> str | None:
+    """Which unseen ones pre-training has heard in the pool after all."""
+    plural, pool = DOMAINS[domain], report["heard"][domain]["pool"]
+    unseen = {
+        name for found in final(report)[1].values() for name, one in found[plural].items() if one["seen"] is False
+    }
+    heard = sorted(unseen.intersection(pool))
+    return f"Of the unseen {plural}, split pool has {', '.join(heard)}: pre-training heard them." if heard else None
+
+
+def domain_section(report: Report, domain: str) -> Section | None:
+    """Every device or city by itself; None where none is known."""
+    kind, plural = KINDS[report["labels"]], DOMAINS[domain]
+    lines = []
+    for split, found in final(report)[1].items():
+        if set(found[plural]) == {UNKNOWN}:
+            continue
+        for name, first in found[plural].items():
+            seen = {True: "seen", False: "unseen", None: "-"}[first["seen"]]
+            others = list(report["metrics"].values())
+            cells = [number(other[split][plural][name][kind.BY_DOMAIN]) for other in others[:-1]]
+            cells.append(score(first, kind.BY_DOMAIN))
+            lines.append([split, name, seen, str(first["clips"]), str(first["groups"]), *cells])
+    if not lines:
+        return None
+    header = ["split", domain, "in training", "clips", "groups", *map(model_title, report["metrics"])]
+    measure = "mAP" if kind.BY_DOMAIN == "mAP" else "Accuracy"
+    text = (
+        "Over the classes that occur there, so that those with other classes don't compare." if measure == "mAP" else ""
+    )
+    table = Table(header, lines, frozenset({domain, "in training"}))
+    return Section(f"{measure} by {domain}", [*filter(None, [text]), table, *under(report)])
+
+
+def classes_section(report: Report) -> Section:
+    """The final model, class by class."""
+    name, found = final(report)
+    if report["labels"] == "multi":
+        return Section(f"Average precision by class: {model_title(name)}", [*precision_tables(found), *under(report)])
+    header = ["split", "class", "clips", "groups", "recall", "precision", "F1"]
+    rows = [
+        [
+            split,
+            label,
+            str(one["clips"]),
+            str(one["groups"]),
+            *(score(one, key) for key in ("recall", "precision", "f1")),
+        ]
+        for split, metrics in found.items()
+        for label, one in metrics["by_class"].items()
+    ]
+    return Section(f"By class: {model_title(name)}", [Table(header, rows, frozenset({"class"})), *under(report)])
+
+
+def precision_tables(found: Evaluation) -> Iterator[Block]:
+    """Average precision and clips by class and split, best of the last split first; of many classes the two ends."""
+    ranked = ranking(found)
+    shown = ranked if len(ranked) <= 2 * ROWS_SHOWN else [*ranked[:ROWS_SHOWN], *ranked[-ROWS_SHOWN:]]
+    if shown is not ranked:
+        yield f"The {ROWS_SHOWN} best and {ROWS_SHOWN} worst of {len(ranked)}; report.json beside this holds all."
+    rows = [[name, *(_precision_cell(metrics["by_class"][name]) for metrics in found.values())] for name in shown]
+    yield Table(["class", *(f"{split} (clips)" for split in found)], rows)
+
+
+def _precision_cell(one: Mapping[str, Any]) -> str:
+    return "-" if one["average_precision"] is None else f"{score(one, 'average_precision')} ({one['clips']})"
+
+
+def ranking(found: Evaluation) -> list[str]:
+    """The classes, those with the best average precision on the last split first, those without a clip there last."""
+    *_, last = found.values()
+    by_class = last["by_class"]
+    return sorted(
+        by_class,
+        key=lambda name: (by_class[name]["average_precision"] is None, -(by_class[name]["average_precision"] or 0)),
+    )
+
+
+def embeddings_section(report: Report) -> Section | None:
+    """How well device, city and scene can be read from frozen embeddings, stage by stage."""
+    found = report["embeddings"]
+    if not found or not found["targets"]:
+        return None
+    targets = found["targets"]
+    rows = [[title, *(number(scores.get(name)) for name in targets)] for title, scores in found["scores"].items()]
+    rows.append(["chance", *(number(target["chance"]) for target in targets.values())])
+    rows.append(["clips / groups", *(f"{target['clips']} / {target['groups']}" for target in targets.values())])
+    header = ["embeddings", *(f"{name} ({len(target['names'])})" for name, target in targets.items())]
+    text = (
+        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: no probe "
+        "hears a clip of a group that it is scored on. Representations that keep the scene and forget device and city "
+        f"score high on the scene and near chance on the others. Read after block {found['layer']}; no label of these "
+        "clips is used for anything else. Names with too few groups are left out."
+    )
+    return Section("What can be read from the embeddings", [text, Table(header, rows), *under(report)])
+
+
+def mistakes_section(report: Report) -> Section | None:
+    """The final model's surest wrong guesses."""
+    rows = [
+        [
+            split,
+            one["path"],
+            one["true"],
+            one["predicted"],
+            number(one["confidence"]),
+            one["device"] or "-",
+            one["city"] or "-",
+        ]
+        for split, found in report["mistakes"].items()
+        for one in found
+    ]
+    if not rows:
+        return None
+    text = f"At most {MISTAKES} of a split, the surest first; a file that several of them name may be labelled wrongly."
+    header = ["split", "file", "true", "predicted", "confidence", "device", "city"]
+    return Section(
+        f"Most confident mistakes: {model_title(final(report)[0])}",
+        [text, Table(header, rows, frozenset({"file", "true", "predicted", "device", "city"})), *under(report)],
+    )
