@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raymae.embed import Embedder
 
 BATCH = 64
+STATISTICS = "log-mel statistics"
 
 
 def tables_store(folder: Folder, audio: AudioConfig, tables: Sequence[str], pools: Sequence[str] = ()) -> FeatureStore:
@@ -91,12 +92,11 @@ def coloured(
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """Support vector machines on frozen embeddings of labelled clips, for every table by itself.
+    """A linear probe on frozen embeddings of labelled clips, for every table by itself.
 
-    Each machine learns from the labelled clips of split train, each once as it is and in coloured copies, and is scored
-    on the table's test splits: macro accuracy, mean and standard deviation over the tables. The same probe reads the
-    encoder with random weights (of other seeds for every table); log-mel statistics are those of the rivals `svm` and
-    `svm_robust`.
+    Each probe learns from the labelled clips of split train and is scored on the table's test splits: macro accuracy,
+    mean and standard deviation over the tables. The same probe reads the encoder with random weights (of other seeds
+    for every table) and log-mel statistics; the rivals `svm` and `svm_robust` read these, too.
 
     `--json` keys: `scores`, features → split → macro accuracy by table; `tables`; `model`; `layers`.
     """
@@ -106,9 +106,9 @@ class Frozen:
     tables: tuple[str, ...]
     """Tables with labels, a split train and splits that begin with test; each is a run of its own."""
     layers: tuple[int, ...] = ()
-    """Layers that are averaged; the default is the middle third."""
-    copies: int = 6
-    """Coloured copies of each labelled clip."""
+    """Layers that are averaged; the default is the last."""
+    copies: int = 0
+    """Copies of each labelled clip through devices with random smooth responses, for the probe to learn from."""
     threads: int | None = None
     """Threads of torch."""
     json: str | None = None
@@ -142,29 +142,31 @@ class Frozen:
         for features, one in {"pre-trained": embedder, "random weights": untrained(embedder, seed)}.items():
             x = table.embeddings(one, train, self.copies, seed)
             found[features] = {
-                split: score("svm", x, y, table.embeddings(one, rows), table.labels(rows))
+                split: score("linear", x, y, table.embeddings(one, rows), table.labels(rows))
                 for split, rows in tests.items()
             }
         return found
 
 
 def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict[str, float]]:
-    """What the support vector machines on log-mel statistics reach."""
+    """What the linear probe and the rivals reach on log-mel statistics."""
     from raymae.evaluate import SVMS, store_statistics
     from raymae.metrics import macro_accuracy
+    from raymae.probe import score
+    from raymae.report import model_title
     from raymae.rivals import fit_svm
 
     train = table.splits["train"]
     x, y = store_statistics(table.store, train), table.labels(train)
+    held_out = {split: (store_statistics(table.store, rows), table.labels(rows)) for split, rows in tests.items()}
+    flat = {split: (one.reshape(len(one), -1), labels) for split, (one, labels) in held_out.items()}
+    found = {STATISTICS: {split: score("linear", x.reshape(len(x), -1), y, *given) for split, given in flat.items()}}
     names = [str(number) for number in range(int(y.max()) + 1)]
-    found: dict[str, dict[str, float]] = {}
     for kind in SVMS:
         machine = fit_svm(kind, x, y, names, 0)
-        found[{"svm": "log-mel statistics", "svm_robust": "the same, coloured + centred"}[kind]] = {
-            split: macro_accuracy(
-                table.labels(rows), machine.decision_values(store_statistics(table.store, rows)).argmax(1)
-            )
-            for split, rows in tests.items()
+        found[model_title(kind)] = {
+            split: macro_accuracy(labels, machine.decision_values(one).argmax(1))
+            for split, (one, labels) in held_out.items()
         }
     return found
 

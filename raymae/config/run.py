@@ -78,7 +78,7 @@ class EmbedConfig:
     model: str | None = None
     """Folder of a pre-training or of a classifier, or a models:/ URI; the default is the recipe's own pre-training."""
     layers: tuple[int, ...] = ()
-    """Blocks of the encoder, counted from 1, whose outputs are averaged; the default is the middle third."""
+    """Blocks of the encoder, counted from 1, whose outputs are averaged; the default is the last."""
     level: Literal["clip", "frame"] = "clip"
     """One vector per clip, or one per time column of patches."""
     pool: Literal["row_stats", "mean", "cls"] = "row_stats"
