@@ -150,6 +150,8 @@ def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
         if config.json:
             with open(config.json, "w") as file:
                 json.dump(result, file, indent=1)
+        if config.data.check and result["problems"]:
+            sys.exit(1)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except TimeIsUpError as error:
@@ -161,6 +163,13 @@ def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
 
 def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
+    if config.data.check:
+        from raymae.datasets.check import check
+
+        storage = open_storage(config.storage)
+        folder = Path(storage.path("datasets")) if storage.is_local else None
+        taught = job in ("finetune", "pseudo_label", "evaluate", "register")
+        return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
         check_target("--predict.output", config.predict.output)
         from raymae.label import label_files

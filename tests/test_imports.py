@@ -14,7 +14,7 @@ FLOORS = [
     {"audio", "optim", "metrics", "order", "artifacts", "targets"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
-    {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},
+    {"submission", "streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},
     {"session", "checkpoint", "plan", "report", "pictures"},
     {"provenance", "task", "tagging"},
     {"loop", "predict", "embed"},

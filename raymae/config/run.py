@@ -69,6 +69,9 @@ class PredictConfig:
     """CSV or Parquet file to write."""
     model: str | None = None
     """Folder of a classifier, or a models:/ URI; the default is the final model of the recipe's own pipeline."""
+    submission: str | None = None
+    """The CAS 2023 challenge's evaluation CSV; output is then this table with scene_label filled in from the
+    recordings among the inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)

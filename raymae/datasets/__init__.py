@@ -1,7 +1,8 @@
 """The clips of a run: data sets by name, pool tables for any of them, and what must hold between their rows.
 
 A data set is a function from its settings and a folder for what it writes itself (None where the storage is no local
-folder) to rows with the columns of `ROWS`. To add one, write `datasets/<name>.py` and a line in `DATASETS`.
+folder) to rows with the columns of `ROWS` and, where it knows, `recorded`. To add one, write `datasets/<name>.py` and a
+line in `DATASETS`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import DataConfig
-from raymae.datasets import synthetic
+from raymae.datasets import audioset, cas2023, synthetic, tau
 from raymae.datasets.locate import EXAMPLES
+from raymae.datasets.official import differences
 from raymae.datasets.table import CLIPS, ROWS, read_table, repeats
 from raymae.targets import SEPARATOR, Labels, class_set, label_lists
 
@@ -37,12 +39,18 @@ def load_tables(config: DataConfig, folder: Path | None) -> pa.Table:
     """The user's own tables, together."""
     if not config.tables:
         raise ValueError("data.dataset = table needs --data.tables: CSV or Parquet files with a column filename")
-    return join([read_table(url) for url in config.tables])
+    return join([read_table(url, labels=(config.label_column, config.label_separator)) for url in config.tables])
 
 
 DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
     "synthetic": load_synthetic,
     "table": load_tables,
+    "cas2023": cas2023.load_dev,
+    "cas2023_eval": cas2023.load_eval,
+    "tau2019": tau.loader("tau2019"),
+    "tau2020_mobile": tau.loader("tau2020_mobile"),
+    "tau2022_mobile": tau.loader("tau2022_mobile"),
+    "audioset": audioset.load,
 }
 
 
@@ -54,16 +62,57 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what `check_labels`
     rejects.
     """
-    if config.dataset not in DATASETS:
-        raise ValueError(f"data.dataset = {config.dataset!r} is unknown; valid: {', '.join(DATASETS)}")
-    weights = config.pool_weights or (1.0,) * len(config.pool_tables)
-    pools = [read_table(url, pool=True, weight=w) for url, w in zip(config.pool_tables, weights, strict=True)]
-    rows = join([DATASETS[config.dataset](config, folder), *pools])
+    rows, missed = gather(config, folder)
+    for line in missed:
+        log.warning("%s", line)
     check_files(rows, config.max_bad_share)
     check_groups(rows)
     if labels:
         check_labels(rows, labels)
     return rows.select(CLIPS.names)
+
+
+def gather(config: DataConfig, folder: Path | None) -> tuple[pa.Table, list[str]]:
+    """All rows of a run, of its data set and its pools, unchecked; and where published data sets are not whole."""
+    own = find_dataset("data.dataset =", config.dataset)(config, folder)
+    weights = config.pool_weights or (1.0,) * (len(config.pool_tables) + len(config.pool_datasets))
+    urls, named = zip(config.pool_tables, weights, strict=False), weights[len(config.pool_tables) :]
+    missed = differences(config.dataset, own)
+    pools = [read_table(url, pool=True, weight=weight) for url, weight in urls]
+    for pool, weight in zip(config.pool_datasets, named, strict=True):
+        name, _, root = pool.partition(":")
+        whole = find_dataset("data.pool_datasets:", name)(pool_config(config, name, root), folder)
+        missed += differences(name, whole)
+        pools.append(as_pool(pool, whole, weight))
+    return join([own, *pools]), missed
+
+
+def find_dataset(setting: str, name: str) -> Callable[[DataConfig, Path | None], pa.Table]:
+    """The loader of a data set; ValueError where there is none."""
+    if name not in DATASETS:
+        raise ValueError(f"{setting} {name!r} is unknown; valid: {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def pool_config(config: DataConfig, name: str, root: str) -> DataConfig:
+    """The settings of a data set in the pool."""
+    return DataConfig(dataset=name, root=root, max_bad_share=config.max_bad_share)
+
+
+def as_pool(name: str, rows: pa.Table, weight: float) -> pa.Table:
+    """Rows that serve pre-training alone: without labels, and without what their data set evaluates on."""
+    kept = rows.filter(pc.invert(evaluated(rows)))
+    if not len(kept):
+        raise ValueError(f"data.pool_datasets: {name} has clips to evaluate on alone, none to train on")
+    log.info("%s: %d clips for pre-training, %d held out there stay out", name, len(kept), len(rows) - len(kept))
+    values = {
+        "split": pa.repeat("pool", len(kept)),
+        "scene_label": pa.nulls(len(kept), pa.string()),
+        "weight": pa.repeat(weight, len(kept)),
+    }
+    for column, value in values.items():
+        kept = kept.set_column(kept.schema.get_field_index(column), column, value)
+    return kept
 
 
 def join(tables: list[pa.Table]) -> pa.Table:
@@ -73,7 +122,7 @@ def join(tables: list[pa.Table]) -> pa.Table:
         clip_id = table["clip_id"]
         while pc.any(pc.is_in(clip_id, value_set=rows["clip_id"])).as_py():
             clip_id = pc.binary_join_element_wise(str(number), clip_id, "/")
-        rows = pa.concat_tables([rows, table.set_column(0, "clip_id", clip_id)])
+        rows = pa.concat_tables([rows, table.set_column(0, "clip_id", clip_id)], promote_options="default")
     return rows
 
 
