@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 FLOORS = [
     {"config", "headers", "spectrum", "parallel", "deadline"},
     {"audio", "optim", "metrics", "order", "artifacts", "targets"},
-    {"sources", "shards", "selection", "pace", "watchdog", "profiling"},
+    {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units"},
+    {"splits"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},
     {"session", "checkpoint", "plan", "report", "pictures"},

@@ -17,6 +17,7 @@ from raymae.config.model import (
     with_size,
 )
 from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
+from raymae.config.split import SplitConfig, SplitKind
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
@@ -39,6 +40,8 @@ __all__ = [
     "PredictConfig",
     "PretrainConfig",
     "PseudoLabelConfig",
+    "SplitConfig",
+    "SplitKind",
     "SyntheticConfig",
     "TrackingConfig",
     "TrainConfig",
