@@ -331,7 +331,8 @@ def test_tau_without_its_simulated_devices() -> None:
     done = assign(rows, SplitConfig(kind="device", held_out=("s1", "s2")))
     check_groups(done)
     devices = {
-        name: set(done.filter(pc.equal(done["split"], name))["device"].to_pylist()) for name in set(splits_of(done).values())
+        name: set(done.filter(pc.equal(done["split"], name))["device"].to_pylist())
+        for name in set(splits_of(done).values())
     }
     assert devices["train"] == {"a", "b", "c", "s3"}
     assert devices["test_unseen"] == {"s1", "s2"}
