@@ -55,11 +55,7 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     clips on both sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what
     `check_labels` rejects.
     """
-    if config.dataset not in DATASETS:
-        raise ValueError(f"data.dataset = {config.dataset!r} is unknown; valid: {', '.join(DATASETS)}")
-    weights = config.pool_weights or (1.0,) * len(config.pool_tables)
-    pools = [read_table(url, pool=True, weight=w) for url, w in zip(config.pool_tables, weights, strict=True)]
-    rows = assign(join([DATASETS[config.dataset](config, folder), *pools]), config.split)
+    rows = assign(load_rows(config, folder), config.split)
     check_files(rows, config.max_bad_share)
     used = settings(config.split)
     if used.kind == "random":
@@ -69,6 +65,18 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     if labels:
         check_labels(rows, labels)
     return rows.select(CLIPS.names)
+
+
+def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
+    """The rows (`ROWS` and, where a data set knows it, recorded) of a run before they are split.
+
+    Raises ValueError for an unknown data set and for what `read_table` rejects.
+    """
+    if config.dataset not in DATASETS:
+        raise ValueError(f"data.dataset = {config.dataset!r} is unknown; valid: {', '.join(DATASETS)}")
+    weights = config.pool_weights or (1.0,) * len(config.pool_tables)
+    pools = [read_table(url, pool=True, weight=w) for url, w in zip(config.pool_tables, weights, strict=True)]
+    return join([DATASETS[config.dataset](config, folder), *pools])
 
 
 def join(tables: list[pa.Table]) -> pa.Table:
