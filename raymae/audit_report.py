@@ -15,6 +15,8 @@ from raymae.datasets import load_rows
 from raymae.figures import png
 from raymae.report import result_table
 from raymae.split_file import table_hash
+from raymae.splits import assign
+from raymae.twins import PRECISION, RECALL, heard
 
 NOTE = (
     "siblings, twins: held-out clips whose group, or whose file by name and size, is on the training side. Look-ups "
@@ -25,8 +27,8 @@ NOTE = (
 def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
     """Audit the clips that `config.data` names, print what was found and keep it under `storage`/audits/.
 
-    Keys: job, recipe, folder, splits (`audit.audit_splits`). Raises ValueError for what `datasets.load_rows` and
-    `splits.assign` reject, and where no held-out split has a label.
+    Keys: job, recipe, folder, splits (`audit.audit_splits`) and, with audit.listen, heard (`twins.heard`). Raises
+    ValueError for what `datasets.load_rows` and `splits.assign` reject, and where no held-out split has a label.
     """
     rows = load_rows(config.data, Path(storage.path("datasets")) if storage.is_local else None)
     found = audit_splits(rows, config.data.split)
@@ -37,6 +39,9 @@ def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
     folder = storage / f"audits/{config.recipe or 'run'}-{table_hash(rows)}"
     result = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
     text = audit_text(found)
+    if config.audit.listen:
+        result["heard"] = heard(assign(rows, config.data.split))
+        text += f"\n{heard_text(result['heard'])}"
     folder.write_bytes("audit.md", text.encode())
     folder.write_json("audit.json", result)
     folder.write_bytes("look_ups.png", png(look_up_figure(found)))
@@ -57,6 +62,23 @@ def audit_text(found: Sequence[dict[str, Any]]) -> str:
     return f"## What leaks, and what metadata give away\n\n{result_table(header, rows)}\n\n{NOTE}\n"
 
 
+def heard_text(found: dict[str, Any]) -> str:
+    """What `twins.heard` found, as Markdown whose columns are aligned."""
+    rows = [
+        [name, str(held["clips"]), _percent(held["heard_share"]), _percent(held["estimate"])]
+        for name, held in found["held_out"].items()
+    ]
+    examples = [[one["clip_id"], one["sibling"], f"{one['score']:.2f}"] for one in found["examples"]]
+    parts = [
+        "## Held-out clips that sound like a recording of the training side",
+        result_table(["held out", "clips", "heard", "estimated leak"], rows),
+        f"{found['unread']} clips can't be read. On other segments of known recordings {PRECISION:.0%} of what was "
+        f"heard was right, and {RECALL:.0%} of what is there was heard: the estimate corrects for both.",
+        *([result_table(["surest", "sibling", "score"], examples)] if examples else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _percent(share: float | None, deviation: float | None = None) -> str:
     """A share in per cent; "-" where nothing is known."""
     if share is None:
@@ -67,20 +89,21 @@ def _percent(share: float | None, deviation: float | None = None) -> str:
 def look_up_figure(found: Sequence[dict[str, Any]]) -> Figure:
     """The look-ups' accuracies on each split's held-out clips, val aside, as bars with their deviations."""
     places = [
-        (f"{one['split']}\n{name}", held)
+        (f"{one['split']}, {name}".replace(", ", "\n"), held)
         for one in found
         for name, held in one["held_out"].items()
         if name != "val" or len(one["held_out"]) == 1
     ]
     figure = Figure(figsize=(9, 1.2 + 1.0 * len(places)), layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / len(LOOK_UPS)
-    for turn, (key, title) in enumerate(LOOK_UPS.items()):
+    scored = [key for key in LOOK_UPS if any(held["look_ups"][key] is not None for _, held in places)]
+    height = 0.8 / len(scored)
+    for turn, key in enumerate(scored):
         rows = [number for number, (_, held) in enumerate(places) if held["look_ups"][key] is not None]
         values = [places[number][1]["look_ups"][key] for number in rows]
         errors = [places[number][1].get("sd", {}).get(key) or 0.0 for number in rows]
-        at = [number + (turn - (len(LOOK_UPS) - 1) / 2) * height for number in rows]
-        axes.barh(at, values, height, xerr=errors, label=title, error_kw={"linewidth": 0.8})
+        at = [number + (turn - (len(scored) - 1) / 2) * height for number in rows]
+        axes.barh(at, values, height, xerr=errors, label=LOOK_UPS[key], error_kw={"linewidth": 0.8})
     axes.set_yticks(range(len(places)), [name for name, _ in places])
     axes.invert_yaxis()
     axes.set(xlabel="accuracy without any audio", xlim=(0, 1))

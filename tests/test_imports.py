@@ -15,7 +15,7 @@ FLOORS = [
     {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units"},
     {"splits"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
-    {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},
+    {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label", "twins"},
     {"session", "checkpoint", "plan", "report", "pictures"},
     {"provenance", "task", "tagging", "audit"},
     {"loop", "predict", "embed"},
