@@ -6,7 +6,9 @@ recorded rather than from what is heard; a split on which it scores far above ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +50,8 @@ def audit_splits(rows: pa.Table, config: SplitConfig, seeds: Sequence[int] = SEE
     for kind in COMPARED:
         other = SplitConfig(kind=kind)
         try:
-            audited = [audit(assign(rows, replace(other, seed=seed))) for seed in seeds]
+            with _unsaid():
+                audited = [audit(assign(rows, replace(other, seed=seed))) for seed in seeds]
         except ValueError:  # a column is missing that this kind needs
             continue
         split = split_name(other).replace("seed 0", f"{len(seeds)} seeds")
@@ -57,6 +60,17 @@ def audit_splits(rows: pa.Table, config: SplitConfig, seeds: Sequence[int] = SEE
             {"split": split, "kind": kind, "seeds": len(seeds), "in_turn": in_turn, "held_out": average(audited)}
         )
     return found
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """What the splits that are only compared leave out is no news."""
+    quiet, before = logging.getLogger("raymae.splits"), logging.getLogger("raymae.splits").disabled
+    quiet.disabled = True
+    try:
+        yield
+    finally:
+        quiet.disabled = before
 
 
 def audit(rows: pa.Table) -> dict[str, dict[str, Any]]:

@@ -37,7 +37,7 @@ def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
             "nothing to audit: no clip of a split val or test… has a scene_label; give a --data.split.kind"
         )
     folder = storage / f"audits/{config.recipe or 'run'}-{table_hash(rows)}"
-    result = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
+    result: dict[str, Any] = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
     text = audit_text(found)
     if config.audit.listen:
         result["heard"] = heard(assign(rows, config.data.split))
