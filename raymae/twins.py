@@ -95,15 +95,15 @@ def find_siblings(embedded: Floats, trained: NDArray[np.bool_]) -> tuple[NDArray
     judged, known = np.flatnonzero(~trained), np.flatnonzero(trained)
     if not len(judged) or not len(known):
         return np.zeros(0, np.int64), np.zeros(0)
-    search = NearestNeighbors(metric="cosine", algorithm="brute").fit(embedded)
-    crowd = 1 - search.kneighbors(n_neighbors=min(NEIGHBOURS, len(embedded) - 1))[0].mean(axis=1)
-    distances, found = (
-        NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute")
-        .fit(embedded[known])
-        .kneighbors(embedded[judged])
-    )
+    vectors = embedded.astype(np.float32)
+    among_known = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(vectors[known])
+    distances, found = among_known.kneighbors(vectors[judged])
     nearest = known[found[:, 0]]
-    return nearest, 2 * (1 - distances[:, 0]) - crowd[judged] - crowd[nearest]
+    asked, place = np.unique(np.concatenate([judged, nearest]), return_inverse=True)
+    among_all = NearestNeighbors(metric="cosine", algorithm="brute").fit(vectors)
+    around = among_all.kneighbors(vectors[asked], n_neighbors=min(NEIGHBOURS + 1, len(vectors)))[0]
+    crowd = (1 - around[:, 1:].mean(axis=1))[place]  # the nearest of all is the clip itself
+    return nearest, 2 * (1 - distances[:, 0]) - crowd[: len(judged)] - crowd[len(judged) :]
 
 
 def heard(rows: pa.Table) -> dict[str, Any]:
