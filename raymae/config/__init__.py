@@ -16,7 +16,16 @@ from raymae.config.model import (
     with_decoder,
     with_size,
 )
-from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
+from raymae.config.run import (
+    AuditConfig,
+    ComputeConfig,
+    Config,
+    EmbedConfig,
+    ExportConfig,
+    PredictConfig,
+    TrackingConfig,
+)
+from raymae.config.split import SplitConfig, SplitKind
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
 from raymae.config.values import from_dict, redact, to_dict
 
@@ -25,6 +34,7 @@ __all__ = [
     "FRONT_ENDS",
     "MODEL_SIZES",
     "AudioConfig",
+    "AuditConfig",
     "AugmentConfig",
     "ComputeConfig",
     "Config",
@@ -39,6 +49,8 @@ __all__ = [
     "PredictConfig",
     "PretrainConfig",
     "PseudoLabelConfig",
+    "SplitConfig",
+    "SplitKind",
     "SyntheticConfig",
     "TrackingConfig",
     "TrainConfig",

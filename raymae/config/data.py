@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from raymae.config.split import SplitConfig
 from raymae.config.values import require, require_choice, require_share
 
 Framing = Literal["centred", "kaldi"]
@@ -218,6 +219,8 @@ class DataConfig:
     check: bool = False
     """Print what the data set holds by split, class, city and device, and what of it can't be found, and stop; with
     exit status 1 where something is wrong."""
+    split: SplitConfig = SplitConfig()
+    """How the clips are shared out between training and evaluation."""
     max_bad_share: float = 0.05
     """The job stops when a larger share of the files can't be read; below it they are quarantined and listed."""
     file_timeout: float = 30.0

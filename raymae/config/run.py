@@ -97,6 +97,14 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """What jobs/audit.py looks at beside the metadata."""
+
+    listen: bool = False
+    """Look for held-out clips that sound as if they were cut from a recording of the training side."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """What jobs/export.py writes, for use without raymae."""
 
@@ -147,6 +155,8 @@ class Config:
     """Embeddings."""
     export: ExportConfig = ExportConfig()
     """Export to timm and ONNX."""
+    audit: AuditConfig = AuditConfig()
+    """The leak audit."""
 
     def __post_init__(self) -> None:
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")

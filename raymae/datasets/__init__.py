@@ -19,6 +19,7 @@ from raymae.datasets import audioset, cas2023, synthetic, tau
 from raymae.datasets.locate import EXAMPLES
 from raymae.datasets.official import differences
 from raymae.datasets.table import CLIPS, ROWS, read_table, repeats
+from raymae.splits import assign, settings
 from raymae.targets import SEPARATOR, Labels, class_set, label_lists
 
 __all__ = ["CLIPS", "DATASETS", "ROWS", "check_labels", "load", "summary"]
@@ -58,18 +59,31 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     """The clip table (`CLIPS`) of a run: its data set and its pool tables.
 
     `labels` says how scene_label is to be read, and that a classifier is to be trained on it. Raises ValueError for an
-    unknown data set, for what `read_table` rejects, for a file that two rows share, for a group with clips on both
-    sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what `check_labels`
-    rejects.
+    unknown data set, for what `read_table` and `splits.assign` reject, for a file that two rows share, for a group with
+    clips on both sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what
+    `check_labels` rejects.
+    """
+    rows = assign(load_rows(config, folder), config.split)
+    check_files(rows, config.max_bad_share)
+    used = settings(config.split)
+    if used.kind == "random":
+        log.warning("data.split.kind = random cuts recordings apart: its scores are a leak's")
+    else:
+        check_groups(rows, transductive=used.transductive)
+    if labels:
+        check_labels(rows, labels)
+    return rows.select(CLIPS.names)
+
+
+def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
+    """The rows (`ROWS` and, where a data set knows it, recorded) of a run before they are split.
+
+    Raises ValueError for an unknown data set and for what `read_table` rejects.
     """
     rows, missed = gather(config, folder)
     for line in missed:
         log.warning("%s", line)
-    check_files(rows, config.max_bad_share)
-    check_groups(rows)
-    if labels:
-        check_labels(rows, labels)
-    return rows.select(CLIPS.names)
+    return rows
 
 
 def gather(config: DataConfig, folder: Path | None) -> tuple[pa.Table, list[str]]:
@@ -122,6 +136,7 @@ def join(tables: list[pa.Table]) -> pa.Table:
         clip_id = table["clip_id"]
         while pc.any(pc.is_in(clip_id, value_set=rows["clip_id"])).as_py():
             clip_id = pc.binary_join_element_wise(str(number), clip_id, "/")
+        # some data sets know one column more: when their clips were recorded
         rows = pa.concat_tables([rows, table.set_column(0, "clip_id", clip_id)], promote_options="default")
     return rows
 
@@ -146,9 +161,14 @@ def check_files(rows: pa.Table, max_bad_share: float) -> None:
         )
 
 
-def check_groups(rows: pa.Table) -> None:
-    """ValueError when a group has clips to train on and clips to evaluate on: its score would be a leak's."""
+def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
+    """ValueError when a group has clips to train on and clips to evaluate on: its score would be a leak's.
+
+    With `transductive`, clips of split pool may come from groups to evaluate on.
+    """
     grouped = rows.filter(pc.is_valid(rows["group"]))
+    if transductive:
+        grouped = grouped.filter(pc.not_equal(grouped["split"], "pool"))
     held_out = evaluated(grouped)
     leaks = pc.and_(held_out, pc.is_in(grouped["group"], value_set=grouped.filter(pc.invert(held_out))["group"]))
     groups = pc.unique(grouped.filter(leaks)["group"])
