@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
     {"config", "headers", "spectrum", "parallel", "deadline"},
-    {"audio", "optim", "metrics", "order", "artifacts", "targets"},
+    {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},

@@ -17,13 +17,23 @@ from raymae.config.model import (
     with_size,
 )
 from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
-from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
+from raymae.config.training import (
+    RANDOM,
+    Ablation,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    PseudoLabelConfig,
+    TrainConfig,
+)
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [
     "DECODERS",
     "FRONT_ENDS",
     "MODEL_SIZES",
+    "RANDOM",
+    "Ablation",
     "AudioConfig",
     "AugmentConfig",
     "ComputeConfig",
