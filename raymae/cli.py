@@ -174,6 +174,6 @@ def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> 
         from raymae.export import export
 
         return export(config)
-    from raymae.pipeline import run_plan
+    from raymae.seeds import run_seeds
 
-    return run_plan(config, job, open_storage(config.storage))
+    return run_seeds(config, job, open_storage(config.storage))

@@ -112,6 +112,9 @@ class Config:
     """Name of the recipe that these settings came from."""
     seed: int = 0
     """Seed of weights, order, masks and augmentation."""
+    seeds: int = 1
+    """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits: mean
+    and standard deviation of every score as a table, CSV and LaTeX. Of a pipeline the last seed keeps the alias."""
     storage: str = "raymae-storage"
     """Folder or URL (s3://, gs://, …) of everything that is written."""
     json: str | None = None
@@ -146,6 +149,7 @@ class Config:
     """Export to timm and ONNX."""
 
     def __post_init__(self) -> None:
+        require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         for name in ("pretrain", "finetune"):
             crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate
