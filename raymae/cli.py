@@ -174,6 +174,10 @@ def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> 
         from raymae.export import export
 
         return export(config)
+    if config.dry_run:
+        from raymae.dry_run import dry_run
+
+        return dry_run(config, job, open_storage(config.storage))
     from raymae.seeds import run_seeds
 
     return run_seeds(config, job, open_storage(config.storage))

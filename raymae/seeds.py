@@ -70,8 +70,6 @@ def run_seeds(config: Config, target: Target, storage: Folder) -> dict[str, Any]
     for seed in range(config.seed, config.seed + config.seeds):
         print(f"\nseed {seed} ({seed - config.seed + 1} of {config.seeds})")
         results[seed] = run_plan(replace(config, seed=seed, seeds=1), target, storage, started)
-    if config.dry_run:
-        return {"seeds": {str(seed): result for seed, result in results.items()}}
     return conclude(config, results, storage, time.time() - started)
 
 

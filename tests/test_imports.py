@@ -25,7 +25,10 @@ FLOORS = [
     {"evaluate", "label", "export", "console"},
     {"pipeline"},
     {"encode", "seeds"},
-    {"cli", "benchmark"},
+    {"benchmark"},
+    {"rehearsal"},
+    {"dry_run"},
+    {"cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]

@@ -120,7 +120,8 @@ class Config:
     json: str | None = None
     """Write the job's result to this JSON file."""
     dry_run: bool = False
-    """Print the plan and stop."""
+    """Print the plan, train two steps of each training stage at full size on generated recordings, and say what the
+    run would take and whether it would fit; nothing of it is kept. A published data set need not be here."""
     max_hours: float | None = None
     """Hours from the job's start after which it stops at a commit, with exit status 75; the same command goes on."""
     audio: AudioConfig = AudioConfig()
