@@ -139,7 +139,7 @@ def check_target(option: str, name: str | None) -> None:
         raise ValueError(f"{option} {name} can't be written: permission denied")
 
 
-def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
+def main(job: Target | Literal["predict", "embed", "export", "audit"], doc: str) -> None:
     """Run a job from the command line; 0 means that everything asked for is there, 75 that its time was up."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
@@ -159,7 +159,7 @@ def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
         sys.exit("interrupted; the same command goes on from the last commit")
 
 
-def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> dict[str, Any]:
+def run(job: Target | Literal["predict", "embed", "export", "audit"], config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
     if job == "predict":
         check_target("--predict.output", config.predict.output)
@@ -174,6 +174,10 @@ def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> 
         from raymae.export import export
 
         return export(config)
+    if job == "audit":
+        from raymae.audit_report import audit_run
+
+        return audit_run(config, open_storage(config.storage))
     if config.dry_run:
         from raymae.dry_run import dry_run
 

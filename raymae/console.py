@@ -8,11 +8,13 @@ from raymae.artifacts import latest_step
 from raymae.config import redact
 from raymae.datasets import summary
 from raymae.plan import DOES, Plan
+from raymae.splits import split_name
 
 
 def print_plan(plan: Plan) -> None:
     """What will run, what is reused, and what it takes."""
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
+    print(f"  split: {split_name(plan.config.data.split)}")
     for line in summary(plan.clips, plan.config.finetune.labels):
         print(f"  {line}")
     for section, given in plan.given.items():

@@ -20,6 +20,7 @@ from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
 from raymae.selection import described
 from raymae.spec import class_names, rows_of
+from raymae.splits import write_split
 from raymae.weights import bring, find
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Run:
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
+        write_split(plan.run_folder, plan.clips, plan.config.data.split)
         self.parent_id  # noqa: B018  the run is visible from the first moment
         before = time.time()
         start_ray(plan.config.compute)

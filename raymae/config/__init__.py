@@ -17,6 +17,7 @@ from raymae.config.model import (
     with_size,
 )
 from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
+from raymae.config.split import SplitConfig, SplitKind
 from raymae.config.training import (
     RANDOM,
     Ablation,
@@ -49,6 +50,8 @@ __all__ = [
     "PredictConfig",
     "PretrainConfig",
     "PseudoLabelConfig",
+    "SplitConfig",
+    "SplitKind",
     "SyntheticConfig",
     "TrackingConfig",
     "TrainConfig",

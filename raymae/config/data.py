@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from raymae.config.split import SplitConfig
 from raymae.config.values import require, require_choice, require_share
 
 Framing = Literal["centred", "kaldi"]
@@ -199,6 +200,8 @@ class DataConfig:
     """How often an epoch of pre-training visits each clip of the pool tables, one number per table; default 1."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded data set."""
+    split: SplitConfig = SplitConfig()
+    """How the clips are shared out between training and evaluation."""
     max_bad_share: float = 0.05
     """The job stops when a larger share of the files can't be read; below it they are quarantined and listed."""
     file_timeout: float = 30.0

@@ -17,6 +17,7 @@ from raymae.config import DataConfig
 from raymae.datasets import synthetic
 from raymae.datasets.locate import EXAMPLES
 from raymae.datasets.table import CLIPS, ROWS, read_table, repeats
+from raymae.splits import assign, settings
 from raymae.targets import SEPARATOR, Labels, class_set, label_lists
 
 __all__ = ["CLIPS", "DATASETS", "ROWS", "check_labels", "load", "summary"]
@@ -50,20 +51,32 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     """The clip table (`CLIPS`) of a run: its data set and its pool tables.
 
     `labels` says how scene_label is to be read, and that a classifier is to be trained on it. Raises ValueError for an
-    unknown data set, for what `read_table` rejects, for a file that two rows share, for a group with clips on both
-    sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what `check_labels`
-    rejects.
+    unknown data set, for what `read_table` and `splits.assign` reject, for a file that two rows share, for a group with
+    clips on both sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what
+    `check_labels` rejects.
+    """
+    rows = assign(load_rows(config, folder), config.split)
+    check_files(rows, config.max_bad_share)
+    used = settings(config.split)
+    if used.kind == "random":
+        log.warning("data.split.kind = random cuts recordings apart: its scores are a leak's")
+    else:
+        check_groups(rows, transductive=used.transductive)
+    if labels:
+        check_labels(rows, labels)
+    return rows.select(CLIPS.names)
+
+
+def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
+    """The rows (`ROWS` and, where a data set knows it, recorded) of a run before they are split.
+
+    Raises ValueError for an unknown data set and for what `read_table` rejects.
     """
     if config.dataset not in DATASETS:
         raise ValueError(f"data.dataset = {config.dataset!r} is unknown; valid: {', '.join(DATASETS)}")
     weights = config.pool_weights or (1.0,) * len(config.pool_tables)
     pools = [read_table(url, pool=True, weight=w) for url, w in zip(config.pool_tables, weights, strict=True)]
-    rows = join([DATASETS[config.dataset](config, folder), *pools])
-    check_files(rows, config.max_bad_share)
-    check_groups(rows)
-    if labels:
-        check_labels(rows, labels)
-    return rows.select(CLIPS.names)
+    return join([DATASETS[config.dataset](config, folder), *pools])
 
 
 def join(tables: list[pa.Table]) -> pa.Table:
@@ -73,7 +86,8 @@ def join(tables: list[pa.Table]) -> pa.Table:
         clip_id = table["clip_id"]
         while pc.any(pc.is_in(clip_id, value_set=rows["clip_id"])).as_py():
             clip_id = pc.binary_join_element_wise(str(number), clip_id, "/")
-        rows = pa.concat_tables([rows, table.set_column(0, "clip_id", clip_id)])
+        # some data sets know one column more: when their clips were recorded
+        rows = pa.concat_tables([rows, table.set_column(0, "clip_id", clip_id)], promote_options="default")
     return rows
 
 
@@ -97,9 +111,14 @@ def check_files(rows: pa.Table, max_bad_share: float) -> None:
         )
 
 
-def check_groups(rows: pa.Table) -> None:
-    """ValueError when a group has clips to train on and clips to evaluate on: its score would be a leak's."""
+def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
+    """ValueError when a group has clips to train on and clips to evaluate on: its score would be a leak's.
+
+    With `transductive`, clips of split pool may come from groups to evaluate on.
+    """
     grouped = rows.filter(pc.is_valid(rows["group"]))
+    if transductive:
+        grouped = grouped.filter(pc.not_equal(grouped["split"], "pool"))
     held_out = evaluated(grouped)
     leaks = pc.and_(held_out, pc.is_in(grouped["group"], value_set=grouped.filter(pc.invert(held_out))["group"]))
     groups = pc.unique(grouped.filter(leaks)["group"])
