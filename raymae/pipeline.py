@@ -15,7 +15,7 @@ from tqdm import tqdm
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
 from raymae.console import print_plan, print_result
-from raymae.datasets import load
+from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
 from raymae.selection import described
@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
     """The plan of a job, its clips and given weights looked at; prints it."""
     labels = None if target in ("prepare", "pretrain") else config.finetune.labels
-    clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None, labels)
+    missing = absent(config.data) if config.dry_run else []
+    if missing:
+        print(f"not here: {', '.join(missing)}; clips under its true names and counts are generated for the dry run")
+    folder = Path(storage.path("datasets")) if storage.is_local else None
+    clips = (load_nominal if missing else load)(config.data, folder, labels)
     plan = Plan(config, clips, storage, target, find(config, storage, target))
     if plan.to_do:
         for section, given in plan.given.items():

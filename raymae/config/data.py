@@ -189,6 +189,8 @@ class DataConfig:
 
     dataset: str = "synthetic"
     """A name in raymae.datasets.DATASETS: synthetic, table."""
+    root: str | None = None
+    """Folder or URL of a published data set, as it is distributed (every dataset but synthetic and table)."""
     tables: tuple[str, ...] = ()
     """CSV or Parquet tables with filename and optional scene_label, city, device, group, split (dataset = table).
 
@@ -198,6 +200,8 @@ class DataConfig:
     """Further tables, all of whose clips serve pre-training alone (their labels are ignored); also folders and tars."""
     pool_weights: tuple[float, ...] = ()
     """How often an epoch of pre-training visits each clip of the pool tables, one number per table; default 1."""
+    pool_datasets: tuple[str, ...] = ()
+    """Published data sets for pre-training, as name:folder (tau2020_mobile:/data/tau): what is no val or test there."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded data set."""
     split: SplitConfig = SplitConfig()
