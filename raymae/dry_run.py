@@ -163,7 +163,11 @@ def rehearsal_lines(config: Config, rehearsals: Mapping[str, Rehearsal | None]) 
 
 def cost_lines(costs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
     """The cost of every stage, and of all."""
-    lines = ["cost, by clips at these rates here; by FLOPs on an H200 at 45 % of its peak:"] if costs else []
+    lines = (
+        ["cost, by clips at these rates here; by FLOPs on an H200 at 45 % of its bf16 peak, whatever the precision:"]
+        if costs
+        else []
+    )
     for name, cost in costs.items():
         steps = f"{cost['steps']:,} steps, " if "steps" in cost else ""
         gpu = f", {duration(cost['gpu_hours'])} on an H200" if cost["gpu_hours"] else ""

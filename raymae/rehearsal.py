@@ -108,7 +108,7 @@ def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
         "warmup_epochs": 0,
         "report_steps": 1,
     }
-    changes |= {"epochs": 1.0, "commit_minutes": 1e6, "init_from": None, "compile": config.pretrain.compile and on_gpu}
+    changes |= {"epochs": 1.0, "commit_minutes": 1e6, "init_from": None} | ({} if on_gpu else {"compile": False})
     pretrain = replace(config.pretrain, **changes, probe_clips=0)
     finetune = replace(config.finetune, **changes, head_epochs=0.0)
     return replace(config, pretrain=pretrain, finetune=finetune, compute=compute)
