@@ -187,6 +187,10 @@ def run(job: Target | Literal["predict", "embed", "export", "audit"], config: Co
         from raymae.audit_report import audit_run
 
         return audit_run(config, open_storage(config.storage))
-    from raymae.pipeline import run_plan
+    if config.dry_run:
+        from raymae.dry_run import dry_run
 
-    return run_plan(config, job, open_storage(config.storage))
+        return dry_run(config, job, open_storage(config.storage))
+    from raymae.seeds import run_seeds
+
+    return run_seeds(config, job, open_storage(config.storage))

@@ -17,7 +17,7 @@ from raymae.artifacts import Folder
 from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify
 from raymae.order import Rows
-from raymae.plan import FINETUNED, Plan
+from raymae.plan import Plan
 from raymae.rivals import fit_svm, statistics
 from raymae.spec import class_names, rows_of
 from raymae.store import FeatureStore, iterate
@@ -68,7 +68,7 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
     held_out = np.concatenate([rows_of(store.clips, split, labelled=True) for split in ("val", "test")])
     if not len(held_out):
         raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
-    folders = {name: plan.nodes[name].artifact for name in FINETUNED if name in plan.nodes}
+    folders = plan.classifiers
     kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
     train = rows_of(store.clips, "train", labelled=True)
     rivals = svm_rivals.remote(store, kinds, train, held_out, names, labels, config.seed)
@@ -78,7 +78,7 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
     for kind, (found, spent) in ray.get(rivals).items():
         probabilities[kind], seconds[kind] = found, spent
         work_seconds += spent
-    order = [name for name in (*SVMS, "cnn", "finetune", "student") if name in probabilities]
+    order = [name for name in (*SVMS, *folders) if name in probabilities]
     clips = store.clips.take(held_out)
     metrics = {}
     for name in order:
@@ -93,7 +93,13 @@ def evaluate(plan: Plan, bar: Callable[[int], AbstractContextManager[Callable[[i
     text = judge.report_text(metrics, seconds, stamp, chosen)
     artifact.write_bytes("report.md", text.encode())
     judge.figures(metrics, names, artifact)
-    return {"metrics": metrics, "train_seconds": seconds, "classes": names, "work_seconds": work_seconds}
+    return {
+        "metrics": metrics,
+        "train_seconds": seconds,
+        "classes": names,
+        "work_seconds": work_seconds,
+        "ablation": plan.ablation_models,
+    }
 
 
 def chose_by_val(classifier: Folder) -> bool:

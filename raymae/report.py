@@ -31,6 +31,10 @@ MODEL_TITLES = {
     "svm": "SVM on log-mel statistics",
     "svm_robust": "SVM, coloured + centred",
     "cnn": "CNN from scratch",
+    "finetune_scratch": "encoder from scratch",
+    "finetune_supervised": "supervised transfer",
+    "finetune_pool": "MAE on pool alone, fine-tuned",
+    "finetune_pool_train": "MAE on pool + train, fine-tuned",
     "finetune": "MAE, fine-tuned",
     "student": "MAE, with pseudo-labels",
 }

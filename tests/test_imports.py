@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
     {"config", "headers", "spectrum", "parallel", "deadline"},
-    {"audio", "optim", "metrics", "order", "artifacts", "targets"},
+    {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units"},
     {"splits"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
@@ -25,8 +25,11 @@ FLOORS = [
     {"features", "launch", "inference"},
     {"evaluate", "label", "export", "console", "audit_report"},
     {"pipeline"},
-    {"encode"},
-    {"cli", "benchmark"},
+    {"encode", "seeds"},
+    {"benchmark"},
+    {"rehearsal"},
+    {"dry_run"},
+    {"cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]

@@ -26,13 +26,23 @@ from raymae.config.run import (
     TrackingConfig,
 )
 from raymae.config.split import SplitConfig, SplitKind
-from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
+from raymae.config.training import (
+    RANDOM,
+    Ablation,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    PseudoLabelConfig,
+    TrainConfig,
+)
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [
     "DECODERS",
     "FRONT_ENDS",
     "MODEL_SIZES",
+    "RANDOM",
+    "Ablation",
     "AudioConfig",
     "AuditConfig",
     "AugmentConfig",

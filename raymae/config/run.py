@@ -123,12 +123,16 @@ class Config:
     """Name of the recipe that these settings came from."""
     seed: int = 0
     """Seed of weights, order, masks and augmentation."""
+    seeds: int = 1
+    """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits: mean
+    and standard deviation of every score as a table, CSV and LaTeX. Of a pipeline the last seed keeps the alias."""
     storage: str = "raymae-storage"
     """Folder or URL (s3://, gs://, …) of everything that is written."""
     json: str | None = None
     """Write the job's result to this JSON file."""
     dry_run: bool = False
-    """Print the plan and stop."""
+    """Print the plan, train two steps of each training stage at full size on generated recordings, and say what the
+    run would take and whether it would fit; nothing of it is kept. A published data set need not be here."""
     max_hours: float | None = None
     """Hours from the job's start after which it stops at a commit, with exit status 75; the same command goes on."""
     audio: AudioConfig = AudioConfig()
@@ -159,6 +163,7 @@ class Config:
     """The leak audit."""
 
     def __post_init__(self) -> None:
+        require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         for name in ("pretrain", "finetune"):
             crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate

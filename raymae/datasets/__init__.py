@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 from raymae.config import DataConfig
 from raymae.datasets import audioset, cas2023, synthetic, tau
 from raymae.datasets.locate import EXAMPLES
+from raymae.datasets.nominal import SHAPES, absent, nominal
 from raymae.datasets.official import differences
 from raymae.datasets.table import CLIPS, ROWS, read_table, repeats
 from raymae.splits import assign, settings
 from raymae.targets import SEPARATOR, Labels, class_set, label_lists
 
-__all__ = ["CLIPS", "DATASETS", "ROWS", "check_labels", "load", "summary"]
+__all__ = ["CLIPS", "DATASETS", "ROWS", "absent", "check_labels", "load", "load_nominal", "summary"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,27 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     if labels:
         check_labels(rows, labels)
     return rows.select(CLIPS.names)
+
+
+def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
+    """As `load`, with generated clips (`nominal`) for the data sets that are absent: their names and true counts.
+
+    Raises ValueError for a pool data set whose shape isn't known, and what `load` raises of splits and labels.
+    """
+    missing = absent(config)
+    own = nominal(config.dataset) if config.dataset in missing else DATASETS[config.dataset](config, folder)
+    rows = assign(join([own, *(nominal_pool(pool) for pool in config.pool_datasets)]), config.split)
+    if labels:
+        check_labels(rows, labels)
+    return rows.select(CLIPS.names)
+
+
+def nominal_pool(pool: str) -> pa.Table:
+    """What a data set (name:folder) gives to a pool: all that it doesn't evaluate on, without labels."""
+    name = pool.partition(":")[0]
+    if name not in SHAPES:
+        raise ValueError(f"data.pool_datasets: a dry run without the audio knows {', '.join(SHAPES)}, not {name!r}")
+    return as_pool(pool, nominal(name), 1.0)
 
 
 def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
