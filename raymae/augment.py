@@ -246,7 +246,8 @@ def _add_response(log_mel: Tensor, valid_frames: Tensor, response: Tensor) -> Te
 
 def _band_means(values: Tensor, valid_frames: Tensor) -> Tensor:
     """Mean of `values` (B, T, F) over the valid frames, (B, F)."""
-    return torch.bmm(_valid(values, valid_frames)[:, None], values)[:, 0] / valid_frames[:, None]
+    with torch.autocast(values.device.type, enabled=False):  # variances are differences of these
+        return torch.bmm(_valid(values, valid_frames)[:, None], values)[:, 0] / valid_frames[:, None]
 
 
 def _stripe(size: int, limit: Tensor, largest: int, generator: Generator) -> Tensor:

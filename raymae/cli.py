@@ -139,7 +139,7 @@ def check_target(option: str, name: str | None) -> None:
         raise ValueError(f"{option} {name} can't be written: permission denied")
 
 
-def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
+def main(job: Target | Literal["predict", "embed", "export", "audit"], doc: str) -> None:
     """Run a job from the command line; 0 means that everything asked for is there, 75 that its time was up."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
@@ -150,6 +150,8 @@ def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
         if config.json:
             with open(config.json, "w") as file:
                 json.dump(result, file, indent=1)
+        if config.data.check and result["problems"]:
+            sys.exit(1)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except TimeIsUpError as error:
@@ -159,8 +161,15 @@ def main(job: Target | Literal["predict", "embed", "export"], doc: str) -> None:
         sys.exit("interrupted; the same command goes on from the last commit")
 
 
-def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> dict[str, Any]:
+def run(job: Target | Literal["predict", "embed", "export", "audit"], config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
+    if config.data.check:
+        from raymae.datasets.check import check
+
+        storage = open_storage(config.storage)
+        folder = Path(storage.path("datasets")) if storage.is_local else None
+        taught = job in ("finetune", "pseudo_label", "evaluate", "register")
+        return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
         check_target("--predict.output", config.predict.output)
         from raymae.label import label_files
@@ -180,6 +189,14 @@ def run(job: Target | Literal["predict", "embed", "export"], config: Config) -> 
         from raymae.report.compared import compare_evaluations
 
         return compare_evaluations(config.evaluate.compare)
-    from raymae.pipeline import run_plan
+    if job == "audit":
+        from raymae.audit_report import audit_run
 
-    return run_plan(config, job, open_storage(config.storage))
+        return audit_run(config, open_storage(config.storage))
+    if config.dry_run:
+        from raymae.dry_run import dry_run
+
+        return dry_run(config, job, open_storage(config.storage))
+    from raymae.seeds import run_seeds
+
+    return run_seeds(config, job, open_storage(config.storage))

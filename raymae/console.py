@@ -8,25 +8,33 @@ from raymae.artifacts import latest_step
 from raymae.config import redact
 from raymae.datasets import summary
 from raymae.plan import DOES, Plan
+from raymae.splits import split_name
 
 
 def print_plan(plan: Plan) -> None:
     """What will run, what is reused, and what it takes."""
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
+    print(f"  split: {split_name(plan.config.data.split)}")
     for line in summary(plan.clips, plan.config.finetune.labels):
         print(f"  {line}")
     for section, given in plan.given.items():
-        source = redact(str(getattr(plan.config, section).init_from))
+        start = plan.config.evaluate.supervised_from if section == "supervised" else None
+        source = redact(str(start or getattr(plan.config, section).init_from))
         print(f"  {section} starts from {source}, weights {given.key}")
     details = {}
     if plan.to_do:
         from raymae.outlook import outlook  # builds the models, which takes torch and seconds
 
         details = outlook(plan)
+    width = max(12, *map(len, plan.nodes))
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)
         state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
-        print(f"  {name:13s}{node.key}  {state}  {DOES[name]}{details.get(name, '')}")
+        does = DOES[node.stage] + (f" (ablation {name.removeprefix(node.stage + '_')})" if name != node.stage else "")
+        print(f"  {name:{width}s} {node.key}  {state}  {does}{details.get(name, '')}")
+    for ablation, name in plan.ablation_models.items():
+        if name == "finetune":
+            print(f"  ablation {ablation}: this is where {name} starts anyway; its row stands for both")
     if "evaluate" in plan.nodes and not plan.has_student:
         print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
 

@@ -24,11 +24,6 @@ from raymae.models.pooling import row_stats, token_mean
 Pool = Literal["row_stats", "mean", "cls"]
 
 
-def middle_layers(depth: int) -> tuple[int, ...]:
-    """The layers from a third to two thirds of the depth, 2 to 4 of 6: the upper ones serve the pre-training's task."""
-    return tuple(range(max(1, depth // 3), max(1, 2 * depth // 3) + 1))
-
-
 @dataclass(frozen=True)
 class Embedder:
     """A frozen encoder and how it is read.
@@ -126,13 +121,13 @@ def make_embedder(
     layers: Sequence[int] = (),
     centred: bool = False,
 ) -> Embedder:
-    """An embedder of an encoder that saw crops as `augment` cuts them; `layers` default to `middle_layers`.
+    """An embedder of an encoder that saw crops as `augment` cuts them; the default of `layers` is the last one.
 
     Raises:
         ValueError: there is no such layer.
     """
     model = replace(model, depth=len(encoder.blocks))
-    chosen = tuple(layers) or middle_layers(model.depth)
+    chosen = tuple(layers) or (model.depth,)
     wrong = [layer for layer in chosen if not 1 <= layer <= model.depth]
     if wrong:
         raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")

@@ -19,9 +19,10 @@ from raymae.config import to_dict
 from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify, embed
 from raymae.order import Rows, sample
-from raymae.plan import FINETUNED, Plan, split_name
+from raymae.plan import Plan
 from raymae.rivals import fit_svm, statistics
 from raymae.spec import class_names, rows_of
+from raymae.split_file import split_name
 from raymae.store import FeatureStore, iterate
 from raymae.targets import Labels, target_matrix
 
@@ -73,6 +74,7 @@ def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
         comparisons: other model → split → the final model (first) against it (`report.comparisons`).
         mistakes: of the final model, by split (`report.mistakes`).
         embeddings: what can be read from them by stage (`invariance.read_out`), or None.
+        ablation: by ablation, the model that it is (`Plan.ablation_models`).
 
     Raises ValueError when no held-out split has a labelled clip, or a clip would not count exactly once.
     """
@@ -83,7 +85,7 @@ def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
     rows = np.concatenate([rows_of(store.clips, split, labelled=True) for split in ("val", "test")])
     if not len(rows):
         raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
-    folders = {name: plan.nodes[name].artifact for name in FINETUNED if name in plan.nodes}
+    folders = plan.classifiers
     kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
     train = rows_of(store.clips, "train", labelled=True)
     rivals = svm_rivals.remote(store, kinds, train, rows, names, labels, config.seed)
@@ -93,28 +95,29 @@ def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
     for kind, (found, spent) in ray.get(rivals).items():
         probabilities[kind], seconds[kind] = found, spent
         work_seconds += spent
-    order = [name for name in (*SVMS, "cnn", "finetune", "student") if name in probabilities]
+    order = [name for name in (*SVMS, *folders) if name in probabilities]
     readable = store.clips.take(rows)
     predictions = {name: predictions_table(readable, probabilities[name]) for name in order}
     for name, table in predictions.items():
         report.check_complete(table, store.clips)
         artifact.write_table(f"predictions/{name}.parquet", table)
     embeddings, spent = read_embeddings(plan, rows, bar)
-    found = judge(predictions, names, labels, store.clips) | {
-        "split": split_name(config.data),
+    result = judge(predictions, names, labels, store.clips) | {
+        "split": split_name(config.data.split),
         "note": STAMP if config.data.dataset == "synthetic" else None,
         "train_seconds": seconds,
         "val_chose": [name for name in order if name in folders and chose_by_val(folders[name])],
         "quarantined": quarantined(plan.clips, store.clips),
         "embeddings": embeddings,
+        "ablation": plan.ablation_models,
     }
-    found = dict(to_dict(found))
-    report.write_report(found, artifact)
-    return found | {"work_seconds": work_seconds + spent}
+    result = dict(to_dict(result))
+    report.write_report(result, artifact)
+    return result | {"work_seconds": work_seconds + spent}
 
 
 def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Labels, clips: pa.Table) -> dict[str, Any]:
-    """What is said of the models' predictions, the last of which is the final one's, for the clip table they are from."""
+    """What is said of the models' predictions, the last of which is the final one's; `clips` is their clip table."""
     known = report.heard(clips)
     metrics = {name: report.evaluation(table, names, labels, known) for name, table in predictions.items()}
     for name in metrics:

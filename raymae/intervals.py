@@ -1,7 +1,7 @@
 """How far a score may be off: bootstrap intervals from whole groups (`raymae.resampling`), on numpy arrays.
 
-There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in `raymae.metrics`; groups
-name the recording or session of each clip.
+There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in `raymae.metrics`;
+groups name the recording or session of each clip.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def average_precision_intervals(
     resamples: int = MAP_RESAMPLES,
     seed: int = 0,
 ) -> tuple[Interval | None, list[Interval | None]]:
-    """Intervals of mAP and of every class's average precision (C,), for evaluation sets of this size; None for mAP where
-    a class has clips in fewer than `MIN_GROUPS` groups, and for that class.
+    """Intervals of mAP and of every class's average precision (C,), for evaluation sets of this size; None for mAP
+    where a class has clips in fewer than `MIN_GROUPS` groups, and for that class.
 
     A drawn set without a clip of some class is scored over the others. Clips that are drawn twice raise average
     precision, so that the drawn mAPs lie too high, and with many classes above the figure itself (simulated: 0.0317 to

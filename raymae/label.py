@@ -15,6 +15,7 @@ from tqdm import tqdm
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, redact
 from raymae.sources import AUDIO, open_clip
+from raymae.submission import check_classes, read_submission
 from raymae.weights import find, open_artifact
 
 FILES_PER_TASK = 16
@@ -91,7 +92,14 @@ def label_files(config: Config) -> dict[str, Any]:
     if output is None or not output.endswith((".csv", ".parquet")):
         raise ValueError(f"--predict.output {output} must name a .csv or .parquet file to write")
     files = find_files(config.predict.inputs)
+    submission = read_submission(config.predict.submission) if config.predict.submission else None
+    if submission:
+        if not output.endswith(".csv"):
+            raise ValueError(f"--predict.output {output} must be a .csv file: --predict.submission is one")
+        files = submission.files(files)
     classifier = find_classifier(config)
+    if submission:
+        check_classes(classifier.read_json("classifier.json"), submission.path)
     start_ray(config.compute)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cores = int(max(node["Resources"].get("CPU", 1) for node in nodes))
@@ -114,7 +122,10 @@ def label_files(config: Config) -> dict[str, Any]:
             blocks.append(block)
             bar.update(len(block))
     table = pa.concat_tables(blocks)
-    if output.endswith(".csv"):
+    if submission:
+        labels = dict(zip(table["path"].to_pylist(), table["scene_label"].to_pylist(), strict=True))
+        Path(output).write_bytes(submission.filled([labels[path] for path in files]))
+    elif output.endswith(".csv"):
         pa.csv.write_csv(table, output)
     else:
         pq.write_table(table, output)

@@ -25,11 +25,12 @@ def outlook(plan: Plan) -> dict[str, str]:
         megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
         kept = f"{megabytes:.0f} MB of features" if config.data.store == "parquet" else "no features are kept"
         found["prepare"] = f": {len(plan.clips)} clips, {kept}"
-    if "pretrain" in plan.to_do:
-        found["pretrain"] = pretrain_outlook(plan)
-    for name in ("finetune", "student"):
-        if name in plan.to_do:
-            found[name] = finetune_outlook(plan, name)
+    for name in plan.to_do:
+        stage = plan.nodes[name].stage
+        if stage == "pretrain":
+            found[name] = pretrain_outlook(plan.plan_of(name))
+        elif stage in ("finetune", "student"):
+            found[name] = finetune_outlook(plan.plan_of(name), stage)
     return found
 
 

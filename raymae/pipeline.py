@@ -15,11 +15,12 @@ from tqdm import tqdm
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
 from raymae.console import print_plan, print_result
-from raymae.datasets import load
+from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
 from raymae.selection import described
 from raymae.spec import class_names, rows_of
+from raymae.splits import write_split
 from raymae.weights import bring, find
 
 if TYPE_CHECKING:
@@ -28,19 +29,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_plan(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
-    """Run everything that `target` needs and return the result (the keys are documented in the README).
-
-    Raises TimeIsUpError where `max_hours` end before the work does.
-    """
-    started = time.time()
+def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
+    """The plan of a job, its clips and given weights looked at; prints it."""
     labels = None if target in ("prepare", "pretrain") else config.finetune.labels
-    clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None, labels)
+    missing = absent(config.data) if config.dry_run else []
+    if missing:
+        print(f"not here: {', '.join(missing)}; clips under its true names and counts are generated for the dry run")
+    folder = Path(storage.path("datasets")) if storage.is_local else None
+    clips = (load_nominal if missing else load)(config.data, folder, labels)
     plan = Plan(config, clips, storage, target, find(config, storage, target))
     if plan.to_do:
         for section, given in plan.given.items():
             bring(given, section, config, write=not config.dry_run)
     print_plan(plan)
+    return plan
+
+
+def run_plan(config: Config, target: Target, storage: Folder, started: float | None = None) -> dict[str, Any]:
+    """Run everything that `target` needs and return the result (the keys are documented in the README).
+
+    `max_hours` count from `started`, seconds since 1970, or from now. Raises TimeIsUpError where they end before the
+    work does.
+    """
+    started = time.time() if started is None else started
+    plan = make_plan(config, target, storage)
     if config.dry_run:
         return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
     run = Run(plan, Deadline(config.max_hours, started))
@@ -94,7 +106,10 @@ class Run:
             node = self.plan.nodes[name]
             params = {"artifact": redact(node.artifact.url), "key": node.key}
             self._run_ids[name] = self.tracker.run(
-                node.key, name, parent=self.parent_id, params=params | stage_settings(self.plan.config, name)
+                node.key,
+                name,
+                parent=self.parent_id,
+                params=params | stage_settings(self.plan.plan_of(name).config, node.stage),
             )
         return self._run_ids[name]
 
@@ -111,6 +126,7 @@ class Run:
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
+        write_split(plan.run_folder, plan.clips, plan.config.data.split)
         self.parent_id  # noqa: B018  the run is visible from the first moment
         before = time.time()
         start_ray(plan.config.compute)
@@ -119,7 +135,7 @@ class Run:
         for name in plan.to_do:
             self.deadline.check(f"before {name}")
             node = plan.nodes[name]
-            if name in ("pretrain", *FINETUNED):
+            if node.stage in ("pretrain", *FINETUNED):
                 waiting.append(node)
                 continue
             self._train(waiting)
@@ -149,7 +165,7 @@ class Run:
         self.tracker.finish(run_id, "FINISHED")
         commits = f" (commits {result['commit_seconds']:.1f} s)" if result.get("commit_seconds") else ""
         print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s{commits}")
-        if node.name in FINETUNED:
+        if node.stage in FINETUNED:
             print(f"  {described(result['selection'])}")
 
     def _log_figure(self, node: Node, file: str) -> None:
@@ -311,7 +327,7 @@ def scores(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of nested metrics as "model/split/score", without what is given by class, bin, city or device."""
     found: dict[str, float] = {}
     for key, value in metrics.items():
-        if isinstance(value, dict) and prefix.count("/") < 2 or key.startswith(("seen_", "unseen_")) and value:
+        if (isinstance(value, dict) and prefix.count("/") < 2) or (key.startswith(("seen_", "unseen_")) and value):
             found |= scores(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[prefix + key] = float(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,13 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymae.ablation import ablated
 from raymae.artifacts import Folder, digest
-from raymae.config import Config, DataConfig, TrackingConfig, redact, to_dict
+from raymae.config import RANDOM, Config, TrackingConfig, redact, to_dict
 from raymae.manifest import FORMAT
 from raymae.responses import Responses, read_responses
 from raymae.selection import selection
 from raymae.shards import all_stand
 from raymae.spec import StageSpec, class_names
+from raymae.split_file import split_name
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 
@@ -61,11 +63,6 @@ DOES = {
 FINETUNED = ("finetune", "cnn", "student")
 
 
-def split_name(data: DataConfig) -> str:
-    """What the split of these clips is called wherever a score stands: the one place where reports take it from."""
-    return f"as the {'data set' if data.dataset != 'table' else 'table'} says"
-
-
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
     """16 digits that name the content and order of some columns."""
     state = hashlib.sha256()
@@ -82,6 +79,8 @@ class Node:
     key: str
     artifact: Folder
     reused: bool
+    stage: str
+    """The stage that it is: its name, or what an ablation repeats of it (finetune_pool is a finetune)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,12 @@ class Plan:
             raise ValueError(
                 "finetune.labels = multi: pseudo-labels are for clips of one class; jobs/finetune.py, jobs/evaluate.py "
                 "and jobs/pipeline.py go without them and take the fine-tuned classifier for the final one"
+            )
+        pools = {"pool", "pool_train"}.intersection(self.config.evaluate.ablation)
+        if self.target in ("evaluate", "register") and pools and not len(self.rows(["pool"])):
+            raise ValueError(
+                f"evaluate.ablation = {', '.join(sorted(pools))}: there is no clip of split pool to pre-train on; "
+                "data.pool_tables bring some"
             )
 
     @property
@@ -142,21 +147,57 @@ class Plan:
         add(self.target)
         return [name for name in ORDER if name in wanted]
 
-    def _needs(self, name: str) -> tuple[str, ...]:
-        """What a stage reads; given weights take the place of pre-training."""
-        spared = {"pretrain"} if self.config.finetune.init_from else set()
-        return tuple(needed for needed in NEEDS[name] if needed not in spared)
-
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """Every stage with its key and whether it stands."""
-        keys: dict[str, str] = {}
-        nodes = {}
+        nodes: dict[str, Node] = {}
         for name in self.names:
-            keys[name] = digest([VERSION, name, self._inputs(name, keys)])
-            artifact = self.storage / f"artifacts/{name}/{keys[name]}"
-            nodes[name] = Node(name, keys[name], artifact, artifact.is_done() and self._stands(name, artifact))
+            if name in ("pseudo_label", "evaluate"):  # before them, so that one group of workers trains all
+                nodes |= self._ablated(nodes)
+            key = digest([VERSION, name, self._inputs(name, {one: node.key for one, node in nodes.items()})])
+            artifact = self.storage / f"artifacts/{name}/{key}"
+            reused = artifact.is_done() and self._stands(name, artifact)
+            nodes[name] = Node(name, key, artifact, reused, name)
         return nodes
+
+    @cached_property
+    def ablations(self) -> dict[str, Plan]:
+        """By ablation, the plan whose pre-training and fine-tuning it takes; only where this one evaluates."""
+        asked = self.config.evaluate.ablation if "evaluate" in self.names else ()
+        found: dict[str, Plan] = {}
+        for name in asked:
+            given = {**self.given, **({"finetune": self.given["supervised"]} if name == "supervised" else {})}
+            found[name] = Plan(ablated(self.config, name), self.clips, self.storage, "finetune", given)
+        return found
+
+    def _ablated(self, own: Mapping[str, Node]) -> dict[str, Node]:
+        """The stages that the ablations add to some that there are; equal ones are the same."""
+        known, found = {node.key for node in own.values()}, {}
+        for ablation, plan in self.ablations.items():
+            for stage in ("pretrain", "finetune"):
+                node = plan.nodes.get(stage)
+                if node is not None and node.key not in known:
+                    known.add(node.key)
+                    found[f"{stage}_{ablation}"] = replace(node, name=f"{stage}_{ablation}")
+        return found
+
+    @cached_property
+    def ablation_models(self) -> dict[str, str]:
+        """By ablation, the node of its classifier: the plan's own where it fine-tunes from the same."""
+        names = {node.key: name for name, node in self.nodes.items()}
+        return {ablation: names[plan.nodes["finetune"].key] for ablation, plan in self.ablations.items()}
+
+    def plan_of(self, name: str) -> Plan:
+        """The plan that a node is a stage of: this one or an ablation's."""
+        ablation = name.removeprefix(f"{self.nodes[name].stage}_")
+        return self.ablations.get(ablation, self)
+
+    @cached_property
+    def classifiers(self) -> dict[str, Folder]:
+        """What is evaluated, in the order of the report; the plan's result last."""
+        trained = [name for name, node in self.nodes.items() if node.stage in FINETUNED]
+        place = {"cnn": 0, "finetune": 2, "student": 3}  # the ablations between rival and result
+        return {name: self.nodes[name].artifact for name in sorted(trained, key=lambda name: place.get(name, 1))}
 
     def _stands(self, name: str, artifact: Folder) -> bool:
         """Whether what a finished stage refers to is there too: the shards of a store, a model in the registry."""
@@ -239,9 +280,9 @@ class Plan:
             clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
             return [to_dict(config.pseudo_label), clips, keys["finetune"]]
         if name == "evaluate":
-            models = {key: keys[key] for key in FINETUNED if key in keys}
+            models = {name: key for name, key in keys.items() if name.startswith(FINETUNED)}
             clips = fingerprint(self.clips, self.clips.column_names)
-            said = [EVALUATION, split_name(config.data), config.evaluate.probe_clips]
+            said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips]
             return [audio, config.evaluate.rivals, clips, models, *said]
         tracking = config.tracking
         return [keys[self.final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
@@ -270,15 +311,16 @@ class Plan:
 
     def _given(self, section: str) -> list[str]:
         """The key of the weights that a section starts from, if it is given some."""
-        return [self.given[section].key] if getattr(self.config, section).init_from else []
+        source = getattr(self.config, section).init_from
+        return [source if source == RANDOM else self.given[section].key] if source else []
 
     def _start(self, name: str) -> Folder | None:
         """What a training stage takes its first weights from, if they aren't random."""
         section = "pretrain" if name == "pretrain" else "finetune"
         if name == "cnn":
             return None
-        if getattr(self.config, section).init_from:
-            return self.given[section].artifact
+        if source := getattr(self.config, section).init_from:
+            return None if source == RANDOM else self.given[section].artifact
         return None if name == "pretrain" else self.nodes["pretrain"].artifact
 
     def _chosen_by(self) -> list[str]:
@@ -293,6 +335,8 @@ class Plan:
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
         node = self.nodes
+        if (plan := self.plan_of(name)) is not self:
+            return replace(plan.spec(node[name].stage), name=name, repeats=node[name].stage)
         kind: Literal["pretrain", "finetune"] = "pretrain" if name == "pretrain" else "finetune"
         responses = self.responses[kind]
         return StageSpec(

@@ -19,6 +19,7 @@ from raymae.config import (
     ModelConfig,
     PretrainConfig,
     PseudoLabelConfig,
+    SplitConfig,
 )
 
 SMALL_AUDIO = AudioConfig(
@@ -153,9 +154,76 @@ def audioset() -> Config:
     return replace(recipe, model=model, finetune=finetune, evaluate=EvaluateConfig(rivals=("cnn",)))
 
 
+TAU2020 = "tau2020_mobile"
+TAU2020_FOLDER = "TAU-urban-acoustic-scenes-2020-mobile-development"
+"""As it is unpacked; another place: --data.pool-datasets tau2020_mobile:FOLDER."""
+PAPER_FINETUNE = FinetuneConfig(micro_batch_size=32, precision="bf16")
+"""Audio-MAE's for AS-20K."""
+
+
+def paper_dcase() -> Config:
+    """The paper's row 67.52 % (2,004 of 2,968 clips): TAU 2020 Mobile alone, pre-trained and fine-tuned on the official
+    training fold, tested on the official test fold, by device (s4 to s6 occur there alone); `--data.root` names its
+    folder. Same task: DCASE's baseline 54.1 %, a CNN of 315,000 parameters 76.3 %. Every training clip has its label,
+    so the student repeats the fine-tuning; jobs/evaluate.py reports both.
+
+    Cost: 6.5 M clips of 262 GFLOP and twice 0.84 M of 213, 2.0 hours of one H200 at 1,370 clips/s of Audio-MAE's ViT-B
+    (45 % of its bf16 peak, estimated, not measured), some 6 GB of features. Not run here yet. The paper states neither
+    rates nor epochs: they are Audio-MAE's, 400 epochs in place of 33, for a corpus of 16,000 clips.
+    """
+    return Config(
+        data=DataConfig(dataset=TAU2020),
+        pretrain=paper_pretrain(pool_only=False),
+        finetune=PAPER_FINETUNE,
+    )
+
+
+def paper() -> Config:
+    """The paper's row 98.85 % (344 of 348 clips), its protocol as it is: pre-training on TAU 2020 Mobile without the
+    places of its test fold, fine-tuning on the labelled fifth of CAS 2023 in a random 80:20 split, pseudo-labels,
+    fine-tuning again. The split cuts recordings apart: 97.9 % of its test clips have a sibling in training, and the
+    label of the nearest clip in time, without any audio, scores 99.97 %. Expect 98 to 100 %; it says nothing. Masks:
+    80 % unstructured in pre-training, structured (20 % of time, 20 % of frequency) in fine-tuning.
+
+    `--data.root` names CAS 2023's folder, `--data.pool-datasets` that of TAU. Cost: 6.5 M clips of 262 GFLOP, then
+    0.08 M and at most 0.5 M of 213, 1.8 hours of one H200, estimated as for paper_dcase; 8 GB of features. Not run here
+    yet. A confidence of 0.9 accepts a pseudo-label; the paper names no threshold.
+    """
+    return Config(
+        data=DataConfig(
+            dataset="cas2023",
+            pool_datasets=(f"{TAU2020}:{TAU2020_FOLDER}",),
+            split=SplitConfig(kind="random", test_share=0.2, val_share=0.0),
+        ),
+        pretrain=paper_pretrain(pool_only=True),
+        finetune=PAPER_FINETUNE,
+    )
+
+
+def honest() -> Config:
+    """`paper` with a split by visits: sessions of a city no more than 30 minutes apart lie on one side, and unlabelled
+    siblings of test clips are left out. There the nearest clip in time scores 30.1 %, against 99.97 % on a random
+    split. On cities that nobody heard, the challenge's evaluation, its baseline has 59 %, the best 75.8 %: expect less
+    than 80 %, not the paper's 98.85 %. Few visits hold some classes (Public square: two), so intervals are wide: run
+    several `--data.split.seed`s.
+
+    Cost: as `paper`, whose pre-training it shares; 1.7 hours of one H200 for all, 0.1 after that. Not run here yet.
+    """
+    recipe = paper()
+    return replace(recipe, data=replace(recipe.data, split=SplitConfig(kind="visit", test_share=0.2)))
+
+
+def paper_pretrain(*, pool_only: bool) -> PretrainConfig:
+    """Audio-MAE's pre-training, as the paper names no settings, for as many epochs as 16,000 clips take."""
+    return PretrainConfig(epochs=400, warmup_epochs=40, micro_batch_size=64, precision="bf16", pool_only=pool_only)
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "synthetic": synthetic,
     "small": small,
     "audiomae": audiomae,
     "audioset": audioset,
+    "paper_dcase": paper_dcase,
+    "paper": paper,
+    "honest": honest,
 }

@@ -43,6 +43,8 @@ class StageSpec:
     """timm name of the network that takes the encoder's place."""
     pace: Folder | None = None
     """A finished stage whose seconds are this stage's budget."""
+    repeats: str | None = None
+    """The stage of another configuration that it is, whose draws it makes."""
     responses: NDArray[np.float32] | None = None
     """Offsets (n, F) of the impulse responses that the stage augments with: read once, by the driver."""
 
@@ -53,7 +55,7 @@ class StageSpec:
 
     def seed(self) -> int:
         """The stage's seed; the same for equal stages, whatever pipeline they stand in."""
-        return mix(self.config.seed, *self.name.encode())
+        return mix(self.config.seed, *(self.repeats or self.name).encode())
 
     def order(self) -> Order:
         """The order of the stage's clips."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from raymae.artifacts import Folder, digest, open_storage
-from raymae.config import FRONT_ENDS, AudioConfig, Config, from_dict, redact
+from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
 from raymae.plan import Given, Target
 
 if TYPE_CHECKING:
@@ -50,14 +50,19 @@ class Found(Given):
 def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
     """The weights of every section that sets `init_from`, by section; reads them once, without torch, for their key.
 
+    Those of `evaluate.supervised_from` are the section "supervised".
+
     Raises:
         ValueError: a path, URL or registry URI that holds no weights.
     """
     sections = USES.get(target, ("pretrain", "finetune"))
+    sources = {section: (f"{section}.init_from", getattr(config, section).init_from) for section in sections}
+    if target in ("evaluate", "register"):
+        sources["supervised"] = ("evaluate.supervised_from", config.evaluate.supervised_from)
     return {
-        section: _find(section, source, config, storage)
-        for section in sections
-        if (source := getattr(config, section).init_from)
+        section: _find(setting, source, config, storage)
+        for section, (setting, source) in sources.items()
+        if source and source != RANDOM
     }
 
 
@@ -70,8 +75,8 @@ def open_artifact(source: str, config: Config) -> Folder:
     return Folder(source if "://" in source else str(Path(source).expanduser().resolve()))
 
 
-def _find(section: str, source: str, config: Config, storage: Folder) -> Found:
-    setting = f"{section}.init_from {redact(source)}"
+def _find(setting: str, source: str, config: Config, storage: Folder) -> Found:
+    setting = f"{setting} {redact(source)}"
     folder = open_artifact(source, config)
     try:
         if source.endswith(FILES):

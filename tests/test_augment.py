@@ -315,3 +315,13 @@ def test_mixup_mixes_inputs_and_targets_alike() -> None:
             parts = target[clip].nonzero()[:, 0]
             assert clip in parts
             assert valid_frames[clip] == VALID[parts].max()
+
+
+def test_autocast_changes_no_augmentation() -> None:
+    """Training augments under autocast, whose products would be too coarse for statistics of bands."""
+    log_mel = -1 + 0.1 * torch.randn(6, 64, 32, generator=torch.Generator().manual_seed(0))
+    for name, augmentation in AUGMENTATIONS.items():
+        plain, _ = augmentation(log_mel, VALID, ALL, AUDIO, torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16):
+            found, _ = augmentation(log_mel, VALID, ALL, AUDIO, torch.Generator().manual_seed(1))
+        assert torch.equal(found, plain), name

@@ -300,6 +300,7 @@ def test_a_dry_run_writes_its_plan(
     table = write_table(tmp_path / "own", ROWS)
     monkeypatch.chdir(tmp_path)
     words = ["small", "--data.tables", table, "--dry-run", "--json", "plan.json", "--evaluate.rivals"]
+    words += ["--compute.torch-threads", "1"]
     monkeypatch.setattr(sys, "argv", ["jobs/pipeline.py", *words])
     runpy.run_path(str(ROOT / "jobs" / "pipeline.py"), run_name="__main__")
     plan = json.loads(Path("plan.json").read_text())["plan"]

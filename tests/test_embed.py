@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raymae.artifacts import Folder
 from raymae.config import AugmentConfig
-from raymae.embed import Embedder, make_embedder, middle_layers, read_embedder
+from raymae.embed import Embedder, make_embedder, read_embedder
 from raymae.models import Encoder
 from raymae.session import BareSession
 from raymae.stages import run_stage
@@ -89,12 +89,6 @@ def test_frames_say_when_they_are_and_their_mean_is_the_clip() -> None:
     assert starts[0] == 0
     assert starts[-1] == N_FRAMES - 8
     assert np.allclose(vectors.mean(1), embedder.clips(sound(2), lengths(2), "mean"), atol=1e-5)
-
-
-def test_middle_layers() -> None:
-    assert middle_layers(6) == (2, 3, 4)
-    assert middle_layers(12) == (4, 5, 6, 7, 8)
-    assert middle_layers(1) == (1,)
 
 
 @pytest.mark.parametrize("layer", [0, 3])

@@ -11,21 +11,25 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
     {"config", "headers", "spectrum", "parallel", "deadline", "resampling"},
-    {"audio", "optim", "metrics", "order", "artifacts", "targets"},
-    {"sources", "shards", "selection", "pace", "watchdog", "profiling", "intervals", "compare"},
+    {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation"},
+    {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units", "intervals", "compare"},
+    {"splits"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
-    {"streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label"},
+    {"submission", "streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "pseudo_label", "twins"},
     {"session", "checkpoint", "plan", "report", "pictures"},
-    {"provenance", "task"},
+    {"provenance", "task", "audit"},
     {"loop", "predict", "embed"},
     {"stages", "outlook", "follow", "pyfunc", "invariance"},
     {"tracking"},
     {"weights"},
     {"features", "launch", "inference"},
-    {"evaluate", "label", "export", "console"},
+    {"evaluate", "label", "export", "console", "audit_report"},
     {"pipeline"},
-    {"encode"},
-    {"cli", "benchmark"},
+    {"encode", "seeds"},
+    {"benchmark"},
+    {"rehearsal"},
+    {"dry_run"},
+    {"cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]

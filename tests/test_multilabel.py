@@ -23,12 +23,12 @@ from raymae.order import Rows
 from raymae.pipeline import run_plan
 from raymae.plan import Plan, Target
 from raymae.predict import PRESENT, Predictor, class_probabilities
+from raymae.report import evaluation
 from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
 from raymae.stages import run_stage
 from raymae.stages.finetune import multi_loss
 from raymae.store import FeatureStore
-from raymae.tagging import evaluation
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY, make_spec
 
@@ -190,7 +190,9 @@ def test_a_row_names_the_surest_where_none_is_sure(trained: StageSpec, clips: pa
 def test_predictions_are_evaluated(trained: StageSpec, store: FeatureStore) -> None:
     rows = held_out(store)
     predictor = Predictor(trained.artifact, threads=1)
-    found = evaluation(predictions_table(store.clips.take(rows), predictor.probabilities(*store.read(rows))), NAMES)
+    found = evaluation(
+        predictions_table(store.clips.take(rows), predictor.probabilities(*store.read(rows))), NAMES, "multi"
+    )
     assert list(found) == ["val", "test_a"]
     assert found["val"]["mAP"] == pytest.approx(trained.artifact.result()["metrics"]["val/mAP"], abs=1e-4)
     assert set(found["test_a"]["mAP_by_device"]) == {"a", "b"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raymae.probe import cross_validated, effective_rank, fewest_groups, score
 
-KINDS = pytest.mark.parametrize("kind", ["linear", "knn", "svm"])
+KINDS = pytest.mark.parametrize("kind", ["linear", "knn"])
 
 
 def clusters(n: int, classes: int, seed: int, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -29,15 +29,14 @@ def test_noise_is_left_to_chance(kind) -> None:
     assert score(kind, x, y, x_test, y_test) < 0.4
 
 
-@pytest.mark.parametrize("kind", ["svm"])
-def test_no_clip_is_guessed_by_a_probe_that_knows_its_group(kind) -> None:
+def test_no_clip_is_guessed_by_a_probe_that_knows_its_group() -> None:
     """Clips of a group look alike and tell nothing of the class: only a leak between folds would find them."""
     rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(100), 6)
-    y = np.repeat(rng.permutation(100) % 2, 6)
-    x = np.repeat(rng.normal(size=(100, 16)), 6, axis=0) + 0.01 * rng.normal(size=(600, 16))
-    assert cross_validated(kind, x, y, groups.astype(str)) < 0.65
-    assert cross_validated(kind, x, y, np.arange(600).astype(str)) > 0.8
+    groups = np.repeat(np.arange(100), 20)
+    y = np.repeat(rng.permutation(100) % 2, 20)
+    x = np.repeat(rng.normal(size=(100, 16)), 20, axis=0) + 0.01 * rng.normal(size=(2000, 16))
+    assert cross_validated("knn", x, y, groups.astype(str)) < 0.65
+    assert cross_validated("knn", x, y, np.arange(2000).astype(str)) > 0.95
 
 
 def test_a_class_of_one_group_has_no_score() -> None:

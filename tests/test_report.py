@@ -1,19 +1,24 @@
 """Metrics by split, tables that can be read as text, figures that can be drawn."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from raymae.artifacts import Folder
-from raymae.config import AudioConfig
+from raymae.config import AudioConfig, to_dict
+from raymae.evaluate import SVMS, judge
 from raymae.figures import UNDRAWN, curve_panels, learning_curves, png, reconstruction_figure
-from raymae.report import Evaluation, confusion_figure, device_figure, evaluation, figures, report_text, result_table
+from raymae.inference import places_of
+from raymae.report import check_complete, comparisons, evaluation, heard, mistakes, result_table, write_report
+from raymae.report.figures import confusion_figure, domain_figure, reliability_figure
 
 NAMES = ["bus", "park", "tram"]
 
@@ -46,26 +51,36 @@ SMALL = make_predictions(
 
 
 def test_evaluation_by_hand() -> None:
-    found = evaluation(SMALL, NAMES)
+    found = evaluation(SMALL, NAMES, known=heard(SMALL))
     assert list(found) == ["val", "test_a", "test_b"]
-    assert found["val"] == {
+    val = found["val"]
+    assert {key: val[key] for key in ("clips", "groups", "macro_accuracy_ci", "missing_classes", "confusion")} == {
         "clips": 3,
-        "macro_accuracy": pytest.approx((1 / 2 + 1) / 2),
+        "groups": 2,
         "macro_accuracy_ci": None,
-        "accuracy": pytest.approx(2 / 3),
-        "log_loss": pytest.approx(-(2 * np.log(0.8) + np.log(0.1)) / 3),
-        "ece": pytest.approx(0.8 - 2 / 3),
         "missing_classes": ["park"],
-        "accuracy_by_device": {"a": 1.0, "b": 0.5},
-        "accuracy_by_city": {"x": pytest.approx(2 / 3)},
         "confusion": [[1, 1, 0], [0, 0, 0], [0, 0, 1]],
     }
+    assert val["macro_accuracy"] == pytest.approx((1 / 2 + 1) / 2)
+    assert val["accuracy"] == pytest.approx(2 / 3)
+    assert val["log_loss"] == pytest.approx(-(2 * np.log(0.8) + np.log(0.1)) / 3)
+    assert val["ece"] == pytest.approx(0.8 - 2 / 3)
+    assert val["accuracy_by_device"] == {"a": 1.0, "b": 0.5}
+    assert val["accuracy_by_city"] == {"x": pytest.approx(2 / 3)}
+    assert val["devices"]["a"]["seen"] is True
+    assert val["devices"]["b"]["seen"] is False
+    assert (val["seen_devices"]["clips"], val["unseen_devices"]["clips"]) == (1, 2)
+    assert val["unseen_devices"]["macro_accuracy"] == pytest.approx(1 / 2)
+    bus, park = val["by_class"]["bus"], val["by_class"]["park"]
+    assert (bus["recall"], bus["precision"], bus["f1"]) == pytest.approx((0.5, 1.0, 2 / 3))
+    assert (park["clips"], park["recall"], park["precision"]) == (0, None, 0.0)
     assert found["test_a"]["accuracy"] == 0
+    assert found["test_a"]["unseen_devices"]["clips"] == 1
 
 
 def test_a_clip_without_group_is_its_own() -> None:
     rows = [("test", name, "a", None, name) for name in NAMES for _ in range(5)]
-    assert evaluation(make_predictions(rows), NAMES)["test"]["macro_accuracy_ci"] == [1.0, 1.0]
+    assert evaluation(make_predictions(rows), NAMES)["test"]["macro_accuracy_ci"] == (1.0, 1.0)
     rows[0] = (*rows[0][:3], "g", "bus")
     rows[1] = (*rows[1][:3], "g", "bus")
     assert evaluation(make_predictions(rows), NAMES)["test"]["macro_accuracy_ci"] is None
@@ -76,20 +91,43 @@ def test_a_strange_label_is_an_error() -> None:
         evaluation(make_predictions([("val", "moon", "a", None, "bus")]), NAMES)
 
 
-def make_evaluation(share: float, seed: int) -> Evaluation:
-    """Three splits, four devices, and a model that is right with probability `share`."""
+def make_guesses(share: float, seed: int) -> pa.Table:
+    """Three splits, four devices, and a model that is right with probability `share`; and the clips it trained on."""
     rng = np.random.default_rng(seed)
-    rows = []
+    rows = [("train", name, device, f"t{name}", name) for name in NAMES for device in "ab"]
     for split, devices in {"val": "ab", "test_seen": "ab", "test_unseen": ("s4", "s5")}.items():
         for number in range(90):
             truth = NAMES[number % 3]
             guess = truth if rng.random() < share else NAMES[rng.integers(3)]
             rows.append((split, truth, devices[number // 3 % 2], f"g{number // 5}", guess))
-    return evaluation(make_predictions(rows), NAMES)
+    table = make_predictions(rows)
+    return table.append_column("path", pc.binary_join_element_wise("rec", table["clip_id"], "/"))
 
 
-METRICS = {name: make_evaluation(0.3 + 0.1 * k, k) for k, name in enumerate(("svm", "svm_robust", "cnn", "student"))}
-SECONDS = {"svm": 0.2, "svm_robust": 1.0, "cnn": 61.4, "student": 61.6}
+MODELS = ("svm", "svm_robust", "cnn", "student")
+PREDICTIONS = {name: make_guesses(0.3 + 0.1 * k, k) for k, name in enumerate(MODELS)}
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    """What an evaluation would find."""
+    return dict(
+        to_dict(
+            judge(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"])
+            | {
+                "split": "visit, seed 3",
+                "note": "Synthetic",
+                "train_seconds": {"svm": 0.2, "svm_robust": 1.0, "cnn": 61.4, "student": 61.6},
+                "val_chose": ["cnn"],
+                "quarantined": {"val": 2},
+                "embeddings": {
+                    "layer": 6,
+                    "targets": {"device": {"names": ["a", "b"], "clips": 180, "groups": 18, "chance": 0.5}},
+                    "scores": {"random weights": {"device": 0.81}, "pre-trained": {"device": 0.62}},
+                },
+            }
+        )
+    )
 
 
 def test_columns_are_aligned() -> None:
@@ -102,31 +140,107 @@ def test_columns_are_aligned() -> None:
     ]
 
 
-def test_text_names_every_model_split_and_device() -> None:
-    text = report_text(METRICS, SECONDS, "Synthetic.")
-    tables = text.split("## ")
-    assert tables[1].startswith("Macro accuracy by split")
-    low, high = METRICS["cnn"]["test_seen"]["macro_accuracy_ci"]
-    line = next(line for line in tables[1].splitlines() if "CNN" in line)
-    assert f"{METRICS['cnn']['test_seen']['macro_accuracy']:.3f} [{low:.3f}, {high:.3f}]" in line
+def test_pages_name_every_model_split_and_device(report: dict[str, Any], tmp_path: Path) -> None:
+    names = write_report(report, Folder(str(tmp_path)))
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    found = report["metrics"]["cnn"]["test_seen"]
+    low, high = found["macro_accuracy_ci"]
+    line = next(line for line in sections["Macro accuracy by split"].splitlines() if line.startswith("| CNN"))
+    assert f"{found['macro_accuracy']:.3f} [{low:.3f}, {high:.3f}]" in line
     assert line.endswith(" 61.4 s |")
-    assert "test_unseen (90 clips)" in tables[1]
-    line = next(line for line in tables[2].splitlines() if "s5" in line)
-    assert f"{METRICS['student']['test_unseen']['accuracy_by_device']['s5']:.3f}" in line
-    assert [table.count("Synthetic.") for table in tables] == [0, 1, 1]
-
-
-def test_text_says_which_classes_are_missing() -> None:
-    text = report_text({"cnn": evaluation(SMALL, NAMES)}, {"cnn": 3.0})
-    assert "val has no clip of park: its macro accuracy is over the other classes." in text
-    assert "None" not in text
-
-
-def test_figures_are_written(tmp_path: Path) -> None:
-    names = figures(METRICS, NAMES, Folder(str(tmp_path)))
-    assert len(names) == 2
-    for name in names:
+    assert "test_unseen (90 clips)" in sections["Macro accuracy by split"]
+    assert "val chose the weights of CNN from scratch: its scores flatter them." in text
+    assert "not scored: 2 of val" in text
+    line = next(line for line in sections["Accuracy by device"].splitlines() if "s5" in line)
+    assert f"{report['metrics']['student']['test_unseen']['accuracy_by_device']['s5']:.3f}" in line
+    assert "unseen" in line
+    assert "0.620" in sections["What can be read from the embeddings"]
+    numbered = [part for part in sections.values() if part.count("|") > 5]
+    assert len(numbered) >= 8
+    assert all("Split: visit, seed 3. Synthetic." in part for part in numbered)
+    for word in ("None", "nan"):
+        assert word not in text
+    for name in (name for name in names if name.endswith(".png")):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in text
+    assert page.count("data:image/png;base64,") == sum(name.endswith(".png") for name in names) >= 3
+    assert 'src="figures' not in page
+    assert json.loads((tmp_path / "report.json").read_text())["metrics"] == report["metrics"]
+
+
+def test_pages_escape_what_a_table_brings(report: dict[str, Any], tmp_path: Path) -> None:
+    strange = json.loads(json.dumps(report))
+    strange["mistakes"]["val"][0]["path"] = "<script>alert(1)</script>|x"
+    write_report(strange, Folder(str(tmp_path)))
+    assert "<script>" not in (tmp_path / "report.html").read_text()
+    assert "alert(1)</script>\\|x" in (tmp_path / "report.md").read_text()
+
+
+def test_missing_classes_are_named(tmp_path: Path) -> None:
+    table = SMALL.append_column("path", SMALL["clip_id"])
+    found = judge({"cnn": table}, NAMES, "single", table)
+    extra = {"split": "s", "note": None, "train_seconds": {"cnn": 3.0}, "val_chose": [], "quarantined": {}}
+    write_report(dict(to_dict(found | extra | {"embeddings": None})), Folder(str(tmp_path)))
+    text = (tmp_path / "report.md").read_text()
+    assert "val has no clip of park: its score is over the other classes." in text
+    assert "None" not in text
+    assert "val chose" not in text
+
+
+def test_svms_have_no_confidence(report: dict[str, Any]) -> None:
+    for name in MODELS:
+        assert (report["metrics"][name]["val"]["ece"] is None) == (name in SVMS)
+
+
+def test_every_clip_counts_exactly_once() -> None:
+    table = PREDICTIONS["svm"]
+    check_complete(table, table)
+    rows = np.arange(len(table))
+    for wrong, said in (
+        (rows[:-1], r"split test_unseen has 90 labelled clips and 89 were scored: clip 'clip\d+' was not scored"),
+        (np.append(rows, rows[-1]), "91 were scored: clip 'clip\\d+' was scored more than once"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_complete(table.take(wrong), table)
+    with pytest.raises(ValueError, match="is none of it"):
+        check_complete(table, table.take(rows[:-1]))
+
+
+@given(st.permutations(range(30)))
+def test_rows_come_back_in_their_places(order: list[int]) -> None:
+    rows = np.arange(30, dtype=np.int64) * 3
+    came = rows[order]
+    assert np.array_equal(came[places_of(rows, came)], rows)
+    assert np.array_equal(rows[places_of(came, rows)], came)
+    with pytest.raises(ValueError, match=r"didn't come \(row 0"):
+        places_of(rows, came[came != 0])
+    with pytest.raises(ValueError, match="1 came more than once"):
+        places_of(rows, np.append(came, came[0]))
+
+
+def test_mistakes_are_the_surest_wrong_ones(report: dict[str, Any]) -> None:
+    found = mistakes(PREDICTIONS["student"], NAMES)["val"]
+    assert 0 < len(found) <= 20
+    assert all(one["true"] != one["predicted"] for one in found)
+    confidences = [one["confidence"] for one in found]
+    assert confidences == sorted(confidences, reverse=True)
+    assert found[0]["path"].startswith("rec/")
+
+
+def test_models_are_compared_on_the_same_clips(report: dict[str, Any]) -> None:
+    found = report["comparisons"]["svm"]["test_seen"]
+    ours, theirs = (report["metrics"][name]["test_seen"]["macro_accuracy"] for name in ("student", "svm"))
+    assert found["value"] == pytest.approx(ours - theirs)
+    assert found["first"] == pytest.approx(ours)
+    assert found["interval"][0] < found["value"] < found["interval"][1]
+    shuffled = PREDICTIONS["svm"].take(np.random.default_rng(0).permutation(len(PREDICTIONS["svm"])))
+    again = comparisons(PREDICTIONS["student"], shuffled, NAMES)["test_seen"]
+    assert again["p_value"] == pytest.approx(found["p_value"])
+    first = pc.index(PREDICTIONS["svm"]["split"], "val").as_py()
+    fewer = PREDICTIONS["svm"].take(np.delete(np.arange(len(PREDICTIONS["svm"])), first))
+    with pytest.raises(ValueError, match="their clips of val differ: 90 and 89"):
+        comparisons(PREDICTIONS["student"], fewer, NAMES)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -143,10 +257,16 @@ def test_confusion_figure_shows_the_counts() -> None:
     assert texts(figure) == ["1"] * 5
 
 
-def test_device_figure_has_a_bar_per_model_and_device() -> None:
-    figure = device_figure(METRICS, "accuracy_by_device", "accuracy")
+def test_domain_figure_has_a_bar_per_model_and_device(report: dict[str, Any]) -> None:
+    figure = domain_figure(report["metrics"], "devices", "accuracy")
     assert [len(axes.patches) for axes in figure.axes] == [8, 8, 8]
-    assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["s4", "s5"]
+    assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["s4*", "s5*"]
+
+
+def test_reliability_figure_shows_models_that_give_probabilities(report: dict[str, Any]) -> None:
+    figure = reliability_figure(report["metrics"])
+    assert len(figure.axes) == 6
+    assert len(figure.axes[0].lines) == 3  # the diagonal, the CNN, the student
 
 
 def test_learning_curves_show_what_there_is() -> None:
@@ -170,12 +290,6 @@ def test_every_metric_is_drawn_once(names: set[str]) -> None:
     panels = curve_panels(names)
     assert sorted(name for chosen in panels.values() for name in chosen) == sorted(names - set(UNDRAWN))
     assert all(panels.values())
-
-
-def test_text_says_whose_weights_val_chose() -> None:
-    note = "val chose the weights of CNN from scratch: its scores flatter them."
-    assert note in report_text(METRICS, SECONDS, chosen=["cnn"])
-    assert "val chose" not in report_text(METRICS, SECONDS)
 
 
 def test_reconstruction_in_seconds_and_kilohertz() -> None:

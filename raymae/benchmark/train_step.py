@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymae.benchmark.result import Result, Row, machine
-from raymae.config import ModelConfig, with_decoder
+from raymae.config import FinetuneConfig, ModelConfig, with_decoder
 
 if TYPE_CHECKING:
     from raymae.benchmark.steps import Side
@@ -168,19 +168,33 @@ def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
     patches, kept = grid[0] * grid[1], kept_tokens(grid, model)
     values = model.patch_size[0] * model.patch_size[1]
     width, narrow = model.embed_dim, model.decoder_embed_dim
-
-    def block(tokens: int, keys: int, dim: int) -> float:
-        return tokens * dim**2 * (4 + 2 * model.mlp_ratio) + 2 * tokens * keys * dim
-
     tokens, keys = (patches, WINDOW_PATCHES) if model.decoder == "local" else (patches + 1, patches + 1)
     forward = (
         kept * values * width
-        + model.depth * block(kept + 1, kept + 1, width)
+        + model.depth * block_products(kept + 1, kept + 1, width, model)
         + (kept + 1) * width * narrow
-        + model.decoder_depth * block(tokens, keys, narrow)
+        + model.decoder_depth * block_products(tokens, keys, narrow, model)
         + patches * narrow * values
     )
     return 3 * 2 * forward
+
+
+def finetune_flops(model: ModelConfig, finetune: FinetuneConfig, n_frames: int, n_mels: int) -> float:
+    """FLOPs of a step of fine-tuning per clip, as `useful_flops` counts: patch embedding and blocks on the patches that
+    the structured mask leaves. The head doesn't count."""
+    from raymae.models import grid_size
+    from raymae.models.masking import kept_count
+
+    columns, rows = grid_size(n_frames, n_mels, model.patch_size)
+    kept = kept_count(columns, finetune.time_mask_ratio) * kept_count(rows, finetune.freq_mask_ratio)
+    values = model.patch_size[0] * model.patch_size[1]
+    blocks = (finetune.layer or model.depth) * block_products(kept + 1, kept + 1, model.embed_dim, model)
+    return 3 * 2 * (kept * values * model.embed_dim + blocks)
+
+
+def block_products(tokens: int, keys: int, dim: int, model: ModelConfig) -> float:
+    """Multiply-adds of a Transformer block: each of `tokens` attends to `keys`."""
+    return tokens * dim**2 * (4 + 2 * model.mlp_ratio) + 2 * tokens * keys * dim
 
 
 def cpu_rows(cpu: dict[str, Any]) -> list[Row]:

@@ -16,15 +16,35 @@ from raymae.config.model import (
     with_decoder,
     with_size,
 )
-from raymae.config.run import ComputeConfig, Config, EmbedConfig, ExportConfig, PredictConfig, TrackingConfig
-from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig, TrainConfig
+from raymae.config.run import (
+    AuditConfig,
+    ComputeConfig,
+    Config,
+    EmbedConfig,
+    ExportConfig,
+    PredictConfig,
+    TrackingConfig,
+)
+from raymae.config.split import SplitConfig, SplitKind
+from raymae.config.training import (
+    RANDOM,
+    Ablation,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    PseudoLabelConfig,
+    TrainConfig,
+)
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [
     "DECODERS",
     "FRONT_ENDS",
     "MODEL_SIZES",
+    "RANDOM",
+    "Ablation",
     "AudioConfig",
+    "AuditConfig",
     "AugmentConfig",
     "ComputeConfig",
     "Config",
@@ -39,6 +59,8 @@ __all__ = [
     "PredictConfig",
     "PretrainConfig",
     "PseudoLabelConfig",
+    "SplitConfig",
+    "SplitKind",
     "SyntheticConfig",
     "TrackingConfig",
     "TrainConfig",

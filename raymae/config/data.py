@@ -6,12 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from raymae.config.split import SplitConfig
 from raymae.config.values import require, require_choice, require_share
 
 Framing = Literal["centred", "kaldi"]
 Window = Literal["symmetric", "periodic"]
 MelScale = Literal["kaldi", "slaney"]
 LogFloor = Literal["add", "clamp"]
+
+COLUMNS = ("filename", "city", "device", "group", "split")
+"""Columns of a table that don't hold labels."""
+
+OWN = ("synthetic", "table")
+"""Data sets that have no folder as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +194,10 @@ class DataConfig:
     """Where the clips come from and how their features are stored."""
 
     dataset: str = "synthetic"
-    """A name in raymae.datasets.DATASETS: synthetic, table."""
+    """A name in raymae.datasets.DATASETS: synthetic, table, cas2023, cas2023_eval, tau2019, tau2020_mobile,
+    tau2022_mobile, audioset."""
+    root: str | None = None
+    """Folder or URL of a published data set, as it is distributed (every dataset but synthetic and table)."""
     tables: tuple[str, ...] = ()
     """CSV or Parquet tables with filename and optional scene_label, city, device, group, split (dataset = table).
 
@@ -196,9 +206,21 @@ class DataConfig:
     pool_tables: tuple[str, ...] = ()
     """Further tables, all of whose clips serve pre-training alone (their labels are ignored); also folders and tars."""
     pool_weights: tuple[float, ...] = ()
-    """How often an epoch of pre-training visits each clip of the pool tables, one number per table; default 1."""
+    """How often an epoch of pre-training visits each clip of the pool tables, then of the pool datasets: one number for
+    each of them; default 1."""
+    pool_datasets: tuple[str, ...] = ()
+    """Published data sets for pre-training, as name:folder (tau2020_mobile:/data/tau): what is no val or test there."""
+    label_column: str = "scene_label"
+    """Column of the tables that holds the labels (dataset = table)."""
+    label_separator: str = ";"
+    """What stands between the classes of a clip in that column (dataset = table)."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded data set."""
+    check: bool = False
+    """Print what the data set holds by split, class, city and device, and what of it can't be found, and stop; with
+    exit status 1 where something is wrong."""
+    split: SplitConfig = SplitConfig()
+    """How the clips are shared out between training and evaluation."""
     max_bad_share: float = 0.05
     """The job stops when a larger share of the files can't be read; below it they are quarantined and listed."""
     file_timeout: float = 30.0
@@ -229,8 +251,33 @@ class DataConfig:
         require(self.file_timeout > 0, f"data.file_timeout = {self.file_timeout} must be positive")
         require(self.shard_mb > 0, f"data.shard_mb = {self.shard_mb} must be positive")
         require(self.shuffle_chunk >= 1, f"data.shuffle_chunk = {self.shuffle_chunk} must be at least 1")
+        pools = len(self.pool_tables) + len(self.pool_datasets)
         require(
-            len(self.pool_weights) in (0, len(self.pool_tables)) and all(w > 0 for w in self.pool_weights),
+            len(self.pool_weights) in (0, pools) and all(w > 0 for w in self.pool_weights),
             f"data.pool_weights = {self.pool_weights} must hold one positive number for each of the "
-            f"{len(self.pool_tables)} data.pool_tables, or nothing",
+            f"{len(self.pool_tables)} data.pool_tables and {len(self.pool_datasets)} data.pool_datasets, or nothing",
         )
+        require(
+            self.root is None or self.dataset not in OWN,
+            f"data.root = {self.root!r} is of no use to data.dataset = {self.dataset}: name the data set there",
+        )
+        for name, value, default in (
+            ("label_column", self.label_column, "scene_label"),
+            ("label_separator", self.label_separator, ";"),
+        ):
+            require(value.strip() != "", f"data.{name} = {value!r} must not be blank")
+            require(
+                value == default or self.dataset == "table",
+                f"data.{name} = {value!r} is of no use to data.dataset = {self.dataset}: it is about data.tables",
+            )
+        require(
+            self.label_column not in COLUMNS,
+            f"data.label_column = {self.label_column!r} must be another column than {', '.join(COLUMNS)}",
+        )
+        for pool in self.pool_datasets:
+            name, colon, folder = pool.partition(":")
+            require(
+                bool(name and colon and folder) and name not in OWN,
+                f"data.pool_datasets: {pool!r} must be the name of a published data set and its folder, as in "
+                "tau2020_mobile:/data/tau (tables and folders go to data.pool_tables)",
+            )

@@ -69,6 +69,9 @@ class PredictConfig:
     """CSV or Parquet file to write."""
     model: str | None = None
     """Folder of a classifier, or a models:/ URI; the default is the final model of the recipe's own pipeline."""
+    submission: str | None = None
+    """The CAS 2023 challenge's evaluation CSV; output is then this table with scene_label filled in from the
+    recordings among the inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class EmbedConfig:
     model: str | None = None
     """Folder of a pre-training or of a classifier, or a models:/ URI; the default is the recipe's own pre-training."""
     layers: tuple[int, ...] = ()
-    """Blocks of the encoder, counted from 1, whose outputs are averaged; the default is the middle third."""
+    """Blocks of the encoder, counted from 1, whose outputs are averaged; the default is the last."""
     level: Literal["clip", "frame"] = "clip"
     """One vector per clip, or one per time column of patches."""
     pool: Literal["row_stats", "mean", "cls"] = "row_stats"
@@ -91,6 +94,14 @@ class EmbedConfig:
             self.level == "clip" or self.pool == "row_stats",
             f"embed.pool = {self.pool} is of no use to embed.level = frame, which averages each column's patches",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """What jobs/audit.py looks at beside the metadata."""
+
+    listen: bool = False
+    """Look for held-out clips that sound as if they were cut from a recording of the training side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +123,16 @@ class Config:
     """Name of the recipe that these settings came from."""
     seed: int = 0
     """Seed of weights, order, masks and augmentation."""
+    seeds: int = 1
+    """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits: mean
+    and standard deviation of every score as a table, CSV and LaTeX. Of a pipeline the last seed keeps the alias."""
     storage: str = "raymae-storage"
     """Folder or URL (s3://, gs://, …) of everything that is written."""
     json: str | None = None
     """Write the job's result to this JSON file."""
     dry_run: bool = False
-    """Print the plan and stop."""
+    """Print the plan, train two steps of each training stage at full size on generated recordings, and say what the
+    run would take and whether it would fit; nothing of it is kept. A published data set need not be here."""
     max_hours: float | None = None
     """Hours from the job's start after which it stops at a commit, with exit status 75; the same command goes on."""
     audio: AudioConfig = AudioConfig()
@@ -144,8 +159,11 @@ class Config:
     """Embeddings."""
     export: ExportConfig = ExportConfig()
     """Export to timm and ONNX."""
+    audit: AuditConfig = AuditConfig()
+    """The leak audit."""
 
     def __post_init__(self) -> None:
+        require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         for name in ("pretrain", "finetune"):
             crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from raymae.config.model import AugmentConfig
 from raymae.config.values import require, require_choice, require_share
+
+RANDOM = "random"
+"""The `init_from` of a fine-tuning that starts from random weights."""
+
+Ablation = Literal["scratch", "supervised", "pool", "pool_train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +23,8 @@ class TrainConfig:
     registered classifier (models:/…, runs:/…), or a file .safetensors, .pth, .pt or .bin with a state dict in the names
     of timm's VisionTransformer or of Audio-MAE's public code, whose positions stay fixed in the model.
     pretrain.init_from goes on with pre-training from them (its decoder starts afresh where they hold none that fits);
-    finetune.init_from takes the place of pre-training: the plan has no such stage, and pretrain.* has no effect."""
+    finetune.init_from takes the place of pre-training: the plan has no such stage, and pretrain.* has no effect; random
+    there means no pre-training at all (a folder of that name is ./random)."""
     epochs: float = 33
     """Passes over the stage's clips."""
     global_batch_size: int = 512
@@ -89,6 +95,7 @@ class PretrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.init_from != RANDOM, "pretrain.init_from = random is what it does by itself: leave it out")
         require(self.probe_clips >= 0, f"pretrain.probe_clips = {self.probe_clips} must not be negative")
         require(
             self.augment.mixup_p == 0,
@@ -175,6 +182,14 @@ class EvaluateConfig:
     rivals: tuple[Literal["svm", "svm_robust", "cnn"], ...] = ("svm", "svm_robust", "cnn")
     """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch.
     Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
+    ablation: tuple[Ablation, ...] = ()
+    """What each part of the pipeline brings: further rows, each a fine-tuning as configured that starts from elsewhere.
+    scratch: random weights; supervised: supervised_from; pool: masked pre-training on the pool alone; pool_train: on
+    pool and training clips. What is the pipeline's own way is not trained twice; the last step, pseudo-labels, is the
+    student's row. Rows are comparable by their settings, not by their seconds."""
+    supervised_from: str | None = None
+    """Classifier, trained with labels on another data set, that the ablation supervised starts from; named like
+    init_from. The pool can't stand in for it: its labels are not read."""
     cnn: str = "test_resnet"
     """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
     probe_clips: int = 1000
@@ -189,4 +204,19 @@ class EvaluateConfig:
         require(
             len(self.compare) in (0, 2),
             f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",
+        )
+        for name in self.ablation:
+            require_choice("evaluate.ablation", name, get_args(Ablation))
+        require(
+            len(set(self.ablation)) == len(self.ablation),
+            f"evaluate.ablation = {', '.join(self.ablation)} names one twice: give each once",
+        )
+        require(
+            "supervised" not in self.ablation or self.supervised_from is not None,
+            "evaluate.ablation = supervised needs evaluate.supervised_from: the folder of a classifier trained with "
+            "labels on another data set (jobs/finetune.py there, with --finetune.init-from random)",
+        )
+        require(
+            self.supervised_from is None or "supervised" in self.ablation,
+            f"evaluate.supervised_from = {self.supervised_from} has no effect without evaluate.ablation = supervised",
         )

@@ -30,7 +30,7 @@ def read_folder(name: str, folder: Folder) -> pa.Table:
     counted in the log. Raises ValueError where nothing is left, and for a link that leads out of the folder.
     """
     left_out: Counter[str] = Counter()
-    names = sorted(item for item in _names(folder, left_out) if _is_wanted(item, left_out))
+    names = sorted(item for item in names_below(folder, left_out) if _is_wanted(item, left_out))
     unreadable = [item for item in names if item.encode(errors="ignore").decode() != item]
     if unreadable:
         raise ValueError(f"{name}: the file name {unreadable[0]!a} is not UTF-8; rename it")
@@ -92,8 +92,8 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _names(folder: Folder, left_out: Counter[str]) -> Iterator[str]:
-    """All files below a folder, relative to it."""
+def names_below(folder: Folder, left_out: Counter[str]) -> Iterator[str]:
+    """All files below a folder, relative to it; links to folders are counted in `left_out`."""
     if not folder.is_local:
         root = folder.path().rstrip("/") + "/"
         yield from (path.removeprefix(root) for path in folder.fs.find(folder.path()))

@@ -37,9 +37,10 @@ def locate(name: str, folder: Folder, rows: pa.Table) -> pa.Table:
     inner = pc.replace_substring_regex(inner, r"^tar://(\./)+", "tar://")
     files = _locate_files(name, folder, rows, outer)
     size = _sizes_within(name, inner, files) if inner.null_count < len(inner) else files["size"]
-    missing = pc.sum(pc.less(size, 0)).as_py()
-    if missing:
-        log.warning("%s: %d of %d files are missing", name, missing, len(rows))
+    lost = filename.filter(pc.less(size, 0))
+    if len(lost):
+        examples = ", ".join(lost[:EXAMPLES].to_pylist()) + (", …" if len(lost) > EXAMPLES else "")
+        log.warning("%s: %d of %d files are missing: %s", name, len(lost), len(rows), examples)
     path = files["path"].combine_chunks()
     rows = rows.append_column("path", pc.coalesce(pc.binary_join_element_wise(inner, path, "::"), path))
     return rows.append_column("size", size).append_column("mtime", files["mtime"])

@@ -37,6 +37,7 @@ from raymae.config import redact
 from raymae.datasets.corpus import log_left_out, read_folder, read_shard
 from raymae.datasets.locate import locate, reject
 from raymae.sources import AUDIO, holds_audio, look_into
+from raymae.targets import SEPARATOR
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +52,22 @@ ROWS = CLIPS.append(pa.field("row", pa.int64()))
 LOCATED = ("path", "size", "mtime")
 
 
-def read_table(url: str, *, pool: bool = False, weight: float = 1.0) -> pa.Table:
+def read_table(
+    url: str, *, pool: bool = False, weight: float = 1.0, labels: tuple[str, str] = ("scene_label", SEPARATOR)
+) -> pa.Table:
     """One row (`ROWS`) per clip of the table, in its order; with `pool`, all of them serve pre-training alone.
+
+    `labels` is the column that holds the classes, and what stands between them there.
 
     Files that are missing (size -1) or empty (size 0) keep their rows. Raises ValueError for a table that can't be
     read, and for rows without a usable filename, with a filename that occurs twice, whose path leaves the table's
     folder or whose split is unknown.
     """
-    table = MetadataTable.open(url)
-    rows = table.clips(tuple(name for name in TEXT_COLUMNS if not (pool and name == "split")), pool)
+    column, separator = labels
+    table = MetadataTable.open(url, ("filename", *([] if column == "scene_label" else [column])))
+    wanted = {"scene_label": column}
+    rows = table.clips(tuple(wanted.get(name, name) for name in TEXT_COLUMNS if not (pool and name == "split")), pool)
+    rows = with_labels(table.name, rows, column, separator)
     if pool:
         rows = rows.append_column("split", pa.repeat("pool", len(rows)))
     known = pc.match_substring_regex(pc.fill_null(rows["split"], "train"), "^(train|val|pool|test.*)$")
@@ -79,6 +87,18 @@ def read_table(url: str, *, pool: bool = False, weight: float = 1.0) -> pa.Table
     return pa.table([columns[name] for name in ROWS.names], ROWS)
 
 
+def with_labels(name: str, rows: pa.Table, column: str, separator: str) -> pa.Table:
+    """The labels of another column, or with another separator, as scene_label has them."""
+    if (column, separator) == ("scene_label", SEPARATOR):
+        return rows
+    if separator != SEPARATOR:
+        taken = pc.match_substring(rows[column], SEPARATOR)
+        right = f"have no {SEPARATOR!r} within a class, where data.label_separator is {separator!r}"
+        reject(name, rows, pc.fill_null(taken, False), column, right)
+    values = pc.replace_substring(rows[column], separator, SEPARATOR)
+    return rows.set_column(rows.schema.get_field_index(column), "scene_label", values)
+
+
 def read_filenames(url: str | Path) -> list[str]:
     """Path or address of every clip of a table, folder or shard, in its order; the errors of `read_table`."""
     paths: list[str] = MetadataTable.open(str(url)).clips(("filename",), pool=True)["path"].to_pylist()
@@ -94,15 +114,17 @@ class MetadataTable:
     """It, where it is a folder."""
     folder: Folder
     file: str
+    required: tuple[str, ...] = ("filename",)
+    """Columns without which it can't be read."""
 
     @classmethod
-    def open(cls, url: str) -> MetadataTable:
+    def open(cls, url: str, required: tuple[str, ...] = ("filename",)) -> MetadataTable:
         """The table at a path or URL."""
         if "://" not in url:
             url = os.path.abspath(os.path.expanduser(url))
         url = url.rstrip("/") or "/"
         folder, _, file = url.rpartition("/")
-        return cls(redact(url), Folder(url), Folder(folder or "/"), file)
+        return cls(redact(url), Folder(url), Folder(folder or "/"), file, required)
 
     @cached_property
     def _is_folder(self) -> bool:
@@ -133,6 +155,10 @@ class MetadataTable:
         texts = [clips["filename"], *(pa.nulls(len(clips), pa.string()) for _ in columns[1:])]
         located = [clips[name] for name in LOCATED]
         return pa.table([*texts, *located, pa.array(range(1, len(clips) + 1))], [*columns, *LOCATED, "row"])
+
+    def texts(self, columns: tuple[str, ...]) -> pa.Table:
+        """The named columns as text and `row`, as of `clips`, without a look at the files that they name."""
+        return self._read(columns).select([*columns, "row"])
 
     def _read_tar(self) -> pa.Table:
         clips, left_out = read_shard(self.file, self._path)
@@ -229,9 +255,14 @@ class MetadataTable:
             near = difflib.get_close_matches("filename", [name.lower() for name in header], n=1, cutoff=0.5)
             meant = [name for name in header if name.lower() in near or name.lower() in ("file", "path", "audio")]
             hint = f"; rename {meant[0]!r}?" if meant else ""
+            if any(";" in name for name in header):
+                hint = "; separate them by commas or tabs, not by ';'"
             raise ValueError(
                 f"{self.name} has no column filename; its columns are {', '.join(map(repr, header))}{hint}"
             )
+        for name in self.required:
+            if name != "filename" and name not in header:
+                raise ValueError(f"{self.name} has no column {name}; its columns are {', '.join(map(repr, header))}")
         twice = sorted({name for name in header if header.count(name) > 1 and name in columns})
         if twice:
             raise ValueError(f"{self.name} has the column {twice[0]} more than once")

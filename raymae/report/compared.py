@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from raymae.artifacts import Folder
 from raymae.config import redact, to_dict
-from raymae.report.document import Table, result_table
+from raymae.report.document import result_table
 from raymae.report.evaluation import KINDS, comparisons
 from raymae.report.sections import difference_cells, model_title, number
 
@@ -53,7 +53,7 @@ def compared_text(result: dict[str, Any], labels: Any) -> str:
     header = ["model", "split", "first", "second", "first less second", "p", "groups"]
     return (
         f"{KINDS[labels].TITLE}; p of a paired permutation test over groups, two-sided.\n\n"
-        f"{result_table(Table(header, rows, frozenset({'split'})))}\n\nSplit: {result['split']}."
+        f"{result_table(header, rows, frozenset({'split'}))}\n\nSplit: {result['split']}."
     )
 
 

@@ -14,7 +14,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; }
 th { background: #f6f8fa; vertical-align: bottom; } td:first-child, th:first-child, .text { text-align: left; }
 tr.final td { font-weight: 600; } td { white-space: nowrap; } td.text { white-space: normal; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption, .stamp { color: #57606a; font-size: .9em; }
+figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; } figcaption, .stamp { color: #57606a; font-size: .9em; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 """
 
@@ -55,7 +56,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
         parts.append(f"## {section.title}")
         for block in section.blocks:
             if isinstance(block, Table):
-                parts.append(result_table(block))
+                parts.append(result_table(block.header, block.rows, block.text))
             elif isinstance(block, Picture):
                 parts.append(f"![{block.caption}]({block.file})")
             else:
@@ -63,8 +64,9 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def result_table(table: Table) -> str:
-    """A Markdown table whose columns are aligned."""
+def result_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: frozenset[str] = frozenset()) -> str:
+    """A `Table` in Markdown whose columns are aligned."""
+    table = Table(header, rows, text)
     lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (table.header, *table.rows)]
     left = table.left()
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(table.header))]

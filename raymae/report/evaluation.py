@@ -80,7 +80,7 @@ def held_out(clips: pa.Table) -> dict[str, pa.Table]:
 
 
 def check_complete(predictions: pa.Table, clips: pa.Table) -> None:
-    """ValueError unless `predictions` hold every labelled held-out clip of the clip table exactly once, and no other."""
+    """ValueError unless `predictions` hold every labelled held-out clip of `clips` exactly once, and no other."""
     wanted, found = held_out(clips), held_out(predictions)
     for split in wanted | found:
         due = wanted[split]["clip_id"] if split in wanted else pa.chunked_array([[]], pa.string())
@@ -96,8 +96,8 @@ def check_complete(predictions: pa.Table, clips: pa.Table) -> None:
         ):
             if len(names):
                 raise ValueError(
-                    f"split {split} has {len(due)} labelled clips and {len(came)} were scored: clip {names[0].as_py()!r} "
-                    f"{what} ({len(names)} such); every clip has to count exactly once"
+                    f"split {split} has {len(due)} labelled clips and {len(came)} were scored: clip "
+                    f"{names[0].as_py()!r} {what} ({len(names)} such); every clip has to count exactly once"
                 )
 
 
@@ -165,7 +165,7 @@ def mistakes(predictions: pa.Table, class_names: Sequence[str], labels: Labels =
         part = Part(clips, class_names, labels)
         worst = part.kind.mistakes(part.truth, part.probabilities, class_names, MISTAKES)
         columns = clips.select(["clip_id", "path", "device", "city", "group"])
-        rows = columns.take([one.pop("row") for one in worst]).to_pylist()
+        rows = columns.take(pa.array([one.pop("row") for one in worst], pa.int64())).to_pylist()
         found[split] = [row | one for row, one in zip(rows, worst, strict=True)]
     return found
 

@@ -49,8 +49,8 @@ def confusion_figure(found: Evaluation, class_names: Sequence[str], title: str) 
 
 
 def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str) -> Figure:
-    """A panel per split: a score (`key`) by device or city (`plural`), a bar per model, with its interval where there is
-    one; the names of unseen ones carry a star."""
+    """A panel per split: a score (`key`) by device or city (`plural`), a bar per model, with its interval where there
+    is one; the names of unseen ones carry a star."""
     splits = next(iter(metrics.values()))
     most = max(len(found[plural]) for found in splits.values())
     width = min(16.0, max(8.0, 1.2 + 0.17 * most * len(metrics)))
@@ -66,7 +66,9 @@ def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str) -> F
                 if interval:
                     one.errorbar(place, value, np.abs(np.array(interval)[:, None] - value), color="black", lw=0.8)
         names = [f"{name}*" if score["seen"] is False else name for name, score in splits[split][plural].items()]
-        one.set_xticks(range(len(names)), names, **({"rotation": 30, "ha": "right"} if len(names) > 6 else {}))
+        one.set_xticks(range(len(names)), names)
+        if len(names) > 6:
+            one.tick_params(axis="x", rotation=30)
         one.set(title=split, ylabel=key.replace("_", " "), ylim=(0, 1))
         one.grid(axis="y", alpha=0.3)
         one.set_axisbelow(True)

@@ -16,6 +16,10 @@ MODEL_TITLES = {
     "svm": "SVM on log-mel statistics",
     "svm_robust": "SVM, coloured + centred",
     "cnn": "CNN from scratch",
+    "finetune_scratch": "encoder from scratch",
+    "finetune_supervised": "supervised transfer",
+    "finetune_pool": "MAE on pool alone, fine-tuned",
+    "finetune_pool_train": "MAE on pool + train, fine-tuned",
     "finetune": "MAE, fine-tuned",
     "student": "MAE, with pseudo-labels",
 }
@@ -240,10 +244,10 @@ def embeddings_section(report: Report) -> Section | None:
     rows.append(["clips / groups", *(f"{target['clips']} / {target['groups']}" for target in targets.values())])
     header = ["embeddings", *(f"{name} ({len(target['names'])})" for name, target in targets.items())]
     text = (
-        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: no probe "
-        "hears a clip of a group that it is scored on. Representations that keep the scene and forget device and city "
-        f"score high on the scene and near chance on the others. Read after block {found['layer']}; no label of these "
-        "clips is used for anything else. Names with too few groups are left out."
+        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: no "
+        "probe hears a clip of a group that it is scored on. Representations that keep the scene and forget device "
+        f"and city score high on the scene and near chance on the others. Read after block {found['layer']}; no label "
+        "of these clips is used for anything else. Names with too few groups are left out."
     )
     return Section("What can be read from the embeddings", [text, Table(header, rows), *under(report)])
 

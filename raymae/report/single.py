@@ -70,7 +70,8 @@ def domain_scores(truth: Truth, probabilities: Probabilities, groups: Sequence[s
 
 def _by_class(truth: Truth, guess: Truth, groups: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     values, intervals = class_scores(truth, guess, len(names)), class_intervals(truth, guess, groups, len(names))
-    found, group = {}, np.asarray(groups)
+    found: dict[str, dict[str, Any]] = {}
+    group = np.asarray(groups)
     for number, name in enumerate(names):
         mine = truth == number
         found[name] = {"clips": int(mine.sum()), "groups": len(set(group[mine].tolist()))}

@@ -23,7 +23,10 @@ def write_report(report: Mapping[str, Any], folder: Folder) -> list[str]:
     drawn = drawings(report)
     pictures = {picture.file: png(figure) for picture, figure in drawn}
     sections = tables(report)
-    sections.append(Section("Figures", [part for picture, _ in drawn for part in (picture, *under(report))]))
+    blocks: list[str | Picture] = []
+    for picture, _ in drawn:
+        blocks += [picture, *under(report)]
+    sections.append(Section("Figures", blocks))
     for name, content in pictures.items():
         folder.write_bytes(name, content)
     folder.write_bytes("report.md", markdown(title, sections).encode())

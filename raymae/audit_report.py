@@ -1,0 +1,113 @@
+"""jobs/audit.py: the leak audit of a run's clips as a table, a page and a figure. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from raymae.artifacts import Folder
+from raymae.audit import LOOK_UPS, audit_splits
+from raymae.config import Config, redact
+from raymae.datasets import load_rows
+from raymae.figures import png
+from raymae.report import result_table
+from raymae.split_file import table_hash
+from raymae.splits import assign
+from raymae.twins import PRECISION, RECALL, heard
+
+NOTE = (
+    "siblings, twins: held-out clips whose group, or whose file by name and size, is on the training side. Look-ups "
+    "guess without audio, from the labels of train; in turn: the nearest in time when every unit is left out by itself."
+)
+
+
+def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
+    """Audit the clips that `config.data` names, print what was found and keep it under `storage`/audits/.
+
+    Keys: job, recipe, folder, splits (`audit.audit_splits`) and, with audit.listen, heard (`twins.heard`). Raises
+    ValueError for what `datasets.load_rows` and `splits.assign` reject, and where no held-out split has a label.
+    """
+    rows = load_rows(config.data, Path(storage.path("datasets")) if storage.is_local else None)
+    found = audit_splits(rows, config.data.split)
+    if not any(one["held_out"] for one in found):
+        raise ValueError(
+            "nothing to audit: no clip of a split val or test… has a scene_label; give a --data.split.kind"
+        )
+    folder = storage / f"audits/{config.recipe or 'run'}-{table_hash(rows)}"
+    result: dict[str, Any] = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
+    text = audit_text(found)
+    if config.audit.listen:
+        result["heard"] = heard(assign(rows, config.data.split))
+        text += f"\n{heard_text(result['heard'])}"
+    folder.write_bytes("audit.md", text.encode())
+    folder.write_json("audit.json", result)
+    folder.write_bytes("look_ups.png", png(look_up_figure(found)))
+    print(f"{text}\naudit.md, audit.json, look_ups.png: {redact(folder.url)}")
+    return result
+
+
+def audit_text(found: Sequence[dict[str, Any]]) -> str:
+    """What `audit_splits` found, as Markdown whose columns are aligned."""
+    header = ["split", "held out", "clips", "siblings", "twins", *LOOK_UPS.values(), "in turn"]
+    rows = [
+        [one["split"], name, f"{held['clips']:.0f}", _percent(held["sibling_share"]), _percent(held["twin_share"])]
+        + [_percent(held["look_ups"][key], held.get("sd", {}).get(key)) for key in LOOK_UPS]
+        + [_percent(one["in_turn"])]
+        for one in found
+        for name, held in one["held_out"].items()
+    ]
+    return f"## What leaks, and what metadata give away\n\n{result_table(header, rows)}\n\n{NOTE}\n"
+
+
+def heard_text(found: dict[str, Any]) -> str:
+    """What `twins.heard` found, as Markdown whose columns are aligned."""
+    rows = [
+        [name, str(held["clips"]), _percent(held["heard_share"]), _percent(held["estimate"])]
+        for name, held in found["held_out"].items()
+    ]
+    examples = [[one["clip_id"], one["sibling"], f"{one['score']:.2f}"] for one in found["examples"]]
+    parts = [
+        "## Held-out clips that sound like a recording of the training side",
+        result_table(["held out", "clips", "heard", "estimated leak"], rows),
+        f"{found['unread']} clips can't be read. On other segments of known recordings {PRECISION:.0%} of what was "
+        f"heard was right, and {RECALL:.0%} of what is there was heard: the estimate corrects for both.",
+        *([result_table(["surest", "sibling", "score"], examples)] if examples else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _percent(share: float | None, deviation: float | None = None) -> str:
+    """A share in per cent; "-" where nothing is known."""
+    if share is None:
+        return "-"
+    return f"{100 * share:.1f} %" if deviation is None else f"{100 * share:.1f} ± {100 * deviation:.1f} %"
+
+
+def look_up_figure(found: Sequence[dict[str, Any]]) -> Figure:
+    """The look-ups' accuracies on each split's held-out clips, val aside, as bars with their deviations."""
+    places = [
+        (f"{one['split']}, {name}".replace(", ", "\n"), held)
+        for one in found
+        for name, held in one["held_out"].items()
+        if name != "val" or len(one["held_out"]) == 1
+    ]
+    figure = Figure(figsize=(9, 1.2 + 1.0 * len(places)), layout="constrained")
+    axes = figure.subplots()
+    scored = [key for key in LOOK_UPS if any(held["look_ups"][key] is not None for _, held in places)]
+    height = 0.8 / len(scored)
+    for turn, key in enumerate(scored):
+        rows = [number for number, (_, held) in enumerate(places) if held["look_ups"][key] is not None]
+        values = [places[number][1]["look_ups"][key] for number in rows]
+        errors = [places[number][1].get("sd", {}).get(key) or 0.0 for number in rows]
+        at = [number + (turn - (len(scored) - 1) / 2) * height for number in rows]
+        axes.barh(at, values, height, xerr=errors, label=LOOK_UPS[key], error_kw={"linewidth": 0.8})
+    axes.set_yticks(range(len(places)), [name for name, _ in places])
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy without any audio", xlim=(0, 1))
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure

@@ -1,0 +1,108 @@
+"""What a run would read, and what is wrong with it, without running anything: `--data.check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import soundfile as sf
+
+from raymae.config import DataConfig
+from raymae.datasets import cas2023, check_files, check_groups, check_labels, gather, place, summary
+from raymae.datasets.locate import EXAMPLES
+from raymae.targets import Labels, label_lists
+
+HEADERS = 20_000
+"""Most headers that are read for the hours; of larger sets, as many, evenly spread."""
+THREADS = 16
+
+
+def check(config: DataConfig, folder: Path | None, labels: Labels, taught: bool) -> dict[str, Any]:
+    """Print counts by split, class, city and device, hours, and every problem; return them.
+
+    With `taught`, a classifier is to be trained on the labels. Problems are what a run would refuse, files that are
+    missing, empty or not readable, and counts other than the published data set's. Raises ValueError for what can't be
+    read at all.
+    """
+    rows, problems = gather(config, folder)
+    tests: list[Callable[[], None]] = [lambda: check_files(rows, config.max_bad_share), lambda: check_groups(rows)]
+    if taught:
+        tests.append(lambda: check_labels(rows, labels))
+    for test in tests:
+        try:
+            test()
+        except ValueError as error:
+            problems.append(str(error))
+    for what, mask in (("missing", pc.less(rows["size"], 0)), ("empty", pc.equal(rows["size"], 0))):
+        problems += named(f"files {what}", rows.filter(mask))
+    seconds, unreadable = lengths(rows)
+    problems += named("files whose header can't be read", unreadable)
+    print("\n".join(summary(rows, labels)))
+    for column in ("scene_label", "city", "device"):
+        if rows[column].null_count < len(rows):
+            print(f"\n{table(rows, column, labels).to_string()}")
+    hours = {split: round(total / 3600, 2) for split, total in seconds.items()}
+    about = "about, from a sample of headers" if local(rows).num_rows > HEADERS else "by their headers"
+    print(
+        f"\nhours of the files at hand ({about}): " + (", ".join(f"{k} {v:g}" for k, v in hours.items()) or "unknown")
+    )
+    for problem in problems:
+        print(f"wrong: {problem}")
+    print("nothing is wrong" if not problems else f"{len(problems)} problems")
+    return {"job": "check", "clips": len(rows), "hours": hours, "problems": problems}
+
+
+def named(what: str, rows: pa.Table) -> list[str]:
+    """A line that counts some rows and names the first of them, if there are any."""
+    if not len(rows):
+        return []
+    first = ", ".join(f"{place(row)}: {row['path']}" for row in rows.slice(0, EXAMPLES).to_pylist())
+    return [f"{what}: {len(rows)} ({first}{', …' if len(rows) > EXAMPLES else ''})"]
+
+
+def table(rows: pa.Table, column: str, labels: Labels) -> pd.DataFrame:
+    """Clips by value of a column (rows) and split (columns); classes of CAS 2023 in the challenge's order."""
+    split, values = rows["split"], rows[column].combine_chunks()
+    if column == "scene_label":
+        lists = label_lists(rows[column], labels)
+        split, values = split.take(pc.list_parent_indices(lists)), lists.flatten()
+    found = pd.crosstab(
+        pd.Series(values.to_pylist(), dtype=object).fillna("(unknown)"), pd.Series(split.to_pylist(), dtype=object)
+    )
+    found.index.name, found.columns.name = column, None
+    if column == "scene_label" and set(found.index) <= set(cas2023.CLASSES):
+        found = found.reindex([name for name in cas2023.CLASSES if name in found.index])
+    return found
+
+
+def local(rows: pa.Table) -> pa.Table:
+    """The rows whose files are plain ones on this machine."""
+    return rows.filter(pc.and_(pc.greater(rows["size"], 0), pc.invert(pc.match_substring(rows["path"], "://"))))
+
+
+def lengths(rows: pa.Table) -> tuple[dict[str, float], pa.Table]:
+    """Seconds by split of the files at hand, and the rows whose header can't be read."""
+    files = local(rows)
+    chosen = files.take(np.unique(np.linspace(0, len(files) - 1, min(HEADERS, len(files))).astype(int)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = np.array(list(pool.map(seconds_of, chosen["path"].to_pylist())), float)
+    splits = np.array(chosen["split"].to_pylist(), dtype=object)
+    all_splits = np.array(files["split"].to_pylist(), dtype=object)
+    seconds = {}
+    for split in sorted(set(splits[~np.isnan(found)])):
+        seconds[split] = float(np.nanmean(found[splits == split]) * np.sum(all_splits == split))
+    return seconds, chosen.filter(pa.array(np.isnan(found)))
+
+
+def seconds_of(path: str) -> float:
+    """The length that a file's header promises; not a number where it has none."""
+    try:
+        return float(sf.info(path).duration)
+    except (sf.LibsndfileError, OSError):
+        return float("nan")

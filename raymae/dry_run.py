@@ -1,0 +1,194 @@
+"""`--dry-run`: the plan, two steps of its training stages at full size, and what the whole run would take from them.
+
+Training counts clips: epochs x clips of the stage at the rate of the second step, here; and the FLOPs that they need at
+the rate of a GPU (`benchmark.plan.Rates`: an H200 at 45 % of its bf16 peak in pre-training ViT-B).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from math import ceil
+from typing import Any
+
+from raymae.artifacts import Folder
+from raymae.augment import crop_frames
+from raymae.benchmark.plan import UNIT_SECONDS, Rates, duration, size
+from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
+from raymae.config import Config
+from raymae.pipeline import make_plan
+from raymae.plan import Plan, Target
+from raymae.rehearsal import CPU_CLIPS, Rehearsal, memory_mb, rehearse
+from raymae.spec import rows_of
+
+REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune"}
+"""What is rehearsed for a training stage. The rival cnn is given the seconds of finetune, whatever it does in them."""
+
+
+def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
+    """Print what a job would do and take; the plan, the rehearsals and the costs, for JSON."""
+    plan = make_plan(replace(config, seeds=1), target, storage)
+    stages = [plan.nodes[name].stage for name in plan.to_do]
+    kinds = dict.fromkeys(REHEARSED[stage] for stage in stages if stage in REHEARSED)
+    rehearsals = {}
+    for kind in kinds:
+        print(f"rehearsal of {kind} …", flush=True)
+        rehearsals[kind] = rehearse(config, kind, plan.clips)
+    costs = {name: cost for name in plan.to_do if (cost := stage_cost(plan, name, rehearsals))}
+    fits = {kind: fit(config, kind, found) for kind, found in rehearsals.items()}
+    if "prepare" in plan.to_do:
+        fits["disk"] = disk_fit(plan, rehearsals)
+    for line in [*rehearsal_lines(config, rehearsals), *cost_lines(costs, config.seeds), *map(fit_line, fits.items())]:
+        print(line)
+    return {
+        "plan": {name: node.reused for name, node in plan.nodes.items()},
+        "rehearsal": {kind: found and asdict(found) for kind, found in rehearsals.items()},
+        "costs": costs,
+        "fits": fits,
+    }
+
+
+# What it takes ------------------------------------------------------------------------------------------------------
+
+
+def trained_clips(plan: Plan, name: str) -> float:
+    """Clips that a training stage passes over, each as often as it does; of the student the most there can be."""
+    config, stage = plan.plan_of(name).config, plan.nodes[name].stage
+    if stage == "pretrain":
+        rows = plan.rows(["pool"] if config.pretrain.pool_only else ["pool", "train"])
+        return config.pretrain.epochs * float(sum(rows["weight"].to_pylist()))
+    labelled = len(rows_of(plan.clips, "train", labelled=True))
+    unlabelled = len(rows_of(plan.clips, "train", labelled=False)) if stage == "student" else 0
+    share = config.pseudo_label.coverage or 1.0
+    return config.finetune.epochs * (labelled + share * unlabelled)
+
+
+def stage_flops(plan: Plan, name: str) -> float:
+    """FLOPs per clip of a training stage."""
+    config, stage = plan.plan_of(name).config, plan.nodes[name].stage
+    section = config.pretrain if stage == "pretrain" else config.finetune
+    shape = crop_frames(section.augment, config.audio), config.audio.n_mels
+    if stage == "pretrain":
+        return useful_flops(config.model, *shape) * config.model.masks_per_clip
+    return finetune_flops(config.model, config.finetune, *shape)
+
+
+def stage_cost(plan: Plan, name: str, rehearsals: Mapping[str, Rehearsal | None]) -> dict[str, Any] | None:
+    """Clips, steps, hours here and on one GPU of a stage that trains or prepares; None for the others.
+
+    Hours here are None where the rehearsal was killed.
+    """
+    stage, config, rates = plan.nodes[name].stage, plan.config, Rates()
+    if stage == "prepare":
+        units = len(plan.clips) * config.audio.clip_seconds / UNIT_SECONDS
+        cores = config.compute.data_workers or os.cpu_count() or 1
+        return {"clips": len(plan.clips), "hours": units / rates.prepare_clips / cores / 3600, "gpu_hours": 0.0}
+    if stage not in REHEARSED:
+        return None
+    found = rehearsals[REHEARSED[stage]]
+    clips = trained_clips(plan, name)
+    section = config.pretrain if stage == "pretrain" else config.finetune
+    peak = rates.gpu_clips * useful_flops(VIT_B, 1024, 128)
+    return {
+        "clips": clips,
+        "steps": ceil(clips / section.global_batch_size),
+        "hours": None if found is None else clips / found.clips_per_second / 3600,
+        "gpu_hours": clips * stage_flops(plan, name) / peak / 3600,
+    }
+
+
+# Whether it fits ----------------------------------------------------------------------------------------------------
+
+
+def fit(config: Config, kind: str, found: Rehearsal | None) -> dict[str, Any]:
+    """Memory of a worker at the settings' micro-batch, and what there is on this machine."""
+    section = config.pretrain if kind == "pretrain" else config.finetune
+    there = available_mb(found)
+    if found is None:
+        return {"what": f"{kind}, even {CPU_CLIPS} clips at once", "needed_mb": None, "there_mb": there, "fits": False}
+    needed = found.needed_mb(section.micro_batch_size)
+    what = f"{kind}, {section.micro_batch_size} clips at once"
+    return {"what": what, "needed_mb": needed, "there_mb": there, "fits": needed <= there}
+
+
+def available_mb(found: Rehearsal | None) -> float:
+    """Memory of the GPU that was rehearsed on, or what this machine could give to a process now."""
+    if found is not None and found.device != "cpu":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory / 1e6
+    try:
+        with open("/proc/meminfo") as file:
+            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+        return kilobytes * 1024 / 1e6 + memory_mb()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def disk_fit(plan: Plan, rehearsals: Mapping[str, Rehearsal | None]) -> dict[str, Any]:
+    """Features and commits of the run, and the room in a local storage (None at a URL, which doesn't tell)."""
+    config, megabytes = plan.config, 0.0
+    if config.data.store == "parquet":
+        megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
+    for kind, found in rehearsals.items():
+        section = config.pretrain if kind == "pretrain" else config.finetune
+        megabytes += 0 if found is None else (section.keep_commits + 1) * found.state_mb
+    free = shutil.disk_usage(plan.storage.path()).free / 1e6 if plan.storage.is_local else None
+    fits = None if free is None else megabytes <= free
+    return {"what": "disk, features and commits", "needed_mb": megabytes, "there_mb": free, "fits": fits}
+
+
+# What is printed ----------------------------------------------------------------------------------------------------
+
+
+def rehearsal_lines(config: Config, rehearsals: Mapping[str, Rehearsal | None]) -> list[str]:
+    """What the two steps of every rehearsal took."""
+    lines = []
+    for kind, found in rehearsals.items():
+        if found is None:
+            lines.append(f"  {kind}: killed before the second step was over; there was not enough memory")
+            continue
+        section = config.pretrain if kind == "pretrain" else config.finetune
+        where = f"{found.threads} CPU threads" if found.device == "cpu" else found.device
+        less = f" (not {section.micro_batch_size}, for a CPU)" if found.clips < section.micro_batch_size else ""
+        lines.append(
+            f"  {kind}: {found.parameters / 1e6:.1f} M parameters, {section.precision} on {where}, {found.clips} clips "
+            f"at once{less}: {found.seconds:.2f} s a step (the first {found.first_seconds:.2f} s), "
+            f"{found.clips_per_second:.2f} clips/s, {found.peak_mb:,.0f} MB, loss {found.loss:.3f}"
+        )
+    return lines
+
+
+def cost_lines(costs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
+    """The cost of every stage, and of all."""
+    lines = (
+        ["cost, by clips at these rates here; by FLOPs on an H200 at 45 % of its bf16 peak, whatever the precision:"]
+        if costs
+        else []
+    )
+    for name, cost in costs.items():
+        steps = f"{cost['steps']:,} steps, " if "steps" in cost else ""
+        gpu = f", {duration(cost['gpu_hours'])} on an H200" if cost["gpu_hours"] else ""
+        here = "unknown" if cost["hours"] is None else duration(cost["hours"])
+        lines.append(f"  {name:20s} {cost['clips']:,.0f} clips, {steps}{here} here{gpu}")
+    if costs:
+        hours = [cost["hours"] for cost in costs.values()]
+        known = None if None in hours else seeds * sum(hours)
+        gpu_hours = seeds * sum(cost["gpu_hours"] for cost in costs.values())
+        times = f" for {seeds} seeds at most" if seeds > 1 else ""
+        lines.append(
+            f"  in all{times}: {'unknown' if known is None else duration(known)} here, {duration(gpu_hours)} of one "
+            "H200; pseudo-labels, rivals and evaluation come on top, and a student counts with all its pseudo-labels"
+        )
+    return lines
+
+
+def fit_line(item: tuple[str, Mapping[str, Any]]) -> str:
+    """One need, what there is, and the verdict."""
+    _, found = item
+    needed = "more than there is" if found["needed_mb"] is None else f"about {size(found['needed_mb'] / 1e3)}"
+    there = "an unknown room" if found["there_mb"] is None else size(found["there_mb"] / 1e3)
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "unknown"}[found["fits"]]
+    return f"  {found['what']}: {needed} of {there}: {verdict}"

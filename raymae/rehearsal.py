@@ -1,0 +1,183 @@
+"""Two steps of a training stage at full size on generated recordings, in a process of its own: what it takes here.
+
+The model, the loss, the optimiser and the loop are the stage's own; the recordings are tones in noise of the clips'
+true length, under the names of true clips, and go through the front end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.audio import fit_length
+from raymae.benchmark.recordings import recording, write_store
+from raymae.config import Config
+from raymae.spec import StageSpec, rows_of
+from raymae.store import ClipReader, FeatureStore
+
+STEPS = 2
+CPU_CLIPS = 2
+"""Most clips at once on CPUs: a step of a ViT-B takes seconds for each."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What two steps of a stage took."""
+
+    device: str
+    """cpu or the GPU's own name."""
+    threads: int
+    parameters: int
+    """Trained ones."""
+    clips: int
+    """Clips at once: the micro-batch of the settings, on CPUs no more than `CPU_CLIPS`."""
+    first_seconds: float
+    """Of the first step, which also warms up."""
+    seconds: float
+    """Of the second step: forward and backward pass of `clips` clips, and the update."""
+    peak_mb: float
+    """Largest memory, of the process on CPUs and of torch on a GPU."""
+    base_mb: float
+    """What of it was there before the model."""
+    state_mb: float
+    """Weights, gradients, two moments and, where it is kept, the average: the same for any micro-batch."""
+    loss: float
+
+    def needed_mb(self, clips: int) -> float:
+        """Memory with `clips` at once; the activations grow with them, all else stays."""
+        activations = max(0.0, self.peak_mb - self.base_mb - self.state_mb)
+        return self.base_mb + self.state_mb + activations * clips / self.clips
+
+    @property
+    def clips_per_second(self) -> float:
+        """Clips per second in the second step."""
+        return self.clips / self.seconds
+
+
+class GeneratedReader(ClipReader):
+    """Gives the log-mel of a recording that it makes, another one for each name."""
+
+    def _read(self, path: str) -> tuple[NDArray[np.float16], int, float]:
+        waveform = recording(self.audio.clip_seconds, sum(path.encode()), self.audio.sample_rate)
+        features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
+        return features.astype(np.float16), valid_frames, self.audio.clip_seconds
+
+
+def rehearse(config: Config, kind: str, clips: pa.Table) -> Rehearsal | None:
+    """Train two steps of pre-training or fine-tuning in a fresh process; None where it was killed: no memory was left.
+
+    `clips` is the clip table of the run, of whose names a few are taken. Raises what the stage raises.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="raymae-rehearsal-") as folder, ProcessPoolExecutor(1, spawn) as pool:
+        try:
+            return pool.submit(train, config, kind, few(clips), folder).result()
+        except BrokenProcessPool:
+            return None
+
+
+def few(clips: pa.Table) -> pa.Table:
+    """A labelled training clip of every class, and the first clips that serve pre-training."""
+    train = clips.take(rows_of(clips, "train", labelled=True))
+    labels = train["scene_label"].to_pandas()
+    first = train.take(np.flatnonzero(~labels.duplicated()))
+    ids = first["clip_id"].combine_chunks()
+    unused = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=ids)))
+    others = [unused.take(rows_of(unused, split)[: STEPS * CPU_CLIPS]) for split in ("train", "pool")]
+    return pa.concat_tables([first, *others])
+
+
+def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
+    """The same settings for two steps of one micro-batch each, without what is done beside the steps."""
+    compute = replace(config.compute, num_workers=1, profile_steps=0)
+    changes: dict[str, Any] = {
+        "global_batch_size": clips,
+        "micro_batch_size": clips,
+        "warmup_epochs": 0,
+        "report_steps": 1,
+    }
+    changes |= {"epochs": 1.0, "commit_minutes": 1e6, "init_from": None} | ({} if on_gpu else {"compile": False})
+    pretrain = replace(config.pretrain, **changes, probe_clips=0)
+    finetune = replace(config.finetune, **changes, head_epochs=0.0)
+    return replace(config, pretrain=pretrain, finetune=finetune, compute=compute)
+
+
+def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
+    """Make a store of the clips and train on it; in the process that `rehearse` starts."""
+    import torch
+
+    from raymae.loop import Trainer
+    from raymae.session import BareSession
+    from raymae.stages import build_task
+
+    on_gpu = torch.cuda.is_available() and config.compute.use_gpu is not False
+    section = config.pretrain if kind == "pretrain" else config.finetune
+    at_once = section.micro_batch_size if on_gpu else min(CPU_CLIPS, section.micro_batch_size)
+    torch.set_num_threads(config.compute.torch_threads or torch.get_num_threads())
+    store = write_store(
+        Folder(folder),
+        clips,
+        config.audio,
+        GeneratedReader(config.audio, config.data.file_timeout),
+        config.data.shard_mb,
+    )
+    spec = make_spec(two_steps(config, at_once, on_gpu), kind, store, Folder(folder) / "run")
+    device = "cuda" if on_gpu else "cpu"
+    base = memory_mb()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        base = 0.0
+    trainer = Trainer(build_task(spec), BareSession(store, spec.artifact, device), spec.artifact)
+    begun = time.perf_counter()
+    progress = trainer.run()
+    spent = time.perf_counter() - begun
+    seconds = at_once / progress.metrics["clips_per_second"]
+    trained = [value for value in trainer.model.parameters() if value.requires_grad]
+    numbers, others = (sum(value.numel() for value in some) for some in (trained, trainer.model.parameters()))
+    copies = 4 + (section.ema_decay is not None)
+    return Rehearsal(
+        device=torch.cuda.get_device_name() if on_gpu else "cpu",
+        threads=torch.get_num_threads(),
+        parameters=numbers,
+        clips=at_once,
+        first_seconds=spent - seconds,
+        seconds=seconds,
+        peak_mb=torch.cuda.max_memory_allocated() / 1e6 if on_gpu else memory_mb("VmHWM"),
+        base_mb=base,
+        state_mb=4 * (copies * numbers + others - numbers) / 1e6,
+        loss=progress.metrics.get("loss", float("nan")),
+    )
+
+
+def make_spec(config: Config, kind: str, store: FeatureStore, artifact: Folder) -> StageSpec:
+    """The stage, as long as two steps."""
+    stage = "pretrain" if kind == "pretrain" else "finetune"
+    spec = StageSpec(name=stage, kind=stage, config=config, artifact=artifact, store=store)  # type: ignore[arg-type]
+    epochs = (STEPS - 0.5) * spec.train.global_batch_size / spec.order().rows_per_epoch
+    section = replace(getattr(config, stage), epochs=epochs)
+    return replace(spec, config=replace(config, **{stage: section}))
+
+
+def memory_mb(field: str = "VmRSS") -> float:
+    """Resident memory of this process, VmRSS now or VmHWM at most; where there is no /proc, at most in either case."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:"))
