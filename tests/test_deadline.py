@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from raymae import cli, pipeline
+from raymae import cli, pipeline, seeds
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, DataConfig
 from raymae.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS, Deadline, TimeIsUpError
@@ -69,7 +69,7 @@ def test_the_job_says_so_and_has_its_own_status(
     def stop(*_: object) -> None:
         raise OVER.error("at step 3 of pretrain")
 
-    monkeypatch.setattr(pipeline, "run_plan", stop)
+    monkeypatch.setattr(seeds, "run_plan", stop)
     monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "--storage", "/tmp", "--max-hours", "1"])
     with pytest.raises(SystemExit) as end:
         cli.main("pretrain", "A job.")
