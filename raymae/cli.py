@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -65,16 +65,21 @@ def parse(arguments: list[str], doc: str) -> Config:
 def named_model(model: ModelConfig, options: list[str]) -> ModelConfig:
     """A recipe's model with the sizes that `options` name: where the single fields beside the names start from.
 
+    With latent targets, which are always normalised, a recipe's normalisation of pixels is switched off.
+
     A name that isn't valid is left to tyro, which says what would be.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model.size", dest="size", nargs="?")
     parser.add_argument("--model.decoder", dest="decoder", nargs="?")
+    parser.add_argument("--model.name", dest="name", nargs="?")
     given, _ = parser.parse_known_args(options)
     if given.size in MODEL_SIZES:
         model = with_size(model, given.size)
     if given.decoder in DECODERS and given.decoder != model.decoder:
         model = with_decoder(model, given.decoder)
+    if given.name == "latent" and model.name != "latent":
+        model = replace(model, name="latent", norm_target=False)
     return model
 
 

@@ -34,6 +34,8 @@ SMALL_MODEL = ModelConfig(
     decoder_depth=2,
     decoder_num_heads=4,
     mask_ratio=0.75,
+    # On ten-way tasks of 70 labels (classes of the pool) a linear probe finds .71 after 2,400 steps, .66 without.
+    norm_target=True,
 )
 
 
@@ -98,14 +100,15 @@ def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: i
 
 
 def small() -> Config:
-    """Own recordings on a laptop: 16 kHz, 128 mels, a ViT of 2.8 M parameters; some 1,700 clips take half an hour."""
+    """Own recordings on a laptop: 16 kHz, 128 mels, a ViT of 2.8 M parameters; on 2 cores that
+    multiply bfloat16 in hardware some 1,700 clips take an hour, most of it pre-training."""
     return Config(
         data=DataConfig(dataset="table"),
         audio=SMALL_AUDIO,
         model=SMALL_MODEL,
         pretrain=PretrainConfig(
-            epochs=60,
-            warmup_epochs=3,
+            epochs=250,
+            warmup_epochs=5,
             global_batch_size=64,
             micro_batch_size=64,
             lr=1e-3,

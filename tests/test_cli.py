@@ -308,3 +308,9 @@ def test_a_dry_run_writes_its_plan(
     assert not any(plan.values())
     shown = capsys.readouterr().out
     assert all(name in shown for name in plan)
+
+
+def test_latent_targets_need_no_second_option() -> None:
+    """`small` normalises its pixels, which latent targets have no use for."""
+    model = parse(["small", "--model.name", "latent"], "").model
+    assert (model.name, model.norm_target) == ("latent", False)
