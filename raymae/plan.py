@@ -29,7 +29,7 @@ Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", 
 VERSION = 1
 """Part of every key; a change of what the stages compute raises it."""
 
-EVALUATION = 2
+EVALUATION = 3
 """Part of the key of an evaluation alone; a change of what is scored or said raises it."""
 
 REGISTRY = "mlflow.db"

@@ -1,5 +1,7 @@
 """Paired differences and their p-values, where the right answer is known."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -77,3 +79,48 @@ def test_draws_have_as_many_groups_as_there_are() -> None:
     weights = drawn_weights(17, 50, 3)
     assert (weights.sum(axis=1) == 17).all()
     assert p_value(0.5, np.zeros(9)) == pytest.approx(0.1)
+
+
+def test_the_p_value_is_that_of_all_exchanges() -> None:
+    labels, one, other, groups = draw(3, 9, 2, 0.9, 0.3)
+    found, number = macro_accuracy_difference(labels, one, other, groups), np.repeat(np.arange(9), 2)
+    exchanged = []
+    for swap in product([False, True], repeat=9):
+        mine = np.array(swap)[number]
+        first, second = np.where(mine, other, one), np.where(mine, one, other)
+        exchanged.append(macro_accuracy(labels, first) - macro_accuracy(labels, second))
+    exact = np.mean(np.abs(exchanged) >= abs(found.value) - 1e-9)
+    assert 0.005 < exact < 0.5
+    assert found.p_value == pytest.approx(exact, abs=0.02)
+
+
+def test_more_clips_of_the_same_groups_are_no_further_evidence() -> None:
+    few = macro_accuracy_difference(*draw(0, 24, 1, 0.8, 0.5))
+    many = macro_accuracy_difference(*(np.repeat(one, 20) for one in draw(0, 24, 1, 0.8, 0.5)))
+    assert (many.value, many.p_value) == pytest.approx((few.value, few.p_value))
+    assert many.interval == pytest.approx(few.interval)
+
+
+def test_the_exchange_of_scores_by_hand() -> None:
+    """With two groups there are two exchanges, of none and of one; the difference is that of the first."""
+    truth = np.array([[1], [0], [1], [0]], np.float32)
+    one, other = np.array([[0.9], [0.1], [0.8], [0.2]]), np.array([[0.3], [0.6], [0.4], [0.7]])
+    first = np.array([[True], [True], [False], [False]])
+    mixed = [np.where(first, one, other), np.where(first, other, one)]
+    half = mean_average_precision(truth, mixed[0]) - mean_average_precision(truth, mixed[1])
+    assert abs(half) < mean_average_precision(truth, one) - mean_average_precision(truth, other)
+    found = mean_average_precision_difference(truth, one, other, ["a", "a", "b", "b"], draws=999)
+    assert found.p_value == pytest.approx(0.5, abs=0.06)
+    assert found.interval is None
+
+
+def test_p_values_of_map_are_not_small_by_chance() -> None:
+    small = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        truth = np.repeat(rng.random((25, 3)) < 0.4, 2, axis=0).astype(np.float32)
+        truth[0] = 1
+        one, other = (truth + rng.normal(size=truth.shape) for _ in range(2))
+        groups = np.repeat(np.arange(25), 2).tolist()
+        small += mean_average_precision_difference(truth, one, other, groups, draws=100).p_value < 0.05
+    assert small <= 6

@@ -1,9 +1,19 @@
 """What can be read from embeddings in which it was hidden on purpose."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from raymae.invariance import read_out
+from raymae.artifacts import Folder
+from raymae.invariance import Reading, read_out, readings
+from raymae.plan import Plan
+from raymae.session import BareSession
+from raymae.stages import run_stage
+from raymae.store import FeatureStore
+from tests.test_loop import TINY, make_spec
 
 
 def make_clips(n: int, groups_per_device: int = 30) -> pa.Table:
@@ -44,3 +54,30 @@ def test_what_is_in_the_embeddings_is_read_and_nothing_else() -> None:
 def test_a_device_with_too_few_groups_is_left_out() -> None:
     clips = make_clips(40, groups_per_device=3)
     assert read_out({"x": np.ones((40, 2))}, clips, "single", 1)["targets"].get("device") is None
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, tmp_path: Path, centred: bool) -> None:
+    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, centre=centred, layer=1)
+    config = replace(TINY, finetune=tune, pretrain=replace(TINY.pretrain, epochs=2, warmup_epochs=0))
+    plan = Plan(config, store.clips, Folder(str(tmp_path)), "evaluate")
+    spec = make_spec(store, Path(plan.nodes["pretrain"].artifact.path()), config=config)
+    run_stage(spec, BareSession(store, spec.artifact))
+    for name in ("finetune", "student"):
+        artifact = plan.nodes[name].artifact
+        tuned = make_spec(store, Path(artifact.path()), "finetune", config, encoder=spec.artifact)
+        run_stage(tuned, BareSession(store, artifact))
+    found = readings(plan)
+    first = ["random weights", "pre-trained"]
+    both = [*first, *(f"{name}, input centred" for name in first)] if centred else first
+    assert list(found) == [*both, "fine-tuned", "with pseudo-labels"]
+    embedders = {title: reading.embedder("cpu") for title, reading in found.items()}
+    assert {(one.layers, one.window) for one in embedders.values()} == {((1,), config.audio.n_frames)}
+    assert [one.centred for one in embedders.values()] == [reading.centred for reading in found.values()]
+    log_mel, frames = store.read(np.arange(4))
+    x = {title: one.clips(log_mel, frames) for title, one in embedders.items()}
+    assert not np.allclose(x["random weights"], x["pre-trained"], atol=1e-3)
+    assert not np.allclose(x["pre-trained"], x["fine-tuned"], atol=1e-4)
+    again = Reading(plan.nodes["finetune"].artifact, None, False).embedder("cpu")
+    np.testing.assert_array_equal(again.clips(log_mel, frames), x["random weights"])
+    np.testing.assert_allclose(x["fine-tuned"], x["with pseudo-labels"], atol=1e-5)  # trained alike here

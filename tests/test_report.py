@@ -184,6 +184,7 @@ def test_missing_classes_are_named(tmp_path: Path) -> None:
     write_report(dict(to_dict(found | extra | {"embeddings": None})), Folder(str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
     assert "val has no clip of park: its score is over the other classes." in text
+    assert "No interval of val: bus has 1 group, fewer than 5, tram has 1 group, fewer than 5." in text
     assert "None" not in text
     assert "val chose" not in text
 
@@ -219,13 +220,26 @@ def test_rows_come_back_in_their_places(order: list[int]) -> None:
         places_of(rows, np.append(came, came[0]))
 
 
-def test_mistakes_are_the_surest_wrong_ones(report: dict[str, Any]) -> None:
-    found = mistakes(PREDICTIONS["student"], NAMES)["val"]
-    assert 0 < len(found) <= 20
-    assert all(one["true"] != one["predicted"] for one in found)
-    confidences = [one["confidence"] for one in found]
-    assert confidences == sorted(confidences, reverse=True)
-    assert found[0]["path"].startswith("rec/")
+def test_mistakes_are_the_surest_wrong_ones_of_each_group() -> None:
+    rows = [("test", name, "a", group, "bus") for group, name in (("g1", "park"), ("g2", "tram"), ("g3", "bus"))] * 2
+    rows.append(("test", "bus", "a", "g2", "bus"))
+    table = make_predictions(rows)
+    surer = table["probabilities"].to_pylist()
+    surer[4] = [0.95, 0.03, 0.02]  # the second clip of g2
+    table = table.set_column(
+        table.column_names.index("probabilities"), "probabilities", pa.array(surer, pa.list_(pa.float32()))
+    )
+    found = mistakes(table.append_column("path", table["clip_id"]), NAMES)["test"]
+    assert [(one["path"], one["true"], one["predicted"]) for one in found] == [
+        ("clip4", "tram", "bus"),
+        ("clip0", "park", "bus"),
+    ]
+    assert [one["confidence"] for one in found] == pytest.approx([0.95, 0.8])
+    assert [(one["group_wrong"], one["group_clips"]) for one in found] == [(2, 3), (2, 2)]
+
+
+def test_the_list_of_mistakes_is_short(report: dict[str, Any]) -> None:
+    assert all(0 < len(found) <= 20 for found in report["mistakes"].values())
 
 
 def test_models_are_compared_on_the_same_clips(report: dict[str, Any]) -> None:
@@ -258,13 +272,13 @@ def test_confusion_figure_shows_the_counts() -> None:
 
 
 def test_domain_figure_has_a_bar_per_model_and_device(report: dict[str, Any]) -> None:
-    figure = domain_figure(report["metrics"], "devices", "accuracy")
+    figure = domain_figure(report["metrics"], "devices", "accuracy", "Split s")
     assert [len(axes.patches) for axes in figure.axes] == [8, 8, 8]
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["s4*", "s5*"]
 
 
 def test_reliability_figure_shows_models_that_give_probabilities(report: dict[str, Any]) -> None:
-    figure = reliability_figure(report["metrics"])
+    figure = reliability_figure(report["metrics"], "Split s")
     assert len(figure.axes) == 6
     assert len(figure.axes[0].lines) == 3  # the diagonal, the CNN, the student
 

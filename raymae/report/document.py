@@ -13,11 +13,13 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 .table { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; }
 th { background: #f6f8fa; vertical-align: bottom; } td:first-child, th:first-child, .text { text-align: left; }
-tr.final td { font-weight: 600; } td { white-space: nowrap; } td.text { white-space: normal; overflow-wrap: anywhere; }
+td { white-space: nowrap; } td.long { white-space: normal; overflow-wrap: anywhere; min-width: 24rem; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; } figcaption, .stamp { color: #57606a; font-size: .9em; }
+img { max-width: 100%; height: auto; } figcaption { color: #57606a; font-size: .9em; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 """
+LONG = 60
+"""Characters of a cell above which it may be broken into lines."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,12 @@ def page(title: str, sections: Sequence[Section], pictures: Mapping[str, bytes])
 
 
 def _table(table: Table) -> str:
-    text = [name in table.text for name in table.header]
-
     def line(tag: str, cells: Sequence[str]) -> str:
         inner = (
-            f"<{tag}{' class=text' if is_text else ''}>{html.escape(cell)}</{tag}>"
-            for cell, is_text in zip(cells, text, strict=True)
+            f'<{tag} class="{"text" * (name in table.text)} {"long" * (len(cell) > LONG)}">{html.escape(cell)}</{tag}>'
+            for cell, name in zip(cells, table.header, strict=True)
         )
-        return f"<tr>{''.join(inner)}</tr>"
+        return f"<tr>{''.join(inner)}</tr>".replace(' class=" "', "")
 
     body = "\n".join(line("td", row) for row in table.rows)
     return f'<div class="table"><table><thead>{line("th", table.header)}</thead>\n<tbody>{body}</tbody></table></div>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ DOMAINS = {"device": "devices", "city": "cities"}
 UNKNOWN = "unknown"
 MISTAKES = 20
 """Most confident mistakes that are listed of a split."""
+DESCRIBED = ["clip_id", "path", "device", "city", "group"]
+"""What is said of their clips."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,27 @@ def _domains(part: Part, known: Heard | None) -> dict[str, Any]:
 
 
 def mistakes(predictions: pa.Table, class_names: Sequence[str], labels: Labels = "single") -> dict[str, list[Any]]:
-    """By split, the surest wrong guesses: clip_id, path, device, city, group, true, predicted, confidence."""
+    """By split, the surest wrong guesses, one for each group: its clips are wrong together, and would fill the list.
+
+    Keys: clip_id, path, device, city, group, true, predicted, confidence, and of its group group_wrong, the clips that
+    are wrong, and group_clips.
+    """
     found = {}
     for split, clips in held_out(predictions).items():
         part = Part(clips, class_names, labels)
-        worst = part.kind.mistakes(part.truth, part.probabilities, class_names, MISTAKES)
-        columns = clips.select(["clip_id", "path", "device", "city", "group"])
-        rows = columns.take(pa.array([one.pop("row") for one in worst], pa.int64())).to_pylist()
-        found[split] = [row | one for row, one in zip(rows, worst, strict=True)]
+        wrong = part.kind.mistakes(part.truth, part.probabilities, class_names)
+        first: dict[str, dict[str, Any]] = {}
+        for one in wrong:
+            first.setdefault(part.groups[one["row"]], one)
+        members, misses = Counter(part.groups), Counter(part.groups[row] for row in {one["row"] for one in wrong})
+        worst = list(first.items())[:MISTAKES]
+        described = clips.select(DESCRIBED).take(np.array([one["row"] for _, one in worst], np.int64)).to_pylist()
+        found[split] = [
+            row
+            | {key: value for key, value in one.items() if key != "row"}
+            | {"group_wrong": misses[group], "group_clips": members[group]}
+            for row, (group, one) in zip(described, worst, strict=True)
+        ]
     return found
 
 

@@ -48,13 +48,14 @@ def confusion_figure(found: Evaluation, class_names: Sequence[str], title: str) 
     return figure
 
 
-def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str) -> Figure:
+def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str, title: str) -> Figure:
     """A panel per split: a score (`key`) by device or city (`plural`), a bar per model, with its interval where there
     is one; the names of unseen ones carry a star."""
     splits = next(iter(metrics.values()))
     most = max(len(found[plural]) for found in splits.values())
     width = min(16.0, max(8.0, 1.2 + 0.17 * most * len(metrics)))
     figure, axes = panels(len(splits), width, 2.6, columns=1)
+    figure.suptitle(title)
     bar = 0.8 / len(metrics)
     for one, split in zip(axes, splits, strict=True):
         for turn, (name, found) in enumerate(metrics.items()):
@@ -73,11 +74,11 @@ def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str) -> F
         one.grid(axis="y", alpha=0.3)
         one.set_axisbelow(True)
     handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def reliability_figure(metrics: Mapping[str, Evaluation]) -> Figure:
+def reliability_figure(metrics: Mapping[str, Evaluation], title: str) -> Figure:
     """A panel per split: share that is right against confidence, by bin, a line per model that gives probabilities.
 
     Below, how many guesses lie in each bin. On the diagonal a model is as right as it says.
@@ -85,6 +86,7 @@ def reliability_figure(metrics: Mapping[str, Evaluation]) -> Figure:
     shown = {name: found for name, found in metrics.items() if next(iter(found.values()))["reliability"]}
     splits = list(next(iter(shown.values())))
     figure = Figure(figsize=(4.6 * len(splits), 5.2), layout="constrained")
+    figure.suptitle(title)
     axes = figure.subplots(2, len(splits), squeeze=False, sharex=True, height_ratios=[3, 1])
     for column, split in enumerate(splits):
         above, below = axes[:, column]

@@ -72,16 +72,16 @@ def _mean(by_class: NDArray[np.float64]) -> float:
     return float(np.nanmean(by_class))  # a labelled clip has a class, so there is one
 
 
-def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """The `count` surest classes that their clips don't have: row of the clip, its classes, the wrong one."""
-    absent = np.where(truth > 0, -np.inf, probabilities)
-    order = np.argsort(-absent, axis=None, kind="stable")[:count]
+def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Classes from one half on that their clips lack, the surest first: row of the clip, its classes, the wrong one."""
+    absent = np.where(truth > 0, 0, probabilities)
+    rows, numbers = np.nonzero(absent >= 0.5)
+    order = np.argsort(-absent[rows, numbers], kind="stable")
     found = []
-    for row, number in zip(*np.unravel_index(order, absent.shape), strict=True):
-        if absent[row, number] >= 0.5:
-            true = ";".join(name for name, there in zip(names, truth[row], strict=True) if there)
-            confidence = float(absent[row, number])
-            found.append({"row": int(row), "true": true, "predicted": names[number], "confidence": confidence})
+    for row, number in zip(rows[order], numbers[order], strict=True):
+        true = ";".join(name for name, there in zip(names, truth[row], strict=True) if there)
+        confidence = float(absent[row, number])
+        found.append({"row": int(row), "true": true, "predicted": names[number], "confidence": confidence})
     return found
 
 

@@ -23,6 +23,8 @@ MODEL_TITLES = {
     "finetune": "MAE, fine-tuned",
     "student": "MAE, with pseudo-labels",
 }
+CLASSES_SHOWN = 5
+"""Most classes that a note names."""
 ROWS_SHOWN = 15
 """Classes at either end of the table of classes of several a clip; of twice as many, all are shown."""
 
@@ -82,11 +84,20 @@ def scores_section(report: Report) -> Section:
     if report["quarantined"]:
         lost = ", ".join(f"{count} of {split}" for split, count in report["quarantined"].items())
         notes.append(f"Labelled clips that could not be read and are not scored: {lost}.")
-    meaning = (
-        f"{kind.MEANING}; in brackets its 95 % interval when groups are drawn anew (none where a class has fewer "
-        f"than {MIN_GROUPS} groups)."
-    )
+    few = {split: classes for split, found in splits.items() if (classes := _few_groups(found))}
+    notes += [f"No interval of {split}: {', '.join(classes)}." for split, classes in few.items()]
+    meaning = f"{kind.MEANING}; in brackets its 95 % interval when groups are drawn anew."
     return Section(f"{kind.TITLE} by split", [meaning, Table(header, rows), *under(report), *notes])
+
+
+def _few_groups(found: Mapping[str, Any]) -> list[str]:
+    """The classes of a split that have too few groups for an interval, as "chainsaw has 4 groups, fewer than 5"."""
+    few = [(name, one["groups"]) for name, one in found["by_class"].items() if 0 < one["groups"] < MIN_GROUPS]
+    shown = [
+        f"{name} has {groups} group{'s' * (groups > 1)}, fewer than {MIN_GROUPS}"
+        for name, groups in few[:CLASSES_SHOWN]
+    ]
+    return shown + ([f"and {len(few) - CLASSES_SHOWN} more classes"] if len(few) > CLASSES_SHOWN else [])
 
 
 def _missing(split: str, classes: Sequence[str]) -> str:
@@ -206,7 +217,9 @@ def classes_section(report: Report) -> Section:
         for split, metrics in found.items()
         for label, one in metrics["by_class"].items()
     ]
-    return Section(f"By class: {model_title(name)}", [Table(header, rows, frozenset({"class"})), *under(report)])
+    text = "An interval without width says that the class's groups are all alike, not that the figure is certain."
+    table = Table(header, rows, frozenset({"class"}))
+    return Section(f"By class: {model_title(name)}", [text, table, *under(report)])
 
 
 def precision_tables(found: Evaluation) -> Iterator[Block]:
@@ -244,10 +257,10 @@ def embeddings_section(report: Report) -> Section | None:
     rows.append(["clips / groups", *(f"{target['clips']} / {target['groups']}" for target in targets.values())])
     header = ["embeddings", *(f"{name} ({len(target['names'])})" for name, target in targets.items())]
     text = (
-        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: no "
-        "probe hears a clip of a group that it is scored on. Representations that keep the scene and forget device "
-        f"and city score high on the scene and near chance on the others. Read after block {found['layer']}; no label "
-        "of these clips is used for anything else. Names with too few groups are left out."
+        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: it "
+        "hears no clip of a group that it is scored on. Embeddings that keep the scene and forget device and city "
+        "score high on the scene and near chance on the others; in brackets, how many are told apart, which are those "
+        f"with enough groups. Read after block {found['layer']}; nothing is chosen by these probes."
     )
     return Section("What can be read from the embeddings", [text, Table(header, rows), *under(report)])
 
@@ -261,6 +274,7 @@ def mistakes_section(report: Report) -> Section | None:
             one["true"],
             one["predicted"],
             number(one["confidence"]),
+            f"{one['group_wrong']} of {one['group_clips']}",
             one["device"] or "-",
             one["city"] or "-",
         ]
@@ -269,8 +283,10 @@ def mistakes_section(report: Report) -> Section | None:
     ]
     if not rows:
         return None
-    text = f"At most {MISTAKES} of a split, the surest first; a file that several of them name may be labelled wrongly."
-    header = ["split", "file", "true", "predicted", "confidence", "device", "city"]
+    text = (
+        f"The surest mistake in each group, at most {MISTAKES} of a split, and how many clips of the group are wrong."
+    )
+    header = ["split", "file", "true", "predicted", "confidence", "of its group", "device", "city"]
     return Section(
         f"Most confident mistakes: {model_title(final(report)[0])}",
         [text, Table(header, rows, frozenset({"file", "true", "predicted", "device", "city"})), *under(report)],

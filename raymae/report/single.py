@@ -81,11 +81,11 @@ def _by_class(truth: Truth, guess: Truth, groups: Sequence[str], names: Sequence
     return found
 
 
-def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """The `count` surest wrong guesses: row of the clip, true and predicted class, confidence."""
+def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The wrong guesses, the surest first: row of the clip, true and predicted class, confidence."""
     guess, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
-    wrong = order[guess[order] != truth[order]][:count]
+    wrong = order[guess[order] != truth[order]]
     return [
         {
             "row": int(row),

@@ -48,10 +48,16 @@ def drawings(report: Mapping[str, Any]) -> list[tuple[Picture, Figure]]:
         drawn = [(first, class_figure(found, title + split))]
     if any(one["reliability"] for scores in metrics.values() for one in scores.values()):
         caption = "Reliability: share that is right against confidence; below, how many guesses lie in each bin."
-        drawn.append((Picture("figures/reliability.png", caption), reliability_figure(metrics)))
+        drawn.append((Picture("figures/reliability.png", caption), reliability_figure(metrics, f"Reliability{split}")))
     for domain, plural in DOMAINS.items():
         if any(set(scores[plural]) != {UNKNOWN} for scores in found.values()):
             file = f"figures/{kind.BY_DOMAIN.lower()}_by_{domain}.png"
-            caption = f"{kind.BY_DOMAIN} by {domain}, with 95 % intervals where there are any; * not in training."
-            drawn.append((Picture(file, caption), domain_figure(metrics, plural, kind.BY_DOMAIN)))
+            measure = "mAP" if kind.BY_DOMAIN == "mAP" else "Accuracy"
+            caption = f"{measure} by {domain}, with 95 % intervals where there are any; * not in training."
+            drawn.append(
+                (
+                    Picture(file, caption),
+                    domain_figure(metrics, plural, kind.BY_DOMAIN, f"{measure} by {domain}{split}"),
+                )
+            )
     return drawn
