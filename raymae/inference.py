@@ -56,13 +56,13 @@ class Embed:
 
         torch.set_num_threads(threads)
         self.store = store
-        self.embedders = {name: reading.embedder(torch_device()) for name, reading in readings.items()}
+        self.embedders = {name: (reading.embedder(torch_device()), reading.pool) for name, reading in readings.items()}
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         rows = batch["row"]
         log_mel, valid_frames = self.store.read(rows)
         started = time.perf_counter()
-        found = {name: one.clips(log_mel, valid_frames) for name, one in self.embedders.items()}
+        found = {name: one.clips(log_mel, valid_frames, pool) for name, (one, pool) in self.embedders.items()}
         return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
 
 

@@ -1,7 +1,7 @@
 """What stays in the embeddings: how well device, city and scene can be read from them before and after each stage.
 
-Every stage's encoder is read in one way, that of the classifier: its network, window, centring and last block. Only the
-weights differ. Works without Ray.
+Every stage's encoder is read in one way, that of the classifier: its network, window, centring, last block and pooling.
+Only the weights differ. Works without Ray.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
-from raymae.embed import Embedder, make_embedder, read_card
+from raymae.embed import Embedder, Pool, make_embedder, read_card
 from raymae.models import AudioClassifier, load_encoder
 from raymae.plan import Plan
 from raymae.probe import FOLDS, cross_validated
@@ -39,6 +39,9 @@ class Reading:
     weights: Folder | None
     """Where its weights are from; None for the random ones that the network is born with."""
     centred: bool
+    pool: Pool
+    """How a clip's patches become one vector: a mean of ViT-B has 768 values, statistics by row up to 24,576, on which
+    probes take minutes."""
 
     def embedder(self, torch_device: str, seed: int = 0) -> Embedder:
         """The frozen encoder; `seed` draws random weights."""
@@ -59,18 +62,18 @@ def readings(plan: Plan) -> dict[str, Reading]:
 
     Where the classifier centres its input, which alone takes much of the device away, the first two are read both ways.
     """
-    classifier, centred = plan.nodes["finetune"].artifact, plan.config.finetune.centre
+    classifier, config = plan.nodes["finetune"].artifact, plan.config.finetune
     first: dict[str, Folder | None] = {"random weights": None}
     if "pretrain" in plan.nodes:
         first["pre-trained"] = plan.nodes["pretrain"].artifact
     elif "finetune" in plan.given:
         first["given weights"] = plan.given["finetune"].artifact
-    found = {title: Reading(classifier, weights, False) for title, weights in first.items()}
-    if centred:
+    found = {title: Reading(classifier, weights, False, config.pool) for title, weights in first.items()}
+    if config.centre:
         found |= {f"{title}, input centred": replace(reading, centred=True) for title, reading in found.items()}
     for name, title in STAGES.items():
         if name in plan.nodes:
-            found[title] = Reading(classifier, plan.nodes[name].artifact, centred)
+            found[title] = Reading(classifier, plan.nodes[name].artifact, config.centre, config.pool)
     return found
 
 

@@ -75,9 +75,10 @@ def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, t
     assert {(one.layers, one.window) for one in embedders.values()} == {((1,), config.audio.n_frames)}
     assert [one.centred for one in embedders.values()] == [reading.centred for reading in found.values()]
     log_mel, frames = store.read(np.arange(4))
+    assert {reading.pool for reading in found.values()} == {tune.pool}
     x = {title: one.clips(log_mel, frames) for title, one in embedders.items()}
     assert not np.allclose(x["random weights"], x["pre-trained"], atol=1e-3)
     assert not np.allclose(x["pre-trained"], x["fine-tuned"], atol=1e-4)
-    again = Reading(plan.nodes["finetune"].artifact, None, False).embedder("cpu")
+    again = Reading(plan.nodes["finetune"].artifact, None, False, tune.pool).embedder("cpu")
     np.testing.assert_array_equal(again.clips(log_mel, frames), x["random weights"])
     np.testing.assert_allclose(x["fine-tuned"], x["with pseudo-labels"], atol=1e-5)  # trained alike here
