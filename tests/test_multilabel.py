@@ -213,8 +213,9 @@ def test_every_model_and_rival_is_evaluated(clips: pa.Table, tmp_path: Path, ray
     assert result["metrics"]["svm"]["val"]["log_loss"] is None
     assert result["metrics"]["finetune"]["val"]["log_loss"] < np.log(2)
     artifact = whole.nodes["evaluate"].artifact
-    assert artifact.read_bytes("report.md").startswith(b"## mAP by split")
-    assert (artifact / "figures").names() == ["average_precision.png", "map_by_device.png"]
+    assert artifact.read_bytes("report.md").startswith(b"# Evaluation of MAE, fine-tuned")
+    drawn = ["average_precision.png", "map_by_city.png", "map_by_device.png", "reliability.png"]
+    assert (artifact / "figures").names() == drawn
 
 
 # The plan and the table ----------------------------------------------------------------------------------------------
