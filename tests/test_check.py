@@ -54,6 +54,26 @@ def test_problems_are_listed(
     assert len(json.loads((tmp_path / "check.json").read_text())["problems"]) == 4
 
 
+def test_the_split_that_is_asked_for_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{number}.wav,{'ab'[number % 2]},{number // 2 % 10}" for number in range(40)]
+    for number in range(40):
+        write_tone(tmp_path / f"{number}.wav", 440, seconds=0.1)
+    write(tmp_path / "t.csv", ["filename,scene_label,group", *rows])
+    assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "session") == 0
+    assert re.search(r"^split: session, seed 0\n(.*\n)*test +[1-9]", capsys.readouterr().out)
+    assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "visit") == 1
+    assert "wrong: data.split.kind = visit needs to know where and when" in capsys.readouterr().out
+
+
+def test_a_random_split_may_cut_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        write_tone(tmp_path / f"{number}.wav", 440, seconds=0.1)
+    write(tmp_path / "t.csv", ["filename,scene_label,group", *(f"{number}.wav,a,g" for number in range(20))])
+    assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "random") == 0
+
+
 def test_counts_of_a_published_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ import soundfile as sf
 from raymae.config import DataConfig
 from raymae.datasets import cas2023, check_files, check_groups, check_labels, gather, place, summary
 from raymae.datasets.locate import EXAMPLES
+from raymae.splits import assign, settings, split_name
 from raymae.targets import Labels, label_lists
 
 HEADERS = 20_000
@@ -30,8 +31,15 @@ def check(config: DataConfig, folder: Path | None, labels: Labels, taught: bool)
     missing, empty or not readable, and counts other than the published data set's. Raises ValueError for what can't be
     read at all.
     """
-    rows, problems = gather(config, folder)
-    tests: list[Callable[[], None]] = [lambda: check_files(rows, config.max_bad_share), lambda: check_groups(rows)]
+    whole, problems = gather(config, folder)
+    rows = whole
+    tests: list[Callable[[], None]] = [lambda: check_files(rows, config.max_bad_share)]
+    try:
+        rows, used = assign(whole, config.split), settings(config.split)
+        if used.kind != "random":
+            tests.append(lambda: check_groups(rows, transductive=used.transductive))
+    except ValueError as error:
+        problems.append(str(error))
     if taught:
         tests.append(lambda: check_labels(rows, labels))
     for test in tests:
@@ -43,7 +51,8 @@ def check(config: DataConfig, folder: Path | None, labels: Labels, taught: bool)
         problems += named(f"files {what}", rows.filter(mask))
     seconds, unreadable = lengths(rows)
     problems += named("files whose header can't be read", unreadable)
-    print("\n".join(summary(rows, labels)))
+    left_out = f"; {len(whole) - len(rows)} clips are left out" if len(rows) < len(whole) else ""
+    print("\n".join([f"split: {split_name(config.split)}{left_out}", *summary(rows, labels)]))
     for column in ("scene_label", "city", "device"):
         if rows[column].null_count < len(rows):
             print(f"\n{table(rows, column, labels).to_string()}")
