@@ -111,7 +111,7 @@ def test_every_field_of_every_recipe_can_be_given(name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "path", "value"),
     [
-        ("--data.tables a.csv b.csv", "data.tables", ("a.csv", "b.csv")),
+        ("--data.dataset table --data.tables a.csv b.csv", "data.tables", ("a.csv", "b.csv")),
         ("--data.pool-tables p q --data.pool-weights 1 2.5", "data.pool_weights", (1.0, 2.5)),
         ("--audio.f-max None", "audio.f_max", None),
         ("--audio.f-max 7000", "audio.f_max", 7000.0),

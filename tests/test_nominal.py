@@ -13,6 +13,7 @@ from raymae.datasets import absent, load_nominal
 from raymae.datasets.nominal import SHAPES, nominal
 from raymae.pipeline import make_plan
 from raymae.recipes import RECIPES
+from tests.audio_files import write_clips, write_table
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -62,3 +63,14 @@ def test_only_what_is_absent_is_made_up(tmp_path: Path) -> None:
     assert absent(RECIPES["small"]().data) == absent(RECIPES["synthetic"]().data) == []
     with pytest.raises(ValueError, match="knows cas2023, tau2020_mobile, not 'other'"):
         load_nominal(replace(config, pool_datasets=("other:x",)), None)
+
+
+def test_a_dry_run_reads_pool_tables_and_weights(tmp_path: Path) -> None:
+    table = write_table(tmp_path, write_clips(tmp_path, 3))
+    config = replace(RECIPES["paper"]().data, pool_tables=(str(table),), pool_weights=(3.0, 0.5))
+    clips = load_nominal(config, None)
+    assert len(clips) == 8_700 + 3 + 13_965 + 2_315
+    weights = pc.value_counts(clips.filter(pc.equal(clips["split"], "pool"))["weight"]).to_pylist()
+    assert {item["values"]: item["counts"] for item in weights} == {3.0: 3, 0.5: 13_965 + 2_315}
+    with pytest.raises(ValueError, match=r"data\.dataset = 'other' is unknown"):
+        load_nominal(replace(config, dataset="other"), None)

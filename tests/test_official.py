@@ -419,6 +419,10 @@ def test_a_pool_dataset_shares_no_place_with_the_test(tmp_path: Path) -> None:
     ("settings", "error"),
     [
         ({"root": "x"}, r"data\.root = 'x' is of no use to data\.dataset = synthetic"),
+        (
+            {"dataset": "tau2019", "tables": ("t.csv",)},
+            r"data\.tables = t\.csv is of no use to data\.dataset = tau2019",
+        ),
         ({"dataset": "table", "root": "x"}, "is of no use to data.dataset = table"),
         ({"pool_datasets": ("tau2019",)}, "'tau2019' must be the name of a published data set and its folder"),
         ({"pool_datasets": ("table:x",)}, r"go to data\.pool_tables"),

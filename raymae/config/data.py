@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from raymae.config.split import SplitConfig
-from raymae.config.values import require, require_choice, require_share
+from raymae.config.values import redact, require, require_choice, require_share
 
 Framing = Literal["centred", "kaldi"]
 Window = Literal["symmetric", "periodic"]
@@ -260,6 +260,11 @@ class DataConfig:
         require(
             self.root is None or self.dataset not in OWN,
             f"data.root = {self.root!r} is of no use to data.dataset = {self.dataset}: name the data set there",
+        )
+        require(
+            not self.tables or self.dataset == "table",
+            f"data.tables = {', '.join(map(redact, self.tables))} is of no use to data.dataset = {self.dataset}: "
+            "tables of one's own need data.dataset = table (more clips for pre-training are data.pool_tables)",
         )
         for name, value, default in (
             ("label_column", self.label_column, "scene_label"),

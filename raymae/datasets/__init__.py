@@ -79,22 +79,26 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
 def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
     """As `load`, with generated clips (`nominal`) for the data sets that are absent: their names and true counts.
 
-    Raises ValueError for a pool data set whose shape isn't known, and what `load` raises of splits and labels.
+    Pool tables are read. Raises ValueError for a pool data set whose shape isn't known, and what `load` raises of
+    splits and labels.
     """
-    missing = absent(config)
-    own = nominal(config.dataset) if config.dataset in missing else DATASETS[config.dataset](config, folder)
-    rows = assign(join([own, *(nominal_pool(pool) for pool in config.pool_datasets)]), config.split)
+    name = config.dataset
+    own = nominal(name) if name in absent(config) else find_dataset("data.dataset =", name)(config, folder)
+    tables, named = pools_of(config)
+    pools = [read_table(url, pool=True, weight=weight) for url, weight in tables]
+    pools += [nominal_pool(pool, weight) for pool, weight in named]
+    rows = assign(join([own, *pools]), config.split)
     if labels:
         check_labels(rows, labels)
     return rows.select(CLIPS.names)
 
 
-def nominal_pool(pool: str) -> pa.Table:
+def nominal_pool(pool: str, weight: float) -> pa.Table:
     """What a data set (name:folder) gives to a pool: all that it doesn't evaluate on, without labels."""
     name = pool.partition(":")[0]
     if name not in SHAPES:
         raise ValueError(f"data.pool_datasets: a dry run without the audio knows {', '.join(SHAPES)}, not {name!r}")
-    return as_pool(pool, nominal(name), 1.0)
+    return as_pool(pool, nominal(name), weight)
 
 
 def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
@@ -111,16 +115,22 @@ def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
 def gather(config: DataConfig, folder: Path | None) -> tuple[pa.Table, list[str]]:
     """All rows of a run, of its data set and its pools, unchecked; and where published data sets are not whole."""
     own = find_dataset("data.dataset =", config.dataset)(config, folder)
-    weights = config.pool_weights or (1.0,) * (len(config.pool_tables) + len(config.pool_datasets))
-    urls, named = zip(config.pool_tables, weights, strict=False), weights[len(config.pool_tables) :]
+    tables, named = pools_of(config)
     missed = differences(config.dataset, own)
-    pools = [read_table(url, pool=True, weight=weight) for url, weight in urls]
-    for pool, weight in zip(config.pool_datasets, named, strict=True):
+    pools = [read_table(url, pool=True, weight=weight) for url, weight in tables]
+    for pool, weight in named:
         name, _, root = pool.partition(":")
         whole = find_dataset("data.pool_datasets:", name)(pool_config(config, name, root), folder)
         missed += differences(name, whole)
         pools.append(as_pool(pool, whole, weight))
     return join([own, *pools]), missed
+
+
+def pools_of(config: DataConfig) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The pool tables and the pool data sets, each with its weight."""
+    names = (*config.pool_tables, *config.pool_datasets)
+    pools = list(zip(names, config.pool_weights or (1.0,) * len(names), strict=True))
+    return pools[: len(config.pool_tables)], pools[len(config.pool_tables) :]
 
 
 def find_dataset(setting: str, name: str) -> Callable[[DataConfig, Path | None], pa.Table]:
