@@ -23,7 +23,12 @@ NOTE = b"raymae.split"
 
 def split_name(config: SplitConfig) -> str:
     """What a split is called wherever its scores stand: "visit, seed 0"; one that leaks says so."""
-    used = settings(config)
+    if config.file:  # which names what was drawn, with the seed of its labels
+        share, seed = config.labelled_share, config.seed
+        other = f" (seed {seed})" if seed != settings(config).seed else ""
+        again = [f"labels of {share:.4g} of the training groups{other}"] if share else []
+        return ", ".join([str(_described(config.file)["name"]), *again])
+    used = config
     if used.kind == "table":
         parts = ["as the table says"]
     elif used.kind == "random":
@@ -35,9 +40,7 @@ def split_name(config: SplitConfig) -> str:
     if used.kind != "table" or used.val_share or used.labelled_share:
         parts.append(f"seed {used.seed}")
     parts += ["transductive"] if used.transductive else []
-    for share, seed in dict.fromkeys([(used.labelled_share, used.seed), (config.labelled_share, config.seed)]):
-        again = f" (seed {seed})" if seed != used.seed else ""
-        parts += [f"labels of {share:.4g} of the training groups{again}"] if share else []
+    parts += [f"labels of {used.labelled_share:.4g} of the training groups"] if used.labelled_share else []
     return ", ".join(parts)
 
 

@@ -247,6 +247,15 @@ def test_labels_can_be_thinned_on_a_split_from_a_file(tmp_path: Path) -> None:
     assert assign(rows, SplitConfig(file=str(tmp_path / "thin"))).equals(direct)
 
 
+def test_a_file_keeps_the_seed_of_its_labels_in_its_name(tmp_path: Path) -> None:
+    rows, drawn = random_table(5), SplitConfig(kind="session")
+    write_split(Folder(str(tmp_path / "whole")), assign(rows, drawn), drawn)
+    thin = SplitConfig(file=str(tmp_path / "whole"), labelled_share=0.5, seed=3)
+    write_split(Folder(str(tmp_path / "thin")), assign(rows, thin), thin)
+    name = "session, seed 0, labels of 0.5 of the training groups (seed 3)"
+    assert split_name(thin) == split_name(SplitConfig(file=str(tmp_path / "thin"))) == name
+
+
 def change_group(rows: pa.Table) -> pa.Table:
     groups = ["other", *rows["group"].to_pylist()[1:]]
     return rows.set_column(rows.column_names.index("group"), "group", pa.array(groups, pa.string()))
