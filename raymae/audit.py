@@ -76,7 +76,8 @@ def _unsaid() -> Iterator[None]:
 def audit(rows: pa.Table) -> dict[str, dict[str, Any]]:
     """By held-out split of rows whose splits are final: clips, sibling_share, twin_share and the look-ups' accuracies.
 
-    sibling_share: labelled held-out clips whose group has a clip in train or pool; twin_share: whose file has the name
+    sibling_share: labelled held-out clips whose group has a clip in train or pool, None where no group is known;
+    twin_share: whose file has the name
     (without folder) and size of one there. Look-ups learn from the labelled clips of train.
     """
     trained = rows.filter(pc.is_in(rows["split"], value_set=pa.array(["train", "pool"])))
@@ -92,11 +93,17 @@ def audit(rows: pa.Table) -> dict[str, dict[str, Any]]:
         }
         found[name] = {
             "clips": len(clips),
-            "sibling_share": _share(pc.is_in(clips["group"], value_set=pc.drop_null(trained["group"]))),
+            "sibling_share": _sibling_share(clips, trained),
             "twin_share": _share(pc.is_in(_file_keys(clips), value_set=pc.drop_null(_file_keys(trained)))),
             "look_ups": {key: None if guess is None else _score(guess, truth) for key, guess in guesses.items()},
         }
     return found
+
+
+def _sibling_share(clips: pa.Table, trained: pa.Table) -> float | None:
+    if clips["group"].null_count == len(clips):
+        return None
+    return _share(pc.is_in(clips["group"], value_set=pc.drop_null(trained["group"])))
 
 
 def _share(mask: pa.ChunkedArray) -> float:
@@ -188,10 +195,14 @@ def average(audited: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str,
     for name in sorted({name for one in audited for name in one}, key=lambda name: (name != "val", name)):
         those = [one[name] for one in audited if name in one]
         values = {key: [one["look_ups"][key] for one in those if one["look_ups"][key] is not None] for key in LOOK_UPS}
-        found[name] = {
-            key: float(np.mean([one[key] for one in those])) for key in ("clips", "sibling_share", "twin_share")
-        } | {
-            "look_ups": {key: float(np.mean(scores)) if scores else None for key, scores in values.items()},
+        found[name] = {key: _mean([one[key] for one in those]) for key in ("clips", "sibling_share", "twin_share")} | {
+            "look_ups": {key: _mean(scores) for key, scores in values.items()},
             "sd": {key: float(np.std(scores)) if scores else None for key, scores in values.items()},
         }
     return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from matplotlib.figure import Figure
 
-from raymae.artifacts import Folder
+from raymae.artifacts import Folder, digest
 from raymae.audit import LOOK_UPS, audit_splits
-from raymae.config import Config, redact
+from raymae.config import Config, redact, to_dict
 from raymae.datasets import load_rows
 from raymae.figures import png
 from raymae.report import result_table
@@ -36,7 +37,7 @@ def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
         raise ValueError(
             "nothing to audit: no clip of a split val or test… has a scene_label; give a --data.split.kind"
         )
-    folder = storage / f"audits/{config.recipe or 'run'}-{table_hash(rows)}"
+    folder = storage / f"audits/{config.recipe or 'run'}-{audit_key(config, rows)}"
     result: dict[str, Any] = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
     text = audit_text(found)
     if config.audit.listen:
@@ -47,6 +48,11 @@ def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
     folder.write_bytes("look_ups.png", png(look_up_figure(found)))
     print(f"{text}\naudit.md, audit.json, look_ups.png: {redact(folder.url)}")
     return result
+
+
+def audit_key(config: Config, rows: pa.Table) -> str:
+    """Names the clips, the split and whether it listens, so that no audit takes the place of another."""
+    return digest([table_hash(rows), to_dict(config.data.split), config.audit.listen])
 
 
 def audit_text(found: Sequence[dict[str, Any]]) -> str:

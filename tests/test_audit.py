@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_the_job_writes_a_table_a_page_and_a_figure(tmp_path: Path, capsys: pyte
         lines.append(f"{number}.wav,{'bus' if number % 4 < 2 else 'park'},x,d,{group},{split}")
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
     config = Config(data=DataConfig(dataset="table", tables=(str(tmp_path / "metadata.csv"),)))
-    result = audit_run(config, Folder(str(tmp_path / "storage")))
+    storage = Folder(str(tmp_path / "storage"))
+    result = audit_run(config, storage)
     said = capsys.readouterr().out
     assert audit_text(result["splits"]) in said
     table = [line for line in said.splitlines() if line.startswith("|")]
@@ -115,3 +117,15 @@ def test_the_job_writes_a_table_a_page_and_a_figure(tmp_path: Path, capsys: pyte
     assert folder.names() == ["audit.json", "audit.md", "look_ups.png"]
     assert folder.read_json("audit.json")["splits"] == result["splits"]
     assert folder.read_bytes("look_ups.png").startswith(b"\x89PNG")
+    other = audit_run(replace(config, data=replace(config.data, split=SplitConfig(kind="session"))), storage)
+    assert other["folder"] != result["folder"]
+    assert folder.read_json("audit.json")["splits"] == result["splits"]
+
+
+def test_siblings_are_unknown_without_groups(tmp_path: Path) -> None:
+    rows = [f"{number}.wav,{'ab'[number % 2]}" for number in range(20)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["filename,scene_label", *rows]))
+    config = Config(data=DataConfig(dataset="table", tables=(str(tmp_path / "metadata.csv"),)))
+    (_, random) = audit_run(config, Folder(str(tmp_path / "storage")))["splits"]
+    assert random["held_out"]["test"]["sibling_share"] is None
+    assert random["held_out"]["test"]["twin_share"] == 0
