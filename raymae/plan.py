@@ -282,7 +282,7 @@ class Plan:
         if name == "evaluate":
             models = {name: key for name, key in keys.items() if name.startswith(FINETUNED)}
             clips = fingerprint(self.clips, self.clips.column_names)
-            said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips]
+            said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips, config.evaluate.ablation]
             return [audio, config.evaluate.rivals, clips, models, *said]
         tracking = config.tracking
         return [keys[self.final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
