@@ -213,9 +213,12 @@ def test_every_model_and_rival_is_evaluated(clips: pa.Table, tmp_path: Path, ray
     assert result["metrics"]["svm"]["val"]["log_loss"] is None
     assert result["metrics"]["finetune"]["val"]["log_loss"] < np.log(2)
     artifact = whole.nodes["evaluate"].artifact
-    assert artifact.read_bytes("report.md").startswith(b"# Evaluation of MAE, fine-tuned")
+    assert b"\n## mAP by split\n" in artifact.read_bytes("report.md")
     drawn = ["average_precision.png", "map_by_city.png", "map_by_device.png", "reliability.png"]
     assert (artifact / "figures").names() == drawn
+    read = result["embeddings"]
+    assert list(read["targets"]) == ["device"]  # one city, and scenes of several classes
+    assert set(read["scores"]) >= {"log-mel statistics", "random weights", "pre-trained", "fine-tuned"}
 
 
 # The plan and the table ----------------------------------------------------------------------------------------------

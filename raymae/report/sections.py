@@ -267,6 +267,8 @@ def embeddings_section(report: Report) -> Section | None:
 
 def mistakes_section(report: Report) -> Section | None:
     """The final model's surest wrong guesses."""
+    listed = [one for found in report["mistakes"].values() for one in found]
+    known = [domain for domain in DOMAINS if any(one[domain] for one in listed)]
     rows = [
         [
             split,
@@ -275,8 +277,7 @@ def mistakes_section(report: Report) -> Section | None:
             one["predicted"],
             number(one["confidence"]),
             f"{one['group_wrong']} of {one['group_clips']}",
-            one["device"] or "-",
-            one["city"] or "-",
+            *(one[domain] or "-" for domain in known),
         ]
         for split, found in report["mistakes"].items()
         for one in found
@@ -286,7 +287,7 @@ def mistakes_section(report: Report) -> Section | None:
     text = (
         f"The surest mistake in each group, at most {MISTAKES} of a split, and how many clips of the group are wrong."
     )
-    header = ["split", "file", "true", "predicted", "confidence", "of its group", "device", "city"]
+    header = ["split", "file", "true", "predicted", "confidence", "of its group", *known]
     return Section(
         f"Most confident mistakes: {model_title(final(report)[0])}",
         [text, Table(header, rows, frozenset({"file", "true", "predicted", "device", "city"})), *under(report)],
