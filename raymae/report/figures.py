@@ -99,7 +99,7 @@ def reliability_figure(metrics: Mapping[str, Evaluation], title: str) -> Figure:
             edges = np.linspace(0, 1, len(bins["count"]) + 1)
             below.stairs(bins["count"], edges)
         above.set(title=split, ylim=(0, 1), xlim=(0, 1), ylabel="share that is right" if column == 0 else "")
-        above.legend(fontsize="small", loc="upper left")
+        above.legend(fontsize="small", loc="lower right")  # where a model would be less right than it says
         below.set(xlabel="confidence", ylabel="guesses" if column == 0 else "")
         for one in (above, below):
             one.grid(alpha=0.3)
