@@ -182,9 +182,9 @@ class EvaluateConfig:
     """What the final table compares."""
 
     rivals: tuple[Rival, ...] = ("svm", "svm_robust", "cnn")
-    """Rivals in every table. SVMs on log-mel statistics: svm, plain; svm_centred, without each clip's mean level of every
-    band; svm_coloured, with copies through random devices; svm_robust, both of these; svm_self_trained, the same with
-    the surer half of its own guesses of the unlabelled clips (not for clips of several classes). cnn: small, from scratch.
+    """Rivals in every table. SVMs on log-mel statistics: svm, plain; svm_centred, without each clip's mean level of
+    every band; svm_coloured, with copies through random devices; svm_robust, both of these; svm_self_trained, the same
+    with the surer half of its guesses of the unlabelled clips (not for clips of several classes). cnn: from scratch.
     Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
     ablation: tuple[Ablation, ...] = ()
     """What each part of the pipeline brings: further rows, each a fine-tuning as configured that starts from elsewhere.
