@@ -49,6 +49,10 @@ class Task(Protocol):
         """The loss of a micro-batch and what else is worth a line of metrics."""
         ...
 
+    def begin(self, device: torch.device) -> None:
+        """Called before the first step of a run that has no commit yet, with the model plain and whole."""
+        ...
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The model's parameters for the optimiser; asked for once they are on their device, perhaps sharded."""
         ...

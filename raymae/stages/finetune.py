@@ -23,6 +23,7 @@ from raymae.predict import class_probabilities, write_classifier
 from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
+from raymae.stages.head import start_head
 from raymae.store import iterate
 from raymae.targets import target_matrix
 from raymae.windows import MicroBatch
@@ -74,6 +75,13 @@ class FinetuneTask:
         self.max_seconds: float | None = spec.pace.result()["work_seconds"] if spec.pace else None
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size
         self.head_steps = 0 if spec.cnn else round(self.config.head_epochs * per_epoch)
+
+    def begin(self, device: torch.device) -> None:
+        """Let a logistic regression on the untouched encoder set the head, if it is to."""
+        if self.config.head_start == "logistic" and isinstance(self.model, AudioClassifier):
+            rows, _ = labelled_rows(self.spec)
+            labels = self.targets[rows].toarray().argmax(1)
+            start_head(self.model.to(device), self.spec, rows, labels, mix(self.seed, 7))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The model's groups, the head's learning rate scaled."""
