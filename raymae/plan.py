@@ -295,7 +295,8 @@ class Plan:
             clips = fingerprint(labelled, [*file, "scene_label"])
             others = [keys[key] for key in self.needs(name) if key != "prepare"] + self._given("finetune")
             cnn = config.evaluate.cnn if name == "cnn" else None
-            training, more = self._training("finetune"), self._chosen_by()
+            training = self._training("finetune")
+            more: list[Any] = [*self._chosen_by()]
             if name == "consistency":
                 unlabelled = self.clips.take(rows_of(self.clips, "train", labelled=False))
                 more += [self._training("consistency"), fingerprint(unlabelled, file)]

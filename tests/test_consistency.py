@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from raymae.artifacts import Folder, read_events
@@ -20,6 +21,7 @@ from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consiste
 from raymae.loop import Trainer
 from raymae.parallel import RunningStatistics
 from raymae.plan import Plan
+from raymae.predict import read_classifier
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
 from raymae.stages import build_task, run_stage
@@ -28,7 +30,7 @@ from raymae.windows import micro_batches, read_window
 from tests.test_loop import EVERYTHING, RESPONSES, TINY, KilledError, losses, make_spec, train
 
 STRONG = AugmentConfig(colour_p=0.8, mixstyle_p=0.5, freq_mask_param=8, time_mask_param=16)
-SETTINGS = ConsistencyConfig(method="freematch", epochs=12, ratio=2, momentum=0.8, strong=STRONG)
+SETTINGS = ConsistencyConfig(method="freematch", epochs=4, ratio=2, momentum=0.8, strong=STRONG)
 CONFIG = replace(TINY, consistency=SETTINGS)
 
 
@@ -189,7 +191,7 @@ def test_one_worker_and_two_compute_alike(store: FeatureStore, tmp_path: Path, m
 def test_going_on_from_a_commit_is_exact(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    config = setting(**settings)
+    config = setting(epochs=4, **settings)
     whole = make_spec(store, tmp_path / "whole", "consistency", config)
     undisturbed = train(whole)
     spec = make_spec(store, tmp_path / "parts", "consistency", config)
@@ -237,7 +239,7 @@ def test_the_weak_views_have_no_gradient_and_take_none(
 def taught(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """A pre-training and a fine-tuning from it."""
     root = tmp_path_factory.mktemp("taught")
-    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=3), finetune=replace(TINY.finetune, epochs=10))
+    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=3), finetune=replace(TINY.finetune, epochs=30))
     pretrained = make_spec(store, root / "pretrain", config=config)
     finetuned = make_spec(store, root / "finetune", "finetune", config, encoder=pretrained.artifact)
     for spec in (pretrained, finetuned):
@@ -246,19 +248,16 @@ def taught(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, taught: dict[str, Folder], method: str) -> None:
-    config = replace(TINY, consistency=ConsistencyConfig(method=method, epochs=20, ratio=2, strong=STRONG))  # type: ignore[arg-type]
-    spec = make_spec(store, tmp_path, "consistency", config, classifier=taught["finetune"])
-    start = build_task(spec).model.state_dict()
-    assert torch.equal(start["classifier.head.weight"], build_task(spec).model.state_dict()["classifier.head.weight"])
+def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, taught: dict[str, Folder], method: Any) -> None:
+    # no Freq-MixStyle: it would make one tone of the other
+    strong = AugmentConfig(colour_p=0.5, freq_mask_param=4, time_mask_param=16)
+    settings = ConsistencyConfig(method=method, epochs=5, ratio=2, strong=strong)
+    spec = make_spec(store, tmp_path, "consistency", replace(TINY, consistency=settings), classifier=taught["finetune"])
     run_stage(spec, BareSession(store, spec.artifact))
     found = spec.artifact.result()
     assert found["metrics"]["val/macro_accuracy"] > 0.9
     assert found["steps"] == spec.order().steps
-    from raymae.predict import read_classifier
-
-    card = read_classifier(spec.artifact)
-    assert card.class_names == ["high", "low"]
+    assert read_classifier(spec.artifact).class_names == ["high", "low"]
     names = {name for event in read_events(spec.artifact) for name in event["metrics"]}
     assert {"loss", "supervised_loss", "unsupervised_loss", "mask_share", "threshold"} <= names
     assert ("fairness_loss" in names) == (method == "freematch")
@@ -267,9 +266,7 @@ def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, taught: dict[s
 def test_it_starts_from_the_teacher_head_and_all(
     store: FeatureStore, tmp_path: Path, taught: dict[str, Folder]
 ) -> None:
-    from safetensors.torch import load
-
-    weights = load(taught["finetune"].read_bytes("model.safetensors"))
+    weights = load_tensors(taught["finetune"].read_bytes("model.safetensors"))
     spec = make_spec(store, tmp_path, "consistency", CONFIG, classifier=taught["finetune"])
     network = build_task(spec).network  # type: ignore[attr-defined]
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
