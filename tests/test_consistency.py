@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from raymae.artifacts import Folder, read_events
+from raymae.cli import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
 from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
 from raymae.loop import Trainer
@@ -317,6 +318,13 @@ def test_without_unlabelled_clips_it_learns_from_the_labels(store: FeatureStore,
 def test_wrong_settings_say_what_is_right(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_command_line_names_the_uses() -> None:
+    assert parse(["small"], "").unlabelled == ("pseudo_labels",)
+    assert parse(["small", "--unlabelled", "pseudo_labels", "consistency"], "").unlabelled[-1] == "consistency"
+    config = parse(["small", "--unlabelled", "--consistency.method", "fixmatch"], "")
+    assert (config.unlabelled, config.consistency.method) == ((), "fixmatch")
 
 
 def plan_of(config: Config, clips: pa.Table, target: Any = "register") -> Plan:
