@@ -71,6 +71,14 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole weights that a sharded model keeps after a forward pass which no backward pass follows."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def full(value: Tensor) -> Tensor:
     """A tensor, or all of a sharded one, for which every rank has to ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value

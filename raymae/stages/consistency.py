@@ -15,6 +15,7 @@ from raymae.augment import mixup, recut, restyle
 from raymae.consistency import METHODS, FreeMatch, consistency_loss
 from raymae.models import AudioClassifier, Cnn
 from raymae.order import PairedOrder, mix
+from raymae.parallel import reshard
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.finetune import FinetuneTask, single_loss
@@ -89,6 +90,7 @@ class ConsistencyTask(FinetuneTask):
         if self.averaged_teacher is not None and self.paired:
             with torch.no_grad():
                 said, _ = self.averaged_teacher(*weak)
+            reshard(self.averaged_teacher)
         loss, metrics = single_loss(logits[:count], target, config.label_smoothing)
         metrics["supervised_loss"] = loss.detach()
         if said is None:
