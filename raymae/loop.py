@@ -71,6 +71,7 @@ class Trainer:
         self.wrapped = session.wrap(self.model)
         if self.ema:
             session.wrap(self.ema.model)
+            task.averaged = self.ema.model
         self.statistics = parallel.RunningStatistics(self.model)
         self.optimizer = adamw(task.parameter_groups(), self.config)  # of the wrapped model: sharding replaces weights
         if moments:
@@ -214,7 +215,7 @@ class Trainer:
             **metrics,
             "lr": lr,
             **({"grad_norm": float(norm)} if math.isfinite(norm) else {}),
-            "clips_per_second": config.global_batch_size / seconds,
+            "clips_per_second": self.order.global_batch_size / seconds,
             "data_wait_share": waited / seconds,
             **({"skipped_steps": float(progress.bad_steps)} if progress.bad_steps else {}),
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,

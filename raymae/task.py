@@ -42,6 +42,8 @@ class Task(Protocol):
     seed: int
     head_steps: int
     selection: Selection
+    averaged: nn.Module | None
+    """The average of the weights, in evaluation mode, where the loop keeps one."""
 
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device

@@ -30,6 +30,7 @@ class PretrainTask:
 
     head_steps = 0
     selection = LAST
+    averaged: nn.Module | None = None
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.seed = spec, spec.seed()
