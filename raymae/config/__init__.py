@@ -16,6 +16,7 @@ from raymae.config.model import (
     with_decoder,
     with_size,
 )
+from raymae.config.pseudo_label import PseudoLabelConfig
 from raymae.config.run import (
     AuditConfig,
     ComputeConfig,
@@ -32,7 +33,6 @@ from raymae.config.training import (
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    PseudoLabelConfig,
     TrainConfig,
 )
 from raymae.config.values import from_dict, redact, to_dict
