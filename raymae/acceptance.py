@@ -100,18 +100,17 @@ def covered(guess: Labels, confidence: Confidence, coverage: float) -> Mask:
 
 
 def flexmatch_thresholds(probabilities: Probabilities, threshold: float) -> Confidence:
-    """FlexMatch's threshold of each class (C,): threshold x M(beta), M(x) = x / (2 - x), with threshold warm-up
-    (Zhang et al. 2021, section 3).
+    """FlexMatch's threshold of each class (C,): threshold x M(beta), M(x) = x / (2 - x) (Zhang et al. 2021, section 3).
 
     beta, how well a class is learned, is the number of its guesses that reach the threshold, over that of the class
-    with the most or, while most guesses reach it not, over the number of those. Here once over all unlabelled clips, in
-    the paper at every step of training. A class of which no guess reaches the threshold gets 0, as in the paper: all
-    its guesses are accepted.
+    with the most. Here once over all unlabelled clips, in the paper at every step of training; so its warm-up, which
+    accepts nearly all while little is learned, has no place here. A class of which no guess reaches the threshold gets
+    0, as in the paper: all its guesses are accepted. Where no class has such a guess, all keep the threshold.
     """
     guess, confidence = guesses(probabilities)
     sure = confidence >= np.float32(threshold)
     learned = np.bincount(guess[sure], minlength=probabilities.shape[1]).astype(np.float64)
-    beta = learned / max(1.0, learned.max(initial=0), len(guess) - learned.sum())
+    beta = learned / learned.max() if sure.any() else np.ones(len(learned))
     return np.asarray(threshold * beta / (2 - beta), np.float32)
 
 

@@ -88,13 +88,13 @@ def test_flexmatch_by_hand() -> None:
         [[0.95, 0.03, 0.02], [0.92, 0.05, 0.03], [0.85, 0.1, 0.05], [0.05, 0.91, 0.04], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6]],
         np.float32,
     )
-    # three guesses reach it not, more than a's two: beta = 2/3, 1/3, 0; M(x) = x/(2 - x) = 1/2, 1/5, 0
-    expected = [0.45, 0.18, 0.0]
-    np.testing.assert_allclose(flexmatch_thresholds(values, 0.9), expected, rtol=1e-6)
-    # without the unsure ones a has most: beta = 1, 1/2, 0; M = 1, 1/3, 0
-    np.testing.assert_allclose(flexmatch_thresholds(values[[0, 1, 3]], 0.9), [0.9, 0.3, 0.0], rtol=1e-6)
-    found = decided(values[[0, 1, 3]], flexmatch(0.9))
-    assert found.accepted.all()
+    # beta = 1, 1/2, 0; M(x) = x/(2 - x) = 1, 1/3, 0
+    np.testing.assert_allclose(flexmatch_thresholds(values, 0.9), [0.9, 0.3, 0.0], rtol=1e-6)
+    found = decided(values, flexmatch(0.9))
+    assert found.accepted.tolist() == [True, True, False, True, True, True]
+    assert found.reasons[2] == "confidence below 0.9000, the threshold of its class (flexmatch)"
+    # where nothing is learned, nothing is accepted
+    assert not decided(values, flexmatch(0.96)).accepted.any()
 
 
 def test_freematch_by_hand() -> None:
