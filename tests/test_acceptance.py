@@ -85,7 +85,14 @@ def test_more_coverage_or_a_lower_threshold_only_adds(values: NDArray[np.float32
 def test_flexmatch_by_hand() -> None:
     # guesses of class a: .95 .92 .85, of b: .91 .7, of c: .6; tau = .9 is reached by two of a, one of b, none of c
     values = np.array(
-        [[0.95, 0.03, 0.02], [0.92, 0.05, 0.03], [0.85, 0.1, 0.05], [0.05, 0.91, 0.04], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6]],
+        [
+            [0.95, 0.03, 0.02],
+            [0.92, 0.05, 0.03],
+            [0.85, 0.1, 0.05],
+            [0.05, 0.91, 0.04],
+            [0.2, 0.7, 0.1],
+            [0.3, 0.1, 0.6],
+        ],
         np.float32,
     )
     # beta = 1, 1/2, 0; M(x) = x/(2 - x) = 1, 1/3, 0
