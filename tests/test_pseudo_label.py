@@ -115,7 +115,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         check_teacher(folder, NAMES[::-1])
 
 
-# What is said ----------------------------------------------------------------------------------------------------------
+# What is said ------------------------------------------------------------------------------------------------------
 
 
 def test_agreement_of_two_rounds() -> None:

@@ -261,7 +261,7 @@ def test_without_val_the_teacher_is_calibrated_by_a_probe(
     assert found["calibrated_on"] == "cross-fitted"
     assert found["calibration"]["clips"] == len(rows_of(store.clips, "train", labelled=True))
     text = plan.nodes["pseudo_label"].artifact.read_bytes("report.md").decode()
-    assert "split val has no labelled clip" in text
+    assert "Split val has no labelled clip" in text
     assert "log loss and calibration error stay unknown" in text
 
 
