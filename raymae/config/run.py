@@ -189,6 +189,10 @@ class Config:
             f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.centre, which takes from each "
             "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-centre",
         )
+        require(
+            self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.rivals,
+            "evaluate.rivals = svm_self_trained guesses one class a clip; with finetune.labels = multi leave it out",
+        )
         layer = self.finetune.layer
         require(
             layer is None or 1 <= layer <= self.model.depth,
