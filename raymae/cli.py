@@ -173,7 +173,7 @@ def run(job: Target | Literal["predict", "embed", "export", "audit"], config: Co
 
         storage = open_storage(config.storage)
         folder = Path(storage.path("datasets")) if storage.is_local else None
-        taught = job in ("finetune", "pseudo_label", "evaluate", "register")
+        taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register")
         return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
         check_target("--predict.output", config.predict.output)
