@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
-from raymae.console import print_plan, print_result
+from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
 from raymae.selection import described
-from raymae.spec import class_names, rows_of
 from raymae.splits import write_split
 from raymae.weights import bring, find
 
@@ -146,7 +144,7 @@ class Run:
 
     def _run(self, node: Node) -> None:
         started = time.time()
-        runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.name}")
+        runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.stage}")
         result = runner(node)
         result["seconds"] = time.time() - started
         node.artifact.write_json("config.json", to_dict(self.plan.config))
@@ -220,39 +218,29 @@ class Run:
             self._finished(node, result)
 
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
-        from raymae.inference import classify
-        from raymae.pseudo_label import fit_temperature, pseudo_label_table
-        from raymae.pseudo_label import summary as pseudo_summary
+        from raymae.inference import classify, embed
+        from raymae.teacher import run_round
 
-        plan, store = self.plan, self.plan.store
-        names = class_names(store.clips)
-        unlabelled = rows_of(store.clips, "train", labelled=False)
-        held_out = rows_of(store.clips, "val", labelled=True)
-        probabilities = np.zeros((0, len(names)), np.float32)
-        temperature, work_seconds = 1.0, 0.0
-        if len(unlabelled):
-            rows = np.concatenate([unlabelled, held_out])
+        plan, seconds = self.plan, [0.0]
+
+        def over(run: Callable[..., Any], rows: Any, model: Any, *more: Any) -> Any:
             with self._bar(node.name, len(rows)) as progress:
-                teacher = {"teacher": plan.nodes["finetune"].artifact}
-                classified, work_seconds = classify(store, rows, teacher, plan.config.compute, progress)
-            found = classified["teacher"]
-            probabilities = found[: len(unlabelled)]
-            if len(held_out):
-                truth = [names.index(label) for label in store.clips["scene_label"].take(held_out).to_pylist()]
-                temperature = fit_temperature(found[len(unlabelled) :], np.array(truth))
-        table = pseudo_label_table(
-            store.clips["clip_id"].take(unlabelled).to_pylist(),
-            probabilities,
-            temperature,
-            names,
-            plan.config.pseudo_label,
-            redact(plan.nodes["finetune"].artifact.url),
+                found, spent = run(plan.store, rows, {"teacher": model}, plan.config.compute, progress, *more)
+            seconds[0] += spent
+            return found["teacher"]
+
+        views = plan.config.pseudo_label.views
+        result = run_round(
+            plan,
+            node.name,
+            lambda rows, teacher: over(classify, rows, teacher, views),
+            lambda rows, reading: over(embed, rows, reading),
         )
-        node.artifact.write_table("pseudo_labels.parquet", table)
-        result = pseudo_summary(table, names, temperature, len(held_out)) | {"work_seconds": work_seconds}
-        if not result["accepted"]:
-            print("  no pseudo-label was accepted: the student learns from the given labels alone")
-        return result
+        for name in ("report.md", "report.json"):
+            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
+        for line in said_of_round(result):
+            print(f"  {line}")
+        return result | {"work_seconds": seconds[0]}
 
     def _evaluate(self, node: Node) -> dict[str, Any]:
         from raymae.evaluate import evaluate

@@ -17,6 +17,7 @@ from raymae.config.model import (
     with_decoder,
     with_size,
 )
+from raymae.config.pseudo_label import PseudoLabelConfig
 from raymae.config.run import (
     AuditConfig,
     ComputeConfig,
@@ -33,7 +34,6 @@ from raymae.config.training import (
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    PseudoLabelConfig,
     TrainConfig,
 )
 from raymae.config.values import from_dict, redact, to_dict

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from raymae.config.consistency import ConsistencyConfig, Unlabelled
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
-from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig
+from raymae.config.pseudo_label import PseudoLabelConfig
+from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
 from raymae.config.values import require, require_choice
 
 
@@ -191,6 +192,11 @@ class Config:
         require(
             not (self.pretrain.init_from and self.finetune.init_from),
             "finetune.init_from takes the place of pre-training, so pretrain.init_from would have no effect: set one",
+        )
+        require(
+            not (self.pseudo_label.views and self.finetune.centre),
+            f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.centre, which takes from each "
+            "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-centre",
         )
         require(
             self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.rivals,

@@ -1,4 +1,4 @@
-"""The training stages, the pseudo-labels between them and the evaluation."""
+"""The training stages and the evaluation."""
 
 from __future__ import annotations
 
@@ -163,26 +163,6 @@ class FinetuneConfig(TrainConfig):
             self.head_start == "zero" or self.labels == "single",
             "finetune.head_start = logistic is for clips of one class: leave it at zero with finetune.labels = multi",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudoLabelConfig:
-    """Which of the teacher's guesses become labels of the student."""
-
-    confidence_threshold: float | None = 0.9
-    """Smallest calibrated probability of an accepted pseudo-label; none accepts by coverage instead."""
-    coverage: float | None = None
-    """Share of each predicted class's clips that is accepted, surest first (instead of a threshold)."""
-
-    def __post_init__(self) -> None:
-        require(
-            (self.confidence_threshold is None) != (self.coverage is None),
-            "set one of pseudo_label.confidence_threshold and pseudo_label.coverage, the other to None "
-            f"(now {self.confidence_threshold} and {self.coverage})",
-        )
-        for name in ("confidence_threshold", "coverage"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < 1, f"pseudo_label.{name} = {value} must lie in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

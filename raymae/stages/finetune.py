@@ -21,6 +21,7 @@ from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
+from raymae.pseudo_label import check_teacher
 from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
@@ -81,6 +82,7 @@ class FinetuneTask:
         spec, config = self.spec, self.spec.config
         model = build_classifier(config.audio, config.model, self.config, len(self.class_names), cnn=spec.cnn)
         if spec.classifier:
+            check_teacher(spec.classifier, self.class_names)
             load_weights(model, spec.classifier.read_bytes("model.safetensors"))
         elif spec.encoder and isinstance(model, AudioClassifier):
             load_encoder(model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
