@@ -181,21 +181,23 @@ class Order:
 
 @dataclass(frozen=True)
 class PairedOrder(Order):
-    """Two streams side by side: in each micro-batch rows of the first source, then `ratio` times as many of the second.
+    """Two streams side by side: in each micro-batch rows of all sources but the last, then `ratio` times as many of the
+    last.
 
-    The rows of the first come exactly as they do where they are alone; epochs and steps are theirs. Batch sizes count
-    both. A position is twice that in the own stream, and 1 more in the second.
+    The rows of the first stream come exactly as they do where they are alone; epochs and steps are theirs. Batch sizes
+    count both. A position is twice that in the own stream, and 1 more in the second.
     """
 
     ratio: int = 1
 
     @cached_property
     def parts(self) -> tuple[Order, Order]:
-        """The order of either source."""
+        """The order of either stream."""
+        streams = (self.rows[:-1], self.weights[:-1]), (self.rows[-1:], self.weights[-1:])
         first, second = (
             Order(
-                rows=(self.rows[number],),
-                weights=(self.weights[number],),
+                rows=streams[number][0],
+                weights=streams[number][1],
                 seed=mix(self.seed, number) if number else self.seed,
                 epochs=self.epochs,
                 global_batch_size=self.global_batch_size // (1 + self.ratio) * share,
@@ -208,21 +210,21 @@ class PairedOrder(Order):
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of the first source in an epoch."""
+        """Rows of the first stream in an epoch."""
         return self.parts[0].rows_per_epoch
 
     @property
     def steps(self) -> int:
-        """Steps of the run, by the first source."""
+        """Steps of the run, by the first stream."""
         return self.parts[0].steps
 
     @property
     def window_steps(self) -> int:
-        """Steps of a round: as many as of the first source alone."""
+        """Steps of a round: as many as of the first stream alone."""
         return self.parts[0].window_steps
 
     def positions(self, steps: range, slot: int) -> Rows:
-        """Positions of a slot for the steps of a round: of each step the first source's, then the second's."""
+        """Positions of a slot for the steps of a round: of each step the first stream's, then the second's."""
         both = [
             2 * part.positions(steps, slot).reshape(len(steps), -1) + number for number, part in enumerate(self.parts)
         ]

@@ -66,13 +66,18 @@ class StageSpec:
         finetune = self.config.finetune
         return self.config.consistency.training(finetune) if self.kind == "consistency" else finetune
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether some labelled clips come more often than others."""
+        return self.kind != "pretrain" and self.classification.balance != "none"
+
     def seed(self) -> int:
         """The stage's seed; the same for equal stages, whatever pipeline they stand in."""
         return mix(self.config.seed, *(self.repeats or self.name).encode())
 
     def order(self) -> Order:
         """The order of the stage's clips; of consistency training labelled and unlabelled ones side by side."""
-        sources, batch = pretrain_sources(self) if self.kind == "pretrain" else [(labelled_rows(self)[0], 1.0)], 1
+        sources, batch = pretrain_sources(self) if self.kind == "pretrain" else labelled_sources(self), 1
         train, kind, more = self.train, Order, {}
         if self.kind == "consistency" and len(unlabelled := unlabelled_rows(self.store.clips)):
             sources.append((unlabelled, 1.0))
@@ -87,7 +92,7 @@ class StageSpec:
             epochs=train.epochs,
             global_batch_size=batch * train.global_batch_size,
             micro_batch_size=batch * train.micro_batch_size,
-            chunk=self.config.data.shuffle_chunk,
+            chunk=1 if self.is_balanced else self.config.data.shuffle_chunk,  # neighbours would be of one cell
             **more,
         )
 
@@ -121,6 +126,22 @@ def pretrain_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
         if len(rows):
             sources.append((rows, clips["weight"][int(rows[0])].as_py()))
     return sources
+
+
+def labelled_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
+    """Rows and weight of what is fine-tuned on: as they are, or in cells of `finetune.balance` that come equally often.
+
+    An epoch has as many rows as there are clips; a cell of few is passed over several times in it, one of many in part.
+    """
+    rows, targets = labelled_rows(spec)
+    if not spec.is_balanced:
+        return [(rows, 1.0)]
+    cells = np.asarray(targets[rows].argmax(axis=1)).ravel().astype(np.int64)
+    if spec.classification.balance == "class_device":
+        devices = pc.fill_null(spec.store.clips["device"].take(rows), "").to_numpy()
+        cells = cells * (1 + len(devices)) + np.unique(devices.astype(str), return_inverse=True)[1]
+    found = [rows[cells == cell] for cell in np.unique(cells)]
+    return [(some, len(rows) / (len(found) * len(some))) for some in found]
 
 
 def class_names(clips: pa.Table, labels: Labels = "single") -> list[str]:

@@ -125,6 +125,9 @@ class FinetuneConfig(TrainConfig):
     """AdamW's moments."""
     layer_decay: float = 0.75
     """Each block's learning rate over that of the block above it; the head's factor is 1."""
+    balance: Literal["none", "class", "class_device"] = "none"
+    """Let each class, or each class on each device that it is labelled on, come equally often in an epoch (one class a
+    clip only); none: each clip."""
     head_start: Literal["zero", "logistic"] = "zero"
     """Where the head begins: at (nearly) zero weights, or at a logistic regression on what the untouched encoder makes
     of augmented views of the labelled clips (linear probing, then fine-tuning; one class a clip only)."""
@@ -158,6 +161,11 @@ class FinetuneConfig(TrainConfig):
         for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
+        require_choice("finetune.balance", self.balance, ("none", "class", "class_device"))
+        require(
+            self.balance == "none" or self.labels == "single",
+            f"finetune.balance = {self.balance} is for clips of one class: leave it out with finetune.labels = multi",
+        )
         require_choice("finetune.head_start", self.head_start, ("zero", "logistic"))
         require(
             self.head_start == "zero" or self.labels == "single",
