@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from raymae.artifacts import Folder, latest_step
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from raymae.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+Classify = Callable[..., tuple[dict[str, NDArray[np.float32]], float]]
+"""What `inference.classify` is."""
 
 
 def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
@@ -71,10 +75,13 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
 
 
 class Run:
-    """One run of a plan: its progress bars, its times, its place in MLflow."""
+    """One run of a plan: its progress bars, its times, its place in MLflow.
 
-    def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
-        self.plan, self.deadline = plan, deadline
+    `classify` takes the place of `inference.classify`, for a process that has its own way to run classifiers.
+    """
+
+    def __init__(self, plan: Plan, deadline: Deadline = FOREVER, classify: Classify | None = None) -> None:
+        self.plan, self.deadline, self._classify = plan, deadline, classify
         self.times: dict[str, dict[str, float]] = {}
         self._tracker: Tracker | None = None
         self._run_ids: dict[str, str] = {}
@@ -140,18 +147,19 @@ class Run:
                 continue
             self._train(waiting)
             waiting = []
-            self._run(node)
+            self._finished(node, self.make(node))
         self._train(waiting)
         self.close("FINISHED")
 
-    def _run(self, node: Node) -> None:
+    def make(self, node: Node) -> dict[str, Any]:
+        """Run a stage that is no training and write its artifact; MLflow is left out of it."""
         started = time.time()
         runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.name}")
         result = runner(node)
         result["seconds"] = time.time() - started
         node.artifact.write_json("config.json", to_dict(self.plan.config))
         node.artifact.finish(result)
-        self._finished(node, result)
+        return result
 
     def _finished(self, node: Node, result: dict[str, Any]) -> None:
         seconds = result["seconds"]
@@ -219,8 +227,16 @@ class Run:
             started = result["finished_at"]
             self._finished(node, result)
 
+    @property
+    def classify(self) -> Classify:
+        """Class probabilities of rows of a store; by Ray Data unless the run was given another way."""
+        if self._classify is None:
+            from raymae.inference import classify
+
+            return classify
+        return self._classify
+
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
-        from raymae.inference import classify
         from raymae.pseudo_label import fit_temperature, pseudo_label_table
         from raymae.pseudo_label import summary as pseudo_summary
 
@@ -234,7 +250,7 @@ class Run:
             rows = np.concatenate([unlabelled, held_out])
             with self._bar(node.name, len(rows)) as progress:
                 teacher = {"teacher": plan.nodes["finetune"].artifact}
-                classified, work_seconds = classify(store, rows, teacher, plan.config.compute, progress)
+                classified, work_seconds = self.classify(store, rows, teacher, plan.config.compute, progress)
             found = classified["teacher"]
             probabilities = found[: len(unlabelled)]
             if len(held_out):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
+from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig
 from raymae.config.values import require
 
@@ -161,6 +162,8 @@ class Config:
     """Export to timm and ONNX."""
     audit: AuditConfig = AuditConfig()
     """The leak audit."""
+    sweep: SweepConfig = SweepConfig()
+    """The search of jobs/sweep.py."""
 
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
