@@ -77,7 +77,7 @@ def leaves(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
     """Nested sections (of `to_dict`, or of a file that may name paths as well) as values by path."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= leaves(value, f"{start}{name}.") if isinstance(value, dict) else {f"{start}{name}": value}
+        found |= leaves(value, f"{start}{name}.") if isinstance(value, dict) and value else {f"{start}{name}": value}
     return found
 
 

@@ -29,9 +29,9 @@ class SweepConfig:
     early_stopping: bool = True
     """Stop trials whose validation is among the worse ones at the same share of the last stage's training (ASHA, Li et
     al. 2020); what they made of shared stages stays."""
-    grace: float = 0.3
+    grace: float = 0.4
     """Share of the last stage's training before which no trial is stopped."""
-    reduction: float = 3.0
+    reduction: float = 2.0
     """One in so many trials passes each of ASHA's rungs, which lie as many times apart."""
     max_concurrent: int | None = None
     """Most trials at a time; the default is what the cluster has room for."""
