@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,13 +15,19 @@ PARTS = "+"
 NONE = ("none", "null")
 
 
+@cache
+def hints_of(section: type) -> dict[str, Any]:
+    """The declared types of a section's fields."""
+    return get_type_hints(section)
+
+
 def field_type(root: type, path: str) -> Any:
     """The declared type of the field at `path` below a section; ValueError names those beside one that isn't there."""
     section, start, hint = root, "", root
     for part in path.split("."):
         require(is_dataclass(hint), f"unknown setting {path}: {start.rstrip('.')} has no fields of its own")
         here = ", ".join(f"{start}{item.name}" for item in fields(section))
-        hints = get_type_hints(section)
+        hints = hints_of(section)
         require(part in hints, f"unknown setting {path}; valid here: {here}")
         hint = hints[part]
         section, start = hint if is_dataclass(hint) else section, f"{start}{part}."  # type: ignore[assignment]
@@ -34,13 +41,21 @@ def choices_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
+@cache
+def adapter(hint: Any) -> Any:
+    """What turns values into a type."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
 def typed(root: type, path: str, value: Any) -> Any:
     """`value` (of JSON, say) as the type of the field at `path`; ValueError says what it should have been."""
-    from pydantic import TypeAdapter, ValidationError  # takes a moment; most commands need none of it
+    from pydantic import ValidationError  # takes a moment; most commands need none of it
 
     hint = field_type(root, path)
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return adapter(hint).validate_python(value)
     except ValidationError as error:
         reasons = " or ".join(dict.fromkeys(one["msg"] for one in error.errors()))
         raise ValueError(f"{path} = {value!r}: {reasons[:1].lower()}{reasons[1:]}") from None
