@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,12 @@ from raymae.datasets.synthetic import STAMP
 from raymae.inference import classify, embed
 from raymae.order import Rows, sample
 from raymae.plan import Plan
-from raymae.rivals import fit_svm, statistics
+from raymae.rivals import SVMS, SvmKind, fit_svm, statistics
 from raymae.spec import class_names, rows_of
 from raymae.split_file import split_name
 from raymae.store import FeatureStore, iterate
 from raymae.targets import Labels, target_matrix
 
-SvmKind = Literal["svm", "svm_robust"]
-SVMS: tuple[SvmKind, ...] = ("svm", "svm_robust")
 UNSAID = ("log_loss", "log_loss_ci", "ece", "ece_ci", "reliability")
 """Scores of probabilities."""
 
@@ -49,15 +47,17 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
 def svm_rivals(
     store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], labels: Labels, seed: int
 ) -> dict[SvmKind, tuple[NDArray[np.float32], float]]:
-    """Probabilities (n, C) of the held-out rows and training seconds, by rival."""
+    """Probabilities (n, C) of the held-out rows and training seconds, by rival; `train` are the labelled rows."""
     targets = target_matrix(store.clips["scene_label"].take(train), names, labels).toarray().astype(np.int64)
     if labels == "single":
         targets = targets.argmax(axis=1)
     x_train, x_test = store_statistics(store, train), store_statistics(store, test)
+    unlabelled = rows_of(store.clips, "train", labelled=False)
+    more = store_statistics(store, unlabelled) if "svm_self_trained" in kinds and len(unlabelled) else None
     found = {}
     for kind in kinds:
         started = time.perf_counter()
-        model = fit_svm(kind, x_train, targets, names, seed)
+        model = fit_svm(kind, x_train, targets, names, seed, more)
         seconds = time.perf_counter() - started
         found[kind] = (model.probabilities(x_test).astype(np.float32), seconds)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ from sklearn.svm import SVC
 
 from raymae.config import AudioConfig
 from raymae.targets import Labels
+
+SvmKind = Literal["svm", "svm_centred", "svm_coloured", "svm_robust", "svm_self_trained"]
+SVMS: tuple[SvmKind, ...] = get_args(SvmKind)
+"""In the order of the report."""
 
 Statistics = NDArray[np.float32]
 Prepare = Callable[[Statistics], Statistics]
@@ -88,26 +92,52 @@ class SvmRival:
 
 
 def fit_svm(
-    kind: Literal["svm", "svm_robust"],
+    kind: SvmKind,
     x: Statistics,
     targets: NDArray[np.integer],
     class_names: Sequence[str],
     seed: int,
+    unlabelled: Statistics | None = None,
 ) -> SvmRival:
     """Fit a rival to statistics (n, 5, F) and class numbers (n,), or to multi-hot targets (n, C): one class against the
     rest each.
 
-    svm: one machine on the statistics. svm_robust: one on the statistics with coloured copies, one on the centred
-    statistics. Raises ValueError (scikit-learn's) for fewer than two classes.
+    svm: one machine on the statistics. svm_centred: on centred ones. svm_coloured: on the statistics with coloured
+    copies. svm_robust: the last two together. svm_self_trained: svm_robust labels the surer half of each predicted
+    class of `unlabelled` (m, 5, F), by the margin between its two best classes, and is fitted again with them; without
+    unlabelled clips the same as svm_robust. Raises ValueError for fewer than two classes (scikit-learn's), and where
+    svm_self_trained is given multi-hot targets.
     """
     labels: Labels = "single" if targets.ndim == 1 else "multi"
+    if kind == "svm_self_trained":
+        if labels == "multi":
+            raise ValueError("svm_self_trained labels clips with one class each; these have several")
+        if unlabelled is not None and len(unlabelled):
+            teacher = fit_svm("svm_robust", x, targets, class_names, seed)
+            guess, kept = surer_half(teacher.decision_values(unlabelled))
+            x, targets = np.concatenate([x, unlabelled[kept]]), np.concatenate([targets, guess[kept]])
+    parts: list[tuple[Prepare, Any]] = []
     if kind == "svm":
-        return SvmRival(class_names, labels, [(keep, _machine(x, targets))])
-    rng = np.random.default_rng(seed)
-    coloured = np.concatenate([x, *(colour(x, rng) for _ in range(COPIES))])
-    copied = np.concatenate([targets] * (1 + COPIES))
-    parts = [(keep, _machine(coloured, copied)), (centre, _machine(centre(x), targets))]
+        parts.append((keep, _machine(x, targets)))
+    if kind not in ("svm", "svm_centred"):
+        rng = np.random.default_rng(seed)
+        coloured = np.concatenate([x, *(colour(x, rng) for _ in range(COPIES))])
+        parts.append((keep, _machine(coloured, np.concatenate([targets] * (1 + COPIES)))))
+    if kind not in ("svm", "svm_coloured"):
+        parts.append((centre, _machine(centre(x), targets)))
     return SvmRival(class_names, labels, parts)
+
+
+def surer_half(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of decision values (m, C): the guesses (m,), and the clips that have the larger margins of those guessed alike,
+    half of them and at least one of each class that is guessed."""
+    guess, order = values.argmax(1), np.sort(values, axis=1)
+    margin = order[:, -1] - order[:, -2]
+    kept = []
+    for label in np.unique(guess):
+        mine = np.flatnonzero(guess == label)
+        kept.append(mine[np.argsort(-margin[mine], kind="stable")][: max(1, len(mine) // 2)])
+    return guess, np.concatenate(kept)
 
 
 def _machine(x: Statistics, targets: NDArray[np.integer]) -> Any:

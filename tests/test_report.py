@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig, to_dict
-from raymae.evaluate import SVMS, judge
+from raymae.evaluate import judge
 from raymae.figures import UNDRAWN, curve_panels, learning_curves, png, reconstruction_figure
 from raymae.inference import places_of
 from raymae.report import check_complete, comparisons, evaluation, heard, mistakes, result_table, write_report
 from raymae.report.figures import confusion_figure, domain_figure, reliability_figure
+from raymae.rivals import SVMS
 
 NAMES = ["bus", "park", "tram"]
 

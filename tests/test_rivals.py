@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raymae.config import AudioConfig
-from raymae.rivals import DEVIATION, LEVELS, MEAN, centre, colour, fit_svm, statistics
+from raymae.rivals import DEVIATION, LEVELS, MEAN, SVMS, centre, colour, fit_svm, statistics, surer_half
 
 AUDIO = AudioConfig(norm_mean=-4.0, norm_scale=2.0)
 NAMES = ["bus", "park", "tram"]
@@ -42,7 +42,7 @@ def test_a_response_shifts_the_levels_alone_and_centring_takes_it_away() -> None
     assert not centre(x)[:, MEAN].any()
 
 
-@pytest.mark.parametrize("kind", ["svm", "svm_robust"])
+@pytest.mark.parametrize("kind", SVMS)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_learns(kind: str, classes: int) -> None:
     rng = np.random.default_rng(0)
@@ -91,3 +91,28 @@ def test_learns_several_classes_at_once(kind: str) -> None:
     assert probabilities.shape == (60, 3)
     assert np.mean((probabilities > 0.5) == targets) > 0.95
     assert probabilities.sum(axis=1).max() > 1.5
+
+
+def test_the_surer_half_of_every_guess_is_kept() -> None:
+    values = np.array([[3.0, 1, 0], [5, 1, 0], [2, 1, 0], [0, 1, 0.5], [9, 9, 9.1]])
+    guess, kept = surer_half(values)
+    assert guess.tolist() == [0, 0, 0, 1, 2]
+    assert sorted(kept.tolist()) == [1, 3, 4]  # one of three, and the only ones of the others
+
+
+def test_self_training_learns_from_unlabelled_clips_and_without_them_is_the_robust_one() -> None:
+    rng = np.random.default_rng(0)
+    train, (x, labels), (unlabelled, _) = make_clips(rng, 6), make_clips(rng, 60), make_clips(rng, 90)
+    robust, alone, taught = (
+        fit_svm(kind, *train, NAMES, 0, more).decision_values(x)
+        for kind, more in (("svm_robust", None), ("svm_self_trained", None), ("svm_self_trained", unlabelled))
+    )
+    np.testing.assert_array_equal(robust, alone)
+    assert np.abs(taught - robust).max() > 0.1
+    assert np.mean(taught.argmax(1) == labels) >= np.mean(robust.argmax(1) == labels)
+
+
+def test_self_training_is_for_one_class_a_clip() -> None:
+    x, labels = make_clips(np.random.default_rng(0), 12)
+    with pytest.raises(ValueError, match="one class each"):
+        fit_svm("svm_self_trained", x, np.eye(3, dtype=int)[labels], NAMES, 0, x)

@@ -186,6 +186,10 @@ class Config:
             not (self.pretrain.init_from and self.finetune.init_from),
             "finetune.init_from takes the place of pre-training, so pretrain.init_from would have no effect: set one",
         )
+        require(
+            self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.rivals,
+            "evaluate.rivals = svm_self_trained guesses one class a clip; with finetune.labels = multi leave it out",
+        )
         layer = self.finetune.layer
         require(
             layer is None or 1 <= layer <= self.model.depth,

@@ -11,6 +11,8 @@ from raymae.config.values import require, require_choice, require_share
 RANDOM = "random"
 """The `init_from` of a fine-tuning that starts from random weights."""
 
+Rival = Literal["svm", "svm_centred", "svm_coloured", "svm_robust", "svm_self_trained", "cnn"]
+
 Ablation = Literal["scratch", "supervised", "pool", "pool_train"]
 
 
@@ -179,8 +181,10 @@ class PseudoLabelConfig:
 class EvaluateConfig:
     """What the final table compares."""
 
-    rivals: tuple[Literal["svm", "svm_robust", "cnn"], ...] = ("svm", "svm_robust", "cnn")
-    """Rivals in every table: SVM on log-mel statistics, plain and coloured + centred; a small CNN from scratch.
+    rivals: tuple[Rival, ...] = ("svm", "svm_robust", "cnn")
+    """Rivals in every table. SVMs on log-mel statistics: svm, plain; svm_centred, without each clip's mean level of
+    every band; svm_coloured, with copies through random devices; svm_robust, both of these; svm_self_trained, the same
+    with the surer half of its guesses of the unlabelled clips (not for clips of several classes). cnn: from scratch.
     Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
     ablation: tuple[Ablation, ...] = ()
     """What each part of the pipeline brings: further rows, each a fine-tuning as configured that starts from elsewhere.

@@ -14,7 +14,10 @@ Block = str | Table
 
 MODEL_TITLES = {
     "svm": "SVM on log-mel statistics",
+    "svm_centred": "SVM, centred",
+    "svm_coloured": "SVM, coloured",
     "svm_robust": "SVM, coloured + centred",
+    "svm_self_trained": "SVM, self-trained",
     "cnn": "CNN from scratch",
     "finetune_scratch": "encoder from scratch",
     "finetune_supervised": "supervised transfer",
