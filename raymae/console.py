@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raymae.artifacts import latest_step
 from raymae.config import redact
 from raymae.datasets import summary
 from raymae.plan import DOES, Plan
+from raymae.rounds import turn_of
 from raymae.splits import split_name
 
 
@@ -30,13 +32,36 @@ def print_plan(plan: Plan) -> None:
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)
         state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
-        does = DOES[node.stage] + (f" (ablation {name.removeprefix(node.stage + '_')})" if name != node.stage else "")
+        does = DOES[node.stage] + said_of_name(name, node.stage)
         print(f"  {name:{width}s} {node.key}  {state}  {does}{details.get(name, '')}")
     for ablation, name in plan.ablation_models.items():
         if name == "finetune":
             print(f"  ablation {ablation}: this is where {name} starts anyway; its row stands for both")
     if "evaluate" in plan.nodes and not plan.has_student:
         print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
+
+
+def said_of_name(name: str, stage: str) -> str:
+    """What a node is of its stage, where the plan has several."""
+    if name == stage:
+        return ""
+    turn = turn_of(name)[1]
+    return f" (round {turn})" if turn > 1 else f" (ablation {name.removeprefix(stage + '_')})"
+
+
+def said_of_round(found: Mapping[str, Any]) -> list[str]:
+    """What is said of a round of pseudo-labels, from `teacher.run_round`'s result."""
+    lines = [
+        f"{found['accepted']} of {found['unlabelled']} unlabelled clips get a label ({found['rule']}); temperature "
+        f"{found['temperature']:.2f}, calibrated on {found['calibrated_on']}"
+    ]
+    if found["calibrated_on"] == "nothing":
+        lines.append(found["calibration"]["reason"])
+    if not found["accepted"]:
+        lines.append("no pseudo-label was accepted: the student learns from the given labels alone")
+    elif found["empty_classes"]:
+        lines.append(f"no accepted pseudo-label is of: {', '.join(found['empty_classes'])}")
+    return lines
 
 
 def print_result(plan: Plan, result: dict[str, Any]) -> None:

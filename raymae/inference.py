@@ -32,19 +32,24 @@ def torch_device() -> str:
 class Classify:
     """A Ray Data actor that holds the classifiers."""
 
-    def __init__(self, store: FeatureStore, folders: Mapping[str, Folder], threads: int) -> None:
+    def __init__(self, store: FeatureStore, folders: Mapping[str, Folder], threads: int, views: int = 0) -> None:
         from raymae.predict import Predictor
 
-        self.store = store
+        self.store, self.views = store, views
         self.predictors = {
             name: Predictor(folder, torch_device=torch_device(), threads=threads) for name, folder in folders.items()
         }
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        from raymae.views import averaged
+
         rows = batch["row"]
         log_mel, valid_frames = self.store.read(rows)
         started = time.perf_counter()
-        found = {name: one.probabilities(log_mel, valid_frames) for name, one in self.predictors.items()}
+        clip_ids = self.store.clip_ids.take(rows).to_pylist()
+        found = {
+            name: averaged(one, log_mel, valid_frames, clip_ids, self.views) for name, one in self.predictors.items()
+        }
         return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
 
 
@@ -77,11 +82,16 @@ def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]
 
 
 def classify(
-    store: FeatureStore, rows: Rows, folders: Mapping[str, Folder], compute: ComputeConfig, progress: Progress
+    store: FeatureStore,
+    rows: Rows,
+    folders: Mapping[str, Folder],
+    compute: ComputeConfig,
+    progress: Progress,
+    views: int = 0,
 ) -> tuple[dict[str, NDArray[np.float32]], float]:
     """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once, and the mean
-    seconds of work of the actors."""
-    return _over_rows(Classify, store, rows, folders, compute, progress)
+    seconds of work of the actors; averaged over `views` as `views.averaged` does."""
+    return _over_rows(Classify, store, rows, folders, compute, progress, views)
 
 
 def embed(
@@ -98,13 +108,14 @@ def _over_rows(
     models: Mapping[str, Any],
     compute: ComputeConfig,
     progress: Progress,
+    *more: Any,
 ) -> tuple[dict[str, NDArray[np.float32]], float]:
     batches = [pa.table({"row": rows[start : start + BATCH]}) for start in range(0, len(rows), BATCH)]
     pool, threads = actor_pool(compute, len(batches))
     done = ray.data.from_arrow(batches).map_batches(
         actor,
         batch_size=None,
-        fn_constructor_args=(store, models, threads),
+        fn_constructor_args=(store, models, threads, *more),
         **pool,
     )
     found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in models}}

@@ -23,6 +23,7 @@ from raymae.embed import Embedder, Pool, make_embedder, read_card
 from raymae.models import AudioClassifier, load_encoder
 from raymae.plan import Plan
 from raymae.probe import FOLDS, cross_validated
+from raymae.rounds import turn_of
 from raymae.targets import Labels
 
 TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}
@@ -71,9 +72,11 @@ def readings(plan: Plan) -> dict[str, Reading]:
     found = {title: Reading(classifier, weights, False, config.pool) for title, weights in first.items()}
     if config.centre:
         found |= {f"{title}, input centred": replace(reading, centred=True) for title, reading in found.items()}
-    for name, title in STAGES.items():
-        if name in plan.nodes:
-            found[title] = Reading(classifier, plan.nodes[name].artifact, config.centre, config.pool)
+    for name, node in plan.nodes.items():
+        stage, turn = turn_of(name)
+        if stage in STAGES:
+            title = STAGES[stage] + (f", round {turn}" if turn > 1 else "")
+            found[title] = Reading(classifier, node.artifact, config.centre, config.pool)
     return found
 
 

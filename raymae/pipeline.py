@@ -9,18 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
-from raymae.console import print_plan, print_result
+from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
 from raymae.selection import described
-from raymae.spec import class_names, rows_of
 from raymae.splits import write_split
 from raymae.weights import bring, find
 
@@ -28,9 +25,6 @@ if TYPE_CHECKING:
     from raymae.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-Classify = Callable[..., tuple[dict[str, NDArray[np.float32]], float]]
-"""What `inference.classify` is."""
 
 
 def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
@@ -75,13 +69,10 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
 
 
 class Run:
-    """One run of a plan: its progress bars, its times, its place in MLflow.
+    """One run of a plan: its progress bars, its times, its place in MLflow."""
 
-    `classify` takes the place of `inference.classify`, for a process that has its own way to run classifiers.
-    """
-
-    def __init__(self, plan: Plan, deadline: Deadline = FOREVER, classify: Classify | None = None) -> None:
-        self.plan, self.deadline, self._classify = plan, deadline, classify
+    def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
+        self.plan, self.deadline = plan, deadline
         self.times: dict[str, dict[str, float]] = {}
         self._tracker: Tracker | None = None
         self._run_ids: dict[str, str] = {}
@@ -147,19 +138,18 @@ class Run:
                 continue
             self._train(waiting)
             waiting = []
-            self._finished(node, self.make(node))
+            self._run(node)
         self._train(waiting)
         self.close("FINISHED")
 
-    def make(self, node: Node) -> dict[str, Any]:
-        """Run a stage that is no training and write its artifact; MLflow is left out of it."""
+    def _run(self, node: Node) -> None:
         started = time.time()
-        runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.name}")
+        runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.stage}")
         result = runner(node)
         result["seconds"] = time.time() - started
         node.artifact.write_json("config.json", to_dict(self.plan.config))
         node.artifact.finish(result)
-        return result
+        self._finished(node, result)
 
     def _finished(self, node: Node, result: dict[str, Any]) -> None:
         seconds = result["seconds"]
@@ -227,48 +217,30 @@ class Run:
             started = result["finished_at"]
             self._finished(node, result)
 
-    @property
-    def classify(self) -> Classify:
-        """Class probabilities of rows of a store; by Ray Data unless the run was given another way."""
-        if self._classify is None:
-            from raymae.inference import classify
-
-            return classify
-        return self._classify
-
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
-        from raymae.pseudo_label import fit_temperature, pseudo_label_table
-        from raymae.pseudo_label import summary as pseudo_summary
+        from raymae.inference import classify, embed
+        from raymae.teacher import run_round
 
-        plan, store = self.plan, self.plan.store
-        names = class_names(store.clips)
-        unlabelled = rows_of(store.clips, "train", labelled=False)
-        held_out = rows_of(store.clips, "val", labelled=True)
-        probabilities = np.zeros((0, len(names)), np.float32)
-        temperature, work_seconds = 1.0, 0.0
-        if len(unlabelled):
-            rows = np.concatenate([unlabelled, held_out])
+        plan, seconds = self.plan, [0.0]
+
+        def over(run: Callable[..., Any], rows: Any, model: Any, *more: Any) -> Any:
             with self._bar(node.name, len(rows)) as progress:
-                teacher = {"teacher": plan.nodes["finetune"].artifact}
-                classified, work_seconds = self.classify(store, rows, teacher, plan.config.compute, progress)
-            found = classified["teacher"]
-            probabilities = found[: len(unlabelled)]
-            if len(held_out):
-                truth = [names.index(label) for label in store.clips["scene_label"].take(held_out).to_pylist()]
-                temperature = fit_temperature(found[len(unlabelled) :], np.array(truth))
-        table = pseudo_label_table(
-            store.clips["clip_id"].take(unlabelled).to_pylist(),
-            probabilities,
-            temperature,
-            names,
-            plan.config.pseudo_label,
-            redact(plan.nodes["finetune"].artifact.url),
+                found, spent = run(plan.store, rows, {"teacher": model}, plan.config.compute, progress, *more)
+            seconds[0] += spent
+            return found["teacher"]
+
+        views = plan.config.pseudo_label.views
+        result = run_round(
+            plan,
+            node.name,
+            lambda rows, teacher: over(classify, rows, teacher, views),
+            lambda rows, reading: over(embed, rows, reading),
         )
-        node.artifact.write_table("pseudo_labels.parquet", table)
-        result = pseudo_summary(table, names, temperature, len(held_out)) | {"work_seconds": work_seconds}
-        if not result["accepted"]:
-            print("  no pseudo-label was accepted: the student learns from the given labels alone")
-        return result
+        for name in ("report.md", "report.json"):
+            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
+        for line in said_of_round(result):
+            print(f"  {line}")
+        return result | {"work_seconds": seconds[0]}
 
     def _evaluate(self, node: Node) -> dict[str, Any]:
         from raymae.evaluate import evaluate

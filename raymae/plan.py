@@ -17,12 +17,14 @@ from raymae.artifacts import Folder, digest
 from raymae.config import RANDOM, Config, TrackingConfig, redact, to_dict
 from raymae.manifest import FORMAT
 from raymae.responses import Responses, read_responses
+from raymae.rounds import REPEATED, place, round_name, teacher_of, turn_of
 from raymae.selection import selection
 from raymae.shards import all_stand
 from raymae.spec import StageSpec, class_names
 from raymae.split_file import split_name
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
+from raymae.truth import read_truth
 
 Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", "register"]
 
@@ -31,6 +33,9 @@ VERSION = 1
 
 EVALUATION = 3
 """Part of the key of an evaluation alone; a change of what is scored or said raises it."""
+
+LABELLING = 2
+"""Part of the key of pseudo-labels; a change of how they are made or reported raises it."""
 
 REGISTRY = "mlflow.db"
 """MLflow's SQLite file in a local storage."""
@@ -125,11 +130,27 @@ class Plan:
     @property
     def final(self) -> str:
         """The stage whose classifier is the result."""
-        return "student" if self.has_student else "finetune"
+        return self.last("student") if self.has_student else "finetune"
+
+    def last(self, stage: str) -> str:
+        """The node of a stage: of one that rounds repeat, the last."""
+        return round_name(stage, self.config.pseudo_label.rounds if stage in REPEATED else 1)
+
+    def continues(self, name: str) -> bool:
+        """Whether a student goes on from that of the round before."""
+        stage, turn = turn_of(name)
+        return stage == "student" and turn > 1 and self.config.pseudo_label.student_start == "continued"
 
     def needs(self, name: str) -> tuple[str, ...]:
         """What a stage reads; given weights take the place of pre-training."""
-        needed = NEEDS[name] if self.has_student else WITHOUT_STUDENT.get(name, NEEDS[name])
+        stage, turn = turn_of(name)
+        needed = NEEDS[stage] if self.has_student else WITHOUT_STUDENT.get(stage, NEEDS[stage])
+        own = {"pseudo_label": round_name("pseudo_label", turn), "student": self.last("student")}
+        if stage == "pseudo_label":
+            own["finetune"] = teacher_of(name)
+        if self.continues(name):
+            own["pretrain"] = teacher_of(name)
+        needed = tuple(own.get(one, one) for one in needed)
         return tuple(one for one in needed if one != "pretrain" or not self.config.finetune.init_from)
 
     @cached_property
@@ -144,21 +165,33 @@ class Plan:
                 add("cnn")
             wanted.add(name)
 
-        add(self.target)
-        return [name for name in ORDER if name in wanted]
+        add(self.last(self.target))
+        return sorted(wanted, key=lambda name: place(name, ORDER))
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """Every stage with its key and whether it stands."""
         nodes: dict[str, Node] = {}
+        handed_on: dict[str, str] = {}
         for name in self.names:
             if name in ("pseudo_label", "evaluate"):  # before them, so that one group of workers trains all
                 nodes |= self._ablated(nodes)
-            key = digest([VERSION, name, self._inputs(name, {one: node.key for one, node in nodes.items()})])
-            artifact = self.storage / f"artifacts/{name}/{key}"
+            stage = turn_of(name)[0]
+            keys = {one: handed_on.get(one, node.key) for one, node in nodes.items()}
+            key = handed_on[name] = digest([VERSION, name, self._inputs(name, keys)])
+            if stage == "pseudo_label" and self.truth is not None:
+                # the truth changes what is said of the labels, and neither them nor what is learned from them
+                key = digest([key, fingerprint(self.truth, self.truth.column_names)])
+            artifact = self.storage / f"artifacts/{stage}/{key}"
             reused = artifact.is_done() and self._stands(name, artifact)
-            nodes[name] = Node(name, key, artifact, reused, name)
+            nodes[name] = Node(name, key, artifact, reused, stage)
         return nodes
+
+    @cached_property
+    def truth(self) -> pa.Table | None:
+        """True classes of unlabelled clips (clip_id, scene_label), where `pseudo_label.truth` tells some."""
+        url = self.config.pseudo_label.truth
+        return None if url is None else read_truth(url, self.clips, class_names(self.clips))
 
     @cached_property
     def ablations(self) -> dict[str, Plan]:
@@ -196,8 +229,9 @@ class Plan:
     def classifiers(self) -> dict[str, Folder]:
         """What is evaluated, in the order of the report; the plan's result last."""
         trained = [name for name, node in self.nodes.items() if node.stage in FINETUNED]
-        place = {"cnn": 0, "finetune": 2, "student": 3}  # the ablations between rival and result
-        return {name: self.nodes[name].artifact for name in sorted(trained, key=lambda name: place.get(name, 1))}
+        places = {"cnn": 0, "finetune": 2, "student": 3}  # the ablations between rival and result
+        trained.sort(key=lambda name: (places.get(turn_of(name)[0], 1), turn_of(name)[1]))
+        return {name: self.nodes[name].artifact for name in trained}
 
     def _stands(self, name: str, artifact: Folder) -> bool:
         """Whether what a finished stage refers to is there too: the shards of a store, a model in the registry."""
@@ -261,6 +295,7 @@ class Plan:
         config = self.config
         audio = to_dict(config.audio)
         file = ["clip_id", "size", "mtime"]
+        stage = turn_of(name)[0]
         if name == "prepare":
             clips = fingerprint(self.clips, self.clips.column_names)
             return [FORMAT, config.data.store, audio, config.data.max_bad_share, clips]
@@ -268,7 +303,7 @@ class Plan:
             splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
             clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
             return [audio, to_dict(config.model), self._training("pretrain"), clips, *self._given("pretrain")]
-        if name in FINETUNED:
+        if stage in FINETUNED:
             train = self.rows(["train"])
             labelled = train.filter(pc.is_valid(train["scene_label"]))
             clips = fingerprint(labelled, [*file, "scene_label"])
@@ -276,9 +311,13 @@ class Plan:
             cnn = config.evaluate.cnn if name == "cnn" else None
             training = self._training("finetune")
             return [audio, to_dict(config.model), training, cnn, clips, others, *self._chosen_by()]
-        if name == "pseudo_label":
-            clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
-            return [to_dict(config.pseudo_label), clips, keys["finetune"]]
+        if stage == "pseudo_label":
+            clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split", "group"])
+            start = keys.get("pretrain", self._given("finetune"))  # read where the teacher's accuracy is estimated
+            settings = to_dict(config.pseudo_label)
+            for other in ("rounds", "student_start", "truth"):  # what follows the labels, or is said of them
+                del settings[other]
+            return [LABELLING, settings, config.seed, clips, start, keys[teacher_of(name)]]
         if name == "evaluate":
             models = {name: key for name, key in keys.items() if name.startswith(FINETUNED)}
             clips = fingerprint(self.clips, self.clips.column_names)
@@ -314,8 +353,8 @@ class Plan:
         source = getattr(self.config, section).init_from
         return [source if source == RANDOM else self.given[section].key] if source else []
 
-    def _start(self, name: str) -> Folder | None:
-        """What a training stage takes its first weights from, if they aren't random."""
+    def start(self, name: str) -> Folder | None:
+        """What a training stage takes its encoder's first weights from, if they aren't random."""
         section = "pretrain" if name == "pretrain" else "finetune"
         if name == "cnn":
             return None
@@ -335,6 +374,7 @@ class Plan:
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
         node = self.nodes
+        stage, turn = turn_of(name)
         if (plan := self.plan_of(name)) is not self:
             return replace(plan.spec(node[name].stage), name=name, repeats=node[name].stage)
         kind: Literal["pretrain", "finetune"] = "pretrain" if name == "pretrain" else "finetune"
@@ -345,8 +385,9 @@ class Plan:
             config=self.config,
             artifact=node[name].artifact,
             store=self.store,
-            encoder=self._start(name),
-            pseudo_labels=node["pseudo_label"].artifact if name == "student" else None,
+            encoder=None if self.continues(name) else self.start(name),
+            classifier=node[teacher_of(name)].artifact if self.continues(name) else None,
+            pseudo_labels=node[round_name("pseudo_label", turn)].artifact if stage == "student" else None,
             cnn=self.config.evaluate.cnn if name == "cnn" else None,
             pace=node["finetune"].artifact if name == "cnn" else None,
             responses=None if responses is None else responses.offsets,

@@ -46,13 +46,19 @@ def score(kind: ProbeKind, x_train: Embeddings, y_train: Labels, x_test: Embeddi
 def cross_validated(kind: ProbeKind, x: Embeddings, y: Labels, groups: NDArray[Any]) -> float | None:
     """Macro accuracy of all clips, each guessed by a probe that saw no clip of its group; None where a class has
     fewer than two groups, so that no such probe knows it."""
+    guesses = cross_fitted(kind, x, y, groups)
+    return None if guesses is None else macro_accuracy(y, guesses)
+
+
+def cross_fitted(kind: ProbeKind, x: Embeddings, y: Labels, groups: NDArray[Any]) -> Labels | None:
+    """The guesses (n,) of probes that saw no clip of a guess's group; None as `cross_validated`."""
     if fewest_groups(y, groups) < 2:
         return None
     guesses = np.empty(len(y), y.dtype)
     folds = min(FOLDS, fewest_groups(y, groups))
     for train, test in StratifiedGroupKFold(folds).split(x, y, groups):
         guesses[test] = make_probe(kind, len(train)).fit(x[train], y[train]).predict(x[test])
-    return macro_accuracy(y, guesses)
+    return guesses
 
 
 def fewest_groups(y: Labels, groups: NDArray[Any]) -> int:

@@ -27,6 +27,8 @@ def trained_clips(spec: StageSpec) -> dict[str, Any]:
         chosen = targets[rows]
         classes = np.split(chosen.indices, chosen.indptr[1:-1])
         columns["label"] = [";".join(map(str, sorted(one))) for one in classes]
+        if (chosen.data != 1).any():  # soft labels: their weights, too
+            columns["weight"] = [one.tobytes().hex() for one in np.split(chosen.data, chosen.indptr[1:-1])]
     else:
         order = spec.order()
         rows = np.concatenate(order.rows)

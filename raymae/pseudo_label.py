@@ -1,86 +1,195 @@
-"""Pseudo-labels: which of a teacher's guesses become labels, with their provenance. No Ray."""
+"""Pseudo-labels: the table of a teacher's guesses with their provenance, and what is said of a round. No Ray."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from sklearn.metrics import cohen_kappa_score
 
-from raymae.config import PseudoLabelConfig
+from raymae.acceptance import Acceptance, decide, guesses
+from raymae.artifacts import Folder
+from raymae.calibration import Calibration, soften
+from raymae.config import PseudoLabelConfig, redact
 
-
-def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Probabilities (n, C) at another temperature of their softmax."""
-    logits = np.log(np.clip(probabilities, 1e-12, 1)) / temperature
-    scaled = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(scaled / scaled.sum(1, keepdims=True), np.float32)
+FILE = "pseudo_labels.parquet"
 
 
-def fit_temperature(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    """The temperature with the smallest log loss on held-out clips (n, C), (n,); Guo et al. 2017."""
+@dataclass(frozen=True)
+class Round:
+    """A teacher's guesses of the unlabelled clips, and which are accepted."""
 
-    def loss(log_temperature: float) -> float:
-        right = soften(probabilities, float(np.exp(log_temperature)))[np.arange(len(truth)), truth]
-        return float(-np.log(np.clip(right, 1e-12, 1)).mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
-
-
-def accept(
-    guess: NDArray[np.int64], confidence: NDArray[np.float32], config: PseudoLabelConfig
-) -> tuple[NDArray[np.bool_], float | None]:
-    """Which guesses (n,) are accepted: those above the threshold, or the surest share of each predicted class."""
-    if config.confidence_threshold is not None:
-        return confidence >= config.confidence_threshold, config.confidence_threshold
-    assert config.coverage is not None
-    accepted = np.zeros(len(guess), bool)
-    for label in np.unique(guess):
-        mine = np.flatnonzero(guess == label)
-        surest = mine[np.argsort(-confidence[mine], kind="stable")]
-        accepted[surest[: max(1, round(config.coverage * len(mine)))]] = True
-    return accepted, None
+    number: int
+    """From 1."""
+    teacher: str
+    """Where its classifier lies."""
+    table: pa.Table
+    acceptance: Acceptance
+    calibration: Calibration
+    class_names: Sequence[str]
+    config: PseudoLabelConfig
 
 
-def pseudo_label_table(
-    clip_ids: list[str],
+def pseudo_label(
+    clips: pa.Table,
     probabilities: NDArray[np.float32],
-    temperature: float,
-    class_names: list[str],
+    calibration: Calibration,
+    class_names: Sequence[str],
     config: PseudoLabelConfig,
     teacher: str,
-) -> pa.Table:
-    """One row per unlabelled clip: guess, raw and calibrated confidence, accepted or why not, teacher."""
-    guess = probabilities.argmax(1) if len(probabilities) else np.zeros(0, np.int64)
-    raw = probabilities.max(1) if len(probabilities) else np.zeros(0, np.float32)
-    calibrated = soften(probabilities, temperature).max(1) if len(probabilities) else raw
-    accepted, threshold = accept(guess, calibrated, config)
-    refused = f"confidence below {threshold}" if threshold else f"not among the surest {config.coverage} of its class"
-    return pa.table(
-        {
-            "clip_id": pa.array(clip_ids, pa.string()),
-            "pseudo_label": pa.array([class_names[index] for index in guess], pa.string()),
-            "raw_confidence": pa.array(raw, pa.float32()),
-            "confidence": pa.array(calibrated, pa.float32()),
-            "accepted": pa.array(accepted, pa.bool_()),
-            "reason": pa.array(np.where(accepted, "", refused).tolist(), pa.string()),
-            "teacher": pa.array([teacher] * len(guess), pa.string()),
-        }
-    )
+    number: int = 1,
+) -> Round:
+    """Decide which guesses become labels.
+
+    Args:
+        clips: unlabelled clips of split train, with clip_id, group, split and scene_label.
+        probabilities: (n, C), the teacher's own, before calibration.
+
+    Columns of the table, a row per clip: clip_id, pseudo_label, raw_confidence, confidence (calibrated), round,
+    teacher, accepted, reason (why not), and with soft labels probabilities (calibrated, in the order of the classes).
+    """
+    free = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
+    assert pc.all(free).as_py() is not False, "pseudo-labels are for unlabelled clips of split train alone"
+    calibrated = soften(probabilities, calibration.temperature)
+    groups = np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist(), np.str_)
+    acceptance = decide(calibrated, groups, config)
+    guess, confidence = guesses(calibrated)
+    columns = {
+        "clip_id": clips["clip_id"],
+        "pseudo_label": pa.array([class_names[index] for index in guess], pa.string()),
+        "raw_confidence": pa.array(guesses(probabilities)[1], pa.float32()),
+        "confidence": pa.array(confidence, pa.float32()),
+        "round": pa.array(np.full(len(clips), number), pa.int32()),
+        "teacher": pa.array([redact(teacher)] * len(clips), pa.string()),
+        "accepted": pa.array(acceptance.accepted, pa.bool_()),
+        "reason": pa.array(acceptance.reasons.tolist(), pa.string()),
+    }
+    if config.labels == "soft":
+        columns["probabilities"] = pa.array(list(calibrated), pa.list_(pa.float32()))
+    table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(class_names))})
+    return Round(number, redact(teacher), table, acceptance, calibration, class_names, config)
 
 
-def summary(table: pa.Table, class_names: list[str], temperature: float, calibrated_on: int) -> dict[str, Any]:
-    """Counts for the report."""
+def check_teacher(teacher: Folder, class_names: Sequence[str]) -> None:
+    """ValueError for a teacher (a classifier's folder) of other classes than those of the table's labels."""
+    known = [str(name) for name in teacher.read_json("classifier.json")["class_names"]]
+    if known != list(class_names):
+        lacking = [name for name in class_names if name not in known]
+        strange = [name for name in known if name not in class_names]
+        said = [f"it doesn't know {', '.join(lacking)}"] if lacking else []
+        said += [f"no clip is labelled {', '.join(strange)}"] if strange else []
+        raise ValueError(
+            f"the teacher {redact(teacher.url)} is a classifier of {', '.join(known)}; the labelled training clips are "
+            f"of {', '.join(class_names)}: {'; '.join(said) or 'their order differs'}. Fine-tune one on this table"
+        )
+
+
+# What is said of a round ----------------------------------------------------------------------------------------------
+
+
+def summary(found: Round) -> dict[str, Any]:
+    """Counts of a round, for JSON.
+
+    Keys: round, teacher, rule, labels, views; unlabelled, accepted, coverage; guessed_by_class, accepted_by_class,
+    thresholds (by class, or None); refused (by reason); empty_classes (without an accepted label); temperature,
+    calibrated_on, calibrated_on_clips; calibration (`calibration.Calibration`).
+    """
+    table, names = found.table, found.class_names
     accepted = table.filter(table["accepted"])
-    found = accepted["pseudo_label"].to_pylist()
+    guessed = Counter(table["pseudo_label"].to_pylist())
+    kept = Counter(accepted["pseudo_label"].to_pylist())
+    thresholds = found.acceptance.thresholds
+    refused = Counter(reason_kind(reason) for reason in table["reason"].to_pylist() if reason)
     return {
+        "round": found.number,
+        "teacher": found.teacher,
+        "rule": rule_of(found.config),
+        "labels": found.config.labels,
+        "views": found.config.views,
         "unlabelled": len(table),
         "accepted": len(accepted),
         "coverage": len(accepted) / max(1, len(table)),
-        "accepted_by_class": {name: found.count(name) for name in class_names},
-        "temperature": temperature,
-        "calibrated_on_clips": calibrated_on,
+        "guessed_by_class": {name: guessed[name] for name in names},
+        "accepted_by_class": {name: kept[name] for name in names},
+        "thresholds": None if thresholds is None else dict(zip(names, map(float, thresholds), strict=True)),
+        "refused": dict(refused.most_common()),
+        "empty_classes": [name for name in names if not kept[name]],
+        "temperature": found.calibration.temperature,
+        "calibrated_on": found.calibration.calibrated_on,
+        "calibrated_on_clips": found.calibration.clips,
+        "calibration": found.calibration.summary(),
+    }
+
+
+def rule_of(config: PseudoLabelConfig) -> str:
+    """The rule and its limits, in words."""
+    if config.coverage is not None:
+        rule = f"the surest {config.coverage:g} of each guessed class"
+    elif config.rule == "fixed":
+        rule = f"confidence of at least {config.confidence_threshold:g}"
+    elif config.rule == "flexmatch":
+        rule = f"FlexMatch, threshold {config.confidence_threshold:g} scaled by class"
+    else:
+        rule = "FreeMatch, self-adaptive thresholds by class"
+    limits = [("max_per_group", config.max_per_group), ("max_per_class", config.max_per_class)]
+    limits += [("max_class_ratio", config.max_class_ratio)]  # type: ignore[list-item]
+    return "; ".join([rule, *(f"{name} {value:g}" for name, value in limits if value is not None)])
+
+
+def reason_kind(reason: str) -> str:
+    """A reason without the numbers of its clip's own class."""
+    return "confidence below the threshold of its class" if reason.endswith("match)") else reason
+
+
+def agreement(table: pa.Table, previous: pa.Table) -> dict[str, Any]:
+    """How far the guesses of two rounds agree, on the clips of both.
+
+    Keys: clips, equal (share of equal guesses), kappa (Cohen's; None where all guesses are of one class), and
+    accepted_clips and accepted_equal of the clips that both rounds accept (None without any).
+    """
+    columns = ["clip_id", "pseudo_label", "accepted"]
+    both = table.select(columns).to_pandas().merge(previous.select(columns).to_pandas(), on="clip_id")
+    now, then = both["pseudo_label_x"], both["pseudo_label_y"]
+    twice = both["accepted_x"] & both["accepted_y"]
+    several = len(set(now) | set(then)) > 1
+    return {
+        "clips": len(both),
+        "equal": float((now == then).mean()) if len(both) else None,
+        "kappa": float(cohen_kappa_score(now, then)) if several else None,
+        "accepted_clips": int(twice.sum()),
+        "accepted_equal": float((now == then)[twice].mean()) if twice.any() else None,
+    }
+
+
+def against_truth(table: pa.Table, truth: pa.Table) -> dict[str, Any] | None:
+    """How often the guesses are right, of the clips whose class `truth` (clip_id, scene_label) tells; None without any.
+
+    Keys: clips, accuracy; accepted_clips, accepted_accuracy (None without any); curve: threshold, coverage, accuracy
+    of the guesses at least as sure as every hundredth of 1 at which there are some.
+    """
+    known = table.to_pandas().merge(truth.to_pandas(), on="clip_id")
+    if not len(known):
+        return None
+    right, accepted = (known["pseudo_label"] == known["scene_label"]).to_numpy(), known["accepted"].to_numpy(bool)
+    confidence = known["confidence"].to_numpy()
+    curve: dict[str, list[float]] = {"threshold": [], "coverage": [], "accuracy": []}
+    for threshold in np.arange(100) / 100:
+        sure = confidence >= threshold
+        if sure.any():
+            curve["threshold"].append(float(threshold))
+            curve["coverage"].append(float(sure.mean()))
+            curve["accuracy"].append(float(right[sure].mean()))
+    return {
+        "clips": len(known),
+        "accuracy": float(right.mean()),
+        "accepted_clips": int(accepted.sum()),
+        "accepted_accuracy": float(right[accepted].mean()) if accepted.any() else None,
+        "curve": curve,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,6 +38,8 @@ class StageSpec:
     """What it reads."""
     encoder: Folder | None = None
     """Pre-training, or given weights in its names, whose encoder it starts from."""
+    classifier: Folder | None = None
+    """A classifier of the same classes that fine-tuning goes on from, its head included, in the encoder's place."""
     pseudo_labels: Folder | None = None
     """Labels that join the given ones."""
     cnn: str | None = None
@@ -107,15 +110,47 @@ def class_names(clips: pa.Table, labels: Labels = "single") -> list[str]:
 
 def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
     """Rows to fine-tune on, the labelled training clips and the accepted pseudo-labels; and the targets of all rows of
-    the store, (len(store), C), which are empty for the rows that are not trained on."""
+    the store, (len(store), C), which are empty for the rows that are not trained on.
+
+    Soft pseudo-labels are the teacher's calibrated probabilities of all classes. Raises ValueError where those are of
+    other classes than the labels.
+    """
     clips, kind = spec.store.clips, spec.config.finetune.labels
+    names = class_names(clips, kind)
     labels = clips["scene_label"].to_pandas().where(clips["split"].to_pandas() == "train")
+    soft: csr_array | None = None
     if spec.pseudo_labels:
-        with spec.pseudo_labels.open("pseudo_labels.parquet") as file:
-            guessed = pq.read_table(file)
-        guessed = guessed.filter(guessed["accepted"]).select(["clip_id", "pseudo_label"]).to_pandas()
-        known = clips["clip_id"].to_pandas().map(guessed.set_index("clip_id")["pseudo_label"])
-        labels = labels.fillna(known)
+        guessed = accepted_labels(spec.pseudo_labels)
+        places = pc.index_in(guessed["clip_id"], value_set=clips["clip_id"].combine_chunks())
+        rows = places.drop_null().to_numpy().astype(np.int64)
+        guessed = guessed.filter(pc.is_valid(places))
+        assert np.isin(rows, rows_of(clips, "train", labelled=False)).all(), "an accepted clip is not free for a guess"
+        if "probabilities" in guessed.column_names:
+            soft = soft_targets(guessed, rows, len(clips), names)
+        else:
+            labels.iloc[rows] = guessed["pseudo_label"].to_pandas().to_numpy()
     column = pa.chunked_array([pa.array(labels, pa.string(), from_pandas=True)])
-    targets = target_matrix(column, class_names(clips, kind), kind)
+    targets = target_matrix(column, names, kind)
+    if soft is not None:
+        targets = csr_array(targets + soft)
     return np.flatnonzero(np.diff(targets.indptr)).astype(np.int64), targets
+
+
+def accepted_labels(folder: Folder) -> pa.Table:
+    """The accepted rows of a table of pseudo-labels (`pseudo_label.pseudo_label` names its columns)."""
+    with folder.open("pseudo_labels.parquet") as file:
+        guessed = pq.read_table(file)
+    return guessed.filter(guessed["accepted"])
+
+
+def soft_targets(guessed: pa.Table, rows: Rows, count: int, names: list[str]) -> csr_array:
+    """The probabilities of some pseudo-labels as the targets (count, C) of their rows."""
+    theirs = json.loads(guessed.schema.metadata[b"class_names"])
+    if theirs != names:
+        raise ValueError(
+            f"the pseudo-labels are probabilities of {', '.join(theirs)}; the labels are {', '.join(names)}"
+        )
+    values = np.asarray(pc.list_flatten(guessed["probabilities"]), np.float32)
+    rows_of_values = np.repeat(rows, len(names))
+    columns = np.tile(np.arange(len(names)), len(rows))
+    return csr_array((values, (rows_of_values, columns)), shape=(count, len(names)))

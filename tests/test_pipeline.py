@@ -78,6 +78,9 @@ def test_pseudo_labels_have_provenance(result: dict[str, Any]) -> None:
     assert 0 < sum(table["accepted"].to_pylist()) < len(table) == 24
     assert set(table["pseudo_label"].to_pylist()) <= {"high", "low"}
     assert all(table["teacher"].to_pylist())
+    folder = Folder(result["stages"]["pseudo_label"]["folder"])
+    assert folder.result()["calibrated_on"] == "val"
+    assert {"report.md", "report.json"} <= set(folder.names())
 
 
 def test_a_second_run_reuses_everything_without_ray(

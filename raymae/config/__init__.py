@@ -17,6 +17,7 @@ from raymae.config.model import (
     with_size,
 )
 from raymae.config.paths import changed, differences, field_type, from_text, leaves, to_text, typed
+from raymae.config.pseudo_label import PseudoLabelConfig
 from raymae.config.run import (
     AuditConfig,
     ComputeConfig,
@@ -34,7 +35,6 @@ from raymae.config.training import (
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    PseudoLabelConfig,
     TrainConfig,
 )
 from raymae.config.values import from_dict, redact, to_dict

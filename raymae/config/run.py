@@ -7,8 +7,9 @@ from typing import Literal
 
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
+from raymae.config.pseudo_label import PseudoLabelConfig
 from raymae.config.sweep import SweepConfig
-from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig
+from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
 from raymae.config.values import require
 
 
@@ -189,6 +190,11 @@ class Config:
         require(
             self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.rivals,
             "evaluate.rivals = svm_self_trained guesses one class a clip; with finetune.labels = multi leave it out",
+        )
+        require(
+            not (self.pseudo_label.views and self.finetune.centre),
+            f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.centre, which takes from each "
+            "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-centre",
         )
         layer = self.finetune.layer
         require(

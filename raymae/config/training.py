@@ -1,4 +1,4 @@
-"""The training stages, the pseudo-labels between them and the evaluation."""
+"""The training stages and the evaluation."""
 
 from __future__ import annotations
 
@@ -155,26 +155,6 @@ class FinetuneConfig(TrainConfig):
         for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudoLabelConfig:
-    """Which of the teacher's guesses become labels of the student."""
-
-    confidence_threshold: float | None = 0.9
-    """Smallest calibrated probability of an accepted pseudo-label; none accepts by coverage instead."""
-    coverage: float | None = None
-    """Share of each predicted class's clips that is accepted, surest first (instead of a threshold)."""
-
-    def __post_init__(self) -> None:
-        require(
-            (self.confidence_threshold is None) != (self.coverage is None),
-            "set one of pseudo_label.confidence_threshold and pseudo_label.coverage, the other to None "
-            f"(now {self.confidence_threshold} and {self.coverage})",
-        )
-        for name in ("confidence_threshold", "coverage"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < 1, f"pseudo_label.{name} = {value} must lie in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from raymae.report.document import result_table
 from raymae.report.evaluation import Evaluation, check_complete, comparisons, evaluation, heard, held_out, mistakes
+from raymae.report.rounds import write_round
 from raymae.report.sections import model_title
 from raymae.report.writing import FILES, write_report
 
@@ -17,4 +18,5 @@ __all__ = [
     "model_title",
     "result_table",
     "write_report",
+    "write_round",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from raymae.report.document import Section, Table
 from raymae.report.evaluation import DOMAINS, KINDS, MISTAKES, UNKNOWN, Evaluation
 from raymae.resampling import MIN_GROUPS
+from raymae.rounds import turn_of
 
 Report = Mapping[str, Any]
 Block = str | Table
@@ -34,7 +35,8 @@ ROWS_SHOWN = 15
 
 def model_title(name: str) -> str:
     """What a model is called in tables and figures."""
-    return MODEL_TITLES.get(name, name)
+    stage, turn = turn_of(name)
+    return MODEL_TITLES.get(stage, stage) + (f", round {turn}" if turn > 1 else "")
 
 
 def number(value: float | None) -> str:

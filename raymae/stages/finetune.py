@@ -16,10 +16,12 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import augment, mixup
+from raymae.checkpoint import load_weights
 from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
+from raymae.pseudo_label import check_teacher
 from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
@@ -69,7 +71,10 @@ class FinetuneTask:
         self.model = build_classifier(
             spec.config.audio, spec.config.model, self.config, len(self.class_names), cnn=spec.cnn
         )
-        if spec.encoder and isinstance(self.model, AudioClassifier):
+        if spec.classifier:
+            check_teacher(spec.classifier, self.class_names)
+            load_weights(self.model, spec.classifier.read_bytes("model.safetensors"))
+        elif spec.encoder and isinstance(self.model, AudioClassifier):
             load_encoder(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
         self.max_seconds: float | None = spec.pace.result()["work_seconds"] if spec.pace else None
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
-from raymae.config import ComputeConfig
+from raymae.config import to_dict
 from raymae.deadline import FOREVER, Deadline
+from raymae.invariance import Reading
 from raymae.order import Rows
-from raymae.pipeline import Run
 from raymae.plan import FINETUNED, Node, Plan
-from raymae.predict import Predictor
 from raymae.selection import METRICS
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
-from raymae.store import FeatureStore, iterate
+from raymae.store import iterate
 from raymae.sweep.claims import claimed
 from raymae.sweep.ground import bring_weights, stages_of
+from raymae.teacher import run_round
+from raymae.views import classify
 
 CLAIMS = "sweeps/claims"
 TELL_SECONDS = 2.0
@@ -99,7 +98,7 @@ class Trial:
                 if node.stage in ("pretrain", *FINETUNED):
                     self._train(self.plan.spec(node.name))
                 else:
-                    Run(self.plan, self.deadline, self.classify).make(node)
+                    self._label(node)
             return mine
 
     def _train(self, spec: StageSpec) -> None:
@@ -127,24 +126,24 @@ class Trial:
         self._told = time.monotonic()
         self.report({**report, "events": events, "stages": dict(self.stages)})
 
-    def classify(
-        self,
-        store: FeatureStore,
-        rows: Rows,
-        folders: Mapping[str, Folder],
-        compute: ComputeConfig,
-        progress: Callable[[int], Any],
-    ) -> tuple[dict[str, NDArray[np.float32]], float]:
-        """As `inference.classify`, in this process: class probabilities (n, C) by classifier, and seconds of work."""
-        predictors = {
-            name: Predictor(folder, self.torch_device, torch.get_num_threads()) for name, folder in folders.items()
-        }
-        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in predictors}
-        seconds = 0.0
-        for part, log_mel, valid_frames in iterate(store, rows, BATCH):
-            started = time.perf_counter()
-            for name, one in predictors.items():
-                found[name].append(one.probabilities(log_mel, valid_frames))
-            seconds += time.perf_counter() - started
-            progress(len(part))
-        return {name: np.concatenate(parts) for name, parts in found.items()}, seconds
+    def _label(self, node: Node) -> None:
+        """A round of pseudo-labels, as the pipeline makes them over a cluster."""
+        started, views = time.time(), self.plan.config.pseudo_label.views
+        result = run_round(
+            self.plan,
+            node.name,
+            lambda rows, teacher: classify(self.plan.store, rows, teacher, views, self.torch_device),
+            self._embed,
+        )
+        seconds = time.time() - started
+        node.artifact.write_json("config.json", to_dict(self.plan.config))
+        node.artifact.finish(result | {"work_seconds": seconds, "seconds": seconds})
+
+    def _embed(self, rows: Rows, reading: Reading) -> NDArray[np.float32]:
+        """Embeddings (n, E) of rows of the store."""
+        embedder = reading.embedder(self.torch_device)
+        parts = [
+            embedder.clips(log_mel, frames, reading.pool)
+            for _, log_mel, frames in iterate(self.plan.store, rows, BATCH)
+        ]
+        return np.concatenate(parts)

@@ -1,0 +1,36 @@
+"""True classes of unlabelled clips, for scoring pseudo-labels alone (`pseudo_label.truth`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.config import redact
+from raymae.datasets.locate import reject
+from raymae.datasets.table import MetadataTable
+
+COLUMNS = ("filename", "scene_label")
+
+
+def read_truth(url: str, clips: pa.Table, class_names: Sequence[str]) -> pa.Table:
+    """clip_id and scene_label of the unlabelled training clips that a table tells the class of.
+
+    Rows without a class say nothing; those of other clips of the run are passed over, so that a complete table will do.
+    Raises ValueError for a table that can't be read, names a clip that is not in the run, a class that is none of its
+    classes, or no unlabelled training clip at all.
+    """
+    table = MetadataTable.open(url, COLUMNS)
+    rows = table.texts(COLUMNS)
+    unknown = pc.invert(pc.is_in(rows["filename"], value_set=clips["clip_id"].combine_chunks()))
+    reject(table.name, rows, unknown, "filename", "name a clip of this run (pseudo_label.truth)")
+    rows = rows.filter(pc.is_valid(rows["scene_label"]))
+    strange = pc.invert(pc.is_in(rows["scene_label"], value_set=pa.array(class_names, pa.string())))
+    reject(table.name, rows, strange, "scene_label", f"be one of {', '.join(class_names)} (pseudo_label.truth)")
+    hidden = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
+    unlabelled = clips["clip_id"].filter(hidden).combine_chunks()
+    found = rows.filter(pc.is_in(rows["filename"], value_set=unlabelled))
+    if not len(found):
+        raise ValueError(f"pseudo_label.truth {redact(url)} tells the class of no unlabelled clip of split train")
+    return pa.table({"clip_id": found["filename"], "scene_label": found["scene_label"]})

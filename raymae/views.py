@@ -1,0 +1,75 @@
+"""A teacher's guess of a clip as several recording devices would have heard it. Works without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.augment import colour
+from raymae.config import AudioConfig, AugmentConfig
+from raymae.models.classifier import centre
+from raymae.order import Rows
+from raymae.predict import Predictor, Probabilities
+from raymae.store import FeatureStore, iterate
+
+BATCH = 64
+
+
+def averaged(
+    predictor: Predictor,
+    log_mel: NDArray[np.floating],
+    valid_frames: NDArray[np.integer],
+    clip_ids: Sequence[str],
+    views: int,
+) -> Probabilities:
+    """Class probabilities (B, C) of log-mels (B, T, F), averaged over the clips as they are, centred, and in `views`
+    colours; with 0 views of the clips as they are alone.
+
+    A clip's colours depend on its name alone, not on the batch that it comes in.
+    """
+    found = predictor.probabilities(log_mel, valid_frames)
+    if not views:
+        return found
+    one = predictor.classifier
+    x, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(np.asarray(valid_frames)).long()
+    shown = [coloured(x, frames, clip_ids, one.finetune.augment, one.audio, view) for view in range(views)]
+    if not one.finetune.centre:
+        shown.append(centre(x, frames))
+    total = found + sum(predictor.probabilities(view.numpy(), valid_frames) for view in shown)
+    return np.asarray(total / (1 + len(shown)), np.float32)
+
+
+def coloured(
+    log_mel: torch.Tensor,
+    valid_frames: torch.Tensor,
+    clip_ids: Sequence[str],
+    config: AugmentConfig,
+    audio: AudioConfig,
+    view: int,
+) -> torch.Tensor:
+    """Log-mels (B, T, F) through devices that the clips' names and the number of the view draw."""
+    always = AugmentConfig(colour_p=1.0, colour_nats=config.colour_nats, colour_knots=config.colour_knots)
+    found = []
+    for place, clip_id in enumerate(clip_ids):
+        seed = int.from_bytes(hashlib.sha256(f"{view} {clip_id}".encode()).digest()[:7], "little")
+        only = slice(place, place + 1)
+        generator = torch.Generator().manual_seed(seed)
+        found.append(colour(log_mel[only], valid_frames[only], always, audio, generator)[0])
+    return torch.cat(found) if found else log_mel
+
+
+def classify(
+    store: FeatureStore, rows: Rows, classifier: Folder, views: int = 0, torch_device: str = "cpu"
+) -> Probabilities:
+    """Class probabilities (n, C) of some rows of the store, in this process (`inference.classify` does it with Ray)."""
+    predictor = Predictor(classifier, torch_device=torch_device)
+    found = [
+        averaged(predictor, log_mel, frames, store.clip_ids.take(some).to_pylist(), views)
+        for some, log_mel, frames in iterate(store, rows, BATCH)
+    ]
+    return np.concatenate(found) if found else np.zeros((0, len(predictor.class_names)), np.float32)
