@@ -105,10 +105,11 @@ def _range(path: str, scale: str | None, low: str, high: str, *, whole: bool) ->
 
 
 def default_space(pseudo_label: PseudoLabelConfig, *, single: bool) -> tuple[str, ...]:
-    """Mask ratio by what accepts pseudo-labels; where clips have several classes (not `single`) there are none."""
-    if not single:
-        return (MASK_RATIOS,)
-    return (MASK_RATIOS, COVERAGES if pseudo_label.confidence_threshold is None else THRESHOLDS)
+    """Mask ratio by what accepts pseudo-labels; by itself where clips have several classes (not `single`), and so no
+    pseudo-labels, or where these are accepted by a rule without a number."""
+    if single and pseudo_label.confidence_threshold is not None:
+        return MASK_RATIOS, THRESHOLDS
+    return (MASK_RATIOS, COVERAGES) if single and pseudo_label.coverage is not None else (MASK_RATIOS,)
 
 
 def parse_space(config: Config) -> list[Axis]:
