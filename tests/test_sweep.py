@@ -29,7 +29,7 @@ from raymae.deadline import Deadline, TimeIsUpError
 from raymae.plan import Plan
 from raymae.sweep.claims import Claim, claimed
 from raymae.sweep.figures import sweep_figure
-from raymae.sweep.ground import Ground, Point, check_effects, interleaved, look_at, stages_of, sweep_key
+from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, stages_of, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.space import Values, grid, parse_axis, parse_space
@@ -207,7 +207,16 @@ def test_other_validation_clips_are_another_contest(config: Config, tmp_path: Pa
 
 
 def test_a_field_that_matters_passes(ground: Ground) -> None:
-    check_effects(ground, [*parse_space(ground.config), parse_axis("finetune.lr=log:1e-4..1e-2")])
+    axes = [*parse_space(ground.config), parse_axis("finetune.lr=log:1e-4..1e-2")]
+    assert effective(ground, axes) == axes
+
+
+def test_the_default_space_is_what_has_an_effect(ground: Ground) -> None:
+    unasked = replace(ground, config=replace(ground.config, sweep=SweepConfig()))
+    axes = parse_space(unasked.config)
+    assert effective(unasked, [*axes, parse_axis("evaluate.probe_clips=1,2")]) == axes
+    with pytest.raises(ValueError, match="the default space changes nothing"):
+        effective(unasked, [])
 
 
 # Claims --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from raymae.sweep.results import read_records
 from tests.audio_files import write_clips, write_table
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 240
+PATIENCE = 280
 
 
 @pytest.mark.ray

@@ -87,6 +87,8 @@ def test_the_default_is_mask_ratio_by_what_accepts_pseudo_labels() -> None:
     assert second == {"synthetic": ["pseudo_label.coverage"], "audiomae": ["pseudo_label.confidence_threshold"]}
     several = [axis.path for axis in parse_space(RECIPES["audioset"]())]
     assert several == ["model.mask_ratio"]
+    given = replace(RECIPES["small"](), finetune=replace(RECIPES["small"]().finetune, init_from="x.pth"))
+    assert [axis.path for axis in parse_space(given)] == ["pseudo_label.coverage"]
     assert size(parse_space(RECIPES["synthetic"]())) == len(list(grid(parse_space(RECIPES["synthetic"]())))) == 9
 
 

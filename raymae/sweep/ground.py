@@ -141,16 +141,24 @@ def first_training(point: Point) -> str:
     return next((point.plan.nodes[name].key for name in stages_of(point.plan) if name != "prepare"), "")
 
 
-def check_effects(ground: Ground, axes: Sequence[Axis]) -> None:
-    """ValueError for a field that changes nothing that the final classifier depends on."""
-    start = {axis.path: axis.ends[0] for axis in axes}
+def effective(ground: Ground, axes: Sequence[Axis]) -> list[Axis]:
+    """The axes that change something which the final classifier depends on.
+
+    Raises ValueError for another one that was asked for, and where none is left of the default space.
+    """
+    start, kept = {axis.path: axis.ends[0] for axis in axes}, []
     for axis in axes:
         points = [look_at(ground, start | {axis.path: end}) for end in axis.ends]
         plans = [point.plan for point in points if point.plan is not None]
-        if len(plans) == 2 and plans[0].nodes[plans[0].final].key == plans[1].nodes[plans[1].final].key:
+        idle = len(plans) == 2 and plans[0].nodes[plans[0].final].key == plans[1].nodes[plans[1].final].key
+        if idle and ground.config.sweep.space:
             raise ValueError(
                 f"sweep.space: {axis.path} changes nothing that the stages {', '.join(stages_of(plans[0]))} compute"
             )
+        kept += [] if idle else [axis]
+    if not kept:
+        raise ValueError("the default space changes nothing that this recipe computes: say what to try, --sweep.space")
+    return kept
 
 
 def fronts(axes: Sequence[Axis]) -> list[Values]:

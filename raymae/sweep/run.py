@@ -19,7 +19,7 @@ from raymae.sweep.ground import (
     Ground,
     Point,
     bring_weights,
-    check_effects,
+    effective,
     fronts,
     interleaved,
     look_at,
@@ -69,10 +69,10 @@ class Sweep:
         if config.seeds > 1:
             raise ValueError(f"seeds = {config.seeds}: a sweep runs one seed; run the best settings with several")
         self.deadline = Deadline(config.max_hours, self.started)
-        self.axes = parse_space(config)
+        axes = parse_space(config)
         self.ground = Ground(config, storage)
         scored(self.ground.clips_of(config))
-        check_effects(self.ground, self.axes)
+        self.axes = effective(self.ground, axes)
         self.key = sweep_key(self.ground, self.axes)
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
         self.points = points_of(self.ground, self.axes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raymae.config import Config, PseudoLabelConfig, field_type, from_text, to_text
+from raymae.config import Config, field_type, from_text, to_text
 from raymae.config.paths import choices_of
 
 RANGE = re.compile(r"(?:(log|uniform):)?([^:]+?)\.\.([^:]+)")
@@ -104,17 +104,20 @@ def _range(path: str, scale: str | None, low: str, high: str, *, whole: bool) ->
     return Axis(path, (), first, last, scale == "log", whole)
 
 
-def default_space(pseudo_label: PseudoLabelConfig, *, single: bool) -> tuple[str, ...]:
-    """Mask ratio by what accepts pseudo-labels; by itself where clips have several classes (not `single`), and so no
-    pseudo-labels, or where these are accepted by a rule without a number."""
-    if single and pseudo_label.confidence_threshold is not None:
-        return MASK_RATIOS, THRESHOLDS
-    return (MASK_RATIOS, COVERAGES) if single and pseudo_label.coverage is not None else (MASK_RATIOS,)
+def default_space(config: Config) -> tuple[str, ...]:
+    """Mask ratio by what accepts pseudo-labels, as far as the recipe pre-trains and has a number that accepts them;
+    where clips have several classes there are no pseudo-labels."""
+    found = [] if config.finetune.init_from else [MASK_RATIOS]
+    if config.finetune.labels == "single" and config.pseudo_label.confidence_threshold is not None:
+        found.append(THRESHOLDS)
+    elif config.finetune.labels == "single" and config.pseudo_label.coverage is not None:
+        found.append(COVERAGES)
+    return tuple(found)
 
 
 def parse_space(config: Config) -> list[Axis]:
     """The axes of a configuration's sweep; ValueError for one that can't be read, is given twice or fits no grid."""
-    given = config.sweep.space or default_space(config.pseudo_label, single=config.finetune.labels == "single")
+    given = config.sweep.space or default_space(config)
     axes = [parse_axis(text) for text in given]
     paths = [axis.path for axis in axes]
     twice = [path for place, path in enumerate(paths) if path in paths[:place]]
