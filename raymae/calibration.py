@@ -13,6 +13,11 @@ temperature is the one at which the teacher's mean confidence on the unlabelled 
 trained on, equals that accuracy. It is right on average if the teacher is as good as the probe, and careful if it is
 better. Log loss and calibration error of the teacher remain unknown then, and are not given.
 
+Measured once, on ESC-10 through microphones (69 labelled and 250 unlabelled clips, a teacher of the recipe `small` cut
+to 40 epochs after 8 of pre-training): on the unlabelled clips log loss 1.02 and calibration error .170 as they are, .96
+and .114 so, .90 and .048 at the temperature that their truth would give, .59. The labelled clips, on which the teacher
+is right of 97 % in place of 68 %, ask for .22.
+
 With too few groups for either, confidences stay as they are: temperature 1.
 """
 
