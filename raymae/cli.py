@@ -223,7 +223,7 @@ def run(job: Job, config: Config) -> dict[str, Any]:
 
         storage = open_storage(config.storage)
         folder = Path(storage.path("datasets")) if storage.is_local else None
-        taught = job in ("finetune", "pseudo_label", "evaluate", "register", "sweep")
+        taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register", "sweep")
         return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
         check_target("--predict.output", config.predict.output)

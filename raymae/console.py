@@ -35,7 +35,9 @@ def print_plan(plan: Plan) -> None:
     for ablation, name in plan.ablation_models.items():
         if name == "finetune":
             print(f"  ablation {ablation}: this is where {name} starts anyway; its row stands for both")
-    if "evaluate" in plan.nodes and not plan.has_student:
+    if "consistency" in plan.nodes and not plan.has_unlabelled:
+        print("  split train has no unlabelled clip: consistency training goes on with the labels alone")
+    if "evaluate" in plan.nodes and plan.config.finetune.labels == "multi":
         print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
 
 

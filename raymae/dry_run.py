@@ -20,10 +20,10 @@ from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
 from raymae.config import Config
 from raymae.pipeline import make_plan
 from raymae.plan import Plan, Target
-from raymae.rehearsal import CPU_CLIPS, Rehearsal, memory_mb, rehearse
+from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
 from raymae.spec import rows_of
 
-REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune"}
+REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}
 """What is rehearsed for a training stage. The rival cnn is given the seconds of finetune, whatever it does in them."""
 
 
@@ -60,6 +60,8 @@ def trained_clips(plan: Plan, name: str) -> float:
         rows = plan.rows(["pool"] if config.pretrain.pool_only else ["pool", "train"])
         return config.pretrain.epochs * float(sum(rows["weight"].to_pylist()))
     labelled = len(rows_of(plan.clips, "train", labelled=True))
+    if stage == "consistency":
+        return config.consistency.epochs * labelled * (clips_for_each(config, stage) if plan.has_unlabelled else 1)
     unlabelled = len(rows_of(plan.clips, "train", labelled=False)) if stage == "student" else 0
     share = config.pseudo_label.coverage or 1.0
     return config.finetune.epochs * (labelled + share * unlabelled)
@@ -72,7 +74,12 @@ def stage_flops(plan: Plan, name: str) -> float:
     shape = crop_frames(section.augment, config.audio), config.audio.n_mels
     if stage == "pretrain":
         return useful_flops(config.model, *shape) * config.model.masks_per_clip
-    return finetune_flops(config.model, config.finetune, *shape)
+    flops = finetune_flops(config.model, config.finetune, *shape)
+    if stage == "consistency":  # the weak views: forward alone, of whole clips
+        whole = replace(config.finetune, time_mask_ratio=0.0, freq_mask_ratio=0.0)
+        share = config.consistency.ratio / clips_for_each(config, stage)
+        flops += share * finetune_flops(config.model, whole, *shape) / 3
+    return flops
 
 
 def stage_cost(plan: Plan, name: str, rehearsals: Mapping[str, Rehearsal | None]) -> dict[str, Any] | None:
@@ -90,10 +97,11 @@ def stage_cost(plan: Plan, name: str, rehearsals: Mapping[str, Rehearsal | None]
     found = rehearsals[REHEARSED[stage]]
     clips = trained_clips(plan, name)
     section = config.pretrain if stage == "pretrain" else config.finetune
+    batch = section.global_batch_size * (clips_for_each(config, stage) if plan.has_unlabelled else 1)
     peak = rates.gpu_clips * useful_flops(VIT_B, 1024, 128)
     return {
         "clips": clips,
-        "steps": ceil(clips / section.global_batch_size),
+        "steps": ceil(clips / batch),
         "hours": None if found is None else clips / found.clips_per_second / 3600,
         "gpu_hours": clips * stage_flops(plan, name) / peak / 3600,
     }
@@ -104,12 +112,13 @@ def stage_cost(plan: Plan, name: str, rehearsals: Mapping[str, Rehearsal | None]
 
 def fit(config: Config, kind: str, found: Rehearsal | None) -> dict[str, Any]:
     """Memory of a worker at the settings' micro-batch, and what there is on this machine."""
-    section = config.pretrain if kind == "pretrain" else config.finetune
+    _, clips = micro_batch(config, kind)
     there = available_mb(found)
     if found is None:
-        return {"what": f"{kind}, even {CPU_CLIPS} clips at once", "needed_mb": None, "there_mb": there, "fits": False}
-    needed = found.needed_mb(section.micro_batch_size)
-    what = f"{kind}, {section.micro_batch_size} clips at once"
+        fewest = CPU_CLIPS * clips_for_each(config, kind)
+        return {"what": f"{kind}, even {fewest} clips at once", "needed_mb": None, "there_mb": there, "fits": False}
+    needed = found.needed_mb(clips)
+    what = f"{kind}, {clips} clips at once"
     return {"what": what, "needed_mb": needed, "there_mb": there, "fits": needed <= there}
 
 
@@ -151,11 +160,15 @@ def rehearsal_lines(config: Config, rehearsals: Mapping[str, Rehearsal | None]) 
             lines.append(f"  {kind}: killed before the second step was over; there was not enough memory")
             continue
         section = config.pretrain if kind == "pretrain" else config.finetune
+        instead = (
+            "" if found.precision == section.precision else f" (not {section.precision}, which this CPU would emulate)"
+        )
         where = f"{found.threads} CPU threads" if found.device == "cpu" else found.device
-        less = f" (not {section.micro_batch_size}, for a CPU)" if found.clips < section.micro_batch_size else ""
+        _, clips = micro_batch(config, kind)
+        less = f" (not {clips}, for a CPU)" if found.clips < clips else ""
         lines.append(
-            f"  {kind}: {found.parameters / 1e6:.1f} M parameters, {section.precision} on {where}, {found.clips} clips "
-            f"at once{less}: {found.seconds:.2f} s a step (the first {found.first_seconds:.2f} s), "
+            f"  {kind}: {found.parameters / 1e6:.1f} M parameters, {found.precision}{instead} on {where}, "
+            f"{found.clips} clips at once{less}: {found.seconds:.2f} s a step (the first {found.first_seconds:.2f} s), "
             f"{found.clips_per_second:.2f} clips/s, {found.peak_mb:,.0f} MB, loss {found.loss:.3f}"
         )
     return lines

@@ -27,7 +27,11 @@ from raymae.targets import Labels
 
 TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}
 """What is read from the embeddings, and its column of the clip table."""
-STAGES = {"finetune": "fine-tuned", "student": "with pseudo-labels"}
+STAGES = {
+    "finetune": "fine-tuned",
+    "student": "with pseudo-labels",
+    "consistency": "with consistency training",
+}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,9 @@ class Trainer:
         torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
         self.model = task.model
         choose_attention(self.model, self.device, self.config.precision)
+        step = session.gather(latest_step(artifact))[0]  # a commit may become the newest at any moment
+        if step is None:
+            task.begin(self.device)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
@@ -63,11 +66,12 @@ class Trainer:
         self.pace = CommitPace(self.config, self.order)
         self.pictures = Pictures(artifact, task.spec.name)
         self.committer = Committer(artifact, self.config.keep_commits)
-        moments = self._restore()
+        moments = {} if step is None else self._restore(step)
         self.hollow = parallel.hollow(self.model)
         self.wrapped = session.wrap(self.model)
         if self.ema:
             session.wrap(self.ema.model)
+            task.averaged = self.ema.model
         self.statistics = parallel.RunningStatistics(self.model)
         self.optimizer = adamw(task.parameter_groups(), self.config)  # of the wrapped model: sharding replaces weights
         if moments:
@@ -75,11 +79,8 @@ class Trainer:
         if self.config.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
 
-    def _restore(self) -> dict[str, Tensor]:
-        """Go on from the newest commit, if there is one; the optimiser's moments are for the optimiser to come."""
-        step = self.session.gather(latest_step(self.artifact))[0]  # a commit may become the newest at any moment
-        if step is None:
-            return {}
+    def _restore(self, step: int) -> dict[str, Tensor]:
+        """Go on from the newest commit; the optimiser's moments are for the optimiser to come."""
         check_commit(self.task.spec)
         parts, state = load_commit(self.artifact, step)
         self.model.load_state_dict(parts["model"])
@@ -214,7 +215,7 @@ class Trainer:
             **metrics,
             "lr": lr,
             **({"grad_norm": float(norm)} if math.isfinite(norm) else {}),
-            "clips_per_second": config.global_batch_size / seconds,
+            "clips_per_second": self.order.global_batch_size / seconds,
             "data_wait_share": waited / seconds,
             **({"skipped_steps": float(progress.bad_steps)} if progress.bad_steps else {}),
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,

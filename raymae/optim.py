@@ -47,7 +47,7 @@ class Ema:
     """Exponential moving average of a model's weights; after n updates its decay is min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()

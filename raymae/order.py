@@ -32,6 +32,7 @@ of 640 x 256, one process, one window after the other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -137,9 +138,12 @@ class Order:
 
     def window_positions(self, window: int) -> Rows:
         """Positions in the stream of the rows of a window, in the order in which they are trained on."""
-        steps = self.round_steps(window)
+        return self.positions(self.round_steps(window), window % self.slots)
+
+    def positions(self, steps: range, slot: int) -> Rows:
+        """The same of a slot for the steps of a round."""
         length = len(steps) * self.micro_batch_size
-        start = steps.start * self.global_batch_size + window % self.slots * length
+        start = steps.start * self.global_batch_size + slot * length
         positions = np.arange(start, start + length, dtype=np.int64)
         draw = _hash(positions.astype(np.uint64), mix(self.seed, 1))
         return positions[np.lexsort((draw, positions // self.rows_per_epoch))]
@@ -173,6 +177,64 @@ class Order:
     def window_rows(self, window: int) -> Rows:
         """The rows of a window, in the order in which they are trained on."""
         return self.rows_at(self.window_positions(window))
+
+
+@dataclass(frozen=True)
+class PairedOrder(Order):
+    """Two streams side by side: in each micro-batch rows of the first source, then `ratio` times as many of the second.
+
+    The rows of the first come exactly as they do where they are alone; epochs and steps are theirs. Batch sizes count
+    both. A position is twice that in the own stream, and 1 more in the second.
+    """
+
+    ratio: int = 1
+
+    @cached_property
+    def parts(self) -> tuple[Order, Order]:
+        """The order of either source."""
+        first, second = (
+            Order(
+                rows=(self.rows[number],),
+                weights=(self.weights[number],),
+                seed=mix(self.seed, number) if number else self.seed,
+                epochs=self.epochs,
+                global_batch_size=self.global_batch_size // (1 + self.ratio) * share,
+                micro_batch_size=self.micro_batch_size // (1 + self.ratio) * share,
+                chunk=self.chunk,
+            )
+            for number, share in enumerate((1, self.ratio))
+        )
+        return first, second
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of the first source in an epoch."""
+        return self.parts[0].rows_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run, by the first source."""
+        return self.parts[0].steps
+
+    @property
+    def window_steps(self) -> int:
+        """Steps of a round: as many as of the first source alone."""
+        return self.parts[0].window_steps
+
+    def positions(self, steps: range, slot: int) -> Rows:
+        """Positions of a slot for the steps of a round: of each step the first source's, then the second's."""
+        both = [
+            2 * part.positions(steps, slot).reshape(len(steps), -1) + number for number, part in enumerate(self.parts)
+        ]
+        return np.concatenate(both, axis=1).ravel()
+
+    def rows_at(self, positions: Rows) -> Rows:
+        """The rows at some positions of either stream."""
+        result = np.empty_like(positions)
+        for number, part in enumerate(self.parts):
+            here = positions % 2 == number
+            result[here] = part.rows_at(positions[here] // 2)
+        return result
 
 
 def sample(rows: Rows, count: int, seed: int) -> Rows:

@@ -31,6 +31,8 @@ def outlook(plan: Plan) -> dict[str, str]:
             found[name] = pretrain_outlook(plan.plan_of(name))
         elif stage in ("finetune", "student"):
             found[name] = finetune_outlook(plan.plan_of(name), stage)
+        elif stage == "consistency":
+            found[name] = consistency_outlook(plan)
     return found
 
 
@@ -63,6 +65,23 @@ def finetune_outlook(plan: Plan, name: str) -> str:
     with torch.device("meta"):
         model = build_classifier(config.audio, config.model, train, num_classes=10)
     return f": {labelled} labels{more}, {steps} steps, about {memory_mb(model, tokens, config):.0f} MB a worker"
+
+
+def consistency_outlook(plan: Plan) -> str:
+    """Clips, steps and memory of consistency training."""
+    config, settings = plan.config, plan.config.consistency
+    train, rows = settings.training(config.finetune), plan.rows(["train"])
+    unlabelled = rows["scene_label"].null_count
+    ratio = settings.ratio if unlabelled else 0
+    steps = ceil(train.epochs * (len(rows) - unlabelled) / train.global_batch_size)
+    grid = grid_size(crop_frames(train.augment, config.audio), config.audio.n_mels, config.model.patch_size)
+    with torch.device("meta"):
+        model = build_classifier(config.audio, config.model, train, num_classes=10)
+    memory = memory_mb(model, (1 + ratio) * train.micro_batch_size * prod(grid), config)
+    return (
+        f": {len(rows) - unlabelled} labels and {unlabelled} unlabelled clips, 1 to {ratio} in each of {steps} steps, "
+        f"about {memory:.0f} MB a worker"
+    )
 
 
 def parameters(model: nn.Module) -> int:

@@ -71,6 +71,14 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole weights that a sharded model keeps after a forward pass which no backward pass follows."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def full(value: Tensor) -> Tensor:
     """A tensor, or all of a sharded one, for which every rank has to ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
@@ -107,8 +115,36 @@ def whole(model: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module
     return copied.to(device)
 
 
+class StepSums(nn.Module):
+    """Running statistics that move once a step, by sums over the clips of all its micro-batches on all workers.
+
+    So every micro-batch of a step meets the same statistics, those after the step before it, whoever computes it.
+
+    Args:
+        size: how many numbers are summed up in `sums`; float64, in which their order makes no difference that counts.
+    """
+
+    sums: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # not part of a commit: between two steps there is nothing in it
+        self.register_buffer("sums", torch.zeros(size, dtype=torch.float64), persistent=False)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move the statistics by what was summed up, unless it isn't finite, as the gradient isn't then."""
+        if torch.isfinite(self.sums).all():
+            self.settle(self.sums)
+        self.sums.zero_()
+
+    def settle(self, sums: Tensor) -> None:
+        """Move the statistics by the sums of a step."""
+        raise NotImplementedError
+
+
 class RunningStatistics:
-    """The running statistics of a model's batch norms, as one worker would have them.
+    """The running statistics of a model's batch norms, as one worker would have them, and its `StepSums`.
 
     One worker sees the micro-batches s = 0 … S - 1 of a step in turn and moves each statistic r by the momentum m:
     r <- (1 - m)^S r + m sum_s (1 - m)^(S - 1 - s) x_s. Of W workers, rank k sees those with s mod W = k. With the
@@ -124,6 +160,7 @@ class RunningStatistics:
             if isinstance(norm, _BatchNorm) and norm.track_running_stats:
                 self._add(norm)
         self.counted = [count.clone() for count in self.counts]
+        self.step_sums = [module for module in model.modules() if isinstance(module, StepSums)]
 
     def _add(self, norm: _BatchNorm) -> None:
         weight = 1 / self.workers
@@ -141,6 +178,10 @@ class RunningStatistics:
     @torch.no_grad()
     def merge(self) -> None:
         """Make them those of one worker; every rank calls it after the last micro-batch of a step."""
+        for one in self.step_sums:
+            if self.workers > 1:
+                dist.all_reduce(one.sums)
+            one.move()
         if not self.values:
             return
         merged = torch.cat([value * weight for value, weight in zip(self.values, self.weights, strict=True)])

@@ -356,6 +356,7 @@ def stage_settings(config: Config, name: str) -> dict[str, str]:
         "prepare": ("audio", "data"),
         "pretrain": ("model", "pretrain"),
         "pseudo_label": ("pseudo_label",),
+        "consistency": ("model", "finetune", "consistency"),
         "evaluate": ("evaluate",),
         "register": ("tracking",),
     }.get(name, ("model", "finetune"))

@@ -19,12 +19,12 @@ from raymae.manifest import FORMAT
 from raymae.responses import Responses, read_responses
 from raymae.selection import selection
 from raymae.shards import all_stand
-from raymae.spec import StageSpec, class_names
+from raymae.spec import Kind, StageSpec, class_names, rows_of
 from raymae.split_file import split_name
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 
-Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "evaluate", "register"]
+Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "consistency", "evaluate", "register"]
 
 VERSION = 1
 """Part of every key; a change of what the stages compute raises it."""
@@ -37,7 +37,7 @@ REGISTRY = "mlflow.db"
 
 PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
 """Fields of a training section that don't change its result."""
-ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register")
+ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "consistency", "evaluate", "register")
 NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "pretrain": ("prepare",),
@@ -45,11 +45,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "cnn": ("prepare", "finetune"),
     "pseudo_label": ("prepare", "finetune"),
     "student": ("prepare", "pretrain", "pseudo_label"),
-    "evaluate": ("prepare", "finetune", "student"),
-    "register": ("student", "evaluate"),
+    "consistency": ("prepare", "finetune"),
+    "evaluate": ("prepare", "finetune"),
+    "register": ("evaluate",),
 }
-WITHOUT_STUDENT = {"evaluate": ("prepare", "finetune"), "register": ("finetune", "evaluate")}
-"""What takes the place of some of `NEEDS` where clips may have several classes: pseudo-labels are for one class."""
+"""What a stage reads; `Plan.needs` adds what the settings say."""
+LEARNERS = {"pseudo_labels": "student", "consistency": "consistency"}
+"""By the use of the unlabelled clips (`Config.unlabelled`), the stage that its classifier is."""
 DOES = {
     "prepare": "audio to log-mel feature store",
     "pretrain": "masked autoencoder on unlabelled clips",
@@ -57,10 +59,13 @@ DOES = {
     "cnn": "rival: CNN from scratch, same seconds",
     "pseudo_label": "teacher labels the unlabelled clips",
     "student": "classifier on labels and pseudo-labels",
+    "consistency": "classifier on labels and its own guesses",
     "evaluate": "every model on every held-out split",
     "register": "model registry",
 }
-FINETUNED = ("finetune", "cnn", "student")
+AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
+"""The field of every training section that augments."""
+FINETUNED = ("finetune", "cnn", "student", "consistency")
 
 
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
@@ -105,10 +110,16 @@ class Plan:
     """By section, what its `init_from` names (`weights.find`)."""
 
     def __post_init__(self) -> None:
-        if self.target == "pseudo_label" and not self.has_student:
+        if self.target in ("pseudo_label", "consistency") and self.config.finetune.labels == "multi":
+            what = "pseudo-labels are" if self.target == "pseudo_label" else "consistency training is"
             raise ValueError(
-                "finetune.labels = multi: pseudo-labels are for clips of one class; jobs/finetune.py, jobs/evaluate.py "
-                "and jobs/pipeline.py go without them and take the fine-tuned classifier for the final one"
+                f"finetune.labels = multi: {what} for clips of one class; jobs/finetune.py, jobs/evaluate.py "
+                "and jobs/pipeline.py go without and take the fine-tuned classifier for the final one"
+            )
+        if self.target == "consistency" and not self.has_unlabelled:
+            raise ValueError(
+                "consistency training needs unlabelled clips, and split train has none: leave some scene_label empty, "
+                "or set --data.split.labelled-share to hide some"
             )
         pools = {"pool", "pool_train"}.intersection(self.config.evaluate.ablation)
         if self.target in ("evaluate", "register") and pools and not len(self.rows(["pool"])):
@@ -118,18 +129,27 @@ class Plan:
             )
 
     @property
-    def has_student(self) -> bool:
-        """Whether pseudo-labels and a student follow the teacher."""
-        return self.config.finetune.labels == "single"
+    def has_unlabelled(self) -> bool:
+        """Whether there are unlabelled training clips."""
+        return len(rows_of(self.clips, "train", labelled=False)) > 0
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The stages that learn from unlabelled clips after the teacher; none where clips may have several classes."""
+        uses = self.config.unlabelled if self.config.finetune.labels == "single" else ()
+        return tuple(LEARNERS[use] for use in uses)
 
     @property
     def final(self) -> str:
         """The stage whose classifier is the result."""
-        return "student" if self.has_student else "finetune"
+        return ("finetune", *self.learners)[-1]
 
     def needs(self, name: str) -> tuple[str, ...]:
         """What a stage reads; given weights take the place of pre-training."""
-        needed = NEEDS[name] if self.has_student else WITHOUT_STUDENT.get(name, NEEDS[name])
+        more = {"evaluate": self.learners, "register": (self.final,)}.get(name, ())
+        needed = (*NEEDS[name], *more)
+        if name == "consistency" and self.config.consistency.start == "pretrain":
+            needed = ("prepare", "pretrain")
         return tuple(one for one in needed if one != "pretrain" or not self.config.finetune.init_from)
 
     @cached_property
@@ -196,7 +216,8 @@ class Plan:
     def classifiers(self) -> dict[str, Folder]:
         """What is evaluated, in the order of the report; the plan's result last."""
         trained = [name for name, node in self.nodes.items() if node.stage in FINETUNED]
-        place = {"cnn": 0, "finetune": 2, "student": 3}  # the ablations between rival and result
+        last = {name: 3 + number for number, name in enumerate(self.learners)}
+        place = {"cnn": 0, "finetune": 2, **last}  # the ablations between rival and result
         return {name: self.nodes[name].artifact for name in sorted(trained, key=lambda name: place.get(name, 1))}
 
     def _stands(self, name: str, artifact: Folder) -> bool:
@@ -275,7 +296,11 @@ class Plan:
             others = [keys[key] for key in self.needs(name) if key != "prepare"] + self._given("finetune")
             cnn = config.evaluate.cnn if name == "cnn" else None
             training = self._training("finetune")
-            return [audio, to_dict(config.model), training, cnn, clips, others, *self._chosen_by()]
+            more: list[Any] = [*self._chosen_by()]
+            if name == "consistency":
+                unlabelled = self.clips.take(rows_of(self.clips, "train", labelled=False))
+                more += [self._training("consistency"), fingerprint(unlabelled, file)]
+            return [audio, to_dict(config.model), training, cnn, clips, others, *more]
         if name == "pseudo_label":
             clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split"])
             return [to_dict(config.pseudo_label), clips, keys["finetune"]]
@@ -283,6 +308,7 @@ class Plan:
             models = {name: key for name, key in keys.items() if name.startswith(FINETUNED)}
             clips = fingerprint(self.clips, self.clips.column_names)
             said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips, config.evaluate.ablation]
+            said += [self.final] if self.final == "consistency" else []
             return [audio, config.evaluate.rivals, clips, models, *said]
         tracking = config.tracking
         return [keys[self.final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
@@ -292,20 +318,21 @@ class Plan:
         config = self.config
         skipped = (*PACE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
         values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
-        del values["augment"]["responses"], values["augment"]["response_p"]
+        name = AUGMENTS[section]
+        del values[name]["responses"], values[name]["response_p"]
         if (responses := self.responses[section]) is not None:
-            share = getattr(config, section).augment.response_share
-            values["augment"] |= {"responses": responses.digests, "response_p": share}
+            share = getattr(getattr(config, section), name).response_share
+            values[name] |= {"responses": responses.digests, "response_p": share}
         return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
 
     @cached_property
     def responses(self) -> dict[str, Responses | None]:
         """The impulse responses of every training section that uses some; ValueError where they are none."""
         found = {}
-        for section in ("pretrain", "finetune"):
-            augment = getattr(self.config, section).augment
+        for section, name in AUGMENTS.items():
+            augment = getattr(getattr(self.config, section), name)
             used = augment.response_share > 0
-            setting = f"{section}.augment.responses"
+            setting = f"{section}.{name}.responses"
             found[section] = read_responses(augment.responses, self.config.audio, setting) if used else None
         return found
 
@@ -337,19 +364,24 @@ class Plan:
         node = self.nodes
         if (plan := self.plan_of(name)) is not self:
             return replace(plan.spec(node[name].stage), name=name, repeats=node[name].stage)
-        kind: Literal["pretrain", "finetune"] = "pretrain" if name == "pretrain" else "finetune"
-        responses = self.responses[kind]
+        kinds: dict[str, Kind] = {"pretrain": "pretrain", "consistency": "consistency"}
+        kind = kinds.get(name, "finetune")
+        responses = self.responses["finetune" if kind == "consistency" else kind]
+        strong = self.responses["consistency"] if kind == "consistency" else None
+        taught = kind == "consistency" and self.config.consistency.start == "finetune"
         return StageSpec(
             name=name,
             kind=kind,
             config=self.config,
             artifact=node[name].artifact,
             store=self.store,
-            encoder=self._start(name),
+            encoder=None if taught else self._start(name),
+            classifier=node["finetune"].artifact if taught else None,
             pseudo_labels=node["pseudo_label"].artifact if name == "student" else None,
             cnn=self.config.evaluate.cnn if name == "cnn" else None,
             pace=node["finetune"].artifact if name == "cnn" else None,
             responses=None if responses is None else responses.offsets,
+            strong_responses=None if strong is None else strong.offsets,
         )
 
 

@@ -10,20 +10,22 @@ import pyarrow as pa
 from raymae.artifacts import COMMITS, latest_step
 from raymae.config import redact, to_dict
 from raymae.plan import fingerprint
-from raymae.spec import StageSpec, class_names, labelled_rows
+from raymae.spec import StageSpec, class_names, labelled_rows, unlabelled_rows
 
 
 def provenance(spec: StageSpec) -> dict[str, Any]:
     """The stage, its configuration, its classes and the clips it is trained on, for `commit.json`."""
-    classes = class_names(spec.store.clips, spec.config.finetune.labels) if spec.kind == "finetune" else []
+    classes = class_names(spec.store.clips, spec.config.finetune.labels) if spec.kind != "pretrain" else []
     return {"stage": spec.name, "config": to_dict(spec.config), "class_names": classes, "clips": trained_clips(spec)}
 
 
 def trained_clips(spec: StageSpec) -> dict[str, Any]:
     """How many clips a stage is trained on, and 16 digits that name them, their labels and their order."""
     columns: dict[str, Any] = {}
-    if spec.kind == "finetune":
+    if spec.kind != "pretrain":
         rows, targets = labelled_rows(spec)
+        if spec.kind == "consistency":
+            rows = np.concatenate([rows, unlabelled_rows(spec.store.clips)])
         chosen = targets[rows]
         classes = np.split(chosen.indices, chosen.indptr[1:-1])
         columns["label"] = [";".join(map(str, sorted(one))) for one in classes]

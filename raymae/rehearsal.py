@@ -24,6 +24,7 @@ from raymae.artifacts import Folder
 from raymae.audio import fit_length
 from raymae.benchmark.recordings import recording, write_store
 from raymae.config import Config
+from raymae.recipes import native_precision
 from raymae.spec import StageSpec, rows_of
 from raymae.store import ClipReader, FeatureStore
 
@@ -39,10 +40,13 @@ class Rehearsal:
     device: str
     """cpu or the GPU's own name."""
     threads: int
+    precision: str
+    """As set, but fp32 on CPUs that would have to emulate bf16 or fp16."""
     parameters: int
     """Trained ones."""
     clips: int
-    """Clips at once: the micro-batch of the settings, on CPUs no more than `CPU_CLIPS`."""
+    """Clips at once: the micro-batch of the settings, on CPUs no more than `CPU_CLIPS`, to each of which consistency
+    training brings its unlabelled ones."""
     first_seconds: float
     """Of the first step, which also warms up."""
     seconds: float
@@ -76,7 +80,7 @@ class GeneratedReader(ClipReader):
 
 
 def rehearse(config: Config, kind: str, clips: pa.Table) -> Rehearsal | None:
-    """Train two steps of pre-training or fine-tuning in a fresh process; None where it was killed: no memory was left.
+    """Train two steps of a training stage in a fresh process; None where it was killed: no memory was left.
 
     `clips` is the clip table of the run, of whose names a few are taken. Raises what the stage raises.
     """
@@ -89,18 +93,22 @@ def rehearse(config: Config, kind: str, clips: pa.Table) -> Rehearsal | None:
 
 
 def few(clips: pa.Table) -> pa.Table:
-    """A labelled training clip of every class, and the first clips that serve pre-training."""
+    """A labelled training clip of every class, and the first clips that serve pre-training, unlabelled ones first."""
     train = clips.take(rows_of(clips, "train", labelled=True))
     labels = train["scene_label"].to_pandas()
     first = train.take(np.flatnonzero(~labels.duplicated()))
     ids = first["clip_id"].combine_chunks()
     unused = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=ids)))
-    others = [unused.take(rows_of(unused, split)[: STEPS * CPU_CLIPS]) for split in ("train", "pool")]
-    return pa.concat_tables([first, *others])
+    kinds = [rows_of(unused, "train", labelled=known) for known in (False, True)]
+    others = [np.concatenate(kinds), rows_of(unused, "pool")]
+    return pa.concat_tables([first, *(unused.take(rows[: STEPS * CPU_CLIPS]) for rows in others)])
 
 
 def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
-    """The same settings for two steps of one micro-batch each, without what is done beside the steps."""
+    """The same settings for two steps of one micro-batch each, without what is done beside the steps.
+
+    On CPUs that don't multiply bfloat16 in hardware in fp32: emulated, a step of ViT-B would take minutes.
+    """
     compute = replace(config.compute, num_workers=1, profile_steps=0)
     changes: dict[str, Any] = {
         "global_batch_size": clips,
@@ -109,9 +117,23 @@ def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
         "report_steps": 1,
     }
     changes |= {"epochs": 1.0, "commit_minutes": 1e6, "init_from": None} | ({} if on_gpu else {"compile": False})
+    if not on_gpu and native_precision() == "fp32":
+        changes["precision"] = "fp32"
     pretrain = replace(config.pretrain, **changes, probe_clips=0)
     finetune = replace(config.finetune, **changes, head_epochs=0.0)
-    return replace(config, pretrain=pretrain, finetune=finetune, compute=compute)
+    consistency = replace(config.consistency, micro_batch_size=None, epochs=1.0)
+    return replace(config, pretrain=pretrain, finetune=finetune, consistency=consistency, compute=compute)
+
+
+def micro_batch(config: Config, kind: str) -> tuple[int, int]:
+    """Clips of a micro-batch: those that the settings count, and with what consistency training adds to each."""
+    section = config.consistency.training(config.finetune) if kind == "consistency" else getattr(config, kind)
+    return section.micro_batch_size, section.micro_batch_size * clips_for_each(config, kind)
+
+
+def clips_for_each(config: Config, kind: str) -> int:
+    """Clips that each counted one stands for: in consistency training itself and its unlabelled ones."""
+    return 1 + config.consistency.ratio if kind == "consistency" else 1
 
 
 def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
@@ -124,7 +146,8 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
 
     on_gpu = torch.cuda.is_available() and config.compute.use_gpu is not False
     section = config.pretrain if kind == "pretrain" else config.finetune
-    at_once = section.micro_batch_size if on_gpu else min(CPU_CLIPS, section.micro_batch_size)
+    counted, _ = micro_batch(config, kind)
+    at_once = counted if on_gpu else min(CPU_CLIPS, counted)
     torch.set_num_threads(config.compute.torch_threads or torch.get_num_threads())
     store = write_store(
         Folder(folder),
@@ -143,15 +166,17 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
     begun = time.perf_counter()
     progress = trainer.run()
     spent = time.perf_counter() - begun
-    seconds = at_once / progress.metrics["clips_per_second"]
+    clips_at_once = trainer.order.global_batch_size
+    seconds = clips_at_once / progress.metrics["clips_per_second"]
     trained = [value for value in trainer.model.parameters() if value.requires_grad]
     numbers, others = (sum(value.numel() for value in some) for some in (trained, trainer.model.parameters()))
     copies = 4 + (section.ema_decay is not None)
     return Rehearsal(
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
         threads=torch.get_num_threads(),
+        precision=spec.train.precision,
         parameters=numbers,
-        clips=at_once,
+        clips=clips_at_once,
         first_seconds=spent - seconds,
         seconds=seconds,
         peak_mb=torch.cuda.max_memory_allocated() / 1e6 if on_gpu else memory_mb("VmHWM"),
@@ -163,11 +188,9 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
 
 def make_spec(config: Config, kind: str, store: FeatureStore, artifact: Folder) -> StageSpec:
     """The stage, as long as two steps."""
-    stage = "pretrain" if kind == "pretrain" else "finetune"
-    spec = StageSpec(name=stage, kind=stage, config=config, artifact=artifact, store=store)  # type: ignore[arg-type]
+    spec = StageSpec(name=kind, kind=kind, config=config, artifact=artifact, store=store)  # type: ignore[arg-type]
     epochs = (STEPS - 0.5) * spec.train.global_batch_size / spec.order().rows_per_epoch
-    section = replace(getattr(config, stage), epochs=epochs)
-    return replace(spec, config=replace(config, **{stage: section}))
+    return replace(spec, config=replace(config, **{kind: replace(getattr(config, kind), epochs=epochs)}))
 
 
 def memory_mb(field: str = "VmRSS") -> float:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from raymae.artifacts import Folder
-from raymae.config import Config, TrainConfig
-from raymae.order import Order, Rows, mix
+from raymae.config import Config, FinetuneConfig, TrainConfig
+from raymae.order import Order, PairedOrder, Rows, mix
 from raymae.store import FeatureStore
 from raymae.targets import Labels, class_set, target_matrix
+
+Kind = Literal["pretrain", "finetune", "consistency"]
 
 TIMED_EPOCHS = 20
 """A stage with a time budget is given this many times the configured epochs of data, more than it can use."""
@@ -28,7 +30,7 @@ class StageSpec:
 
     name: str
     """Its name in the pipeline."""
-    kind: Literal["pretrain", "finetune"]
+    kind: Kind
     """Its entry in `raymae.stages.STAGES`."""
     config: Config
     artifact: Folder
@@ -37,6 +39,8 @@ class StageSpec:
     """What it reads."""
     encoder: Folder | None = None
     """Pre-training, or given weights in its names, whose encoder it starts from."""
+    classifier: Folder | None = None
+    """Classifier of the same classes that it starts from, head and all."""
     pseudo_labels: Folder | None = None
     """Labels that join the given ones."""
     cnn: str | None = None
@@ -47,30 +51,43 @@ class StageSpec:
     """The stage of another configuration that it is, whose draws it makes."""
     responses: NDArray[np.float32] | None = None
     """Offsets (n, F) of the impulse responses that the stage augments with: read once, by the driver."""
+    strong_responses: NDArray[np.float32] | None = None
+    """The same of the strong views of consistency training."""
 
     @property
     def train(self) -> TrainConfig:
         """The stage's own section."""
-        return self.config.pretrain if self.kind == "pretrain" else self.config.finetune
+        return self.config.pretrain if self.kind == "pretrain" else self.classification
+
+    @property
+    def classification(self) -> FinetuneConfig:
+        """The section of a stage that trains a classifier."""
+        finetune = self.config.finetune
+        return self.config.consistency.training(finetune) if self.kind == "consistency" else finetune
 
     def seed(self) -> int:
         """The stage's seed; the same for equal stages, whatever pipeline they stand in."""
         return mix(self.config.seed, *(self.repeats or self.name).encode())
 
     def order(self) -> Order:
-        """The order of the stage's clips."""
-        sources = pretrain_sources(self) if self.kind == "pretrain" else [(labelled_rows(self)[0], 1.0)]
-        train = self.train
+        """The order of the stage's clips; of consistency training labelled and unlabelled ones side by side."""
+        sources, batch = pretrain_sources(self) if self.kind == "pretrain" else [(labelled_rows(self)[0], 1.0)], 1
+        train, kind, more = self.train, Order, {}
+        if self.kind == "consistency" and len(unlabelled := unlabelled_rows(self.store.clips)):
+            sources.append((unlabelled, 1.0))
+            ratio = self.config.consistency.ratio
+            kind, more, batch = PairedOrder, {"ratio": ratio}, 1 + ratio
         if self.pace:
             train = replace(train, epochs=train.epochs * TIMED_EPOCHS)
-        return Order(
+        return kind(
             rows=tuple(rows for rows, _ in sources),
             weights=tuple(weight for _, weight in sources),
             seed=self.seed(),
             epochs=train.epochs,
-            global_batch_size=train.global_batch_size,
-            micro_batch_size=train.micro_batch_size,
+            global_batch_size=batch * train.global_batch_size,
+            micro_batch_size=batch * train.micro_batch_size,
             chunk=self.config.data.shuffle_chunk,
+            **more,
         )
 
 
@@ -85,6 +102,11 @@ def rows_of(clips: pa.Table, prefix: str, *, labelled: bool | None = None) -> Ro
     if labelled is not None:
         mask = pc.and_(mask, pc.is_valid(clips["scene_label"]) if labelled else pc.is_null(clips["scene_label"]))
     return find_rows(mask)
+
+
+def unlabelled_rows(clips: pa.Table) -> Rows:
+    """The unlabelled training clips."""
+    return rows_of(clips, "train", labelled=False)
 
 
 def pretrain_sources(spec: StageSpec) -> list[tuple[Rows, float]]:

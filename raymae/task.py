@@ -42,11 +42,17 @@ class Task(Protocol):
     seed: int
     head_steps: int
     selection: Selection
+    averaged: nn.Module | None
+    """The average of the weights, in evaluation mode, where the loop keeps one."""
 
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch and what else is worth a line of metrics."""
+        ...
+
+    def begin(self, device: torch.device) -> None:
+        """Called before the first step of a run that has no commit yet, with the model plain and whole."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raymae import dry_run, rehearsal
 from raymae.artifacts import Folder, open_storage
 from raymae.benchmark.train_step import finetune_flops
-from raymae.config import AudioConfig, DataConfig, FinetuneConfig, ModelConfig
+from raymae.config import AudioConfig, ConsistencyConfig, DataConfig, FinetuneConfig, ModelConfig
 from raymae.models import build_classifier
 from raymae.plan import Plan
 from raymae.rehearsal import Rehearsal, few
@@ -47,20 +47,27 @@ def test_a_few_clips_hold_every_class(clips: pa.Table) -> None:
 
 @given(peak=MEGABYTES, base=MEGABYTES, state=MEGABYTES, clips=st.integers(1, 64))
 def test_memory_grows_with_the_clips_at_once_alone(peak: float, base: float, state: float, clips: int) -> None:
-    found = Rehearsal("cpu", 1, 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
+    found = Rehearsal("cpu", 1, "fp32", 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
     assert found.needed_mb(2) == pytest.approx(found.peak_mb)
     assert found.needed_mb(clips + 1) - found.needed_mb(clips) == pytest.approx(peak / 2, rel=1e-3, abs=1e-6)
 
 
 def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_table(tmp_path, write_clips(tmp_path, 60))
-    config = replace(TINY, data=DataConfig(dataset="table", tables=(str(table),)), dry_run=True, seeds=2)
+    config = replace(
+        TINY,
+        data=DataConfig(dataset="table", tables=(str(table),)),
+        unlabelled=("pseudo_labels", "consistency"),
+        consistency=ConsistencyConfig(epochs=10, ratio=2),
+        dry_run=True,
+        seeds=2,
+    )
     storage = open_storage(str(tmp_path / "storage"))
     found = dry_run.dry_run(config, "register", storage)
     assert not any(found["plan"].values())
-    assert set(found["rehearsal"]) == {"pretrain", "finetune"}
+    assert set(found["rehearsal"]) == {"pretrain", "finetune", "consistency"}
     for kind, one in found["rehearsal"].items():
-        assert one["clips"] == 2
+        assert one["clips"] == (2 + 4 if kind == "consistency" else 2)
         assert one["seconds"] > 0
         assert one["peak_mb"] > one["base_mb"] > 100
         assert found["fits"][kind]["fits"]
@@ -69,11 +76,15 @@ def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["costs"]["pretrain"]["clips"] == 8 * 36
     assert found["costs"]["finetune"]["clips"] == 30 * 12
     assert found["costs"]["student"]["clips"] == 30 * 24
+    assert (found["costs"]["consistency"]["clips"], found["costs"]["consistency"]["steps"]) == (10 * 12 * 3, 15)
+    assert found["costs"]["consistency"]["gpu_hours"] > 10 / 30 * 3 * found["costs"]["finetune"]["gpu_hours"]
     assert found["costs"]["pretrain"]["hours"] == pytest.approx(
         8 * 36 * found["rehearsal"]["pretrain"]["seconds"] / 2 / 3600
     )
     said = capsys.readouterr().out
     assert "2 clips at once (not 8, for a CPU)" in said
+    assert "6 clips at once (not 24, for a CPU)" in said
+    assert "12 labels and 12 unlabelled clips, 1 to 2 in each of 15 steps" in said
     assert "in all for 2 seeds at most" in said
     assert (storage / "artifacts").names() == []
 

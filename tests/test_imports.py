@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
     {"config", "headers", "spectrum", "parallel", "deadline", "resampling"},
-    {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation"},
+    {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation", "consistency"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units", "intervals", "compare"},
     {"splits"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},

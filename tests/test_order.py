@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.order import WINDOW_ROWS, Order, mix, permute
+from raymae.order import WINDOW_ROWS, Order, PairedOrder, mix, permute
 
 
 def make(n: int, **changes) -> Order:
@@ -95,6 +95,42 @@ def test_neighbours_in_the_store_are_spread() -> None:
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(ValueError, match="no clip"):
         make(0)
+
+
+@given(
+    labelled=st.integers(1, 90),
+    unlabelled=st.integers(1, 200),
+    micro=st.integers(1, 5),
+    slots=st.integers(1, 3),
+    ratio=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
+def test_pairs_have_fixed_shares_and_the_first_rows_of_their_own_order(
+    labelled: int, unlabelled: int, micro: int, slots: int, ratio: int, seed: int
+) -> None:
+    rows, size = (np.arange(1000, 1000 + labelled), np.arange(5000, 5000 + unlabelled)), micro * (1 + ratio)
+    common = {"seed": seed, "epochs": 2}
+    order = PairedOrder(
+        rows, (1.0, 1.0), global_batch_size=size * slots, micro_batch_size=size, chunk=4, ratio=ratio, **common
+    )
+    alone = make(0, rows=rows[:1], global_batch_size=micro * slots, micro_batch_size=micro, **common)
+    assert (order.steps, order.windows, order.slots) == (alone.steps, alone.windows, slots)
+    others = []
+    for window in range(order.windows):
+        found = order.window_rows(window).reshape(-1, size)
+        assert (found[:, :micro].ravel() == alone.window_rows(window)).all()
+        assert (found[:, micro:] >= 5000).all()
+        assert np.array_equal(found.ravel(), order.rows_at(order.window_positions(window)))
+        others.append(order.window_positions(window).reshape(-1, size)[:, micro:].ravel())
+    positions = np.sort(np.concatenate(others))
+    assert (positions == 2 * np.arange(len(positions)) + 1).all()
+    counts = np.bincount(order.rows_at(positions), minlength=5000 + unlabelled)[5000:]
+    assert counts.max() - counts.min() <= 1
+
+
+def test_pairs_need_rows_of_both() -> None:
+    with pytest.raises(ValueError, match="no clip"):
+        PairedOrder((np.arange(3), np.arange(0)), (1.0, 1.0), 0, 1, 4, 4, ratio=1)
 
 
 # How well it shuffles: the table in order.py's docstring ------------------------------------------------------------

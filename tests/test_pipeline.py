@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 
 from raymae import launch
 from raymae.artifacts import Folder, open_storage, read_events
-from raymae.config import Config, DataConfig, PredictConfig, PseudoLabelConfig
+from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
 from raymae.features import prepare
 from raymae.label import label_files
 from raymae.pipeline import run_plan
@@ -43,6 +43,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         storage=str(tmp_path_factory.mktemp("storage")),
         data=DataConfig(dataset="table", tables=(str(table),), shard_mb=0.1),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
+        unlabelled=("consistency", "pseudo_labels"),
+        consistency=ConsistencyConfig(epochs=5, ratio=2, strong=AugmentConfig(freq_mask_param=4, time_mask_param=16)),
     )
 
 
@@ -53,15 +55,16 @@ def result(config: Config, ray_cluster: None) -> dict[str, Any]:
 
 
 def test_every_stage_ran_and_says_how_long(result: dict[str, Any]) -> None:
-    stages = ["prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "evaluate", "register"]
+    trained = ["pretrain", "finetune", "cnn", "pseudo_label", "student", "consistency"]
+    stages = ["prepare", *trained, "evaluate", "register"]
     assert list(result["stages"]) == stages
     assert not any(stage["reused"] for stage in result["stages"].values())
     assert all(stage["seconds"] >= stage["work_seconds"] > 0 for stage in result["stages"].values())
 
 
 def test_the_easy_task_is_learned(result: dict[str, Any]) -> None:
-    assert set(result["metrics"]) == {"svm", "svm_robust", "cnn", "finetune", "student"}
-    for model in ("svm", "finetune", "student"):
+    assert list(result["metrics"]) == ["svm", "svm_robust", "cnn", "finetune", "consistency", "student"]
+    for model in ("svm", "finetune", "consistency", "student"):
         assert result["metrics"][model]["test_a"]["macro_accuracy"] > 0.9
     assert {split["clips"] for split in result["metrics"]["student"].values()} == {24}
 

@@ -5,6 +5,7 @@ path. A section checks itself; what two sections have to agree on is checked in 
 `ValueError`s that say what would be right.
 """
 
+from raymae.config.consistency import ConsistencyConfig
 from raymae.config.data import FRONT_ENDS, AudioConfig, DataConfig, SyntheticConfig
 from raymae.config.model import (
     DECODERS,
@@ -50,6 +51,7 @@ __all__ = [
     "AugmentConfig",
     "ComputeConfig",
     "Config",
+    "ConsistencyConfig",
     "DataConfig",
     "EmbedConfig",
     "EvaluateConfig",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from raymae.config.consistency import ConsistencyConfig, Unlabelled
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
 from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig
-from raymae.config.values import require
+from raymae.config.values import require, require_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,11 @@ class Config:
     seeds: int = 1
     """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits: mean
     and standard deviation of every score as a table, CSV and LaTeX. Of a pipeline the last seed keeps the alias."""
+    unlabelled: tuple[Unlabelled, ...] = ("pseudo_labels",)
+    """How the unlabelled training clips are used after fine-tuning. Each use gives a classifier that is evaluated; the
+    last one named gives the final one. pseudo_labels: the teacher labels them, and a student learns from all;
+    consistency: what is said of a clip must not change with the device. None: the fine-tuned classifier is the final
+    one, as it is where clips have several classes."""
     storage: str = "raymae-storage"
     """Folder or URL (s3://, gs://, …) of everything that is written."""
     json: str | None = None
@@ -146,6 +152,8 @@ class Config:
     """Pre-training."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Fine-tuning, of the teacher and of the student."""
+    consistency: ConsistencyConfig = ConsistencyConfig()
+    """Consistency training."""
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
     """Pseudo-labels."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -168,6 +176,7 @@ class Config:
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
+        self._check_unlabelled()
         for name in ("pretrain", "finetune"):
             crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate
             require(
@@ -194,4 +203,26 @@ class Config:
         require(
             layer is None or 1 <= layer <= self.model.depth,
             f"finetune.layer = {layer} must lie between 1 and model.depth = {self.model.depth}",
+        )
+
+    def _check_unlabelled(self) -> None:
+        """What consistency training and fine-tuning have to agree on."""
+        for name in self.unlabelled:
+            require_choice("unlabelled", name, get_args(Unlabelled))
+        require(
+            len(set(self.unlabelled)) == len(self.unlabelled),
+            f"unlabelled = {', '.join(self.unlabelled)} names one twice: give each once",
+        )
+        require(
+            self.finetune.labels == "single" or "consistency" not in self.unlabelled,
+            "unlabelled = consistency is for clips of one class, not for finetune.labels = multi: leave it out",
+        )
+        micro, batch = self.consistency.micro_batch_size, self.finetune.global_batch_size
+        require(
+            micro is None or batch % micro == 0,
+            f"consistency.micro_batch_size = {micro} must divide finetune.global_batch_size = {batch}",
+        )
+        require(
+            self.consistency.teacher == "self" or self.finetune.ema_decay is not None,
+            "consistency.teacher = ema needs the average of the weights: set finetune.ema_decay",
         )

@@ -125,6 +125,9 @@ class FinetuneConfig(TrainConfig):
     """AdamW's moments."""
     layer_decay: float = 0.75
     """Each block's learning rate over that of the block above it; the head's factor is 1."""
+    head_start: Literal["zero", "logistic"] = "zero"
+    """Where the head begins: at (nearly) zero weights, or at a logistic regression on what the untouched encoder makes
+    of augmented views of the labelled clips (linear probing, then fine-tuning; one class a clip only)."""
     head_lr_scale: float = 1.0
     """The head's learning rate over the encoder's."""
     head_epochs: float = 0.0
@@ -155,6 +158,11 @@ class FinetuneConfig(TrainConfig):
         for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
+        require_choice("finetune.head_start", self.head_start, ("zero", "logistic"))
+        require(
+            self.head_start == "zero" or self.labels == "single",
+            "finetune.head_start = logistic is for clips of one class: leave it at zero with finetune.labels = multi",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

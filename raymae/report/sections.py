@@ -25,6 +25,7 @@ MODEL_TITLES = {
     "finetune_pool_train": "MAE on pool + train, fine-tuned",
     "finetune": "MAE, fine-tuned",
     "student": "MAE, with pseudo-labels",
+    "consistency": "MAE, with consistency training",
 }
 CLASSES_SHOWN = 5
 """Most classes that a note names."""

@@ -1,4 +1,4 @@
-"""The training stages: what differs between pre-training and fine-tuning."""
+"""The training stages: what differs between pre-training, fine-tuning and consistency training."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from raymae.pictures import CURVES
 from raymae.selection import described
 from raymae.session import Session
 from raymae.spec import StageSpec
+from raymae.stages.consistency import ConsistencyTask
 from raymae.stages.finetune import FinetuneTask
 from raymae.stages.pretrain import PretrainTask
 from raymae.task import Progress, Task
@@ -26,7 +27,11 @@ from raymae.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-STAGES: dict[str, Callable[[StageSpec], Any]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
+STAGES: dict[str, Callable[[StageSpec], Any]] = {
+    "pretrain": PretrainTask,
+    "finetune": FinetuneTask,
+    "consistency": ConsistencyTask,
+}
 
 
 def build_task(spec: StageSpec) -> Task:

@@ -16,13 +16,15 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import augment, mixup
+from raymae.checkpoint import load_weights
 from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
-from raymae.models import AudioClassifier, build_classifier, load_encoder
+from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
 from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
+from raymae.stages.head import start_head
 from raymae.store import iterate
 from raymae.targets import target_matrix
 from raymae.windows import MicroBatch
@@ -59,25 +61,42 @@ SCORES = {"single": single_score, "multi": multi_score}
 class FinetuneTask:
     """A classifier on the labelled clips of the training split."""
 
+    averaged: nn.Module | None = None
+    model: nn.Module
+
     def __init__(self, spec: StageSpec) -> None:
-        self.spec, self.config, self.seed = spec, spec.config.finetune, spec.seed()
+        self.spec, self.config, self.seed = spec, spec.classification, spec.seed()
         self.audio = spec.config.audio
         self.class_names = class_names(spec.store.clips, self.config.labels)
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         _, self.targets = labelled_rows(spec)
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
-        self.model = build_classifier(
-            spec.config.audio, spec.config.model, self.config, len(self.class_names), cnn=spec.cnn
-        )
-        if spec.encoder and isinstance(self.model, AudioClassifier):
-            load_encoder(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
+        self.model = self.network = self._build()
         self.max_seconds: float | None = spec.pace.result()["work_seconds"] if spec.pace else None
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size
         self.head_steps = 0 if spec.cnn else round(self.config.head_epochs * per_epoch)
 
+    def _build(self) -> AudioClassifier | Cnn:
+        """The classifier with the weights that it starts from."""
+        spec, config = self.spec, self.spec.config
+        model = build_classifier(config.audio, config.model, self.config, len(self.class_names), cnn=spec.cnn)
+        if spec.classifier:
+            load_weights(model, spec.classifier.read_bytes("model.safetensors"))
+        elif spec.encoder and isinstance(model, AudioClassifier):
+            load_encoder(model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
+        return model
+
+    def begin(self, device: torch.device) -> None:
+        """Let a logistic regression on the untouched encoder set the head, if it is to and none is given."""
+        wanted = self.config.head_start == "logistic" and not self.spec.classifier
+        if wanted and isinstance(self.network, AudioClassifier):
+            rows, _ = labelled_rows(self.spec)
+            labels = self.targets[rows].toarray().argmax(1)
+            start_head(self.network.to(device), self.spec, rows, labels, mix(self.seed, 7))
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The model's groups, the head's learning rate scaled."""
-        groups = self.model.parameter_groups(self.config.weight_decay, self.config.layer_decay)
+        groups = self.network.parameter_groups(self.config.weight_decay, self.config.layer_decay)
         for group in groups:
             if group["name"].startswith("head"):
                 group["lr_scale"] *= self.config.head_lr_scale
@@ -131,6 +150,6 @@ class FinetuneTask:
             class_names=self.class_names,
             audio=config.audio,
             model_config=config.model,
-            finetune=config.finetune,
+            finetune=self.config,
             cnn=self.spec.cnn,
         )

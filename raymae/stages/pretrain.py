@@ -30,6 +30,7 @@ class PretrainTask:
 
     head_steps = 0
     selection = LAST
+    averaged: nn.Module | None = None
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.seed = spec, spec.seed()
@@ -45,6 +46,9 @@ class PretrainTask:
         self.source_names = sources.dictionary.to_pylist()
         self.source_of_row = sources.indices.to_numpy()
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
+
+    def begin(self, device: torch.device) -> None:
+        """Nothing to be done: the weights are drawn or given."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of one dimension and the tokens without weight decay."""

@@ -1,0 +1,158 @@
+"""How much each guess about an unlabelled clip counts in consistency training. Plain torch, on tensors.
+
+All take the class probabilities (n, C) of the weak views of a micro-batch and return weights (n,) in [0, 1] of the
+surest class of each as the target of its strong view. Running statistics are buffers, which move once a step by all its
+micro-batches (`parallel.StepSums`); the papers, whose step is one batch, count the batch's own clips first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from raymae.config import ConsistencyConfig
+from raymae.parallel import StepSums
+
+
+class FixMatch(nn.Module):
+    """1 where the confidence reaches a fixed threshold, else 0 (Sohn et al. 2020)."""
+
+    def __init__(self, num_classes: int, config: ConsistencyConfig) -> None:
+        super().__init__()
+        self.confidence_threshold = config.confidence_threshold
+
+    @property
+    def threshold(self) -> Tensor:
+        """The threshold, ()."""
+        return torch.tensor(self.confidence_threshold)
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """(n, C) -> weights (n,)."""
+        return (probabilities.amax(1) >= self.confidence_threshold).float()
+
+
+class FreeMatch(StepSums):
+    """1 where the confidence reaches the threshold of its class, else 0 (Wang et al. 2023).
+
+    The thresholds tau(c) = p(c) / max p * tau ("self-adaptive thresholding") come from running means, which begin at
+    1 / C: tau of the confidences, p of the probabilities. A third, h, of how often a class is the guess, is for the
+    fairness loss.
+    """
+
+    tau: Tensor
+    classes: Tensor
+    guesses: Tensor
+
+    def __init__(self, num_classes: int, config: ConsistencyConfig) -> None:
+        super().__init__(2 + 2 * num_classes)
+        self.momentum = config.momentum
+        even = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+        self.register_buffer("tau", even[0].clone())
+        self.register_buffer("classes", even.clone())
+        self.register_buffer("guesses", even.clone())
+
+    @property
+    def threshold(self) -> Tensor:
+        """The threshold of the class that is sure most often, ()."""
+        return self.tau
+
+    @property
+    def thresholds(self) -> Tensor:
+        """The thresholds of all classes, (C,)."""
+        return self.classes / self.classes.max() * self.tau
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """(n, C) -> weights (n,); counts the clips for the next step."""
+        confidence, guess = probabilities.double().max(1)
+        hits = F.one_hot(guess, probabilities.shape[1])
+        count = confidence.new_tensor([len(confidence)])
+        self.sums += torch.cat([count, confidence.sum()[None], probabilities.double().sum(0), hits.sum(0)])
+        return (confidence >= self.thresholds[guess]).float()
+
+    def settle(self, sums: Tensor) -> None:
+        """Move tau, p and h towards the means of a step's clips."""
+        number = len(self.classes)
+        means = sums[1:] / sums[0].clamp(min=1)
+        for running, mean in zip(
+            (self.tau, self.classes, self.guesses), (means[0], *means[1:].split(number)), strict=True
+        ):
+            running.lerp_(mean, 1 - self.momentum)
+
+    def fairness(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """The self-adaptive fairness loss of the strong views' logits (n, C): sum a log b.
+
+        a = SumNorm(p / h), b = SumNorm(q / k), with the mean prediction q and the guesses k, as shares, of the clips
+        that count. Classes that none of these is taken for have no b, no gradient and no part; 0 where none counts.
+        """
+        probabilities = logits.float().softmax(1)
+        mean = (weights[:, None] * probabilities).sum(0)
+        hits = (weights[:, None] * F.one_hot(probabilities.argmax(1), logits.shape[1])).sum(0)
+        seen = hits > 0
+        even = torch.where(seen, mean / hits.clamp(min=1), 0.0)
+        even = torch.where(seen, even / even.sum().clamp(min=1e-12), 1.0)
+        target = self.classes / self.guesses
+        return ((target / target.sum()).to(even.dtype) * even.log()).sum()
+
+
+class SoftMatch(StepSums):
+    """A Gaussian of the confidence below its running mean, 1 above it (Chen et al. 2023).
+
+    The mean begins at 1 / C, the variance at 1. The confidence is that of probabilities divided by their running mean
+    and made to sum to 1 again ("uniform alignment"), so that classes which are guessed often don't crowd out
+    the others; the target of a clip is its surest class without that.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    classes: Tensor
+
+    def __init__(self, num_classes: int, config: ConsistencyConfig) -> None:
+        super().__init__(3 + num_classes)
+        self.momentum = config.momentum
+        even = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+        self.register_buffer("mean", even[0].clone())
+        self.register_buffer("variance", torch.ones((), dtype=torch.float64))
+        self.register_buffer("classes", even)
+
+    @property
+    def threshold(self) -> Tensor:
+        """The confidence from which on a guess has the weight 1, ()."""
+        return self.mean
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """(n, C) -> weights (n,); counts the clips for the next step."""
+        probabilities = probabilities.double()
+        aligned = probabilities / self.classes.clamp(min=1e-12)
+        confidence = (aligned / aligned.sum(1, keepdim=True)).amax(1)
+        moments = torch.stack([torch.ones_like(confidence), confidence, confidence.square()], 1)
+        self.sums += torch.cat([moments, probabilities], 1).sum(0)
+        below = (confidence - self.mean).clamp(max=0)
+        return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12))).float()
+
+    def settle(self, sums: Tensor) -> None:
+        """Move mean, variance (unbiased) and class shares towards those of a step's clips."""
+        count, mean = sums[0], sums[1] / sums[0].clamp(min=1)
+        variance = (sums[2] - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
+        for running, found in zip(
+            (self.mean, self.variance, self.classes), (mean, variance, sums[3:] / count.clamp(min=1)), strict=True
+        ):
+            running.lerp_(found, 1 - self.momentum)
+
+
+Weighting = FixMatch | FreeMatch | SoftMatch
+METHODS: dict[str, Callable[[int, ConsistencyConfig], Weighting]] = {
+    "fixmatch": FixMatch,
+    "freematch": FreeMatch,
+    "softmatch": SoftMatch,
+}
+
+
+def consistency_loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of the strong views' logits (n, C) against targets (n,), weighted and averaged over all n clips."""
+    return (weights * F.cross_entropy(logits.float(), target, reduction="none")).mean()

@@ -1,0 +1,90 @@
+"""The head that fine-tuning begins with: the probe's own answers, the same after a commit, no class lost."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raymae.artifacts import Folder
+from raymae.config import Config, FinetuneConfig
+from raymae.loop import Trainer
+from raymae.models import AudioClassifier, build_classifier
+from raymae.probe import make_probe
+from raymae.session import BareSession
+from raymae.spec import StageSpec, labelled_rows
+from raymae.stages import build_task
+from raymae.stages.head import embed, start_head
+from raymae.store import FeatureStore
+from tests.test_loop import TINY
+
+LOGISTIC = replace(TINY, finetune=replace(TINY.finetune, head_start="logistic", pool="row_stats"))
+
+
+def make_spec(store: FeatureStore, folder: Path, config: Config = LOGISTIC) -> StageSpec:
+    return StageSpec(name="finetune", kind="finetune", config=config, artifact=Folder(str(folder)), store=store)
+
+
+def make_model(config: Config, classes: int) -> AudioClassifier:
+    torch.manual_seed(0)
+    model = build_classifier(config.audio, config.model, config.finetune, classes)
+    assert isinstance(model, AudioClassifier)
+    return model
+
+
+def rows_and_labels(spec: StageSpec) -> tuple[np.ndarray, np.ndarray]:
+    rows, targets = labelled_rows(spec)
+    return rows, targets[rows].toarray().argmax(1)
+
+
+def test_the_head_answers_as_the_probe_does(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    rows, labels = rows_and_labels(spec)
+    model = make_model(LOGISTIC, 2)
+    start_head(model, spec, rows, labels, 5)
+    x = embed(model, spec, rows, 99)
+    with torch.no_grad():
+        logits = model.head(torch.from_numpy(x))
+    assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # of an encoder with random weights, too
+    again = make_model(LOGISTIC, 2)
+    start_head(again, spec, rows, labels, 5)
+    torch.testing.assert_close(again.head.weight, model.head.weight, rtol=0, atol=0)
+
+
+def test_several_classes_have_the_probabilities_of_the_probe(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(store, tmp_path)
+    rows, _ = rows_and_labels(spec)
+    labels = np.array([0, 3, 4])[np.arange(len(rows)) % 3]  # classes 1 and 2 have no clip
+    model = make_model(LOGISTIC, 5)
+    x = np.random.default_rng(0).normal(size=(len(rows), model.head.in_features)).astype(np.float32)
+    x[:, :5] += 2 * np.eye(5, dtype=np.float32)[labels]
+    monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: x)
+    start_head(model, spec, rows, labels, 0)
+    probe = make_probe("linear", len(x)).fit(np.tile(x, (6, 1)), np.tile(labels, 6))
+    with torch.no_grad():
+        logits = model.head(torch.from_numpy(x))
+    np.testing.assert_allclose(logits[:, [0, 3, 4]].softmax(1), probe.predict_proba(x), atol=1e-4)
+    assert not model.head.weight[[1, 2]].any()
+    assert torch.isin(logits.argmax(1), torch.tensor([0, 3, 4])).all()
+
+
+def test_a_run_begins_with_it_once(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    session = BareSession(store, spec.artifact)
+    first = Trainer(build_task(spec), session, spec.artifact)
+    assert first.model.head.weight.abs().max() > 1e-3
+    assert first.ema is not None
+    torch.testing.assert_close(first.ema.model.head.weight, first.model.head.weight)
+    with torch.no_grad():
+        first.model.head.weight.fill_(7.0)
+    first._commit()
+    first.committer.wait()
+    assert (Trainer(build_task(spec), session, spec.artifact).model.head.weight == 7).all()
+
+
+def test_clips_of_several_classes_have_no_such_head() -> None:
+    with pytest.raises(ValueError, match="head_start"):
+        FinetuneConfig(labels="multi", head_start="logistic")
