@@ -160,12 +160,15 @@ def rehearsal_lines(config: Config, rehearsals: Mapping[str, Rehearsal | None]) 
             lines.append(f"  {kind}: killed before the second step was over; there was not enough memory")
             continue
         section = config.pretrain if kind == "pretrain" else config.finetune
+        instead = (
+            "" if found.precision == section.precision else f" (not {section.precision}, which this CPU would emulate)"
+        )
         where = f"{found.threads} CPU threads" if found.device == "cpu" else found.device
         _, clips = micro_batch(config, kind)
         less = f" (not {clips}, for a CPU)" if found.clips < clips else ""
         lines.append(
-            f"  {kind}: {found.parameters / 1e6:.1f} M parameters, {section.precision} on {where}, {found.clips} clips "
-            f"at once{less}: {found.seconds:.2f} s a step (the first {found.first_seconds:.2f} s), "
+            f"  {kind}: {found.parameters / 1e6:.1f} M parameters, {found.precision}{instead} on {where}, "
+            f"{found.clips} clips at once{less}: {found.seconds:.2f} s a step (the first {found.first_seconds:.2f} s), "
             f"{found.clips_per_second:.2f} clips/s, {found.peak_mb:,.0f} MB, loss {found.loss:.3f}"
         )
     return lines

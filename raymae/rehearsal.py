@@ -24,6 +24,7 @@ from raymae.artifacts import Folder
 from raymae.audio import fit_length
 from raymae.benchmark.recordings import recording, write_store
 from raymae.config import Config
+from raymae.recipes import native_precision
 from raymae.spec import StageSpec, rows_of
 from raymae.store import ClipReader, FeatureStore
 
@@ -39,6 +40,8 @@ class Rehearsal:
     device: str
     """cpu or the GPU's own name."""
     threads: int
+    precision: str
+    """As set, but fp32 on CPUs that would have to emulate bf16 or fp16."""
     parameters: int
     """Trained ones."""
     clips: int
@@ -102,7 +105,10 @@ def few(clips: pa.Table) -> pa.Table:
 
 
 def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
-    """The same settings for two steps of one micro-batch each, without what is done beside the steps."""
+    """The same settings for two steps of one micro-batch each, without what is done beside the steps.
+
+    On CPUs that don't multiply bfloat16 in hardware in fp32: emulated, a step of ViT-B would take minutes.
+    """
     compute = replace(config.compute, num_workers=1, profile_steps=0)
     changes: dict[str, Any] = {
         "global_batch_size": clips,
@@ -111,6 +117,8 @@ def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
         "report_steps": 1,
     }
     changes |= {"epochs": 1.0, "commit_minutes": 1e6, "init_from": None} | ({} if on_gpu else {"compile": False})
+    if not on_gpu and native_precision() == "fp32":
+        changes["precision"] = "fp32"
     pretrain = replace(config.pretrain, **changes, probe_clips=0)
     finetune = replace(config.finetune, **changes, head_epochs=0.0)
     consistency = replace(config.consistency, micro_batch_size=None, epochs=1.0)
@@ -166,6 +174,7 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
     return Rehearsal(
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
         threads=torch.get_num_threads(),
+        precision=spec.train.precision,
         parameters=numbers,
         clips=clips_at_once,
         first_seconds=spent - seconds,

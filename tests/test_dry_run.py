@@ -47,7 +47,7 @@ def test_a_few_clips_hold_every_class(clips: pa.Table) -> None:
 
 @given(peak=MEGABYTES, base=MEGABYTES, state=MEGABYTES, clips=st.integers(1, 64))
 def test_memory_grows_with_the_clips_at_once_alone(peak: float, base: float, state: float, clips: int) -> None:
-    found = Rehearsal("cpu", 1, 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
+    found = Rehearsal("cpu", 1, "fp32", 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
     assert found.needed_mb(2) == pytest.approx(found.peak_mb)
     assert found.needed_mb(clips + 1) - found.needed_mb(clips) == pytest.approx(peak / 2, rel=1e-3, abs=1e-6)
 

@@ -89,6 +89,8 @@ def test_the_default_is_mask_ratio_by_what_accepts_pseudo_labels() -> None:
     assert several == ["model.mask_ratio"]
     given = replace(RECIPES["small"](), finetune=replace(RECIPES["small"]().finetune, init_from="x.pth"))
     assert [axis.path for axis in parse_space(given)] == ["pseudo_label.coverage"]
+    consistent = replace(RECIPES["audiomae"](), unlabelled=("pseudo_labels", "consistency"))
+    assert [axis.path for axis in parse_space(consistent)][1:] == ["consistency.confidence_threshold"]
     assert size(parse_space(RECIPES["synthetic"]())) == len(list(grid(parse_space(RECIPES["synthetic"]())))) == 9
 
 

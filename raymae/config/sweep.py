@@ -20,8 +20,8 @@ class SweepConfig:
     """What is tried, each as FIELD=VALUES with any field's dotted path: a list, model.mask_ratio=0.6,0.75,0.9; or a
     range of numbers, finetune.weight_decay=uniform:0..0.1 (uniform: may be left out) or finetune.lr=log:1e-4..1e-2. A
     value of several parts takes +: model.patch_size=16+16,8+8. The default is model.mask_ratio=0.6,0.75,0.9 by what
-    accepts pseudo-labels, pseudo_label.coverage=0.3,0.5,0.7 or pseudo_label.confidence_threshold=0.7,0.8,0.9, as far as
-    the recipe has them."""
+    accepts pseudo-labels, pseudo_label.coverage=0.3,0.5,0.7 or pseudo_label.confidence_threshold=0.7,0.8,0.9 (in
+    consistency training consistency.confidence_threshold=0.8,0.9,0.95), as far as the recipe has them."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination of the lists; random: points drawn with `seed`; optuna: Optuna's TPE, which draws where
     the finished trials were good."""

@@ -17,6 +17,7 @@ from raymae.config.paths import choices_of
 RANGE = re.compile(r"(?:(log|uniform):)?([^:]+?)\.\.([^:]+)")
 MASK_RATIOS = "model.mask_ratio=0.6,0.75,0.9"
 COVERAGES = "pseudo_label.coverage=0.3,0.5,0.7"
+MATCHES = "consistency.confidence_threshold=0.8,0.9,0.95"
 THRESHOLDS = "pseudo_label.confidence_threshold=0.7,0.8,0.9"
 DIGITS = 4
 """Significant ones of a drawn number."""
@@ -105,12 +106,15 @@ def _range(path: str, scale: str | None, low: str, high: str, *, whole: bool) ->
 
 
 def default_space(config: Config) -> tuple[str, ...]:
-    """Mask ratio by what accepts pseudo-labels, as far as the recipe pre-trains and has a number that accepts them;
-    where clips have several classes there are no pseudo-labels."""
+    """Mask ratio by what accepts guesses of unlabelled clips for the final classifier: as far as the recipe pre-trains,
+    learns from unlabelled clips (never where clips have several classes), and has a number that accepts them."""
+    use = config.unlabelled[-1:] if config.finetune.labels == "single" else ()
     found = [] if config.finetune.init_from else [MASK_RATIOS]
-    if config.finetune.labels == "single" and config.pseudo_label.confidence_threshold is not None:
+    if use == ("consistency",):
+        found += [MATCHES] if config.consistency.method == "fixmatch" else []
+    elif use and config.pseudo_label.confidence_threshold is not None:
         found.append(THRESHOLDS)
-    elif config.finetune.labels == "single" and config.pseudo_label.coverage is not None:
+    elif use and config.pseudo_label.coverage is not None:
         found.append(COVERAGES)
     return tuple(found)
 
