@@ -14,13 +14,28 @@ from typing import Any, Literal, NoReturn
 
 import tyro
 
-from raymae.artifacts import open_storage
-from raymae.config import DECODERS, MODEL_SIZES, Config, ModelConfig, ModelSize, with_decoder, with_size
+from raymae.artifacts import Folder, open_storage
+from raymae.config import (
+    DECODERS,
+    MODEL_SIZES,
+    Config,
+    ModelConfig,
+    ModelSize,
+    SweepConfig,
+    changed,
+    leaves,
+    redact,
+    typed,
+    with_decoder,
+    with_size,
+)
 from raymae.deadline import EXIT_STATUS, TimeIsUpError
 from raymae.plan import Target
 from raymae.recipes import RECIPES
 
 DEFAULT_RECIPE = "synthetic"
+
+Job = Target | Literal["predict", "embed", "export", "audit", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +54,23 @@ class Settings(Config):
     recipe: tyro.conf.Suppress[str] = ""
     model: SizedModel = SizedModel()
     """The masked autoencoder."""
+    settings: str | None = None
+    """JSON file of settings that take the place of the recipe's, by path ("model.mask_ratio") or by section: a sweep's
+    best.json, or the config.json of a run; its recipe is the default. Options beside it count over it."""
 
 
 def parse(arguments: list[str], doc: str) -> Config:
     """The configuration that a command line asks for; exits with a message where it is wrong."""
     named = bool(arguments) and not arguments[0].startswith("-")
-    name, options = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
-    if name not in RECIPES:
-        refuse(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
-    recipe = RECIPES[name]()
+    options = arguments[1:] if named else arguments
+    try:
+        given = read_settings(options)
+        name = arguments[0] if named else str(given.get("recipe") or DEFAULT_RECIPE)
+        if name not in RECIPES:
+            refuse(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
+        recipe = with_settings(RECIPES[name](), name, given)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
     default = Settings(**shallow(recipe) | {"model": SizedModel(**shallow(named_model(recipe.model, options)))})
     check_names(options, list(option_names(default)))
     settings = tyro.cli(
@@ -57,9 +80,36 @@ def parse(arguments: list[str], doc: str) -> Config:
         description=description(doc),
         args=options,
     )
-    model = shallow(settings.model)
-    del model["size"]  # what it stands for is in the other fields
-    return Config(**shallow(settings) | {"recipe": name, "model": ModelConfig(**model)})
+    model, sections = shallow(settings.model), shallow(settings)
+    del model["size"], sections["settings"]  # what they stand for is in the other fields
+    return Config(**sections | {"recipe": name, "model": ModelConfig(**model)})
+
+
+def read_settings(options: list[str]) -> dict[str, Any]:
+    """What the file of `--settings` holds, if it is given; ValueError or OSError where it can't be read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--settings", nargs="?")
+    given, _ = parser.parse_known_args(options)
+    if given.settings is None:
+        return {}
+    url = given.settings if "://" in given.settings else str(Path(given.settings).expanduser().resolve())
+    folder, _, name = url.rpartition("/")
+    try:
+        found = Folder(folder).read_json(name)
+    except (OSError, ImportError) as error:
+        raise ValueError(f"--settings {redact(given.settings)} can't be read: {redact(str(error))}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--settings {redact(given.settings)}: should hold an object, settings by their paths")
+    return found
+
+
+def with_settings(recipe: Config, name: str, given: dict[str, Any]) -> Config:
+    """A recipe with the settings of a file; ValueError names what is unknown, of a wrong type or of another recipe."""
+    found = leaves(given)
+    other = found.pop("recipe", name)
+    if other != name:
+        raise ValueError(f"--settings are those of recipe {other!r}, not of {name!r}: name that one, or none")
+    return changed(recipe, {path: typed(Config, path, value) for path, value in found.items()})
 
 
 def named_model(model: ModelConfig, options: list[str]) -> ModelConfig:
@@ -144,7 +194,7 @@ def check_target(option: str, name: str | None) -> None:
         raise ValueError(f"{option} {name} can't be written: permission denied")
 
 
-def main(job: Target | Literal["predict", "embed", "export", "audit"], doc: str) -> None:
+def main(job: Job, doc: str) -> None:
     """Run a job from the command line; 0 means that everything asked for is there, 75 that its time was up."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
@@ -166,14 +216,14 @@ def main(job: Target | Literal["predict", "embed", "export", "audit"], doc: str)
         sys.exit("interrupted; the same command goes on from the last commit")
 
 
-def run(job: Target | Literal["predict", "embed", "export", "audit"], config: Config) -> dict[str, Any]:
+def run(job: Job, config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
     if config.data.check:
         from raymae.datasets.check import check
 
         storage = open_storage(config.storage)
         folder = Path(storage.path("datasets")) if storage.is_local else None
-        taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register")
+        taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register", "sweep")
         return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
         check_target("--predict.output", config.predict.output)
@@ -198,6 +248,12 @@ def run(job: Target | Literal["predict", "embed", "export", "audit"], config: Co
         from raymae.audit_report import audit_run
 
         return audit_run(config, open_storage(config.storage))
+    if job == "sweep":
+        from raymae.sweep.run import run_sweep
+
+        return run_sweep(config, open_storage(config.storage))
+    if config.sweep != SweepConfig():
+        raise ValueError("sweep.* are options of jobs/sweep.py; this job would leave them unused")
     if config.dry_run:
         from raymae.dry_run import dry_run
 

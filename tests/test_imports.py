@@ -28,6 +28,7 @@ FLOORS = [
     {"evaluate", "label", "export", "console", "audit_report"},
     {"pipeline"},
     {"encode", "seeds"},
+    {"sweep"},
     {"benchmark"},
     {"rehearsal"},
     {"dry_run"},

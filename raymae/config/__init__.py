@@ -17,6 +17,7 @@ from raymae.config.model import (
     with_decoder,
     with_size,
 )
+from raymae.config.paths import changed, differences, field_type, from_text, leaves, to_text, typed
 from raymae.config.pseudo_label import PseudoLabelConfig
 from raymae.config.run import (
     AuditConfig,
@@ -28,6 +29,7 @@ from raymae.config.run import (
     TrackingConfig,
 )
 from raymae.config.split import SplitConfig, SplitKind
+from raymae.config.sweep import SweepConfig
 from raymae.config.training import (
     RANDOM,
     Ablation,
@@ -63,12 +65,20 @@ __all__ = [
     "PseudoLabelConfig",
     "SplitConfig",
     "SplitKind",
+    "SweepConfig",
     "SyntheticConfig",
     "TrackingConfig",
     "TrainConfig",
+    "changed",
+    "differences",
+    "field_type",
     "from_dict",
+    "from_text",
+    "leaves",
     "redact",
     "to_dict",
+    "to_text",
+    "typed",
     "with_decoder",
     "with_size",
 ]

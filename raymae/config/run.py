@@ -9,6 +9,7 @@ from raymae.config.consistency import ConsistencyConfig, Unlabelled
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
 from raymae.config.pseudo_label import PseudoLabelConfig
+from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
 from raymae.config.values import require, require_choice
 
@@ -170,6 +171,8 @@ class Config:
     """Export to timm and ONNX."""
     audit: AuditConfig = AuditConfig()
     """The leak audit."""
+    sweep: SweepConfig = SweepConfig()
+    """The search of jobs/sweep.py."""
 
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")

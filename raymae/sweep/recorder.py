@@ -1,0 +1,171 @@
+"""What the driver writes of the trials while they run: records, MLflow, TensorBoard, a line for each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+
+from raymae.artifacts import Folder
+from raymae.config import to_text
+from raymae.sweep.ground import Point
+from raymae.sweep.results import Record, number, reused, write_record
+from raymae.sweep.space import Values
+from raymae.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Recorder(Callback):
+    """Tune's callback on the driver.
+
+    Args:
+        folder: the sweep's.
+        values_of: from Tune's configuration of a trial to its values by path.
+        tracker: MLflow; with the id of the sweep's run and the sweep's key.
+        total: trials of the sweep, `known` of which have been recorded before.
+        tensorboard: a local folder, or None.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        values_of: Callable[[Mapping[str, Any]], Values],
+        tracker: Tracker,
+        parent: str,
+        key: str,
+        *,
+        known: int,
+        total: int,
+        tensorboard: str | None,
+    ) -> None:
+        self.folder, self.values_of, self.tracker = folder, values_of, tracker
+        self.parent, self.key, self.tensorboard = parent, key, tensorboard
+        self.done, self.total = known, total
+        self._started: dict[str, float] = {}
+        self._history: dict[str, list[dict[str, float]]] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+        self._runs: dict[str, str | None] = {}
+        self._writers: dict[str, Any] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial begins (or begins again after its process died)."""
+        self._started.setdefault(trial.trial_id, time.time())
+        self._run_id(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported."""
+        self._last[trial.trial_id] = result
+        if "percent" in result and "status" not in result:
+            point = {"percent": result["percent"], "step": result["trial_step"], "score": result["score"]}
+            self._history.setdefault(trial.trial_id, []).append(point)
+        self._pass_on(trial, result.get("events", []))
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        last = self._last.get(trial.trial_id, {})
+        if last.get("status") == "cut":  # its time was up: the next start goes on
+            self._close(trial, "KILLED")
+            return
+        self._record(trial, last.get("status", "stopped"), last.get("error", ""))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial's process died too often."""
+        lines = str(getattr(trial, "error_msg", "") or trial.get_error() or "its process died").strip().splitlines()
+        self._record(trial, "failed", lines[-1])
+
+    def _record(self, trial: TuneTrial, status: Any, error: str) -> None:
+        last, history = self._last.get(trial.trial_id, {}), self._history.get(trial.trial_id, [])
+        score = number(last.get("score"))
+        if score is None and status == "stopped" and history:
+            score = history[-1]["score"]
+        values = self.values_of(trial.config)
+        record = Record(
+            key=Point(values).key,
+            changes=values,
+            status=status,
+            score=score,
+            metrics={name: float(value) for name, value in last.get("metrics", {}).items()},
+            history=history,
+            stages=last.get("stages", {}),
+            error=error,
+            seconds=time.time() - self._started.get(trial.trial_id, time.time()),
+            mlflow_run_id=self._run_id(trial),
+        )
+        write_record(self.folder, record)
+        if record.score is not None:
+            self._tell(trial, {"score": record.score})
+        self._close(trial, "FAILED" if status == "failed" else "KILLED" if status == "stopped" else "FINISHED")
+        self.done += 1
+        print(f"trial {self.done} of {self.total}: {line(record)}", flush=True)
+
+    # MLflow and TensorBoard ---------------------------------------------------------------------------------------
+
+    def _run_id(self, trial: TuneTrial) -> str | None:
+        """The trial's run in MLflow; None where MLflow couldn't be reached, which costs the trial nothing else."""
+        if trial.trial_id not in self._runs:
+            values = self.values_of(trial.config)
+            point = Point(values)
+            params = {path: to_text(value) for path, value in values.items()}
+            try:
+                key = f"{self.key}-{point.key}"
+                self._runs[trial.trial_id] = self.tracker.run(key, point.label, parent=self.parent, params=params)
+            except Exception as error:
+                log.warning("MLflow: %s", error)
+                self._runs[trial.trial_id] = None
+        return self._runs[trial.trial_id]
+
+    def _pass_on(self, trial: TuneTrial, events: list[dict[str, Any]]) -> None:
+        run_id = self._run_id(trial)
+        try:
+            if run_id and events:
+                self.tracker.log_events(run_id, events)
+        except Exception as error:
+            log.warning("MLflow: %s", error)
+        if self.tensorboard is None:
+            return
+        writer = self._writer(trial)
+        for event in events:
+            for name, value in event["metrics"].items():
+                writer.add_scalar(name, value, event["step"], walltime=event["time"])
+
+    def _writer(self, trial: TuneTrial) -> Any:
+        if trial.trial_id not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            values = self.values_of(trial.config)
+            name = "_".join(f"{path.rpartition('.')[2]}={to_text(value)}" for path, value in values.items())
+            folder = f"{self.tensorboard}/{name.replace('/', '-')[:80]}-{Point(values).key[:6]}"
+            self._writers[trial.trial_id] = SummaryWriter(folder)
+        return self._writers[trial.trial_id]
+
+    def _tell(self, trial: TuneTrial, numbers: dict[str, float]) -> None:
+        run_id = self._run_id(trial)
+        try:
+            if run_id:
+                self.tracker.log_numbers(run_id, numbers, prefix="")
+        except Exception as error:
+            log.warning("MLflow: %s", error)
+
+    def _close(self, trial: TuneTrial, status: str) -> None:
+        if writer := self._writers.pop(trial.trial_id, None):
+            writer.close()
+        run_id = self._run_id(trial)
+        try:
+            if run_id:
+                self.tracker.finish(run_id, status)
+        except Exception as error:
+            log.warning("MLflow: %s", error)
+
+
+def line(record: Record) -> str:
+    """A trial in a line."""
+    score = "" if record.score is None else f" {record.score:.4f}"
+    more = f"; {text}" if (text := record.error or reused(record)) else ""
+    return f"{record.label}: {record.status}{score} after {record.seconds:.0f} s{more}"

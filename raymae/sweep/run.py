@@ -1,0 +1,268 @@
+"""A sweep from its space to its best settings; what an earlier start finished is not run again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from raymae.artifacts import Folder
+from raymae.config import Config, redact, to_dict
+from raymae.config.sweep import TRIALS
+from raymae.deadline import Deadline
+from raymae.figures import png
+from raymae.pipeline import flat, run_plan
+from raymae.plan import DOES, Node, Plan, ui_command
+from raymae.sweep.figures import sweep_figure
+from raymae.sweep.ground import (
+    Ground,
+    Point,
+    bring_weights,
+    effective,
+    fronts,
+    interleaved,
+    look_at,
+    scored,
+    stages_of,
+    sweep_key,
+)
+from raymae.sweep.results import (
+    BEST,
+    CSV,
+    TABLE,
+    Record,
+    best_of,
+    read_records,
+    settings_of,
+    table,
+    table_csv,
+    write_record,
+)
+from raymae.sweep.space import Axis, drawn, grid, parse_space, size
+
+HEAT_MAP = "figures/heatmap.png"
+
+
+def run_sweep(config: Config, storage: Folder) -> dict[str, Any]:
+    """Run a sweep, or the rest of it, and return its result (the keys are documented in the README).
+
+    Raises:
+        ValueError: a space that can't be read or changes nothing, no labelled clip in split val, trials that no machine
+            has room for; at the end, that no trial finished.
+        TimeIsUpError: `max_hours` are over; finished trials are recorded, the others go on from their commits.
+    """
+    sweep = Sweep(config, storage)
+    sweep.announce()
+    if config.dry_run:
+        return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
+    if sweep.left:
+        sweep.search()
+    return sweep.conclude()
+
+
+class Sweep:
+    """One start of a sweep."""
+
+    def __init__(self, config: Config, storage: Folder) -> None:
+        self.started, self.config, self.storage = time.time(), config, storage
+        if config.seeds > 1:
+            raise ValueError(f"seeds = {config.seeds}: a sweep runs one seed; run the best settings with several")
+        self.deadline = Deadline(config.max_hours, self.started)
+        axes = parse_space(config)
+        self.ground = Ground(config, storage)
+        scored(self.ground.clips_of(config))
+        self.axes = effective(self.ground, axes)
+        self.key = sweep_key(self.ground, self.axes)
+        self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
+        self.points = points_of(self.ground, self.axes)
+        self.before = self._known()
+
+    @property
+    def total(self) -> int:
+        """How many trials it has."""
+        return self.config.sweep.trials or TRIALS if self.points is None else len(self.points)
+
+    @property
+    def left(self) -> int:
+        """How many of them have to run."""
+        return max(0, self.total - len(self._known()))
+
+    def _known(self) -> dict[str, Record]:
+        """The records that count, by their names."""
+        found = {name: one for name, one in read_records(self.folder).items() if one.counts}
+        if self.points is None:
+            return found
+        keys = {point.key for point in self.points if point.plan is not None}
+        refused = {point.key: refusal(point) for point in self.points if point.plan is None}
+        return {name: one for name, one in found.items() if one.key in keys} | refused
+
+    def announce(self) -> None:
+        """What is tried, what is known, and what the trials share."""
+        sweep = self.config.sweep
+        print(f"sweep of recipe {self.config.recipe}, storage {redact(self.storage.url)}: {self.total} trials")
+        for axis in self.axes:
+            print(f"  {axis.text()}")
+        stopping = f"; ASHA stops bad ones from {sweep.grace:.0%} of the last stage on" if sweep.early_stopping else ""
+        print(f"  search {sweep.search}, by {self.ground.metric} on split val{stopping}")
+        print(f"  {len(self.before)} known from before, {self.left} to run")
+        for one in self.before.values():
+            if one.status == "refused":
+                print(f"  {one.label}: refused: {one.error}")
+        plans = [point.plan for point in self.points or [] if point.plan is not None]
+        for text in shared(plans):
+            print(f"  {text}")
+
+    def search(self) -> None:
+        """Run what is left."""
+        import ray
+
+        from raymae.launch import start_ray
+        from raymae.sweep.recorder import Recorder
+        from raymae.sweep.search import room, run_trials, values_of
+        from raymae.tracking import Tracker
+
+        self.folder.write_json("config.json", to_dict(self.config))
+        for one in self.before.values():
+            if one.status == "refused" and not self.folder.exists(f"trials/{one.key}.json"):
+                write_record(self.folder, one)
+        start_ray(self.config.compute)
+        demand = room(self.config.sweep, self.config.compute)
+        self._prepare()
+        tracker = Tracker(self.config.tracking, self.storage)
+        name = f"{self.config.recipe}-sweep"
+        parent = tracker.run(f"sweep-{self.key}", name, params=flat(to_dict(self.config)))
+        tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
+        self._say_where(tensorboard, ray._private.worker.get_dashboard_url())
+        points = self.points and interleaved([one for one in self.points if one.key not in self._known()])
+        recorder = Recorder(
+            self.folder,
+            lambda found: values_of(found, self.axes),
+            tracker,
+            parent,
+            self.key,
+            known=len(self.before),
+            total=self.total,
+            tensorboard=tensorboard,
+        )
+        status = "KILLED"
+        try:
+            run_trials(self.ground, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
+            self._check_end()
+            status = "FINISHED"
+        finally:
+            tracker.finish(parent, status)
+        if self.records:
+            self._write()
+            for file in (CSV, TABLE, HEAT_MAP, BEST):
+                if self.folder.exists(file):
+                    tracker.log_bytes(parent, file, self.folder.read_bytes(file))
+            if best := best_of(self.records):
+                tracker.log_numbers(parent, {f"best/{self.ground.metric}": best.score or 0.0}, prefix="")
+
+    def _check_end(self) -> None:
+        """TimeIsUpError where trials are left over at the deadline."""
+        if self.deadline.is_over() and len(self.records) < self.total:
+            raise self.deadline.error(f"after {len(self.records)} of {self.total} trials")
+
+    def _prepare(self) -> None:
+        """The feature store of every front end and data set among the points, by Ray Data; and given weights."""
+        for values in fronts(self.axes):
+            point = look_at(self.ground, values)
+            if point.plan is None:
+                continue
+            bring_weights(point.plan)
+            if not point.plan.nodes["prepare"].reused:
+                run_plan(self.ground.config_of(values), "prepare", self.storage, self.started)
+
+    def _say_where(self, tensorboard: str | None, dashboard: str) -> None:
+        print(f"watch:  {ui_command(self.config.tracking, self.storage)}")
+        if tensorboard:
+            print(f"        tensorboard --logdir '{tensorboard}'")
+        if dashboard:
+            print(f"        Ray's dashboard: http://{dashboard}")
+
+    # The result -------------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> list[Record]:
+        """The trials' records, of a grid in its order, with those that failed."""
+        found = read_records(self.folder)
+        if self.points is None:
+            return list(found.values())
+        known = {point.key: refusal(point) for point in self.points if point.plan is None} | found
+        return [known[point.key] for point in self.points if point.key in known]
+
+    def _write(self) -> None:
+        records, metric = self.records, self.ground.metric
+        self.folder.write_bytes(CSV, table_csv(records, self.axes, metric).encode())
+        self.folder.write_bytes(TABLE, f"{table(records, self.axes, metric)}\n".encode())
+        title = f"{self.config.recipe}: {metric} by trial"
+        self.folder.write_bytes(HEAT_MAP, png(sweep_figure(records, self.axes, metric, title)))
+        if best := best_of(records):
+            self.folder.write_json(BEST, settings_of(self.config, best.changes))
+
+    def conclude(self) -> dict[str, Any]:
+        """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""
+        self._write()
+        records, best, url = self.records, best_of(self.records), redact(self.folder.url)
+        print(f"\n{table(records, self.axes, self.ground.metric)}\n")
+        print(f"trials:     {url}/{CSV}, {TABLE}, {HEAT_MAP}")
+        if best is None:
+            reasons = Counter(one.error or one.status for one in records)
+            raise ValueError(f"no trial finished: {reasons.most_common(1)[0][0]}")
+        print(f"best:       {best.label}: {self.ground.metric} {best.score:.4f} (split val)")
+        print(f"go on with: python jobs/pipeline.py {self.config.recipe} --settings {url}/{BEST}")
+        result = {
+            "job": "sweep",
+            "recipe": self.config.recipe,
+            "seconds": time.time() - self.started,
+            "sweep_folder": url,
+            "metric": self.ground.metric,
+            "best": {"changes": best.changes, "score": best.score, "settings": f"{url}/{BEST}"},
+            "trials": [
+                {"changes": one.changes, "status": one.status, "score": one.score, "seconds": one.seconds}
+                for one in records
+            ],
+        }
+        self.folder.write_json("result.json", result)
+        return result
+
+
+def points_of(ground: Ground, axes: Sequence[Axis]) -> list[Point] | None:
+    """What a grid or a random search tries; None where Optuna chooses. ValueError where every point is refused."""
+    sweep = ground.config.sweep
+    if sweep.search == "optuna":
+        most = size(axes)
+        if most is not None and most <= (sweep.trials or TRIALS):
+            raise ValueError(
+                f"sweep.search = optuna: the space has {most} points, no more than the {sweep.trials or TRIALS} "
+                "trials: choose grid, which tries each once"
+            )
+        ends = [{axis.path: axis.ends[place] for axis in axes} for place in (0, 1)]
+        points = [look_at(ground, values) for values in ends]
+    else:
+        several = grid(axes) if sweep.search == "grid" else drawn(axes, sweep.trials or TRIALS, ground.config.seed)
+        points = [look_at(ground, values) for values in several]
+    if all(point.plan is None for point in points):
+        raise ValueError(f"sweep.space: every trial would be refused; {points[0].label}: {points[0].refused}")
+    return None if sweep.search == "optuna" else points
+
+
+def refusal(point: Point) -> Record:
+    """The record of a point that the configuration refuses."""
+    return Record(key=point.key, changes=point.values, status="refused", error=point.refused)
+
+
+def shared(plans: Sequence[Plan]) -> list[str]:
+    """How often each stage runs over all trials."""
+    nodes: dict[str, dict[str, Node]] = {}
+    for plan in plans:
+        for name in stages_of(plan):
+            nodes.setdefault(name, {})[plan.nodes[name].key] = plan.nodes[name]
+    lines = []
+    for name, found in nodes.items():
+        stand = sum(node.reused for node in found.values())
+        stage = next(iter(found.values())).stage
+        lines.append(f"{name:12s} {len(found) - stand} to run, {stand} reused: {DOES[stage]}")
+    return lines

@@ -1,0 +1,174 @@
+"""The trials of a sweep on Ray Tune: one long-lived process serves many of them.
+
+A trial is a plain function in a process that Tune keeps for the next one; it trains without Ray Train and Ray Data,
+whose start would cost each of its stages more than a small stage's training. Tune's own files are never read back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
+
+from raymae.config import ComputeConfig, SweepConfig, to_text
+from raymae.deadline import Deadline, TimeIsUpError
+from raymae.sweep.ground import Ground, Point, look_at
+from raymae.sweep.recorder import Recorder
+from raymae.sweep.results import Record
+from raymae.sweep.space import Axis, Values
+
+SCORE, PERCENT, POINT = "score", "percent", "point"
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes TensorBoard itself, beside the sweep
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints its tables even where it is asked for none
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted job ends like every other job
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial's last writes; its process then serves the next one
+}
+
+
+def room(sweep: SweepConfig, compute: ComputeConfig) -> tuple[float, float]:
+    """CPUs and GPUs of a trial; ValueError where no machine of the cluster has as many."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = max(nodes, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)))
+    wanted = 1 if compute.use_gpu or (compute.use_gpu is None and most.get("GPU", 0) > 0) else 0
+    cpus, gpus = sweep.cpus_per_trial, wanted if sweep.gpus_per_trial is None else sweep.gpus_per_trial
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise ValueError(
+            f"a trial of sweep.cpus_per_trial = {cpus:g} and sweep.gpus_per_trial = {gpus:g} would wait for ever: no "
+            f"machine of the cluster has as many (the largest: {most.get('CPU', 0):g} CPUs, {most.get('GPU', 0):g} "
+            "GPUs)"
+        )
+    return cpus, gpus
+
+
+def as_text(values: Values, axes: Sequence[Axis]) -> dict[str, Any]:
+    """A point as Tune holds it: the values of lists as text, which no search takes for numbers."""
+    return {axis.path: values[axis.path] if axis.is_range else to_text(values[axis.path]) for axis in axes}
+
+
+def values_of(config: Mapping[str, Any], axes: Sequence[Axis]) -> Values:
+    """The point of a trial's configuration, `as_text` undone."""
+    point = config.get(POINT, config)
+    return {
+        axis.path: point[axis.path]
+        if axis.is_range
+        else next(value for value in axis.values if to_text(value) == point[axis.path])
+        for axis in axes
+    }
+
+
+def domain(axis: Axis) -> Any:
+    """An axis in Tune's words."""
+    if not axis.is_range:
+        return tune.choice([to_text(value) for value in axis.values])
+    low, high = axis.ends
+    if axis.whole:
+        return (tune.lograndint if axis.log else tune.randint)(low, high + 1)
+    return (tune.loguniform if axis.log else tune.uniform)(low, high)
+
+
+def train_trial(
+    config: dict[str, Any], ground: Ground, axes: Sequence[Axis], deadline: Deadline, cpus: float, gpus: float
+) -> None:
+    """One trial, in a process of Tune's: what becomes of it is its last report.
+
+    An error is reported like a score; Tune starts again what lost its process.
+    """
+    import torch
+
+    from raymae.sweep.trial import Trial
+
+    torch.set_num_threads(ground.config.compute.torch_threads or max(1, int(cpus)))
+    outcome: dict[str, Any] = {SCORE: math.nan}
+    try:
+        deadline.check("before a trial")
+        point = look_at(ground, values_of(config, axes))
+        if point.plan is None:
+            outcome |= {"status": "refused", "error": point.refused}
+        else:
+            device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+            outcome = Trial(point.plan, tune.report, device, deadline).run()
+            outcome |= {"status": "finished", PERCENT: 100.0}
+    except TimeIsUpError:
+        outcome |= {"status": "cut"}
+    except Exception as error:
+        logging.getLogger(__name__).exception("a trial failed")
+        outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    tune.report(outcome)
+
+
+def run_trials(
+    ground: Ground,
+    axes: Sequence[Axis],
+    points: Sequence[Point] | None,
+    known: Sequence[Record],
+    recorder: Recorder,
+    deadline: Deadline,
+    demand: tuple[float, float],
+) -> None:
+    """Run trials until all are recorded or the deadline is over.
+
+    Args:
+        points: what is tried; None lets Optuna choose, who is told of the `known` ones.
+        demand: CPUs and GPUs of a trial (`room`).
+    """
+    os.environ.update(SETTINGS)
+    sweep, (cpus, gpus) = ground.config.sweep, demand
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    parameters = {"ground": ground, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
+    trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), {"CPU": cpus, "GPU": gpus})
+    scheduler = None
+    if sweep.early_stopping:
+        scheduler = AsyncHyperBandScheduler(
+            time_attr=PERCENT,
+            metric=SCORE,
+            mode="max",
+            max_t=100,
+            grace_period=100 * sweep.grace,  # type: ignore[arg-type]  # a share need not be whole
+            reduction_factor=sweep.reduction,
+        )
+    search, space, samples = None, {POINT: tune.grid_search([as_text(one.values, axes) for one in points or ()])}, 1
+    if points is None:
+        search, space = optuna_search(ground, axes, known), {axis.path: domain(axis) for axis in axes}
+        samples = recorder.total - recorder.done
+    folder = ground.storage / "ray"
+    tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=samples,
+            max_concurrent_trials=sweep.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"sweep-{time.time_ns():x}",
+            storage_path=folder.path() if ground.storage.is_local else folder.url,
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=ground.config.compute.max_failures),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def optuna_search(ground: Ground, axes: Sequence[Axis], known: Sequence[Record]) -> Any:
+    """Optuna's TPE, told of the known scores; other draws than those of the starts before it."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    told = [one for one in known if one.score is not None]
+    return OptunaSearch(
+        metric=SCORE,
+        mode="max",
+        points_to_evaluate=[as_text(one.changes, axes) for one in told] or None,
+        evaluated_rewards=[one.score for one in told] or None,
+        seed=ground.config.seed + len(known),
+    )
