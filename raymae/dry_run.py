@@ -157,7 +157,7 @@ def rehearsal_lines(config: Config, rehearsals: Mapping[str, Rehearsal | None]) 
     lines = []
     for kind, found in rehearsals.items():
         if found is None:
-            lines.append(f"  {kind}: killed before the second step was over; there was not enough memory")
+            lines.append(f"  {kind}: its process died before the second step was over, most likely for want of memory")
             continue
         section = config.pretrain if kind == "pretrain" else config.finetune
         instead = (

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]
 
 
+@cache
 def modules() -> dict[str, set[str]]:
     """Every room of the package and the names that its files import, at the top or inside a function."""
     found: dict[str, set[str]] = {}

@@ -22,6 +22,7 @@ from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.probes import Frozen
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
 from raymae.benchmark.train_step import TrainStep
+from raymae.benchmark.transfer import Transfer
 
 PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
@@ -31,11 +32,12 @@ PARTS: dict[str, type[Part]] = {
     "train-step": TrainStep,
     "curves": Curves,
     "frozen": Frozen,
+    "transfer": Transfer,
     "plan": Plan,
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("loop", "train-step", "curves", "frozen", "plan")
+NOT_IN_ALL = ("loop", "train-step", "curves", "frozen", "transfer", "plan")
 """Parts that take long, need a user's recordings, or measure nothing."""
 
 

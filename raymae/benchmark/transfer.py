@@ -1,0 +1,239 @@
+"""`transfer`: what pre-training and unlabelled clips are worth on devices never heard, against rivals without them.
+
+Every table is one run of a protocol (its labelled and unlabelled clips, its held-out splits); all share one
+pre-training on the pool. A table's stages stand in the storage, so that the command, stopped and given again, goes on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raymae.artifacts import open_storage
+from raymae.benchmark.result import Result
+from raymae.config import AugmentConfig, Config
+from raymae.config.paths import changed, from_text
+from raymae.recipes import RECIPES
+from raymae.rivals import SVMS, SvmKind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+"""Row of the table → split → macro accuracy by table."""
+
+SVM_ROWS: tuple[SvmKind, ...] = SVMS
+NETWORKS = ("cnn", "finetune_scratch", "finetune", "student", "consistency")
+"""Every one with and without domain generalisation, in this order."""
+WITH, WITHOUT = "", " (no generalisation)"
+"""What follows a network's name in the rows."""
+
+
+def without_generalisation(config: Config) -> Config:
+    """The same run without what makes classifiers stand other devices: random responses, Freq-MixStyle and centring, in
+    fine-tuning and consistency training. Pre-training keeps them: one serves all."""
+
+    def plain(augment: AugmentConfig) -> AugmentConfig:
+        return replace(augment, colour_p=0.0, mixstyle_p=0.0, responses=(), response_p=None)
+
+    finetune = replace(config.finetune, centre=False, augment=plain(config.finetune.augment))
+    consistency = replace(config.consistency, strong=plain(config.consistency.strong))
+    return replace(config, finetune=finetune, consistency=consistency)
+
+
+def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: bool, rivals: bool) -> Config:
+    """One table's run: every row of the benchmark that `evaluate` can make of it; `rivals` brings the SVMs."""
+    svms = SVM_ROWS if rivals else ()
+    config = replace(
+        recipe,
+        data=replace(recipe.data, dataset="table", tables=(table,), pool_tables=tuple(pool)),
+        pretrain=replace(recipe.pretrain, pool_only=True, probe_clips=0),
+        evaluate=replace(recipe.evaluate, rivals=(*svms, "cnn"), ablation=("scratch",), probe_clips=0),
+        unlabelled=("pseudo_labels", "consistency"),
+    )
+    return config if generalised else without_generalisation(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Trains and evaluates all contestants on every table; ends with mean ± standard deviation over the tables, and the
+    differences table by table.
+
+    Contestants: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation and
+    in the seconds of the fine-tuning; the encoder fine-tuned from random weights, from pre-training on the pool, with
+    pseudo-labels and with consistency training; each network with and without domain generalisation (random responses,
+    Freq-MixStyle, centring). Test splits are scored, never trained on or chosen by.
+
+    `--json` keys: `scores`, row → split → macro accuracy by table; `differences`, pair → split → differences by table;
+    `tables`; `seconds`.
+    """
+
+    tables: tuple[str, ...]
+    """Tables with a labelled share, groups and splits that begin with test; each is a run of its own."""
+    pool: tuple[str, ...]
+    """Tables of unlabelled recordings, on which alone is pre-trained."""
+    recipe: str = "small"
+    """Recipe that gives everything else."""
+    settings: tuple[str, ...] = ()
+    """What changes the recipe, each as FIELD=VALUE with the field's dotted path: pretrain.epochs=562."""
+    storage: str = "raymae-storage"
+    """Where stages are kept and found again."""
+    generalisation: tuple[bool, ...] = (True, False)
+    """With domain generalisation, without it, or both."""
+    figure: str | None = None
+    """Draw the scores into this PNG file."""
+    json: str | None = None
+    """Write the numbers to this JSON file, after every table."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from raymae.pipeline import run_plan
+
+        recipe = changed_recipe(self.recipe, self.settings)
+        started, storage = time.time(), open_storage(self.storage)
+        scores: dict[str, dict[str, list[float]]] = {}
+        result = Result("transfer")
+        for number, table in enumerate(self.tables):
+            for turn, generalised in enumerate(self.generalisation):
+                said = WITH if generalised else WITHOUT
+                print(f"\n{table} ({number + 1} of {len(self.tables)}){said}", flush=True)
+                config = run_config(recipe, table, self.pool, generalised=generalised, rivals=turn == 0)
+                add_scores(scores, run_plan(config, "evaluate", storage)["metrics"], said)
+            result = conclude(scores, self.tables[: number + 1], time.time() - started)
+            if self.json:
+                result.save(self.json)
+        if self.figure:
+            from pathlib import Path
+
+            from raymae.figures import png
+
+            Path(self.figure).write_bytes(png(scores_figure(scores)))
+        return result
+
+
+def changed_recipe(name: str, settings: Sequence[str]) -> Config:
+    """A recipe with some settings, FIELD=VALUE; ValueError names what is unknown or of a wrong type."""
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
+    found = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--settings {setting}: should be FIELD=VALUE, such as finetune.epochs=60")
+        found[path] = from_text(Config, path, value)
+    changed_config: Config = changed(RECIPES[name](), found)
+    return changed_config
+
+
+def add_scores(scores: dict[str, dict[str, list[float]]], metrics: Mapping[str, Any], said: str) -> None:
+    """Add an evaluation's macro accuracies on its test splits; `said` goes to the names of the networks alone."""
+    for model, splits in metrics.items():
+        row = model if model in SVM_ROWS else f"{model}{said}"
+        for split, found in splits.items():
+            if split.startswith("test"):
+                scores.setdefault(row, {}).setdefault(split, []).append(found["macro_accuracy"])
+
+
+def conclude(scores: Scores, tables: Sequence[str], seconds: float) -> Result:
+    """Tables of scores and differences."""
+    differences = paired(scores)
+    values = {"scores": scores, "differences": differences, "tables": tables, "seconds": seconds}
+    text = f"{score_table(scores, len(tables))}\n\nTable by table:\n\n{difference_table(differences)}"
+    return Result("transfer", [], values, text)
+
+
+def pairs(scores: Scores) -> dict[str, tuple[str, str]]:
+    """What is compared table by table: name → (row, row that is taken off)."""
+    from raymae.report import model_title
+
+    rivals = [row for row in (*SVM_ROWS, "cnn", f"cnn{WITHOUT}") if row in scores]
+    best = max(rivals, key=lambda row: sum(statistics.fmean(values) for values in scores[row].values()))
+    wanted = [
+        ("finetune", best),
+        ("finetune", "finetune_scratch"),
+        ("student", "finetune"),
+        ("consistency", "finetune"),
+    ]
+    wanted += [("student", best), ("consistency", best)]
+    wanted += [(name, f"{name}{WITHOUT}") for name in NETWORKS]
+    found = {}
+    for row, other in wanted:
+        if row in scores and other in scores:
+            titles = [row_title(name, model_title) for name in (row, other)]
+            found[f"{titles[0]} − {titles[1]}"] = (row, other)
+    return found
+
+
+def row_title(row: str, title: Any) -> str:
+    """A row's name for people; `title` gives a model's."""
+    model = row.removesuffix(WITHOUT)
+    return f"{title(model)}{row.removeprefix(model)}"
+
+
+def paired(scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Differences by table: pair → split → row's score less the other row's."""
+    return {
+        name: {
+            split: [one - another for one, another in zip(values, scores[other][split], strict=True)]
+            for split, values in scores[row].items()
+        }
+        for name, (row, other) in pairs(scores).items()
+    }
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± sample standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.3f}{deviation}"
+
+
+def score_table(scores: Scores, tables: int) -> str:
+    """Mean and standard deviation of every row as a Markdown table."""
+    from raymae.report import model_title, result_table
+
+    splits = list(next(iter(scores.values())))
+    header = [f"macro accuracy, {tables} table{'s' if tables > 1 else ''}", *splits]
+    order = [*SVM_ROWS, *(f"{name}{said}" for name in NETWORKS for said in (WITHOUT, WITH))]
+    rows = [
+        [row_title(row, model_title), *(spread(scores[row][split]) for split in splits)]
+        for row in order
+        if row in scores
+    ]
+    return result_table(header, rows)
+
+
+def difference_table(differences: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Mean and standard deviation of the differences, and in how many tables the first is the better one."""
+    from raymae.report import result_table
+
+    splits = list(next(iter(differences.values()), {}))
+    rows = [
+        [name, *(f"{spread(found[split], '+')} ({sum(value > 0 for value in found[split])})" for split in splits)]
+        for name, found in differences.items()
+    ]
+    return result_table(["difference (tables in which it is positive)", *splits], rows)
+
+
+def scores_figure(scores: Scores) -> Figure:
+    """Every table's score as a dot, the mean as a bar; a panel per split."""
+    from matplotlib.figure import Figure
+
+    from raymae.report import model_title
+
+    rows = [row for row in scores]
+    splits = list(next(iter(scores.values())))
+    figure = Figure(figsize=(5.5 + 3.5 * len(splits), 1 + 0.35 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+    places = range(len(rows), 0, -1)
+    for axes, split in zip(panels, splits, strict=True):
+        for place, row in zip(places, rows, strict=True):
+            values = scores[row][split]
+            axes.plot(values, [place] * len(values), "o", color="C0", alpha=0.5, markeredgewidth=0)
+            axes.plot([statistics.fmean(values)] * 2, [place - 0.3, place + 0.3], color="C1", linewidth=2.5)
+        axes.set(xlabel=f"macro accuracy on {split}", title=split)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(list(places), [row_title(row, model_title) for row in rows])
+    return figure
