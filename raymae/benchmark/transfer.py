@@ -226,7 +226,7 @@ def scores_figure(scores: Scores) -> Figure:
     rows = [row for row in scores]
     splits = list(next(iter(scores.values())))
     figure = Figure(figsize=(5.5 + 3.5 * len(splits), 1 + 0.35 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
     places = range(len(rows), 0, -1)
     for axes, split in zip(panels, splits, strict=True):
         for place, row in zip(places, rows, strict=True):
