@@ -27,9 +27,9 @@ from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, trails
 
-pytestmark = [pytest.mark.ray, pytest.mark.fault]
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1500)]
 
-PATIENCE = 200
+PATIENCE = 450
 COMMIT_MINUTES = 0.002
 
 
