@@ -28,7 +28,7 @@ from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
 from raymae.stages import build_task, run_stage
 from raymae.store import FeatureStore
 from raymae.windows import micro_batches, read_window
-from tests.test_loop import EVERYTHING, RESPONSES, TINY, KilledError, losses, make_spec, train
+from tests.test_loop import EVERYTHING, RESPONSES, TINY, losses, make_spec, train, train_in_two
 
 STRONG = AugmentConfig(colour_p=0.8, mixstyle_p=0.5, freq_mask_param=8, time_mask_param=16)
 SETTINGS = ConsistencyConfig(method="freematch", epochs=4, ratio=2, momentum=0.8, strong=STRONG)
@@ -195,23 +195,7 @@ def test_going_on_from_a_commit_is_exact(
     config = setting(epochs=4, **settings)
     whole = make_spec(store, tmp_path / "whole", "consistency", config)
     undisturbed = train(whole)
-    spec = make_spec(store, tmp_path / "parts", "consistency", config)
-    real_step = Trainer._step
-
-    def step(self: Trainer, batches: Any, share: float) -> dict[str, float]:
-        if self.progress.step == 7:
-            raise KilledError
-        metrics = real_step(self, batches, share)
-        if self.progress.step % 4 == 1:
-            self._commit()
-            self.committer.wait()
-        return metrics
-
-    monkeypatch.setattr(Trainer, "_step", step)
-    with pytest.raises(KilledError):
-        train(spec)
-    monkeypatch.setattr(Trainer, "_step", real_step)
-    resumed = train(spec)
+    resumed = train_in_two(make_spec(store, tmp_path / "parts", "consistency", config), monkeypatch, 7)
     assert {"weighting.classes"} < undisturbed.keys() == resumed.keys()
     assert not torch.equal(undisturbed["weighting.classes"], torch.full((2,), 0.5, dtype=torch.float64))
     for name, value in undisturbed.items():
