@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymae.benchmark.result import Result
 from raymae.benchmark.transfer import (
     NETWORKS,
     SVM_ROWS,
@@ -60,7 +59,7 @@ def test_differences_are_taken_table_by_table(scores: Scores) -> None:
         for split in SPLITS:
             expected = np.subtract(scores[row][split], scores[other][split])
             np.testing.assert_allclose(result.values["differences"][name][split], expected)
-    assert "| MAE, fine-tuned − MAE" in result.text or "MAE, fine-tuned − " in result.text
+    assert "MAE, fine-tuned − " in result.text
     assert "+0.020 ± 0.000 (3)" in result.text
 
 
@@ -70,7 +69,6 @@ def test_a_single_table_has_no_deviation_and_the_numbers_are_json(scores: Scores
     assert "±" not in result.text
     result.save(str(tmp_path / "transfer.json"))
     assert json.loads((tmp_path / "transfer.json").read_text())["scores"] == one
-    assert isinstance(result, Result)
 
 
 def test_the_figure_is_drawn(scores: Scores) -> None:

@@ -124,8 +124,8 @@ def changed_recipe(name: str, settings: Sequence[str]) -> Config:
         if not equals:
             raise ValueError(f"--settings {setting}: should be FIELD=VALUE, such as finetune.epochs=60")
         found[path] = from_text(Config, path, value)
-    changed_config: Config = changed(RECIPES[name](), found)
-    return changed_config
+    config: Config = changed(RECIPES[name](), found)
+    return config
 
 
 def add_scores(scores: dict[str, dict[str, list[float]]], metrics: Mapping[str, Any], said: str) -> None:
@@ -190,17 +190,20 @@ def spread(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.fmean(values):{sign}.3f}{deviation}"
 
 
+def in_order(scores: Scores) -> list[str]:
+    """The rows that there are, as table and figure show them."""
+    order = [*SVM_ROWS, *(f"{name}{said}" for name in NETWORKS for said in (WITHOUT, WITH))]
+    return [row for row in order if row in scores]
+
+
 def score_table(scores: Scores, tables: int) -> str:
     """Mean and standard deviation of every row as a Markdown table."""
     from raymae.report import model_title, result_table
 
     splits = list(next(iter(scores.values())))
     header = [f"macro accuracy, {tables} table{'s' if tables > 1 else ''}", *splits]
-    order = [*SVM_ROWS, *(f"{name}{said}" for name in NETWORKS for said in (WITHOUT, WITH))]
     rows = [
-        [row_title(row, model_title), *(spread(scores[row][split]) for split in splits)]
-        for row in order
-        if row in scores
+        [row_title(row, model_title), *(spread(scores[row][split]) for split in splits)] for row in in_order(scores)
     ]
     return result_table(header, rows)
 
@@ -223,7 +226,7 @@ def scores_figure(scores: Scores) -> Figure:
 
     from raymae.report import model_title
 
-    rows = [row for row in scores]
+    rows = in_order(scores)
     splits = list(next(iter(scores.values())))
     figure = Figure(figsize=(5.5 + 3.5 * len(splits), 1 + 0.35 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
