@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from raymae.audio import mel_bank
 from raymae.config import AudioConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
 CURVES = {
@@ -37,6 +39,8 @@ def png(figure: Figure) -> bytes:
 def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """The metrics of a stage over its steps, from its events {step, metrics}: a panel for each kind of `CURVES`."""
     panels = curve_panels({name for event in events for name in event["metrics"]})
+    from matplotlib.figure import Figure  # half a second, which only who draws should pay
+
     figure = Figure(figsize=(8, 0.7 + 2.2 * max(1, len(panels))), layout="constrained")
     figure.suptitle(title)
     column = figure.subplots(max(1, len(panels)), 1, squeeze=False, sharex=True)[:, 0]
@@ -102,6 +106,8 @@ def _panel_figure(
     others: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> Figure:
     """Panels over the same seconds and bands: log powers on the scale of the first, then `others` on theirs."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 8), layout="constrained")
     figure.suptitle(title)
     others = others or {}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 Labels = NDArray[np.integer]
 Probabilities = NDArray[np.floating]
@@ -57,6 +56,8 @@ def accuracy_by(labels: Labels, predicted: Labels, keys: Sequence[str | None]) -
 def class_scores(labels: Labels, predicted: Labels, n_classes: int) -> dict[str, Values]:
     """recall, precision and f1 of every class, each (C,); NaN where it has no clip, or is never predicted, or both."""
     numbers = list(range(n_classes))
+    from sklearn.metrics import precision_recall_fscore_support  # as below: a second, which training needn't wait
+
     found = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
     return {"recall": found[1], "precision": found[0], "f1": found[2]}
 
@@ -135,6 +136,8 @@ def average_precision(truth: Truth, probabilities: Probabilities) -> NDArray[np.
 
     As scikit-learn sums it, without interpolation, and as AudioSet's figures are given.
     """
+    from sklearn.metrics import average_precision_score
+
     found = np.full(truth.shape[1], np.nan)
     for number in np.flatnonzero(truth.any(axis=0)):
         found[number] = average_precision_score(truth[:, number], probabilities[:, number])

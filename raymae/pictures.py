@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from raymae.artifacts import Folder, read_events
 from raymae.figures import learning_curves, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES = "figures/learning_curves.png"
 DRAW_SECONDS = 60.0

@@ -9,11 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from raymae.metrics import macro_accuracy
 
@@ -33,6 +28,11 @@ def make_probe(kind: ProbeKind, n_clips: int) -> Any:
 
     linear: logistic regression. knn: the 10 nearest neighbours by cosine.
     """
+    from sklearn.linear_model import LogisticRegression  # a second of loading, which few workers need to wait
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if kind == "linear":
         return make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
     return make_pipeline(StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, n_clips), metric="cosine"))
@@ -52,6 +52,8 @@ def cross_validated(kind: ProbeKind, x: Embeddings, y: Labels, groups: NDArray[A
 
 def cross_fitted(kind: ProbeKind, x: Embeddings, y: Labels, groups: NDArray[Any]) -> Labels | None:
     """The guesses (n,) of probes that saw no clip of a guess's group; None as `cross_validated`."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     if fewest_groups(y, groups) < 2:
         return None
     guesses = np.empty(len(y), y.dtype)

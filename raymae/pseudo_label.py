@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sklearn.metrics import cohen_kappa_score
 
 from raymae.acceptance import Acceptance, decide, guesses
 from raymae.artifacts import Folder
@@ -154,6 +153,8 @@ def agreement(table: pa.Table, previous: pa.Table) -> dict[str, Any]:
     Keys: clips, equal (share of equal guesses), kappa (Cohen's; None where all guesses are of one class), and
     accepted_clips and accepted_equal of the clips that both rounds accept (None without any).
     """
+    from sklearn.metrics import cohen_kappa_score  # a second of loading, which training needn't wait
+
     columns = ["clip_id", "pseudo_label", "accepted"]
     both = table.select(columns).to_pandas().merge(previous.select(columns).to_pandas(), on="clip_id")
     now, then = both["pseudo_label_x"], both["pseudo_label_y"]

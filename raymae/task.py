@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from raymae.config import TrainConfig
@@ -16,6 +15,9 @@ from raymae.selection import Selection
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.windows import MicroBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Task(Protocol):

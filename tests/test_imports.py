@@ -81,7 +81,10 @@ def test_ray_stays_above_what_is_computed(room: str) -> None:
     ("imported", "absent"),
     [
         ("raymae.audio, raymae.store, raymae.windows, raymae.spec, raymae.plan", "torch ray mlflow tyro matplotlib"),
-        ("raymae.loop, raymae.stages, raymae.session, raymae.predict", "ray mlflow tyro"),
+        (
+            "raymae.loop, raymae.stages, raymae.session, raymae.predict",
+            "ray mlflow tyro matplotlib sklearn scipy.signal",
+        ),
         ("raymae.pipeline", "torch ray mlflow matplotlib sklearn"),
         ("raymae.features", "torch mlflow"),
     ],

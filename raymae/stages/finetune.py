@@ -5,12 +5,11 @@ What depends on whether a clip has one class or several (`finetune.labels`) stan
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -29,6 +28,9 @@ from raymae.stages.head import start_head
 from raymae.store import iterate
 from raymae.targets import target_matrix
 from raymae.windows import MicroBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def single_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -23,6 +22,9 @@ from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.monitor import monitor
 from raymae.windows import MicroBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class PretrainTask:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.signal import lfilter
 
 from raymae.datasets.synthetic.scenes import City, Device, Scene
 from raymae.datasets.synthetic.sources import (
@@ -119,6 +118,8 @@ class Session:
         power = np.square(wave[: n_blocks * block]).reshape(n_blocks, block).mean(1)
         keep = np.exp(-0.01 / self.device.gain_seconds)
         # starting from the mean power (1) keeps the first moments from being blown up
+        from scipy.signal import lfilter  # a second of loading, which every worker would pay
+
         followed, _ = lfilter([1 - keep], [1, -keep], power, zi=[keep])
         gains = followed ** (-self.device.gain_control / 2)
         return np.interp(np.arange(len(wave)), (np.arange(n_blocks) + 0.5) * block, gains).astype(np.float32)
