@@ -329,7 +329,7 @@ class Plan:
             labelled = train.filter(pc.is_valid(train["scene_label"]))
             clips = fingerprint(labelled, [*file, "scene_label"])
             others = [keys[key] for key in self.needs(name) if key != "prepare"] + self._given("finetune")
-            cnn = config.evaluate.cnn if name == "cnn" else None
+            cnn = [config.evaluate.cnn, config.evaluate.cnn_lr] if name == "cnn" else None
             training = self._training("finetune")
             more: list[Any] = [*self._chosen_by()]
             if name == "consistency":

@@ -31,10 +31,10 @@ SMALL_MODEL = ModelConfig(
     depth=6,
     num_heads=6,
     decoder="light",
-    decoder_embed_dim=128,
-    decoder_depth=2,
+    decoder_embed_dim=64,
+    decoder_depth=1,
     decoder_num_heads=4,
-    mask_ratio=0.75,
+    mask_ratio=0.8,
     # On ten-way tasks of 70 labels (classes of the pool) a linear probe finds .71 after 2,400 steps, .66 without.
     norm_target=True,
 )
@@ -101,6 +101,24 @@ def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: i
     )
 
 
+def probe_finetune(epochs: float, *, crop_seconds: float, views: int) -> FinetuneConfig:
+    """From a linear probe of the fourth block on, so gently that a few steps don't undo what pre-training found.
+
+    Chosen on classes of the pool through microphones that the labels know, one left out in turn (three ten-way tasks of
+    70 labels; left-out microphone): the probe alone .57; these steps .58; 25 epochs of lr 5e-4 with the head's rate
+    unscaled .52; a head from zero .52. Block 4 does as well as block 6, in two thirds of the time.
+    """
+    return replace(
+        small_finetune(epochs, crop_seconds=crop_seconds, views=views),
+        head_start="logistic",
+        head_epochs=0.0,
+        head_lr_scale=0.05,
+        lr=2e-4,
+        layer=4,
+        ema_decay=0.95,  # 12 epochs of 70 clips are 27 steps
+    )
+
+
 def small_consistency(epochs: float, *, freq_mask_param: int, time_mask_param: int) -> ConsistencyConfig:
     """Consistency training from the fine-tuned classifier, in half of its epochs: a step costs five of its own.
 
@@ -130,8 +148,9 @@ def small() -> Config:
             precision=native_precision(),
             augment=AugmentConfig(crop_seconds=2.56, colour_p=1.0),
         ),
-        finetune=small_finetune(epochs=100, crop_seconds=2.56, views=3),
-        consistency=small_consistency(epochs=50, freq_mask_param=32, time_mask_param=64),
+        evaluate=EvaluateConfig(cnn_lr=1e-3),
+        finetune=probe_finetune(epochs=12, crop_seconds=2.56, views=2),
+        consistency=small_consistency(epochs=6, freq_mask_param=32, time_mask_param=64),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
     )
 

@@ -63,7 +63,9 @@ class StageSpec:
     @property
     def classification(self) -> FinetuneConfig:
         """The section of a stage that trains a classifier."""
-        finetune = self.config.finetune
+        finetune, cnn_lr = self.config.finetune, self.config.evaluate.cnn_lr
+        if self.cnn and cnn_lr is not None:
+            finetune = replace(finetune, lr=cnn_lr)
         return self.config.consistency.training(finetune) if self.kind == "consistency" else finetune
 
     @property

@@ -307,6 +307,14 @@ def test_a_stage_can_be_given_the_seconds_of_another(store: FeatureStore, tmp_pa
     assert result["steps"] < spec.order().steps
 
 
+def test_the_rival_may_have_a_learning_rate_of_its_own(store: FeatureStore, tmp_path: Path) -> None:
+    config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_lr=3e-3))
+    assert make_spec(store, tmp_path, "finetune", config, cnn="resnet10t").train.peak_lr == 3e-3
+    assert make_spec(store, tmp_path, "finetune", config).train.peak_lr == TINY.finetune.peak_lr
+    with pytest.raises(ValueError, match="cnn_lr"):
+        replace(TINY.evaluate, cnn_lr=0.0)
+
+
 def test_only_train_and_pool_are_pretrained_on(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     splits = store.clips["split"].to_pylist()

@@ -192,6 +192,8 @@ class EvaluateConfig:
     init_from. The pool can't stand in for it: its labels are not read."""
     cnn: str = "test_resnet"
     """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
+    cnn_lr: float | None = None
+    """Peak learning rate of the CNN rival, which starts from random weights; the default is that of finetune."""
     probe_clips: int = 1000
     """Most labelled held-out clips on whose frozen embeddings probes read device, city and scene, before and after each
     stage; 0 switches them off."""
@@ -205,6 +207,7 @@ class EvaluateConfig:
             len(self.compare) in (0, 2),
             f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",
         )
+        require(self.cnn_lr is None or self.cnn_lr > 0, f"evaluate.cnn_lr = {self.cnn_lr} must be positive")
         for name in self.ablation:
             require_choice("evaluate.ablation", name, get_args(Ablation))
         require(
