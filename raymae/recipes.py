@@ -150,7 +150,15 @@ def small() -> Config:
         ),
         evaluate=EvaluateConfig(cnn_lr=1e-3),
         finetune=probe_finetune(epochs=12, crop_seconds=2.56, views=2),
-        consistency=small_consistency(epochs=6, freq_mask_param=32, time_mask_param=64),
+        # A teacher that is right of two guesses in three spoils itself by them at full weight (.57 to .47 on the classes
+        # of the pool, left-out microphone); no weight was found that helps.
+        consistency=replace(
+            small_consistency(epochs=6, freq_mask_param=32, time_mask_param=64),
+            ratio=2,
+            weight=0.1,
+            momentum=0.8,
+            lr_scale=0.3,
+        ),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
     )
 
