@@ -16,7 +16,8 @@ from raymae.config import Config, redact, to_dict
 from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
-from raymae.plan import FINETUNED, Node, Plan, Target, ui_command
+from raymae.keys import FINETUNED
+from raymae.plan import Node, Plan, Target, ui_command
 from raymae.selection import described
 from raymae.splits import write_split
 from raymae.weights import bring, find

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raymae.ablation import ablated
 from raymae.artifacts import Folder, digest
-from raymae.config import RANDOM, Config, TrackingConfig, redact, to_dict
-from raymae.manifest import FORMAT
-from raymae.responses import Responses, read_responses
+from raymae.config import RANDOM, Config, TrackingConfig, redact
+from raymae.keys import FINETUNED, Keys, clips_of, fingerprint
 from raymae.rounds import REPEATED, place, round_name, teacher_of, turn_of
-from raymae.selection import selection
 from raymae.shards import all_stand
 from raymae.spec import Kind, StageSpec, class_names, rows_of
-from raymae.split_file import split_name
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 from raymae.truth import read_truth
 
 Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "consistency", "evaluate", "register"]
 
-VERSION = 1
-"""Part of every key; a change of what the stages compute raises it."""
-
-EVALUATION = 3
-"""Part of the key of an evaluation alone; a change of what is scored or said raises it."""
-
-LABELLING = 2
-"""Part of the key of pseudo-labels; a change of how they are made or reported raises it."""
-
 REGISTRY = "mlflow.db"
 """MLflow's SQLite file in a local storage."""
 
-PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
-"""Fields of a training section that don't change its result."""
 ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "consistency", "evaluate", "register")
 NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
@@ -61,24 +44,13 @@ DOES = {
     "prepare": "audio to log-mel feature store",
     "pretrain": "masked autoencoder on unlabelled clips",
     "finetune": "classifier on the labelled clips (teacher)",
-    "cnn": "rival: CNN from scratch, same seconds",
+    "cnn": "rival: CNN from scratch",
     "pseudo_label": "teacher labels the unlabelled clips",
     "student": "classifier on labels and pseudo-labels",
     "consistency": "classifier on labels and its own guesses",
     "evaluate": "every model on every held-out split",
     "register": "model registry",
 }
-AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
-"""The field of every training section that augments."""
-FINETUNED = ("finetune", "cnn", "student", "consistency")
-
-
-def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
-    """16 digits that name the content and order of some columns."""
-    state = hashlib.sha256()
-    for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
-        state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())
-    return state.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -189,6 +161,11 @@ class Plan:
         return sorted(wanted, key=lambda name: place(name, ORDER))
 
     @cached_property
+    def keys(self) -> Keys:
+        """What says the stages' keys."""
+        return Keys(self.config, self.clips, {section: given.key for section, given in self.given.items()})
+
+    @cached_property
     def nodes(self) -> dict[str, Node]:
         """Every stage with its key and whether it stands."""
         nodes: dict[str, Node] = {}
@@ -198,7 +175,7 @@ class Plan:
                 nodes |= self._ablated(nodes)
             stage = turn_of(name)[0]
             keys = {one: handed_on.get(one, node.key) for one, node in nodes.items()}
-            key = handed_on[name] = digest([VERSION, name, self._inputs(name, keys)])
+            key = handed_on[name] = self.keys.key(name, self.needs(name), keys, self.final)
             if stage == "pseudo_label" and self.truth is not None:
                 # the truth changes what is said of the labels, and neither them nor what is learned from them
                 key = digest([key, fingerprint(self.truth, self.truth.column_names)])
@@ -305,80 +282,7 @@ class Plan:
 
     def rows(self, splits: Sequence[str]) -> pa.Table:
         """Clips of some splits; "test" stands for all that begin with it."""
-        masks = [pc.starts_with(self.clips["split"], split) for split in splits]
-        mask = masks[0]
-        for other in masks[1:]:
-            mask = pc.or_(mask, other)
-        return self.clips.filter(mask)
-
-    def _inputs(self, name: str, keys: dict[str, str]) -> Any:
-        """Everything that decides the result of a stage."""
-        config = self.config
-        audio = to_dict(config.audio)
-        file = ["clip_id", "size", "mtime"]
-        stage = turn_of(name)[0]
-        if name == "prepare":
-            clips = fingerprint(self.clips, self.clips.column_names)
-            return [FORMAT, config.data.store, audio, config.data.max_bad_share, clips]
-        if name == "pretrain":
-            splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
-            clips = fingerprint(self.rows(splits), [*file, "source", "weight"])
-            return [audio, to_dict(config.model), self._training("pretrain"), clips, *self._given("pretrain")]
-        if stage in FINETUNED:
-            train = self.rows(["train"])
-            labelled = train.filter(pc.is_valid(train["scene_label"]))
-            clips = fingerprint(labelled, [*file, "scene_label"])
-            others = [keys[key] for key in self.needs(name) if key != "prepare"] + self._given("finetune")
-            cnn = [config.evaluate.cnn, config.evaluate.cnn_lr] if name == "cnn" else None
-            training = self._training("finetune")
-            more: list[Any] = [*self._chosen_by()]
-            if name == "consistency":
-                unlabelled = self.clips.take(rows_of(self.clips, "train", labelled=False))
-                more += [self._training("consistency"), fingerprint(unlabelled, file)]
-            return [audio, to_dict(config.model), training, cnn, clips, others, *more]
-        if stage == "pseudo_label":
-            clips = fingerprint(self.rows(["train", "val"]), [*file, "scene_label", "split", "group"])
-            start = keys.get("pretrain", self._given("finetune"))  # read where the teacher's accuracy is estimated
-            settings = to_dict(config.pseudo_label)
-            for other in ("rounds", "student_start", "truth"):  # what follows the labels, or is said of them
-                del settings[other]
-            return [LABELLING, settings, config.seed, clips, start, keys[teacher_of(name)]]
-        if name == "evaluate":
-            models = {name: key for name, key in keys.items() if name.startswith(FINETUNED)}
-            clips = fingerprint(self.clips, self.clips.column_names)
-            said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips, config.evaluate.ablation]
-            said += [self.final] if self.final == "consistency" else []
-            return [audio, config.evaluate.rivals, clips, models, *said]
-        tracking = config.tracking
-        return [keys[self.final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
-
-    def _training(self, section: str) -> dict[str, Any]:
-        """What decides the result of training, from a section of the configuration; responses by what they hold."""
-        config = self.config
-        skipped = (*PACE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
-        values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
-        name = AUGMENTS[section]
-        del values[name]["responses"], values[name]["response_p"]
-        if (responses := self.responses[section]) is not None:
-            share = getattr(getattr(config, section), name).response_share
-            values[name] |= {"responses": responses.digests, "response_p": share}
-        return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
-
-    @cached_property
-    def responses(self) -> dict[str, Responses | None]:
-        """The impulse responses of every training section that uses some; ValueError where they are none."""
-        found = {}
-        for section, name in AUGMENTS.items():
-            augment = getattr(getattr(self.config, section), name)
-            used = augment.response_share > 0
-            setting = f"{section}.{name}.responses"
-            found[section] = read_responses(augment.responses, self.config.audio, setting) if used else None
-        return found
-
-    def _given(self, section: str) -> list[str]:
-        """The key of the weights that a section starts from, if it is given some."""
-        source = getattr(self.config, section).init_from
-        return [source if source == RANDOM else self.given[section].key] if source else []
+        return clips_of(self.clips, splits)
 
     def start(self, name: str) -> Folder | None:
         """What a training stage takes its encoder's first weights from, if they aren't random."""
@@ -389,15 +293,6 @@ class Plan:
             return None if source == RANDOM else self.given[section].artifact
         return None if name == "pretrain" else self.nodes["pretrain"].artifact
 
-    def _chosen_by(self) -> list[str]:
-        """The clips of val, where they choose the weights that fine-tuning hands on."""
-        labels = self.config.finetune.labels
-        if not selection(self.clips, class_names(self.clips, labels), labels).best:
-            return []
-        val = self.rows(["val"])
-        labelled = val.filter(pc.is_valid(val["scene_label"]))
-        return [fingerprint(labelled, ["clip_id", "size", "mtime", "scene_label", "group"])]
-
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
         node = self.nodes
@@ -406,8 +301,8 @@ class Plan:
             return replace(plan.spec(node[name].stage), name=name, repeats=node[name].stage)
         kinds: dict[str, Kind] = {"pretrain": "pretrain", "consistency": "consistency"}
         kind = kinds.get(name, "finetune")
-        responses = self.responses["finetune" if kind == "consistency" else kind]
-        strong = self.responses["consistency"] if kind == "consistency" else None
+        responses = self.keys.responses["finetune" if kind == "consistency" else kind]
+        strong = self.keys.responses["consistency"] if kind == "consistency" else None
         taught = kind == "consistency" and self.config.consistency.start == "finetune"
         return StageSpec(
             name=name,

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raymae.artifacts import COMMITS, latest_step
 from raymae.config import redact, to_dict
-from raymae.plan import fingerprint
+from raymae.keys import fingerprint
 from raymae.spec import StageSpec, class_names, labelled_rows, unlabelled_rows
 
 

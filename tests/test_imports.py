@@ -18,7 +18,7 @@ FLOORS = [
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"submission", "streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "twins", "acceptance"},
     {"calibration", "truth"},
-    {"pseudo_label"},
+    {"pseudo_label", "keys"},
     {"session", "checkpoint", "plan", "report", "pictures"},
     {"provenance", "task", "audit"},
     {"loop", "predict", "embed"},

@@ -305,6 +305,9 @@ def test_a_stage_can_be_given_the_seconds_of_another(store: FeatureStore, tmp_pa
     result = spec.artifact.result()
     assert 1.5 <= result["work_seconds"] < 4
     assert result["steps"] < spec.order().steps
+    config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_seconds=0.2))
+    own = build_task(make_spec(store, tmp_path / "own", "finetune", config, cnn="resnet10t", pace=pace))
+    assert own.max_seconds == 0.2
 
 
 def test_the_rival_may_have_a_learning_rate_of_its_own(store: FeatureStore, tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ class FinetuneTask:
         _, self.targets = labelled_rows(spec)
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = self.network = self._build()
-        self.max_seconds: float | None = spec.pace.result()["work_seconds"] if spec.pace else None
+        self.max_seconds: float | None = None
+        if spec.pace:
+            self.max_seconds = spec.config.evaluate.cnn_seconds or spec.pace.result()["work_seconds"]
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size
         self.head_steps = 0 if spec.cnn else round(self.config.head_epochs * per_epoch)
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 from raymae.artifacts import Folder, digest
 from raymae.config import Config, changed, to_dict
 from raymae.datasets import load
-from raymae.plan import Plan, fingerprint
+from raymae.keys import fingerprint
+from raymae.plan import Plan
 from raymae.selection import METRICS
 from raymae.spec import rows_of
 from raymae.sweep.space import Axis, Values, label

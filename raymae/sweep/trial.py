@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from raymae.config import to_dict
 from raymae.deadline import FOREVER, Deadline
 from raymae.invariance import Reading
+from raymae.keys import FINETUNED
 from raymae.order import Rows
-from raymae.plan import FINETUNED, Node, Plan
+from raymae.plan import Node, Plan
 from raymae.selection import METRICS
 from raymae.session import BareSession
 from raymae.spec import StageSpec
