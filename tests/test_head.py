@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raymae.artifacts import Folder
-from raymae.config import Config, FinetuneConfig
+from raymae.config import Config
 from raymae.loop import Trainer
 from raymae.models import AudioClassifier, build_classifier
 from raymae.probe import make_probe
@@ -42,13 +42,13 @@ def test_the_head_answers_as_the_probe_does(store: FeatureStore, tmp_path: Path)
     spec = make_spec(store, tmp_path)
     rows, labels = rows_and_labels(spec)
     model = make_model(LOGISTIC, 2)
-    start_head(model, spec, rows, labels, 5)
+    start_head(model, spec, rows, np.eye(2)[labels], 5)
     x = embed(model, spec, rows, 99)
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
     assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # of an encoder with random weights, too
     again = make_model(LOGISTIC, 2)
-    start_head(again, spec, rows, labels, 5)
+    start_head(again, spec, rows, np.eye(2)[labels], 5)
     torch.testing.assert_close(again.head.weight, model.head.weight, rtol=0, atol=0)
 
 
@@ -62,7 +62,7 @@ def test_several_classes_have_the_probabilities_of_the_probe(
     x = np.random.default_rng(0).normal(size=(len(rows), model.head.in_features)).astype(np.float32)
     x[:, :5] += 2 * np.eye(5, dtype=np.float32)[labels]
     monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: x)
-    start_head(model, spec, rows, labels, 0)
+    start_head(model, spec, rows, np.eye(5)[labels], 0)
     probe = make_probe("linear", len(x)).fit(np.tile(x, (6, 1)), np.tile(labels, 6))
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
@@ -85,6 +85,24 @@ def test_a_run_begins_with_it_once(store: FeatureStore, tmp_path: Path) -> None:
     assert (Trainer(build_task(spec), session, spec.artifact).model.head.weight == 7).all()
 
 
-def test_clips_of_several_classes_have_no_such_head() -> None:
-    with pytest.raises(ValueError, match="head_start"):
-        FinetuneConfig(labels="multi", head_start="logistic")
+def test_clips_of_several_classes_have_a_probe_for_each(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(LOGISTIC, finetune=replace(LOGISTIC.finetune, labels="multi"))
+    spec = make_spec(store, tmp_path, config)
+    rows, _ = rows_and_labels(spec)
+    rng = np.random.default_rng(0)
+    targets = (rng.random((len(rows), 4)) < 0.5).astype(np.float32)
+    targets[:, 2], targets[:, 3] = 0, 1  # a class that no clip has, and one that all have
+    model = make_model(config, 4)
+    before = model.head.weight.detach().clone()
+    x = rng.normal(size=(len(rows), model.head.in_features)).astype(np.float32)
+    x[:, :4] += 2 * targets
+    monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: x)
+    start_head(model, spec, rows, targets, 0)
+    with torch.no_grad():
+        said = model.head(torch.from_numpy(x)).sigmoid().numpy()
+    for column in (0, 1):
+        probe = make_probe("linear", len(x)).fit(np.tile(x, (6, 1)), np.tile(targets[:, column], 6))
+        np.testing.assert_allclose(said[:, column], probe.predict_proba(x)[:, 1], atol=1e-4)
+    torch.testing.assert_close(model.head.weight[2:], before[2:], rtol=0, atol=0)

@@ -130,7 +130,8 @@ class FinetuneConfig(TrainConfig):
     clip only); none: each clip."""
     head_start: Literal["zero", "logistic"] = "zero"
     """Where the head begins: at (nearly) zero weights, or at a logistic regression on what the untouched encoder makes
-    of augmented views of the labelled clips (linear probing, then fine-tuning; one class a clip only)."""
+    of augmented views of the labelled clips (linear probing, then fine-tuning); one for each class with
+    labels = multi."""
     head_lr_scale: float = 1.0
     """The head's learning rate over the encoder's."""
     head_epochs: float = 0.0
@@ -167,10 +168,6 @@ class FinetuneConfig(TrainConfig):
             f"finetune.balance = {self.balance} is for clips of one class: leave it out with finetune.labels = multi",
         )
         require_choice("finetune.head_start", self.head_start, ("zero", "logistic"))
-        require(
-            self.head_start == "zero" or self.labels == "single",
-            "finetune.head_start = logistic is for clips of one class: leave it at zero with finetune.labels = multi",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

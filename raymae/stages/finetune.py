@@ -97,8 +97,7 @@ class FinetuneTask:
         wanted = self.config.head_start == "logistic" and not self.spec.classifier
         if wanted and isinstance(self.network, AudioClassifier):
             rows, _ = labelled_rows(self.spec)
-            labels = self.targets[rows].toarray().argmax(1)
-            start_head(self.network.to(device), self.spec, rows, labels, mix(self.seed, 7))
+            start_head(self.network.to(device), self.spec, rows, self.targets[rows].toarray(), mix(self.seed, 7))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The model's groups, the head's learning rate scaled."""

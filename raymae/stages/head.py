@@ -6,6 +6,8 @@ Fine-tuning from there moves the encoder by what the labels ask of it, not by th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,28 +25,41 @@ MOST_CLIPS, MOST_VIEWS, EXAMPLES, BATCH = 2000, 6, 3000, 32
 
 
 @torch.no_grad()
-def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, labels: NDArray[np.integer], seed: int) -> None:
-    """Set the head to the linear probe of `raymae.probe` on augmented views of rows with class numbers (n,).
+def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDArray[np.floating], seed: int) -> None:
+    """Set the head to the linear probe of `raymae.probe` on augmented views of rows with targets (n, C).
 
-    The model stays on its device. A class that no row has gets weights of 0 and the smallest bias; where there is but
-    one class, nothing changes.
+    The model stays on its device. Of one class a clip (the target's largest value) one probe tells all; a class that no
+    row has gets weights of 0 and the smallest bias. Of several, each class has a probe of its own; one that no row or
+    every row has stays as it is. Where there is nothing to tell apart, nothing changes.
     """
     chosen = sample(np.arange(len(rows)), MOST_CLIPS, seed)
-    if len(np.unique(labels[chosen])) < 2:
+    single = spec.classification.labels == "single"
+    labels = targets[chosen].argmax(1)[:, None] if single else (targets[chosen] > 0.5).astype(np.int64)
+    several = np.flatnonzero((labels != labels[:1]).any(axis=0))  # without any rows too: of none there are several
+    if not len(several):
         return
     views = max(1, min(MOST_VIEWS, EXAMPLES // len(chosen)))
     x = np.concatenate([embed(model, spec, rows[chosen], mix(seed, view)) for view in range(views)])
-    probe = make_probe("linear", len(x)).fit(x, np.tile(labels[chosen], views))
+    if single:
+        weight, bias, known = linear(x, np.tile(labels[:, 0], views))
+        if len(known) == 2:  # scikit-learn gives the second class alone, against the first
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        model.head.weight.zero_()
+        model.head.bias.fill_(float(bias.min()))
+    else:
+        found = [linear(x, np.tile(labels[:, column], views)) for column in several]
+        weight, bias = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
+        known = several
+    model.head.weight[torch.from_numpy(known)] = torch.from_numpy(weight).to(model.head.weight)
+    model.head.bias[torch.from_numpy(known)] = torch.from_numpy(bias).to(model.head.bias)
+
+
+def linear(x: NDArray[np.float32], labels: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """Weights (K, E) and biases (K,) of a linear probe of inputs (n, E), and its classes; of two, K is 1."""
+    probe = make_probe("linear", len(x)).fit(x, labels)
     scaler, regression = probe.steps[0][1], probe.steps[1][1]
-    weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
-    if len(regression.classes_) == 2:  # scikit-learn gives the second class alone, against the first
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    bias = bias - weight @ scaler.mean_
-    model.head.weight.zero_()
-    model.head.bias.fill_(float(bias.min()))
-    known = torch.from_numpy(regression.classes_).long()
-    model.head.weight[known] = torch.from_numpy(weight).to(model.head.weight)
-    model.head.bias[known] = torch.from_numpy(bias).to(model.head.bias)
+    weight = regression.coef_ / scaler.scale_
+    return weight, regression.intercept_ - weight @ scaler.mean_, regression.classes_.astype(np.int64)
 
 
 @torch.no_grad()
