@@ -155,7 +155,6 @@ def small() -> Config:
             small_consistency(epochs=12, freq_mask_param=32, time_mask_param=64),
             ratio=2,
             weight=0.1,
-            momentum=0.8,
             lr_scale=0.3,
         ),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
