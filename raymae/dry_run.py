@@ -24,7 +24,7 @@ from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, mi
 from raymae.spec import rows_of
 
 REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}
-"""What is rehearsed for a training stage. The rival cnn is given the seconds of finetune, whatever it does in them."""
+"""What is rehearsed for a training stage. The rival cnn is given seconds, whatever it does in them."""
 
 
 def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:

@@ -62,10 +62,10 @@ class Transfer:
     """Trains and evaluates all contestants on every table; ends with mean ± standard deviation over the tables, and the
     differences table by table.
 
-    Contestants: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation and
-    in the seconds of the fine-tuning; the encoder fine-tuned from random weights, from pre-training on the pool, with
-    pseudo-labels and with consistency training; each network with and without domain generalisation (random responses,
-    Freq-MixStyle, centring). Test splits are scored, never trained on or chosen by.
+    Contestants: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation of
+    the fine-tuning, in its seconds or `evaluate.cnn_seconds`; the encoder fine-tuned from random weights, from
+    pre-training on the pool, with pseudo-labels and with consistency training; each network with and without domain
+    generalisation (random responses, Freq-MixStyle, centring). Test splits are scored, never trained on or chosen by.
 
     `--json` keys: `scores`, row → split → macro accuracy by table; `differences`, pair → split → differences by table;
     `tables`; `seconds`.
