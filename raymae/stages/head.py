@@ -35,7 +35,7 @@ def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDA
     chosen = sample(np.arange(len(rows)), MOST_CLIPS, seed)
     single = spec.classification.labels == "single"
     labels = targets[chosen].argmax(1)[:, None] if single else (targets[chosen] > 0.5).astype(np.int64)
-    several = np.flatnonzero((labels != labels[:1]).any(axis=0))  # without any rows too: of none there are several
+    several = np.flatnonzero((labels != labels[:1]).any(axis=0))
     if not len(several):
         return
     views = max(1, min(MOST_VIEWS, EXAMPLES // len(chosen)))
