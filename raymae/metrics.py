@@ -56,7 +56,7 @@ def accuracy_by(labels: Labels, predicted: Labels, keys: Sequence[str | None]) -
 def class_scores(labels: Labels, predicted: Labels, n_classes: int) -> dict[str, Values]:
     """recall, precision and f1 of every class, each (C,); NaN where it has no clip, or is never predicted, or both."""
     numbers = list(range(n_classes))
-    from sklearn.metrics import precision_recall_fscore_support  # as below: a second, which training needn't wait
+    from sklearn.metrics import precision_recall_fscore_support  # a second of loading, which training needn't wait
 
     found = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
     return {"recall": found[1], "precision": found[0], "f1": found[2]}
