@@ -150,7 +150,7 @@ def small() -> Config:
         # the rates that the CNN was found to learn at, and long enough to: it starts from scratch
         evaluate=EvaluateConfig(cnn_lr=5e-4, cnn_seconds=140.0),
         # A teacher right in two guesses of three spoils itself by them at full weight (.57 to .47 on the classes
-        # of the pool, left-out microphone); at a hundredth of it they neither harm nor help. Between is not tried there.
+        # of the pool, left-out microphone); at a hundredth they change nothing. Between is untried.
         consistency=replace(
             small_consistency(epochs=12, freq_mask_param=32, time_mask_param=64),
             ratio=2,
