@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from raymae.config import AudioConfig, AugmentConfig
+from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig
 
 Augmentation = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator], tuple[Tensor, Tensor]]
 
@@ -67,10 +67,12 @@ def restyle(
 
 def crop_frames(config: AugmentConfig, audio: AudioConfig) -> int:
     """Frames of a random crop; of the whole clip where none is set."""
-    if config.crop_seconds is None:
-        return audio.n_frames
-    # Kaldi's framing loses up to a window at the end: a crop of the whole clip has no more frames than it
-    return min(audio.n_frames, round(config.crop_seconds * audio.sample_rate / audio.hop_length))
+    return audio.frames_of(config.crop_seconds)
+
+
+def segment_frames(config: FinetuneConfig, audio: AudioConfig) -> int:
+    """Frames that a classifier's encoder sees at once: of a segment, or else of a crop."""
+    return min(crop_frames(config.augment, audio), audio.frames_of(config.segment_seconds))
 
 
 def crop(

@@ -74,7 +74,7 @@ def stage_flops(plan: Plan, name: str) -> float:
     shape = crop_frames(section.augment, config.audio), config.audio.n_mels
     if stage == "pretrain":
         return useful_flops(config.model, *shape) * config.model.masks_per_clip
-    flops = finetune_flops(config.model, config.finetune, *shape)
+    flops = finetune_flops(config.model, config.finetune, *shape)  # segments make attention alone cheaper
     if stage == "consistency":  # the weak views: forward alone, of whole clips
         whole = replace(config.finetune, time_mask_ratio=0.0, freq_mask_ratio=0.0)
         share = config.consistency.ratio / clips_for_each(config, stage)

@@ -13,13 +13,14 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from raymae.artifacts import Folder
-from raymae.augment import crop_frames
+from raymae.augment import crop_frames, segment_frames
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
 from raymae.models import AudioClassifier, Encoder
 from raymae.models.classifier import centre
 from raymae.models.encoder import select
 from raymae.models.masking import index
 from raymae.models.pooling import row_stats, token_mean
+from raymae.models.segments import cut_segments, segment_starts
 
 Pool = Literal["row_stats", "mean", "cls"]
 
@@ -28,8 +29,8 @@ Pool = Literal["row_stats", "mean", "cls"]
 class Embedder:
     """A frozen encoder and how it is read.
 
-    A clip longer than what pre-training saw is cut into windows of that length (the last one ends with the clip), which
-    the encoder sees one by one; all their tokens are pooled together.
+    A clip longer than what pre-training saw is cut into segments of that length, which the encoder sees one by one; all
+    their tokens are pooled together.
     """
 
     encoder: Encoder
@@ -37,10 +38,10 @@ class Embedder:
     model: ModelConfig
     layers: tuple[int, ...]
     """Blocks, counted from 1, whose outputs are averaged."""
-    window: int
-    """Frames of a window."""
+    segment: int
+    """Frames of a segment."""
     centred: bool = False
-    """Whether each window's mean level of every band is taken off first, as the classifier that it belongs to does."""
+    """Whether each clip's mean level of every band is taken off first, as the classifier that it belongs to does."""
 
     def clips(
         self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer], pool: Pool = "row_stats"
@@ -48,7 +49,7 @@ class Embedder:
         """One vector per clip, (B, E).
 
         row_stats: mean and standard deviation over time of every frequency row of patches (E = 2 x rows x D).
-        mean: the mean of all patches (E = D). cls: the mean of the windows' class tokens (E = D).
+        mean: the mean of all patches (E = D). cls: the mean of the segments' class tokens (E = D).
 
         Args:
             log_mel: (B, T, F), normalised.
@@ -76,40 +77,34 @@ class Embedder:
         found = token_mean(patches.reshape(-1, rows, width), seen.reshape(-1, rows)).view(batch, columns, width)
         return np.asarray(found.float().cpu().numpy()), self.column_starts(log_mel.shape[1])
 
-    def window_starts(self, n_frames: int) -> list[int]:
-        """First frames of the windows of a clip."""
-        if n_frames <= self.window:
-            return [0]
-        starts = list(range(0, n_frames - self.window, self.window))
-        return [*starts, n_frames - self.window]
-
     def column_starts(self, n_frames: int) -> NDArray[np.int64]:
-        """First frames of the columns of patches of all windows, window after window."""
+        """First frames of the columns of patches of all segments, one after the other."""
         frames = self.encoder.patch_size[0]
-        columns = -(-min(n_frames, self.window) // frames)
-        return np.concatenate([start + frames * np.arange(columns) for start in self.window_starts(n_frames)])
+        columns = -(-min(n_frames, self.segment) // frames)
+        starts = segment_starts(n_frames, self.segment, frames)
+        return np.concatenate([start + frames * np.arange(columns) for start in starts])
 
     @torch.inference_mode()
     def _tokens(
         self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch tokens (B, columns, rows, D), the windows' class tokens (B, windows, D), and where patches are valid
+        """Patch tokens (B, columns, rows, D), the segments' class tokens (B, S, D), and where patches are valid
         (B, columns, rows)."""
         device = self.encoder.cls_token.device
-        starts = self.window_starts(log_mel.shape[1])
-        parts = [log_mel[:, start : start + self.window] for start in starts]
-        lengths = [np.clip(valid_frames - start, 0, parts[0].shape[1]) for start in starts]
-        x = torch.from_numpy(np.stack(parts, axis=1)).to(device).float().flatten(0, 1)
-        frames = torch.from_numpy(np.stack(lengths, axis=1)).to(device).long().flatten()
-        patches = self.encoder.patchify(centre(x, frames) if self.centred else x, frames)
+        x, frames = torch.from_numpy(log_mel).to(device).float(), torch.from_numpy(valid_frames).to(device).long()
+        segments = cut_segments(
+            centre(x, frames) if self.centred else x, frames, self.segment, self.encoder.patch_size[0]
+        )
+        patches = self.encoder.patchify(*segments)
         masking = index(patches.valid, device)
         outputs = self.encoder.layer_outputs(patches, masking)
         tokens = torch.stack([outputs[layer - 1] for layer in self.layers]).float().mean(0)
         seen = masking.mask == 0
         placed = select(tokens, torch.where(seen, 1 + masking.ids_restore, 0)) * seen[:, :, None]
         columns, rows = patches.grid
-        shape = (len(log_mel), len(starts) * columns, rows)
-        classes = tokens[:, 0].view(len(log_mel), len(starts), -1)
+        count = len(segments[0]) // len(log_mel)
+        shape = (len(log_mel), count * columns, rows)
+        classes = tokens[:, 0].view(len(log_mel), count, -1)
         return placed.view(*shape, -1), classes, seen.view(*shape).float()
 
 
@@ -117,11 +112,11 @@ def make_embedder(
     encoder: Encoder,
     audio: AudioConfig,
     model: ModelConfig,
-    augment: AugmentConfig,
+    segment: int,
     layers: Sequence[int] = (),
     centred: bool = False,
 ) -> Embedder:
-    """An embedder of an encoder that saw crops as `augment` cuts them; the default of `layers` is the last one.
+    """An embedder of an encoder that saw `segment` frames at a time; the default of `layers` is the last one.
 
     Raises:
         ValueError: there is no such layer.
@@ -131,7 +126,7 @@ def make_embedder(
     wrong = [layer for layer in chosen if not 1 <= layer <= model.depth]
     if wrong:
         raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")
-    return Embedder(encoder, audio, model, chosen, crop_frames(augment, audio), centred)
+    return Embedder(encoder, audio, model, chosen, segment, centred)
 
 
 def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:
@@ -152,11 +147,12 @@ def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str 
     centred = False
     if name == "classifier.json":
         finetune = from_dict(FinetuneConfig, card["finetune"])
-        centred, augment = finetune.centre, finetune.augment
+        centred, segment = finetune.centre, segment_frames(finetune, audio)
         encoder = AudioClassifier(audio, model, finetune, 2).encoder
     else:
-        augment, encoder = AugmentConfig(crop_seconds=card["crop_seconds"]), Encoder(audio, model)
+        segment = crop_frames(AugmentConfig(crop_seconds=card["crop_seconds"]), audio)
+        encoder = Encoder(audio, model)
     weights = load_tensors(folder.read_bytes("model.safetensors"))
     own = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     encoder.load_state_dict(own)
-    return make_embedder(encoder.to(torch_device).eval(), audio, model, augment, layers, centred)
+    return make_embedder(encoder.to(torch_device).eval(), audio, model, segment, layers, centred)

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from raymae.artifacts import Folder, open_storage
-from raymae.augment import crop_frames
+from raymae.augment import crop_frames, segment_frames
 from raymae.config import AudioConfig, Config, redact, to_dict
 from raymae.embed import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
@@ -44,12 +44,14 @@ class Model:
     audio: AudioConfig
     n_frames: int
     """Frames of its input: those that it was trained on."""
+    segment: int
+    """Frames of the input that the encoder sees at once."""
     class_names: list[str] | None
 
     @property
     def grid(self) -> Grid:
-        """Columns and rows of the patches of the input."""
-        return grid_size(self.n_frames, self.audio.n_mels, self.encoder.patch_size)
+        """Columns and rows of the patches that the encoder sees at once."""
+        return grid_size(self.segment, self.audio.n_mels, self.encoder.patch_size)
 
     @property
     def pool(self) -> str | None:
@@ -69,11 +71,14 @@ def read_model(folder: Folder) -> Model:
             raise ValueError(
                 f"{redact(folder.url)} is a CNN of timm: build it with timm.create_model, load its weights"
             )
-        n_frames = crop_frames(found.finetune.augment, found.audio)
-        model = Model(found.model.encoder, found.model, found.audio, n_frames, found.class_names)
+        n_frames, segment = (
+            crop_frames(found.finetune.augment, found.audio),
+            segment_frames(found.finetune, found.audio),
+        )
+        model = Model(found.model.encoder, found.model, found.audio, n_frames, segment, found.class_names)
     elif folder.exists("model.json"):
         embedder = read_encoder(folder)
-        model = Model(embedder.encoder, None, embedder.audio, embedder.window, None)
+        model = Model(embedder.encoder, None, embedder.audio, embedder.segment, embedder.segment, None)
     else:
         raise ValueError(f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json")
     table = model.encoder.position_table(model.grid, torch.device("cpu"))
@@ -119,7 +124,7 @@ def timm_arguments(model: Model) -> dict[str, Any]:
 
 def whole_columns(model: Model) -> int:
     """Time columns of which every frame is there; the encoder takes no others as valid."""
-    return max(1, model.n_frames // model.encoder.patch_size[0])
+    return max(1, model.segment // model.encoder.patch_size[0])
 
 
 def timm_state(model: Model) -> dict[str, Tensor]:
@@ -138,7 +143,7 @@ def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
     """The largest difference between the model and timm's with the weights of a file, on clips of noise."""
     vit = VisionTransformer(**arguments).eval()
     vit.load_state_dict(load_file(path))
-    log_mel = torch.randn(2, model.n_frames, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
+    log_mel = torch.randn(2, model.segment, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
     patches = (model.classifier or model.encoder).patchify(log_mel)
     image = unpatchify(patches.values, patches.grid, model.encoder.patch_size)[:, None, : arguments["img_size"][0]]
     if model.classifier and model.pool != "row_stats":
@@ -277,6 +282,7 @@ def card_of(model: Model, arguments: dict[str, Any], graph: str | None) -> dict[
         "vit": {"file": VIT, "arguments": arguments, "pad_value": model.audio.silence},
         "onnx": graph and {"file": graph, "inputs": ["log_mel", "valid_frames"], "output": output_name(model)},
         "n_frames": model.n_frames,
+        "segment_frames": model.segment,
         "n_mels": model.audio.n_mels,
         "centre": bool(finetune and finetune.centre),
         "pool": model.pool,

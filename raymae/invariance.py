@@ -1,7 +1,7 @@
 """What stays in the embeddings: how well device, city and scene can be read from them before and after each stage.
 
-Every stage's encoder is read in one way, that of the classifier: its network, window, centring, last block and pooling.
-Only the weights differ. Works without Ray.
+Every stage's encoder is read in one way, that of the classifier: its network, segments, centring, last block and
+pooling. Only the weights differ. Works without Ray.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
 from raymae.artifacts import Folder
+from raymae.augment import segment_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
 from raymae.embed import Embedder, Pool, make_embedder, read_card
 from raymae.models import AudioClassifier, load_encoder
@@ -40,7 +41,7 @@ class Reading:
     """An encoder and how it is read."""
 
     classifier: Folder
-    """Whose network it is, and whose window and centring."""
+    """Whose network it is, and whose segments and centring."""
     weights: Folder | None
     """Where its weights are from; None for the random ones that the network is born with."""
     centred: bool
@@ -59,7 +60,7 @@ class Reading:
             load_encoder(classifier, load_tensors(self.weights.read_bytes("model.safetensors")))
         encoder = classifier.encoder.to(torch_device).eval()
         layer = len(encoder.blocks)
-        return make_embedder(encoder, audio, model, finetune.augment, (layer,), self.centred)
+        return make_embedder(encoder, audio, model, segment_frames(finetune, audio), (layer,), self.centred)
 
 
 def readings(plan: Plan) -> dict[str, Reading]:

@@ -50,6 +50,43 @@ def test_a_padded_clip_is_the_clip(pool: str, centred: bool) -> None:
 
 
 @POOLS
+@pytest.mark.parametrize("centred", [False, True])
+def test_segments_are_read_alone_and_pooled_together(pool: str, centred: bool) -> None:
+    in_segments = make(pool=pool, centre=centred, segment_seconds=48 * AUDIO.hop_length / AUDIO.sample_rate)
+    whole = make(pool=pool)
+    clips = sound(2, 96)
+    clips[1, 64:] = AUDIO.silence
+    frames = torch.tensor([96, 64])
+    seen = centre(clips, frames) if centred else clips
+    tokens, ids, rows = [], [], []
+    for start in (0, 48):
+        patches = whole.encoder.patchify(seen[:, start : start + 48], (frames - start).clamp(0, 48))
+        masking = whole.masking(patches, None)
+        encoded = whole.encoder(patches, masking)
+        for clip in range(2):
+            kept = patches.valid[clip]
+            tokens.append((encoded[clip, :1], encoded[clip, 1:][: int(kept.sum())]))
+            ids.append(clip)
+            rows.append(kept.nonzero()[:, 0] % patches.grid[1])
+    logits = in_segments(clips, frames)
+    for clip in range(2):
+        mine = [index for index, owner in enumerate(ids) if owner == clip]
+        classes = torch.cat([tokens[index][0] for index in mine])
+        patch_tokens = torch.cat([tokens[index][1] for index in mine])
+        row = torch.cat([rows[index] for index in mine])
+        if pool == "cls":
+            pooled = classes.mean(0)
+        elif pool == "mean":
+            pooled = whole.norm(patch_tokens.mean(0))
+        else:
+            parts = [patch_tokens[row == one] for one in range(4)]
+            means = [part.mean(0) for part in parts]
+            deviations = [(part.var(0, unbiased=False) + 1e-6).sqrt() for part in parts]
+            pooled = whole.norm(torch.stack([*means, *deviations])).flatten()
+        assert torch.allclose(logits[clip], whole.head(pooled), atol=1e-4)
+
+
+@POOLS
 def test_masks_in_training_come_from_the_generator(pool: str) -> None:
     classifier = make(pool=pool, time_mask_ratio=0.5, freq_mask_ratio=0.5)
     log_mel = sound(2, 64)
@@ -81,14 +118,14 @@ def test_row_stats_are_mean_and_deviation_of_each_row() -> None:
     grid = tokens[:, 1:].unflatten(1, patches.grid)
     expected = torch.stack([grid.mean(1), (grid.var(1, unbiased=False) + 1e-6).sqrt()], dim=1)
     expected = nn.functional.layer_norm(expected, (32,), eps=1e-6).flatten(1)
-    assert torch.allclose(classifier.pool(tokens, masking, patches.grid[1]), expected, atol=1e-4)
+    assert torch.allclose(classifier.pool(tokens, masking, patches), expected, atol=1e-4)
 
 
 def test_rows_that_were_not_seen_are_zero() -> None:
     classifier = make(pool="row_stats", freq_mask_ratio=0.5).train()
     patches = classifier.encoder.patchify(sound(2, 64))
     masking = classifier.masking(patches, None)
-    pooled = classifier.pool(classifier.encoder(patches, masking), masking, 4).view(2, 2, 4, 32)
+    pooled = classifier.embed(patches, masking).view(2, 2, 4, 32)
     seen = (masking.mask == 0).unflatten(1, patches.grid).any(1)
     assert torch.equal(pooled.abs().amax(3) > 0, seen[:, None].expand(-1, 2, -1))
 

@@ -1,4 +1,4 @@
-"""Embeddings of frozen encoders: windows, pooling, layers, folders that describe themselves."""
+"""Embeddings of frozen encoders: segments, pooling, layers, folders that describe themselves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.artifacts import Folder
+from raymae.augment import crop_frames
 from raymae.config import AugmentConfig
 from raymae.embed import Embedder, make_embedder, read_embedder
 from raymae.models import Encoder
+from raymae.models.segments import cut_segments, segment_starts
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.store import FeatureStore
@@ -25,7 +27,8 @@ N_FRAMES = TINY_AUDIO.n_frames
 def make(layers: tuple[int, ...] = (), crop_seconds: float | None = None) -> Embedder:
     torch.manual_seed(0)
     encoder = Encoder(TINY_AUDIO, TINY.model).eval()
-    return make_embedder(encoder, TINY_AUDIO, TINY.model, AugmentConfig(crop_seconds=crop_seconds), layers)
+    seen = crop_frames(AugmentConfig(crop_seconds=crop_seconds), TINY_AUDIO)
+    return make_embedder(encoder, TINY_AUDIO, TINY.model, seen, layers)
 
 
 def sound(batch: int, frames: int = N_FRAMES, seed: int = 0) -> np.ndarray:
@@ -36,13 +39,20 @@ def lengths(batch: int, frames: int = N_FRAMES) -> np.ndarray:
     return np.full(batch, frames, np.int32)
 
 
-@given(st.integers(1, 500), st.integers(1, 100))
-def test_windows_cover_every_frame_and_end_with_the_clip(n_frames: int, window: int) -> None:
-    starts = replace(make(), window=window).window_starts(n_frames)
-    covered = {frame for start in starts for frame in range(start, min(start + window, n_frames))}
-    assert covered == set(range(n_frames))
+@given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 16))
+def test_segments_cover_a_clip_but_for_a_rest_of_less_than_a_patch(n_frames: int, length: int, least: int) -> None:
+    starts = segment_starts(n_frames, length, least)
+    covered = {frame for start in starts for frame in range(start, min(start + length, n_frames))}
+    assert covered == set(range(len(covered)))
+    assert n_frames - len(covered) < least
+    assert starts == sorted(set(starts))
     assert starts[0] == 0
-    assert all(start + window <= n_frames for start in starts) or len(starts) == 1
+    assert all(start + length <= n_frames for start in starts) or len(starts) == 1
+    clips = torch.arange(2.0 * n_frames).view(2, n_frames, 1)
+    segments, frames = cut_segments(clips, torch.tensor([n_frames, 1]), length, least)
+    expected = [clips[clip, start : start + length] for clip in range(2) for start in starts]
+    assert torch.equal(segments, torch.stack(expected))
+    assert frames.tolist() == [len(expected[0])] * len(starts) + [int(start == 0) for start in starts]
 
 
 @pytest.mark.parametrize(("pool", "size"), [("row_stats", 2 * 4 * 32), ("mean", 32), ("cls", 32)])
@@ -65,7 +75,7 @@ def test_the_mean_is_that_of_the_layers_tokens() -> None:
 @pytest.mark.parametrize("pool", ["row_stats", "mean"])
 def test_padding_and_company_change_nothing(crop_seconds: float | None, pool) -> None:
     embedder = make(crop_seconds=crop_seconds)
-    valid = embedder.window // 8 * 8
+    valid = embedder.segment // 8 * 8
     one = sound(1)
     one[:, valid:] = TINY_AUDIO.silence
     two = np.concatenate([one, sound(1, seed=1)])
@@ -74,10 +84,10 @@ def test_padding_and_company_change_nothing(crop_seconds: float | None, pool) ->
     assert np.allclose(alone[0], together[0], atol=1e-4)
 
 
-def test_windows_are_seen_one_by_one() -> None:
+def test_segments_are_seen_one_by_one() -> None:
     embedder = make(crop_seconds=0.32)
     log_mel = sound(1)
-    halves = [log_mel[:, start : start + embedder.window] for start in embedder.window_starts(N_FRAMES)]
+    halves = [log_mel[:, start : start + embedder.segment] for start in segment_starts(N_FRAMES, embedder.segment, 8)]
     parts = [embedder.clips(half, lengths(1, half.shape[1]), "mean") for half in halves]
     assert np.allclose(embedder.clips(log_mel, lengths(1), "mean"), np.mean(parts, axis=0), atol=1e-5)
 
@@ -105,7 +115,7 @@ def test_folders_describe_themselves(store: FeatureStore, tmp_path: Path, name) 
     pretrained = make_spec(store, tmp_path / "pretrain", config=config)
     run_stage(pretrained, BareSession(store, pretrained.artifact))
     embedder = read_embedder(pretrained.artifact)
-    assert embedder.window == round(0.32 * 8000 / 80)
+    assert embedder.segment == round(0.32 * 8000 / 80)
     quick = replace(TINY.finetune, epochs=1, warmup_epochs=0, layer=1)
     finetuned = make_spec(
         store, tmp_path / "finetune", "finetune", replace(config, finetune=quick), encoder=pretrained.artifact

@@ -76,6 +76,16 @@ def job(model: Folder | Path | str, output: Path) -> Config:
     return dataclasses.replace(TINY, export=ExportConfig(model=source, output=str(output)))
 
 
+def test_onnxruntime_reads_segments_and_timm_one_of_them(tmp_path: Path) -> None:
+    half = TINY.audio.clip_seconds / 2
+    model = read_model(classifier_folder(tmp_path, pool="row_stats", centre=True, segment_seconds=half))
+    assert model.n_frames == 2 * model.segment
+    write_onnx(model, tmp_path / "graph.onnx")
+    assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
+    save_file(timm_state(model), tmp_path / "vit.safetensors")
+    assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
+
+
 @pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats", None])

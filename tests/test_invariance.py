@@ -72,7 +72,7 @@ def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, t
     both = [*first, *(f"{name}, input centred" for name in first)] if centred else first
     assert list(found) == [*both, "fine-tuned", "with pseudo-labels"]
     embedders = {title: reading.embedder("cpu") for title, reading in found.items()}
-    assert {(one.layers, one.window) for one in embedders.values()} == {((1,), config.audio.n_frames)}
+    assert {(one.layers, one.segment) for one in embedders.values()} == {((1,), config.audio.n_frames)}
     assert [one.centred for one in embedders.values()] == [reading.centred for reading in found.values()]
     log_mel, frames = store.read(np.arange(4))
     assert {reading.pool for reading in found.values()} == {tune.pool}

@@ -109,6 +109,17 @@ class AudioConfig:
         """Frames of a whole clip."""
         return self.frames(self.n_samples)
 
+    def frames_of(self, seconds: float | None) -> int:
+        """Frames of a part of a clip, at most all of them; None is the whole clip.
+
+        Kaldi's framing loses up to a window at the end: a part as long as the clip has no more frames than it.
+        """
+        return (
+            self.n_frames
+            if seconds is None
+            else min(self.n_frames, round(seconds * self.sample_rate / self.hop_length))
+        )
+
     def frames(self, n_samples: int) -> int:
         """Frames of a waveform of `n_samples`; even an empty one has one.
 

@@ -178,15 +178,19 @@ class Config:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         self._check_unlabelled()
-        for name in ("pretrain", "finetune"):
-            crop, hop = getattr(self, name).augment.crop_seconds, self.audio.hop_length / self.audio.sample_rate
+        hop = self.audio.hop_length / self.audio.sample_rate
+        for name, length in {
+            "pretrain.augment.crop_seconds": self.pretrain.augment.crop_seconds,
+            "finetune.augment.crop_seconds": self.finetune.augment.crop_seconds,
+            "finetune.segment_seconds": self.finetune.segment_seconds,
+        }.items():
             require(
-                crop is None or crop <= self.audio.clip_seconds,
-                f"{name}.augment.crop_seconds = {crop} must not exceed audio.clip_seconds = {self.audio.clip_seconds}",
+                length is None or length <= self.audio.clip_seconds,
+                f"{name} = {length} must not exceed audio.clip_seconds = {self.audio.clip_seconds}",
             )
             require(
-                crop is None or crop >= hop,
-                f"{name}.augment.crop_seconds = {crop} must hold a frame: they are {hop:g} s apart (audio.hop_length)",
+                length is None or length >= hop,
+                f"{name} = {length} must hold a frame: they are {hop:g} s apart (audio.hop_length)",
             )
         require(
             self.model.patch_size[1] <= self.audio.n_mels,

@@ -140,6 +140,9 @@ class FinetuneConfig(TrainConfig):
     """mean: average of the patches; cls: class token; row_stats: mean and deviation of every frequency row."""
     layer: int | None = None
     """Read the encoder after this many blocks (the later ones are dropped); the default reads all."""
+    segment_seconds: float | None = None
+    """Read a longer input in segments of this length, whose patches are pooled together; with that of pre-training's
+    crops, the encoder sees no time position that it wasn't trained at. The default is one sequence."""
     centre: bool = False
     """Remove each clip's mean level of every band from the input (device robustness)."""
     drop_path: float = 0.1

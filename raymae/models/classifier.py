@@ -16,6 +16,7 @@ from raymae.models.encoder import Encoder
 from raymae.models.masking import Masking, choose_structured, index
 from raymae.models.patches import Patches, grid_size
 from raymae.models.pooling import row_stats, token_mean
+from raymae.models.segments import cut_segments, segment_starts
 
 ParameterGroup = dict[str, Any]
 
@@ -30,12 +31,14 @@ class AudioClassifier(nn.Module):
             a row of which nothing was seen is 0. Keeps apart what a recording device colours differently.
 
     While training, `finetune.time_mask_ratio` of the time columns and `freq_mask_ratio` of the frequency rows of
-    patches are removed.
+    patches are removed. With `finetune.segment_seconds` the encoder sees a clip segment by segment; the pooling is over
+    the patches of all (cls: over their class tokens).
     """
 
     def __init__(self, audio: AudioConfig, model: ModelConfig, finetune: FinetuneConfig, num_classes: int) -> None:
         super().__init__()
         self.finetune = finetune
+        self.segment = audio.frames_of(finetune.segment_seconds)
         self.encoder = Encoder(audio, model, drop_path=finetune.drop_path, depth=finetune.layer)
         pools_patches = finetune.pool != "cls"
         self.norm: nn.Module = LayerNorm(model.embed_dim) if pools_patches else nn.Identity()
@@ -60,14 +63,24 @@ class AudioClassifier(nn.Module):
         return self.classify(patches, self.masking(patches, generator))
 
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F), centred if `finetune.centre` -> its patches."""
+        """(B, T, F), centred if `finetune.centre` -> its patches, a row for each segment."""
         if self.finetune.centre:
             log_mel = centre(log_mel, valid_frames)
-        return self.encoder.patchify(log_mel, valid_frames)
+        least = self.encoder.patch_size[0]
+        segments = len(segment_starts(log_mel.shape[1], self.segment, least))
+        if segments > 1:
+            if valid_frames is None:
+                valid_frames = torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device)
+            log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, least)
+        return self.encoder.patchify(log_mel, valid_frames)._replace(segments=segments)
 
     def classify(self, patches: Patches, masking: Masking) -> Tensor:
         """The logits (B, C) from the kept patches."""
-        return self.head(self.pool(self.encoder(patches, masking), masking, patches.grid[1]))
+        return self.head(self.embed(patches, masking))
+
+    def embed(self, patches: Patches, masking: Masking) -> Tensor:
+        """The head's input (B, E) from the kept patches."""
+        return self.pool(self.encoder(patches, masking), masking, patches)
 
     def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
         """All valid patches; while training, those that structured masking leaves."""
@@ -77,16 +90,19 @@ class AudioClassifier(nn.Module):
             kept = choose_structured(kept, patches.grid, *ratios, generator)
         return index(kept, patches.values.device)
 
-    def pool(self, tokens: Tensor, masking: Masking, n_rows: int) -> Tensor:
-        """(B, 1 + K, D) -> the head's input (B, D), or (B, 2 x rows x D) for row_stats."""
+    def pool(self, tokens: Tensor, masking: Masking, patches: Patches) -> Tensor:
+        """(B S, 1 + K, D) of S segments a clip -> the head's input (B, D), or (B, 2 x rows x D) for row_stats."""
+        n_rows, segments = patches.grid[1], patches.segments
         if self.finetune.pool == "cls":
-            return self.norm(tokens[:, 0])
+            return self.norm(tokens[:, 0].unflatten(0, (-1, segments)).mean(1))
         ids = masking.ids_keep
         seen = torch.ones_like(ids) if masking.attend is None else masking.attend
+        # a clip's segments side by side: (B, S K)
+        tokens, ids, seen = (one.unflatten(0, (-1, segments)).flatten(1, 2) for one in (tokens[:, 1:], ids, seen))
         if self.finetune.pool == "mean":
-            return self.norm(token_mean(tokens[:, 1:], seen))
+            return self.norm(token_mean(tokens, seen))
         membership = functional.one_hot(ids % n_rows, n_rows) * seen[:, :, None]
-        stats = row_stats(tokens[:, 1:], membership)
+        stats = row_stats(tokens, membership)
         present = membership.float().amax(1)[:, None, :, None]
         return (self.norm(stats) * present).flatten(1)
 

@@ -29,6 +29,8 @@ class Patches(NamedTuple):
     """Time columns and frequency rows; L is their product."""
     valid: Tensor
     """(B, L) bool, on the CPU: the patches that take part in encoder and loss."""
+    segments: int = 1
+    """How many of the B, one after the other, are segments of one clip."""
 
 
 def grid_size(n_frames: int, n_mels: int, patch_size: tuple[int, int]) -> Grid:

@@ -75,7 +75,6 @@ def embed(model: AudioClassifier, spec: StageSpec, rows: Rows, seed: int) -> NDA
             log_mel, valid, spec.config.finetune.augment, spec.config.audio, generator, spec.responses
         )
         patches = model.patchify(log_mel, valid)
-        masking = model.masking(patches, None)
-        found.append(model.pool(model.encoder(patches, masking), masking, patches.grid[1]).float())
+        found.append(model.embed(patches, model.masking(patches, None)).float())
     model.train(training)
     return np.asarray(torch.cat(found).cpu().numpy())

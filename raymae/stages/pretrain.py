@@ -84,10 +84,8 @@ class PretrainTask:
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Probes of what the encoder has learnt (`raymae.stages.monitor`)."""
-        encoder = cast(MaskedAutoencoder, model).encoder
-        return monitor(
-            self.spec, make_embedder(encoder, self.audio, self.spec.config.model, self.config.augment), session
-        )
+        encoder, seen = cast(MaskedAutoencoder, model).encoder, crop_frames(self.config.augment, self.audio)
+        return monitor(self.spec, make_embedder(encoder, self.audio, self.spec.config.model, seen), session)
 
     def save(self, model: nn.Module) -> None:
         """Write the weights, what is needed to build the model, and a picture of what it can do."""
