@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from numpy.typing import NDArray
 
 from raymae import report
 from raymae.artifacts import Folder
 from raymae.config import to_dict
 from raymae.datasets.synthetic import STAMP
-from raymae.inference import classify, embed
 from raymae.order import Rows, sample
 from raymae.plan import Plan
 from raymae.rivals import SVMS, SvmKind, fit_svm, statistics
@@ -26,11 +23,30 @@ from raymae.split_file import split_name
 from raymae.store import FeatureStore, iterate
 from raymae.targets import Labels, target_matrix
 
+if TYPE_CHECKING:
+    from raymae.invariance import Reading
+
 UNSAID = ("log_loss", "log_loss_ci", "ece", "ece_ci", "reliability")
 """Scores of probabilities."""
 
-Bar = Callable[[int], AbstractContextManager[Callable[[int], Any]]]
-"""Opens a progress bar of so many clips."""
+Found = tuple[Mapping[str, NDArray[np.float32]], float]
+"""Rows of arrays by name, and the seconds of work that they took."""
+
+
+class Reader(Protocol):
+    """How rows of the store are read: over a cluster (`raymae.pipeline`) or in one process (`raymae.in_process`)."""
+
+    def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        """Something to be computed beside the rest; what comes back waits for it."""
+        ...
+
+    def classify(self, rows: Rows, folders: Mapping[str, Folder]) -> Found:
+        """Class probabilities (n, C) of rows by every classifier."""
+        ...
+
+    def embed(self, rows: Rows, readings: Mapping[str, Reading]) -> Found:
+        """Embeddings (n, E) of rows by every encoder."""
+        ...
 
 
 def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
@@ -43,7 +59,6 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
     return np.stack(found)
 
 
-@ray.remote(num_cpus=1)
 def svm_rivals(
     store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], labels: Labels, seed: int
 ) -> dict[SvmKind, tuple[NDArray[np.float32], float]]:
@@ -63,7 +78,7 @@ def svm_rivals(
     return found
 
 
-def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
+def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     """Evaluate all models of a plan and write predictions, pages and figures.
 
     Returns what `report.json` holds, and work_seconds:
@@ -88,11 +103,11 @@ def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
     folders = plan.classifiers
     kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
     train = rows_of(store.clips, "train", labelled=True)
-    rivals = svm_rivals.remote(store, kinds, train, rows, names, labels, config.seed)
-    with bar(len(rows)) as progress:
-        probabilities, work_seconds = classify(store, rows, folders, config.compute, progress)
+    rivals = reader.start(svm_rivals, store, kinds, train, rows, names, labels, config.seed)
+    by_network, work_seconds = reader.classify(rows, folders)
+    probabilities = dict(by_network)
     seconds = {name: folder.result()["work_seconds"] for name, folder in folders.items()}
-    for kind, (found, spent) in ray.get(rivals).items():
+    for kind, (found, spent) in rivals().items():
         probabilities[kind], seconds[kind] = found, spent
         work_seconds += spent
     order = [name for name in (*SVMS, *folders) if name in probabilities]
@@ -101,7 +116,7 @@ def evaluate(plan: Plan, bar: Bar) -> dict[str, Any]:
     for name, table in predictions.items():
         report.check_complete(table, store.clips)
         artifact.write_table(f"predictions/{name}.parquet", table)
-    embeddings, spent = read_embeddings(plan, rows, bar)
+    embeddings, spent = read_embeddings(plan, rows, reader)
     result = judge(predictions, names, labels, store.clips) | {
         "split": split_name(config.data.split),
         "note": STAMP if config.data.dataset == "synthetic" else None,
@@ -137,7 +152,7 @@ def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Lab
     }
 
 
-def read_embeddings(plan: Plan, rows: Rows, bar: Bar) -> tuple[dict[str, Any] | None, float]:
+def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, Any] | None, float]:
     """What can be read from the embeddings of at most `evaluate.probe_clips` held-out clips, and seconds of work."""
     from raymae.invariance import read_out, readings
 
@@ -145,8 +160,7 @@ def read_embeddings(plan: Plan, rows: Rows, bar: Bar) -> tuple[dict[str, Any] | 
     chosen = sample(rows, config.evaluate.probe_clips, config.seed)
     if not len(chosen):
         return None, 0.0
-    with bar(len(chosen)) as progress:
-        embeddings, seconds = embed(store, chosen, readings(plan), config.compute, progress)
+    embeddings, seconds = reader.embed(chosen, readings(plan))
     started = time.perf_counter()
     levels = store_statistics(store, chosen).reshape(len(chosen), -1)
     layer = config.finetune.layer or config.model.depth

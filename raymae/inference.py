@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 BATCH = 64
 Progress = Callable[[int], Any]
+Bar = Callable[[int], AbstractContextManager[Progress]]
 
 
 def torch_device() -> str:
@@ -81,24 +84,31 @@ def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]
     return {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "compute": strategy}, compute.torch_threads or int(cores)
 
 
-def classify(
-    store: FeatureStore,
-    rows: Rows,
-    folders: Mapping[str, Folder],
-    compute: ComputeConfig,
-    progress: Progress,
-    views: int = 0,
-) -> tuple[dict[str, NDArray[np.float32]], float]:
-    """Class probabilities (n, C) of some rows of the store by every classifier, each row exactly once, and the mean
-    seconds of work of the actors; averaged over `views` as `views.averaged` does."""
-    return _over_rows(Classify, store, rows, folders, compute, progress, views)
+@dataclass(frozen=True)
+class ClusterReader:
+    """Reads rows of a feature store with networks over the cluster; `bar` opens a progress bar of so many clips."""
 
+    store: FeatureStore
+    compute: ComputeConfig
+    bar: Bar
 
-def embed(
-    store: FeatureStore, rows: Rows, readings: Mapping[str, Reading], compute: ComputeConfig, progress: Progress
-) -> tuple[dict[str, NDArray[np.float32]], float]:
-    """Embeddings (n, E) of some rows of the store by every encoder, as `classify`."""
-    return _over_rows(Embed, store, rows, readings, compute, progress)
+    def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        """Start a function on a CPU of the cluster; what comes back waits for its value."""
+        value = ray.remote(num_cpus=1)(function).remote(*args)
+        return lambda: ray.get(value)
+
+    def classify(
+        self, rows: Rows, folders: Mapping[str, Folder], views: int = 0
+    ) -> tuple[dict[str, NDArray[np.float32]], float]:
+        """Class probabilities (n, C) of some rows by every classifier, each row exactly once, and the mean seconds of
+        work of the actors; averaged over `views` as `views.averaged` does."""
+        with self.bar(len(rows)) as progress:
+            return _over_rows(Classify, self.store, rows, folders, self.compute, progress, views)
+
+    def embed(self, rows: Rows, readings: Mapping[str, Reading]) -> tuple[dict[str, NDArray[np.float32]], float]:
+        """Embeddings (n, E) of some rows by every encoder, as `classify`."""
+        with self.bar(len(rows)) as progress:
+            return _over_rows(Embed, self.store, rows, readings, self.compute, progress)
 
 
 def _over_rows(

@@ -115,7 +115,9 @@ class Keys:
         train = clips_of(self.clips, ["train"])
         clips = fingerprint(train.filter(pc.is_valid(train["scene_label"])), [*FILE, "scene_label"])
         others = needed + self._given("finetune")
-        cnn = [evaluate.cnn, evaluate.cnn_lr, evaluate.cnn_seconds] if name == "cnn" else None
+        cnn = (
+            [evaluate.cnn, evaluate.cnn_lr, evaluate.cnn_crop_seconds, evaluate.cnn_seconds] if name == "cnn" else None
+        )
         more: list[Any] = [*self._chosen_by()]
         if name == "consistency":
             unlabelled = self.clips.take(rows_of(self.clips, "train", labelled=False))

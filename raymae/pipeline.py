@@ -219,23 +219,22 @@ class Run:
             self._finished(node, result)
 
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
-        from raymae.inference import classify, embed
+        from raymae.inference import ClusterReader
         from raymae.teacher import run_round
 
         plan, seconds = self.plan, [0.0]
+        reader = ClusterReader(plan.store, plan.config.compute, lambda total: self._bar(node.name, total))
 
-        def over(run: Callable[..., Any], rows: Any, model: Any, *more: Any) -> Any:
-            with self._bar(node.name, len(rows)) as progress:
-                found, spent = run(plan.store, rows, {"teacher": model}, plan.config.compute, progress, *more)
-            seconds[0] += spent
-            return found["teacher"]
+        def timed(found: tuple[Any, float]) -> Any:
+            seconds[0] += found[1]
+            return found[0]["teacher"]
 
         views = plan.config.pseudo_label.views
         result = run_round(
             plan,
             node.name,
-            lambda rows, teacher: over(classify, rows, teacher, views),
-            lambda rows, reading: over(embed, rows, reading),
+            lambda rows, teacher: timed(reader.classify(rows, {"teacher": teacher}, views)),
+            lambda rows, reading: timed(reader.embed(rows, {"teacher": reading})),
         )
         for name in ("report.md", "report.json"):
             self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
@@ -245,8 +244,10 @@ class Run:
 
     def _evaluate(self, node: Node) -> dict[str, Any]:
         from raymae.evaluate import evaluate
+        from raymae.inference import ClusterReader
 
-        result = evaluate(self.plan, lambda total: self._bar(node.name, total))
+        plan = self.plan
+        result = evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))
         for name in ("report.md", "report.html", "report.json"):
             self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
         self.tracker.log_numbers(self.run_id(node.name), scores(result["metrics"]), prefix="")

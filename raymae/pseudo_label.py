@@ -52,7 +52,8 @@ def pseudo_label(
         probabilities: (n, C), the teacher's own, before calibration.
 
     Columns of the table, a row per clip: clip_id, pseudo_label, raw_confidence, confidence (calibrated), round,
-    teacher, accepted, reason (why not), and with soft labels probabilities (calibrated, in the order of the classes).
+    teacher, accepted, reason (why not), and with soft labels probabilities (calibrated and sharpened, in the order of the
+    classes).
     """
     free = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
     assert pc.all(free).as_py() is not False, "pseudo-labels are for unlabelled clips of split train alone"
@@ -71,7 +72,7 @@ def pseudo_label(
         "reason": pa.array(acceptance.reasons.tolist(), pa.string()),
     }
     if config.labels == "soft":
-        columns["probabilities"] = pa.array(list(calibrated), pa.list_(pa.float32()))
+        columns["probabilities"] = pa.array(list(soften(calibrated, config.sharpening)), pa.list_(pa.float32()))
     table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(class_names))})
     return Round(number, redact(teacher), table, acceptance, calibration, class_names, config)
 

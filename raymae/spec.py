@@ -63,9 +63,11 @@ class StageSpec:
     @property
     def classification(self) -> FinetuneConfig:
         """The section of a stage that trains a classifier."""
-        finetune, cnn_lr = self.config.finetune, self.config.evaluate.cnn_lr
-        if self.cnn and cnn_lr is not None:
-            finetune = replace(finetune, lr=cnn_lr)
+        finetune, rival = self.config.finetune, self.config.evaluate
+        if self.cnn and rival.cnn_lr is not None:
+            finetune = replace(finetune, lr=rival.cnn_lr)
+        if self.cnn and rival.cnn_crop_seconds is not None:
+            finetune = replace(finetune, augment=replace(finetune.augment, crop_seconds=rival.cnn_crop_seconds))
         return self.config.consistency.training(finetune) if self.kind == "consistency" else finetune
 
     @property

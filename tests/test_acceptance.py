@@ -206,7 +206,7 @@ def test_of_equals_the_first_comes_first() -> None:
     ("given_", "says"),
     [
         ({"confidence_threshold": 1.0}, r"confidence_threshold = 1.0 must lie in \(0, 1\)"),
-        ({"confidence_threshold": None, "coverage": 0.0}, r"coverage = 0.0 must lie in \(0, 1\)"),
+        ({"confidence_threshold": None, "coverage": 0.0}, r"coverage = 0.0 must lie in \(0, 1\]"),
         ({"coverage": 0.5}, "set one of .* the other to None"),
         ({"rule": "flexmatch", "confidence_threshold": None, "coverage": 0.5}, "flexmatch scales a threshold"),
         ({"rule": "freematch"}, "freematch finds its own thresholds"),

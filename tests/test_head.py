@@ -71,6 +71,23 @@ def test_several_classes_have_the_probabilities_of_the_probe(
     assert torch.isin(logits.argmax(1), torch.tensor([0, 3, 4])).all()
 
 
+def test_soft_targets_count_by_their_shares(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(store, tmp_path)
+    rows, _ = rows_and_labels(spec)
+    twice = np.concatenate([rows, rows])
+    labels, seconds = np.arange(len(rows)) % 3, (np.arange(len(rows)) // 3) % 3
+    once = np.random.default_rng(0).normal(size=(len(rows), make_model(LOGISTIC, 3).head.in_features))
+    monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: np.concatenate([once, once]).astype(np.float32))
+    shared, apart = make_model(LOGISTIC, 3), make_model(LOGISTIC, 3)
+    halves = (np.eye(3)[labels] + np.eye(3)[seconds]) / 2
+    start_head(shared, spec, twice, np.concatenate([halves, halves]), 0)
+    start_head(apart, spec, twice, np.concatenate([np.eye(3)[labels], np.eye(3)[seconds]]), 0)
+    torch.testing.assert_close(shared.head.weight, apart.head.weight, rtol=1e-2, atol=1e-4)
+    assert shared.head.weight.abs().max() > 1e-3
+
+
 def test_a_run_begins_with_it_once(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     session = BareSession(store, spec.artifact)

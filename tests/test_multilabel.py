@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,6 +18,7 @@ from raymae.artifacts import Folder, read_events
 from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
 from raymae.datasets import check_labels
 from raymae.evaluate import evaluate, predictions_table
+from raymae.in_process import InProcess
 from raymae.order import Rows
 from raymae.pipeline import run_plan
 from raymae.plan import Plan, Target
@@ -198,15 +198,14 @@ def test_predictions_are_evaluated(trained: StageSpec, store: FeatureStore) -> N
     assert set(found["test_a"]["mAP_by_device"]) == {"a", "b"}
 
 
-@pytest.mark.ray
-def test_every_model_and_rival_is_evaluated(clips: pa.Table, tmp_path: Path, ray_cluster: None) -> None:
+def test_every_model_and_rival_is_evaluated(clips: pa.Table, tmp_path: Path) -> None:
     config = replace(MULTI, compute=replace(MULTI.compute, torch_threads=1))
     whole = plan(config, clips, tmp_path, "evaluate")
     shutil.copytree(make_store(tmp_path, clips).folder.path(), whole.nodes["prepare"].artifact.path())
     for name in ("pretrain", "finetune", "cnn"):
         spec = whole.spec(name)
         run_stage(spec, BareSession(whole.store, spec.artifact))
-    result = evaluate(whole, lambda total: nullcontext(lambda done: None))
+    result = evaluate(whole, InProcess(whole))
     assert list(result["metrics"]) == ["svm", "svm_robust", "cnn", "finetune"]
     for model in ("svm", "svm_robust", "finetune"):
         assert result["metrics"][model]["test_a"]["mAP"] > 0.9

@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 
 from raymae import launch
 from raymae.artifacts import Folder, open_storage, read_events
+from raymae.benchmark.side_by_side import plan_of, run_side_by_side
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
 from raymae.features import prepare
 from raymae.label import label_files
@@ -67,6 +68,18 @@ def test_the_easy_task_is_learned(result: dict[str, Any]) -> None:
     for model in ("svm", "finetune", "consistency", "student"):
         assert result["metrics"][model]["test_a"]["macro_accuracy"] > 0.9
     assert {split["clips"] for split in result["metrics"]["student"].values()} == {24}
+
+
+def test_runs_side_by_side_go_on_from_what_stands(config: Config, result: dict[str, Any]) -> None:
+    other = replace(config, finetune=replace(config.finetune, label_smoothing=0.1), unlabelled=())
+    storage = open_storage(config.storage)
+    found = dict(run_side_by_side([config, other], ["one", "other"], storage))
+    assert found[0]["metrics"] == result["metrics"]
+    assert list(found[1]["metrics"]) == ["svm", "svm_robust", "cnn", "finetune"]
+    assert found[1]["metrics"]["finetune"]["test_a"]["macro_accuracy"] > 0.9
+    plan = plan_of(other, storage)
+    assert all(node.reused for node in plan.nodes.values())
+    assert plan.nodes["pretrain"].artifact.url == result["stages"]["pretrain"]["folder"]
 
 
 def test_the_bad_file_is_quarantined(result: dict[str, Any]) -> None:

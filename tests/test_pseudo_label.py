@@ -63,6 +63,11 @@ def test_soft_labels_are_the_calibrated_probabilities() -> None:
     found = label(values, config, replace(PLAIN, temperature=2.0)).table
     assert found.column_names == [*COLUMNS, "probabilities"]
     np.testing.assert_allclose(np.array(found["probabilities"].to_pylist()), soften(values, 2.0), atol=1e-6)
+    sharpened = label(values, replace(config, sharpening=0.5), replace(PLAIN, temperature=2.0)).table
+    np.testing.assert_allclose(np.array(sharpened["probabilities"].to_pylist()), values, atol=1e-6)
+    assert sharpened["accepted"] == found["accepted"]
+    with pytest.raises(ValueError, match="sharpening = 0.5 has no effect on hard labels"):
+        PseudoLabelConfig(confidence_threshold=0.6, sharpening=0.5)
 
 
 @pytest.mark.parametrize("row", [{"split": "pool"}, {"split": "val"}, {"split": "test_a"}, {"scene_label": "bus"}])

@@ -24,10 +24,10 @@ from matplotlib.patches import Rectangle
 
 from raymae import launch
 from raymae.artifacts import Folder, open_storage
+from raymae.claims import Claim, claimed
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.deadline import Deadline, TimeIsUpError
 from raymae.plan import Plan
-from raymae.sweep.claims import Claim, claimed
 from raymae.sweep.figures import sweep_figure
 from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, stages_of, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record

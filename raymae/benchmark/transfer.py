@@ -90,19 +90,21 @@ class Transfer:
 
     def run(self) -> Result:
         """Measure."""
-        from raymae.pipeline import run_plan
+        from raymae.benchmark.side_by_side import run_side_by_side
 
         recipe = changed_recipe(self.recipe, self.settings)
         started, storage = time.time(), open_storage(self.storage)
-        scores: dict[str, dict[str, list[float]]] = {}
+        wanted = [(table, turn) for table in self.tables for turn in range(len(self.generalisation))]
+        configs = [
+            run_config(recipe, table, self.pool, generalised=self.generalisation[turn], rivals=turn == 0)
+            for table, turn in wanted
+        ]
+        names = [f"{table}{self._said(turn)}" for table, turn in wanted]
+        found: dict[tuple[str, int], Mapping[str, Any]] = {}
         result = Result("transfer")
-        for number, table in enumerate(self.tables):
-            for turn, generalised in enumerate(self.generalisation):
-                said = WITH if generalised else WITHOUT
-                print(f"\n{table} ({number + 1} of {len(self.tables)}){said}", flush=True)
-                config = run_config(recipe, table, self.pool, generalised=generalised, rivals=turn == 0)
-                add_scores(scores, run_plan(config, "evaluate", storage)["metrics"], said)
-            result = conclude(scores, self.tables[: number + 1], time.time() - started)
+        for number, evaluation in run_side_by_side(configs, names, storage):
+            found[wanted[number]] = evaluation["metrics"]
+            result = self._conclude(found, time.time() - started)
             if self.json:
                 result.save(self.json)
         if self.figure:
@@ -110,8 +112,21 @@ class Transfer:
 
             from raymae.figures import png
 
-            Path(self.figure).write_bytes(png(scores_figure(scores)))
+            Path(self.figure).write_bytes(png(scores_figure(result.values["scores"])))
         return result
+
+    def _said(self, turn: int) -> str:
+        return WITH if self.generalisation[turn] else WITHOUT
+
+    def _conclude(self, found: Mapping[tuple[str, int], Mapping[str, Any]], seconds: float) -> Result:
+        """What is known of the tables of which every run is done, in their order."""
+        turns = range(len(self.generalisation))
+        done = [table for table in self.tables if all((table, turn) in found for turn in turns)]
+        scores: dict[str, dict[str, list[float]]] = {}
+        for table in done:
+            for turn in turns:
+                add_scores(scores, found[table, turn], self._said(turn))
+        return conclude(scores, done, seconds) if done else Result("transfer")
 
 
 def changed_recipe(name: str, settings: Sequence[str]) -> Config:

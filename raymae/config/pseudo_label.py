@@ -22,7 +22,7 @@ class PseudoLabelConfig:
     confidence_threshold: float | None = 0.9
     """Smallest calibrated probability of an accepted pseudo-label; none accepts by coverage instead."""
     coverage: float | None = None
-    """Share of each predicted class's clips that is accepted, surest first (instead of a threshold)."""
+    """Share of each predicted class's clips that is accepted, surest first (instead of a threshold); 1 is all."""
     max_per_class: int | None = None
     """Most accepted clips of a class, the surest; none sets no limit."""
     max_class_ratio: float | None = None
@@ -31,6 +31,8 @@ class PseudoLabelConfig:
     """Most accepted clips of a group, the surest: clips of one recording say nearly the same."""
     labels: Literal["hard", "soft"] = "hard"
     """hard: the student learns the guessed class; soft: it learns the calibrated probabilities of all classes."""
+    sharpening: float = 1.0
+    """Temperature of soft labels on top of calibration: below 1 the surer class gains (MixMatch: 0.5)."""
     views: int = 0
     """Coloured views of a clip (other recording devices, as finetune.augment.colour_* draws them) over which the
     teacher averages, beside the clip as it is and centred; 0: the clip as it is alone. Of no use to a model that
@@ -48,10 +50,18 @@ class PseudoLabelConfig:
         require_choice("pseudo_label.rule", self.rule, get_args(Rule))
         require_choice("pseudo_label.labels", self.labels, ("hard", "soft"))
         require_choice("pseudo_label.student_start", self.student_start, get_args(StudentStart))
+        require(self.sharpening > 0, f"pseudo_label.sharpening = {self.sharpening} must be positive")
+        require(
+            self.labels == "soft" or self.sharpening == 1,
+            f"pseudo_label.sharpening = {self.sharpening} has no effect on hard labels: set pseudo_label.labels = soft",
+        )
         self._check_rule()
-        for name in ("confidence_threshold", "coverage"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < 1, f"pseudo_label.{name} = {value} must lie in (0, 1)")
+        threshold, coverage = self.confidence_threshold, self.coverage
+        require(
+            threshold is None or 0 < threshold < 1,
+            f"pseudo_label.confidence_threshold = {threshold} must lie in (0, 1)",
+        )
+        require(coverage is None or 0 < coverage <= 1, f"pseudo_label.coverage = {coverage} must lie in (0, 1]")
         for name in ("max_per_class", "max_class_ratio", "max_per_group"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"pseudo_label.{name} = {value} must be at least 1, or None")

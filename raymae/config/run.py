@@ -183,6 +183,7 @@ class Config:
             "pretrain.augment.crop_seconds": self.pretrain.augment.crop_seconds,
             "finetune.augment.crop_seconds": self.finetune.augment.crop_seconds,
             "finetune.segment_seconds": self.finetune.segment_seconds,
+            "evaluate.cnn_crop_seconds": self.evaluate.cnn_crop_seconds,
         }.items():
             require(
                 length is None or length <= self.audio.clip_seconds,

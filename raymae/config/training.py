@@ -194,6 +194,8 @@ class EvaluateConfig:
     """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
     cnn_lr: float | None = None
     """Peak learning rate of the CNN rival, which starts from random weights; the default is that of finetune."""
+    cnn_crop_seconds: float | None = None
+    """Length of the CNN rival's random crops; the default is that of finetune."""
     cnn_seconds: float | None = None
     """Seconds that the CNN rival trains; the default is as long as the fine-tuning took."""
     probe_clips: int = 1000
@@ -209,7 +211,7 @@ class EvaluateConfig:
             len(self.compare) in (0, 2),
             f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",
         )
-        for name in ("cnn_lr", "cnn_seconds"):
+        for name in ("cnn_lr", "cnn_crop_seconds", "cnn_seconds"):
             value = getattr(self, name)
             require(value is None or value > 0, f"evaluate.{name} = {value} must be positive")
         for name in self.ablation:

@@ -22,26 +22,31 @@ from raymae.store import iterate
 
 MOST_CLIPS, MOST_VIEWS, EXAMPLES, BATCH = 2000, 6, 3000, 32
 """Most clips that the regression learns from, most augmented views of each, and about how many of them in all."""
+LEAST = 0.02
+"""Smallest share of a soft target that the regression hears of."""
 
 
 @torch.no_grad()
 def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDArray[np.floating], seed: int) -> None:
     """Set the head to the linear probe of `raymae.probe` on augmented views of rows with targets (n, C).
 
-    The model stays on its device. Of one class a clip (the target's largest value) one probe tells all; a class that no
-    row has gets weights of 0 and the smallest bias. Of several, each class has a probe of its own; one that no row or
-    every row has stays as it is. Where there is nothing to tell apart, nothing changes.
+    The model stays on its device. Of one class a clip one probe tells all: a clip counts for each class by its target's
+    share of it; a class that no row has gets weights of 0 and the smallest bias. Of several, each class has a probe of
+    its own; one that no row or every row has stays as it is. Where there is nothing to tell apart, nothing changes.
     """
     chosen = sample(np.arange(len(rows)), MOST_CLIPS, seed)
     single = spec.classification.labels == "single"
-    labels = targets[chosen].argmax(1)[:, None] if single else (targets[chosen] > 0.5).astype(np.int64)
+    shares = targets[chosen]
+    labels = (shares > (LEAST if single else 0.5)).astype(np.int64)
     several = np.flatnonzero((labels != labels[:1]).any(axis=0))
     if not len(several):
         return
     views = max(1, min(MOST_VIEWS, EXAMPLES // len(chosen)))
     x = np.concatenate([embed(model, spec, rows[chosen], mix(seed, view)) for view in range(views)])
     if single:
-        weight, bias, known = linear(x, np.tile(labels[:, 0], views))
+        clips, classes = np.nonzero(labels)
+        places = np.concatenate([clips + view * len(chosen) for view in range(views)])
+        weight, bias, known = linear(x[places], np.tile(classes, views), np.tile(shares[clips, classes], views))
         if len(known) == 2:  # scikit-learn gives the second class alone, against the first
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         model.head.weight.zero_()
@@ -54,9 +59,13 @@ def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDA
     model.head.bias[torch.from_numpy(known)] = torch.from_numpy(bias).to(model.head.bias)
 
 
-def linear(x: NDArray[np.float32], labels: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Weights (K, E) and biases (K,) of a linear probe of inputs (n, E), and its classes; of two, K is 1."""
-    probe = make_probe("linear", len(x)).fit(x, labels)
+def linear(
+    x: NDArray[np.float32], labels: NDArray[np.integer], counts: NDArray[np.floating] | None = None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """Weights (K, E) and biases (K,) of a linear probe of inputs (n, E), and its classes; of two, K is 1. By `counts`
+    (n,) an input counts less than once."""
+    probe = make_probe("linear", len(x))
+    probe.fit(x, labels, **{f"{step}__sample_weight": counts for step, _ in probe.steps})
     scaler, regression = probe.steps[0][1], probe.steps[1][1]
     weight = regression.coef_ / scaler.scale_
     return weight, regression.intercept_ - weight @ scaler.mean_, regression.classes_.astype(np.int64)

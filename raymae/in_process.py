@@ -1,0 +1,131 @@
+"""The stages of a plan, one after the other in one process: what a cluster does, without the start of its workers.
+
+Ray Train and Ray Data take longer to start than a small stage to run, so trials of a sweep and runs of a benchmark are
+made so, several of them side by side. Keys and artifacts are those of the pipeline. The feature store has to stand. A
+stage that another process is making is waited for (`raymae.claims`); one that was cut off goes on from its newest
+commit. Works without Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymae.artifacts import Folder
+from raymae.claims import claimed
+from raymae.config import to_dict
+from raymae.deadline import FOREVER, Deadline
+from raymae.evaluate import evaluate
+from raymae.invariance import Reading
+from raymae.keys import FINETUNED
+from raymae.order import Rows
+from raymae.plan import Node, Plan
+from raymae.session import BareSession
+from raymae.spec import StageSpec
+from raymae.stages import run_stage
+from raymae.store import iterate
+from raymae.teacher import run_round
+from raymae.views import classify
+
+CLAIMS = "sweeps/claims"
+BATCH = 64
+
+Tell = Callable[[StageSpec, dict[str, Any]], Any]
+
+
+class TellingSession(BareSession):
+    """A process without Ray's session that passes every event on."""
+
+    def __init__(self, spec: StageSpec, torch_device: str, tell: Tell) -> None:
+        super().__init__(spec.store, spec.artifact, torch_device)
+        self.spec, self.tell = spec, tell
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Write the event and tell of it."""
+        super().report(event)
+        self.tell(self.spec, event)
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Makes the stages of a plan in this process; `tell` gets every event of a training and may end it by raising."""
+
+    plan: Plan
+    torch_device: str = "cpu"
+    deadline: Deadline = FOREVER
+    tell: Tell = lambda spec, event: None
+
+    def make(self, node: Node) -> bool:
+        """Make a stage unless it stands; whether it was made here.
+
+        Raises:
+            ValueError: the feature store isn't there, and whatever the stages raise of their input.
+            TimeIsUpError: the deadline is over; a commit stands.
+        """
+        if node.artifact.is_done():
+            return False
+        if node.stage not in ("pretrain", "pseudo_label", "evaluate", *FINETUNED):
+            what = "the feature store" if node.stage == "prepare" else node.name
+            raise ValueError(f"{what} {node.key} isn't there")
+        where = f"before {node.name}"
+        folder = self.plan.storage / f"{CLAIMS}/{node.stage}-{node.key}"
+        with claimed(folder, node.artifact.is_done, lambda: self.deadline.check(where)) as mine:
+            if mine:
+                self.deadline.check(where)
+                if node.stage in ("pretrain", *FINETUNED):
+                    self._train(self.plan.spec(node.name))
+                else:
+                    self._read(node)
+            return mine
+
+    def _train(self, spec: StageSpec) -> None:
+        if not run_stage(spec, TellingSession(spec, self.torch_device, self.tell), self.deadline):
+            raise self.deadline.error(f"within {spec.name}")
+
+    def _read(self, node: Node) -> None:
+        """A round of pseudo-labels, or the evaluation, as the pipeline makes them over a cluster."""
+        started = time.time()
+        if node.stage == "pseudo_label":
+            views = self.plan.config.pseudo_label.views
+            result = run_round(
+                self.plan,
+                node.name,
+                lambda rows, teacher: self.classify(rows, {"": teacher}, views)[0][""],
+                lambda rows, reading: self.embed(rows, {"": reading})[0][""],
+            )
+        else:
+            result = evaluate(self.plan, self)
+        seconds = time.time() - started
+        node.artifact.write_json("config.json", to_dict(self.plan.config))
+        node.artifact.finish(result | {"work_seconds": seconds, "seconds": seconds})
+
+    # How `evaluate` reads rows ------------------------------------------------------------------------------------
+
+    def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        """Something to be computed: here, when it is asked for."""
+        return lambda: function(*args)
+
+    def classify(
+        self, rows: Rows, folders: Mapping[str, Folder], views: int = 0
+    ) -> tuple[dict[str, NDArray[np.float32]], float]:
+        """Class probabilities (n, C) of rows of the store by classifier, and the seconds it took."""
+        started, store = time.perf_counter(), self.plan.store
+        found = {name: classify(store, rows, folder, views, self.torch_device) for name, folder in folders.items()}
+        return found, time.perf_counter() - started
+
+    def embed(self, rows: Rows, readings: Mapping[str, Reading]) -> tuple[dict[str, NDArray[np.float32]], float]:
+        """Embeddings (n, E) of rows of the store by encoder, and the seconds it took."""
+        started, found = time.perf_counter(), {}
+        for name, reading in readings.items():
+            embedder = reading.embedder(self.torch_device)
+            parts = [
+                embedder.clips(log_mel, frames, reading.pool)
+                for _, log_mel, frames in iterate(self.plan.store, rows, BATCH)
+            ]
+            found[name] = np.concatenate(parts)
+        return found, time.perf_counter() - started
