@@ -52,8 +52,8 @@ def pseudo_label(
         probabilities: (n, C), the teacher's own, before calibration.
 
     Columns of the table, a row per clip: clip_id, pseudo_label, raw_confidence, confidence (calibrated), round,
-    teacher, accepted, reason (why not), and with soft labels probabilities (calibrated and sharpened, in the order of the
-    classes).
+    teacher, accepted, reason (why not), and with soft labels probabilities (calibrated and sharpened; in the order of
+    the classes).
     """
     free = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
     assert pc.all(free).as_py() is not False, "pseudo-labels are for unlabelled clips of split train alone"

@@ -310,10 +310,11 @@ def test_a_stage_can_be_given_the_seconds_of_another(store: FeatureStore, tmp_pa
     assert own.max_seconds == 0.2
 
 
-def test_the_rival_may_have_a_learning_rate_of_its_own(store: FeatureStore, tmp_path: Path) -> None:
-    config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_lr=3e-3))
-    assert make_spec(store, tmp_path, "finetune", config, cnn="resnet10t").train.peak_lr == 3e-3
-    assert make_spec(store, tmp_path, "finetune", config).train.peak_lr == TINY.finetune.peak_lr
+def test_the_rival_may_have_a_learning_rate_and_crops_of_its_own(store: FeatureStore, tmp_path: Path) -> None:
+    config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_lr=3e-3, cnn_crop_seconds=0.32))
+    rival = make_spec(store, tmp_path, "finetune", config, cnn="resnet10t").classification
+    assert (rival.peak_lr, rival.augment.crop_seconds) == (3e-3, 0.32)
+    assert make_spec(store, tmp_path, "finetune", config).classification == TINY.finetune
     with pytest.raises(ValueError, match="cnn_lr"):
         replace(TINY.evaluate, cnn_lr=0.0)
 

@@ -66,7 +66,7 @@ def test_soft_labels_are_the_calibrated_probabilities() -> None:
     sharpened = label(values, replace(config, sharpening=0.5), replace(PLAIN, temperature=2.0)).table
     np.testing.assert_allclose(np.array(sharpened["probabilities"].to_pylist()), values, atol=1e-6)
     assert sharpened["accepted"] == found["accepted"]
-    with pytest.raises(ValueError, match="sharpening = 0.5 has no effect on hard labels"):
+    with pytest.raises(ValueError, match=r"sharpening = 0\.5 has no effect on hard labels"):
         PseudoLabelConfig(confidence_threshold=0.6, sharpening=0.5)
 
 
