@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import uuid
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,13 +147,35 @@ class Folder:
         return dict(self.read_json("done.json"))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Declare the folder finished; nothing may be written to it afterwards."""
+        """Declare the folder finished; nothing that counts may be written to it afterwards.
+
+        What was written is read again for its checksums: what stands is what they say.
+        """
+        start = len(self.path()) + 1
+        self.fs.invalidate_cache()
+        names = sorted(path[start:] for path in self.fs.find(self.path()))
+        counting = [name for name in names if name.split("/")[0] not in (*PASSING, CHECKSUMS)]
+        self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in counting})
         self.write_json("done.json", result)
+
+
+CHECKSUMS = "checksums.json"
+
+
+def checksum_of(folder: Folder, name: str) -> str:
+    """The CRC-32 of a file, read a piece at a time."""
+    found = 0
+    with folder.open(name) as file:
+        while piece := file.read(1 << 24):
+            found = zlib.crc32(piece, found)
+    return f"{found:08x}"
 
 
 # What a training stage writes while it runs -------------------------------------------------------------------------
 
 EVENTS, COMMITS = "events", "commits"
+PASSING = (EVENTS, COMMITS, "figures", "stacks", "profile", "done.json")
+"""In the folder of a stage: what no later stage reads."""
 
 
 def write_event(artifact: Folder, event: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from raymae.store import iterate
 from raymae.teacher import run_round
 from raymae.views import classify
 
-CLAIMS = "sweeps/claims"
+CLAIMS = "claims"
 BATCH = 64
 
 Tell = Callable[[StageSpec, dict[str, Any]], Any]

@@ -16,6 +16,7 @@ from raymae.config import Config, redact, to_dict
 from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
+from raymae.inventory import STAGES
 from raymae.keys import FINETUNED
 from raymae.plan import Node, Plan, Target, ui_command
 from raymae.selection import described
@@ -54,6 +55,7 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
     plan = make_plan(config, target, storage)
     if config.dry_run:
         return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
+    record(plan)
     run = Run(plan, Deadline(config.max_hours, started))
     try:
         if plan.to_do:
@@ -67,6 +69,13 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
         raise
     print_result(plan, result)
     return result
+
+
+def record(plan: Plan) -> None:
+    """Write down which stages and given weights the run needs, before it makes them."""
+    stages = {name: {"stage": node.stage, "key": node.key} for name, node in plan.nodes.items()}
+    given = {section: {"key": one.key} for section, one in plan.given.items()}
+    plan.run_folder.write_json(STAGES, {"stages": stages, "given": given})
 
 
 class Run:

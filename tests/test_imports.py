@@ -18,8 +18,8 @@ FLOORS = [
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {"submission", "streaming", "windows", "manifest", "spec", "rivals", "probe", "figures", "twins", "acceptance"},
     {"calibration", "truth"},
-    {"pseudo_label", "keys"},
-    {"session", "checkpoint", "plan", "report", "pictures", "claims"},
+    {"pseudo_label", "keys", "inventory"},
+    {"session", "checkpoint", "plan", "report", "pictures", "claims", "seen"},
     {"provenance", "task", "audit"},
     {"loop", "predict", "embed"},
     {"stages", "outlook", "follow", "pyfunc", "invariance", "views"},
@@ -34,6 +34,7 @@ FLOORS = [
     {"rehearsal"},
     {"dry_run"},
     {"cli"},
+    {"inventory_job"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ABOVE_RAY = FLOOR["features"]

@@ -104,8 +104,8 @@ def test_trials_share_their_stages_and_reach_the_pipelines_keys(ground: Ground) 
     assert list(first["stages"]) == names
     assert [stage["reused"] for stage in first["stages"].values()] == [True, False, False, False, False]
     assert [stage["reused"] for stage in second["stages"].values()] == [True, True, True, False, False]
-    assert not (ground.storage / "sweeps/claims").names() or not any(
-        (ground.storage / "sweeps/claims" / name).names() for name in (ground.storage / "sweeps/claims").names()
+    assert not (ground.storage / "claims").names() or not any(
+        (ground.storage / "claims" / name).names() for name in (ground.storage / "claims").names()
     )
 
     config = ground.config_of(low)

@@ -18,7 +18,7 @@ from raymae.config import Config
 from raymae.datasets import load
 from raymae.in_process import InProcess
 from raymae.launch import start_ray
-from raymae.pipeline import run_plan
+from raymae.pipeline import record, run_plan
 from raymae.plan import Plan
 from raymae.sweep.search import room
 from raymae.weights import find
@@ -45,6 +45,7 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
         return
     start_ray(configs[0].compute)
     for number in waiting:
+        record(plans[number])
         for target in ("prepare", "pretrain"):
             node = plans[number].nodes[target]
             if not node.artifact.is_done():

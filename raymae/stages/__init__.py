@@ -16,6 +16,8 @@ from raymae.deadline import FOREVER, Deadline
 from raymae.figures import learning_curves, png
 from raymae.loop import Trainer
 from raymae.pictures import CURVES
+from raymae.seen import FILE as SEEN
+from raymae.seen import seen_table
 from raymae.selection import described
 from raymae.session import Session
 from raymae.spec import StageSpec
@@ -64,6 +66,7 @@ def finish(task: Task, trainer: Trainer, model: nn.Module) -> None:
     task.save(model)
     spec.artifact.write_bytes(CURVES, png(learning_curves(read_events(spec.artifact), spec.name)))
     spec.artifact.write_json("config.json", to_dict(spec.config))
+    spec.artifact.write_table(SEEN, seen_table(spec))
     chosen = handed_on(task, progress)
     log.info("%s %s", spec.name, described(chosen))
     spec.artifact.finish(

@@ -1,0 +1,156 @@
+"""Which clips a model has learnt from: what a deletion request asks. Neither Ray nor torch.
+
+A training stage writes `seen.parquet`: with a feature store the role of each of its rows (null: none), whose runs take
+next to no room; without one the ids of the clips and their roles. Its metadata name the store and what the stage's
+weights began as, which has seen clips of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raymae.artifacts import Folder
+from raymae.config import redact
+from raymae.keys import FINETUNED
+from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
+from raymae.store import FeatureStore
+
+FILE = "seen.parquet"
+ROLES = ("unlabelled", "labelled", "pseudo-labelled")
+TRAINED = ("pretrain", *FINETUNED)
+META = b"raymae"
+
+
+def seen_table(spec: StageSpec) -> pa.Table:
+    """The clips of a stage and what they were to it, for its artifact."""
+    clips = spec.store.clips
+    roles = np.full(len(clips), -1, np.int8)
+    if spec.kind == "pretrain":
+        roles[np.concatenate(spec.order().rows)] = ROLES.index("unlabelled")
+    else:
+        rows, _ = labelled_rows(spec)
+        if spec.kind == "consistency":
+            roles[unlabelled_rows(clips)] = ROLES.index("unlabelled")
+        given = pc.is_valid(clips["scene_label"].take(rows)).to_numpy()
+        roles[rows] = np.where(given, ROLES.index("labelled"), ROLES.index("pseudo-labelled"))
+    column = pa.DictionaryArray.from_arrays(pa.array(roles, mask=roles < 0), pa.array(ROLES))
+    columns: dict[str, Any] = {"role": column}
+    stored = isinstance(spec.store, FeatureStore)
+    if not stored:
+        columns = {"clip_id": clips["clip_id"], **columns}
+    begins = [place_of(folder) for folder in (spec.encoder, spec.classifier) if folder is not None]
+    about = {"store": place_of(spec.store.folder) if stored else None, "begins_as": begins}
+    table = pa.table(columns).replace_schema_metadata({META: json.dumps(about)})
+    return table if stored else table.filter(pc.is_valid(table["role"]))
+
+
+def place_of(folder: Folder) -> str:
+    """ "stage/key" of an artifact."""
+    return "/".join(folder.url.rstrip("/").split("/")[-2:])
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A clip that a model has learnt from."""
+
+    clip_id: str
+    model: str
+    """ "stage/key"."""
+    role: str
+    through: str | None
+    """The stage that it began as and that saw the clip, if not itself."""
+
+
+def models_that_saw(storage: Folder, column: str, values: Sequence[str]) -> tuple[list[Sight], list[str]]:
+    """What has learnt from the clips whose `column` of the clip table holds one of some values, and of which models
+    that can't be said, with the reason.
+
+    ValueError where no store's clip table has the column, or none of the values occurs.
+    """
+    own, begins, unknown = _own_sights(storage, column, values)
+    found = []
+    for model in own:
+        for place in [model, *_ancestors(model, begins)]:
+            if place not in own and place not in unknown:
+                unknown[place] = "it was brought from outside, or written before stages said what they saw"
+            through = None if place == model else place
+            found += [Sight(clip, model, role, through) for clip, role in own.get(place, {}).items()]
+    silent = [f"{model}: {why}" for model, why in sorted(unknown.items())]
+    return sorted(found, key=lambda one: (one.clip_id, one.model, one.through or "")), silent
+
+
+def _own_sights(
+    storage: Folder, column: str, values: Sequence[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, list[str]], dict[str, str]]:
+    """By model, the clips that it saw itself with their roles, and what it began as; by model, why it isn't known."""
+    stores: dict[str, pa.Table | None] = {}
+    own: dict[str, dict[str, str]] = {}
+    begins: dict[str, list[str]] = {}
+    unknown: dict[str, str] = {}
+    known: set[str] = set()
+    occurs = False
+    for stage in TRAINED:
+        for key in (storage / f"artifacts/{stage}").names():
+            folder, model = storage / f"artifacts/{stage}/{key}", f"{stage}/{key}"
+            if not folder.exists(FILE):
+                unknown[model] = "it is unfinished, or older than stages that say what they saw"
+                continue
+            with folder.open(FILE) as file:
+                seen = pq.read_table(file)
+            about = json.loads(seen.schema.metadata[META])
+            begins[model] = about["begins_as"]
+            clips = _clips(storage, about["store"], stores) if about["store"] else seen
+            if clips is None:
+                unknown[model] = f"its feature store {about['store']} is gone"
+                continue
+            known |= set(clips.column_names) - {"role"}
+            if column not in clips.column_names or len(clips) != len(seen):
+                unknown[model] = f"its clips have no {column}: their ids alone are known"
+                continue
+            asked = pc.is_in(clips[column].cast(pa.string()), pa.array(values, pa.string()))
+            occurs = occurs or bool(pc.any(asked).as_py())
+            mine = pc.and_(asked, pc.is_valid(seen["role"]))
+            ids, roles = clips["clip_id"].filter(mine).to_pylist(), seen["role"].filter(mine).to_pylist()
+            own[model] = dict(zip(ids, roles, strict=True))
+    if known and column not in known:
+        raise ValueError(f"no clip table has a column {column}; there are: {', '.join(sorted(known))}")
+    if known and not occurs:
+        raise ValueError(f"no {column} of any clip is {' or '.join(values)}")
+    return own, begins, unknown
+
+
+def _clips(storage: Folder, store: str, stores: dict[str, pa.Table | None]) -> pa.Table | None:
+    """The clip table of a feature store, read once; None where it is gone."""
+    if store not in stores:
+        folder = storage / f"artifacts/{store}"
+        stores[store] = FeatureStore(folder, storage).clips if folder.exists("clips.parquet") else None
+    return stores[store]
+
+
+def _ancestors(model: str, begins: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a model began as, and what that began as, and so on."""
+    found: list[str] = []
+    waiting = list(begins.get(model, ()))
+    while waiting:
+        place = waiting.pop()
+        if place not in found:
+            found.append(place)
+            waiting += begins.get(place, ())
+    return found
+
+
+def sights_text(sights: Sequence[Sight], unknown: Sequence[str], storage: Folder) -> str:
+    """For people."""
+    lines = [f"{'clip_id':40s} {'model':32s} {'role':16s} through"]
+    lines += [f"{one.clip_id:40s} {one.model:32s} {one.role:16s} {one.through or ''}".rstrip() for one in sights]
+    if not sights:
+        lines = [f"no model in {redact(storage.url)} is known to have learnt from them"]
+    return "\n".join([*lines, *(f"not known: {line}" for line in unknown)])
