@@ -54,6 +54,13 @@ class Model:
         return grid_size(self.segment, self.audio.n_mels, self.encoder.patch_size)
 
     @property
+    def is_head_timms(self) -> bool:
+        """Whether timm's VisionTransformer has a place for the head: not for row statistics, nor for two readings."""
+        if self.classifier is None:
+            return False
+        return self.pool != "row_stats" and not self.classifier.finetune.with_plain
+
+    @property
     def pool(self) -> str | None:
         """`finetune.pool`; None for an encoder alone."""
         return self.classifier.finetune.pool if self.classifier else None
@@ -98,27 +105,26 @@ def read_encoder(folder: Folder) -> Embedder:
 
 
 def timm_arguments(model: Model) -> dict[str, Any]:
-    """The arguments of timm's VisionTransformer that build the model: with its head, or without one for row_stats,
-    which timm doesn't know."""
+    """The arguments of timm's VisionTransformer that build the model: with its head, or without one where timm has
+    no place for it."""
     encoder = model.encoder
     first: Any = encoder.blocks[0]
     width = encoder.cls_token.shape[2]
     heads = {
         "mean": {"global_pool": "avg", "fc_norm": True},
         "cls": {"global_pool": "token", "fc_norm": False},
-        "row_stats": {"global_pool": "avg", "fc_norm": False, "final_norm": False},
-        None: {"global_pool": "avg", "fc_norm": False},
     }
+    headless = {"global_pool": "avg", "fc_norm": False, "final_norm": model.pool in (None, "cls")}
     return {
         "img_size": [whole_columns(model) * encoder.patch_size[0], model.grid[1] * encoder.patch_size[1]],
         "patch_size": list(encoder.patch_size),
         "in_chans": 1,
-        "num_classes": len(model.class_names) if model.class_names and model.pool != "row_stats" else 0,
+        "num_classes": len(model.class_names or ()) if model.is_head_timms else 0,
         "embed_dim": width,
         "depth": len(encoder.blocks),
         "num_heads": first.attn.num_heads,
         "mlp_ratio": first.mlp.fc1.out_features / width,
-        **heads[model.pool],
+        **(heads[str(model.pool)] if model.is_head_timms else headless),
     }
 
 
@@ -132,7 +138,7 @@ def timm_state(model: Model) -> dict[str, Tensor]:
     table = model.encoder.pos_embed
     assert table is not None  # `read_model` fixed it
     state = timm_names(model.encoder.state_dict(), table[: whole_columns(model)].flatten(0, 1))
-    if model.classifier and model.pool != "row_stats":
+    if model.classifier and model.is_head_timms:
         state |= {f"head.{name}": value for name, value in model.classifier.head.state_dict().items()}
         state |= {f"fc_norm.{name}": value for name, value in model.classifier.norm.state_dict().items()}
     return {name: value.contiguous() for name, value in state.items()}
@@ -146,7 +152,7 @@ def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
     log_mel = torch.randn(2, model.segment, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
     patches = (model.classifier or model.encoder).patchify(log_mel)
     image = unpatchify(patches.values, patches.grid, model.encoder.patch_size)[:, None, : arguments["img_size"][0]]
-    if model.classifier and model.pool != "row_stats":
+    if model.classifier and model.is_head_timms:
         return difference("timm", model.classifier(log_mel), vit(image))
     tokens = model.encoder(patches, index(patches.valid, torch.device("cpu")))
     return difference("timm", tokens, vit.forward_features(image))

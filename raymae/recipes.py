@@ -110,6 +110,7 @@ def probe_finetune(epochs: float, *, segment_seconds: float) -> FinetuneConfig:
     return replace(
         small_finetune(epochs, views=2),
         segment_seconds=segment_seconds,
+        with_plain=True,
         head_start="logistic",
         head_epochs=0.0,
         head_lr_scale=0.05,
@@ -148,7 +149,7 @@ def small() -> Config:
             precision=native_precision(),
             augment=AugmentConfig(crop_seconds=2.56, colour_p=1.0),
         ),
-        finetune=probe_finetune(epochs=6, segment_seconds=2.56),
+        finetune=probe_finetune(epochs=3, segment_seconds=2.56),
         # the rates and crops that the CNN was found to learn with, and long enough to: it starts from scratch
         evaluate=EvaluateConfig(cnn_lr=5e-4, cnn_crop_seconds=2.56, cnn_seconds=140.0),
         # A teacher right in two guesses of three spoils itself by them at full weight (.73 to .70 on three tasks of

@@ -87,6 +87,25 @@ def test_segments_are_read_alone_and_pooled_together(pool: str, centred: bool) -
 
 
 @POOLS
+def test_a_clip_stands_beside_itself_centred(pool: str) -> None:
+    both, plain = (
+        make(pool=pool, centre=True, with_plain=True, segment_seconds=0.5),
+        make(pool=pool, segment_seconds=0.5),
+    )
+    both.encoder.load_state_dict(plain.encoder.state_dict())
+    clips, frames = sound(3, 64), torch.tensor([64, 40, 64])
+    clips[1, 40:] = AUDIO.silence
+    halves = []
+    for one in (clips, centre(clips, frames)):
+        patches = plain.patchify(one, frames)
+        halves.append(plain.embed(patches, plain.masking(patches, None)))
+    assert torch.allclose(both(clips, frames), both.head(torch.cat(halves, 1)), atol=1e-4)
+    assert both(clips).shape == (3, 3)
+    with pytest.raises(ValueError, match=r"it needs finetune\.centre"):
+        FinetuneConfig(with_plain=True)
+
+
+@POOLS
 def test_masks_in_training_come_from_the_generator(pool: str) -> None:
     classifier = make(pool=pool, time_mask_ratio=0.5, freq_mask_ratio=0.5)
     log_mel = sound(2, 64)

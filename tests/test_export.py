@@ -86,6 +86,16 @@ def test_onnxruntime_reads_segments_and_timm_one_of_them(tmp_path: Path) -> None
     assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
 
 
+@pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
+def test_two_readings_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
+    model = read_model(classifier_folder(tmp_path, pool=pool, centre=True, with_plain=True))
+    assert timm_arguments(model)["num_classes"] == 0
+    save_file(timm_state(model), tmp_path / "vit.safetensors")
+    assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
+    write_onnx(model, tmp_path / "graph.onnx")
+    assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
+
+
 @pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats", None])

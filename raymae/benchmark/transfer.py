@@ -39,7 +39,7 @@ def without_generalisation(config: Config) -> Config:
     def plain(augment: AugmentConfig) -> AugmentConfig:
         return replace(augment, colour_p=0.0, mixstyle_p=0.0, responses=(), response_p=None)
 
-    finetune = replace(config.finetune, centre=False, augment=plain(config.finetune.augment))
+    finetune = replace(config.finetune, centre=False, with_plain=False, augment=plain(config.finetune.augment))
     consistency = replace(config.consistency, strong=plain(config.consistency.strong))
     return replace(config, finetune=finetune, consistency=consistency)
 

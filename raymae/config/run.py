@@ -202,7 +202,7 @@ class Config:
             "finetune.init_from takes the place of pre-training, so pretrain.init_from would have no effect: set one",
         )
         require(
-            not (self.pseudo_label.views and self.finetune.centre),
+            not (self.pseudo_label.views and self.finetune.centre and not self.finetune.with_plain),
             f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.centre, which takes from each "
             "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-centre",
         )

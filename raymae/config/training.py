@@ -145,6 +145,9 @@ class FinetuneConfig(TrainConfig):
     crops, the encoder sees no time position that it wasn't trained at. The default is one sequence."""
     centre: bool = False
     """Remove each clip's mean level of every band from the input (device robustness)."""
+    with_plain: bool = False
+    """With centre: read each clip as it is, too; what is pooled of both stands side by side in the head's input. What a
+    device changes is in one half alone. (Of the encoder's classifiers; the CNN rival centres.)"""
     drop_path: float = 0.1
     """Stochastic depth of the last block; linear from 0."""
     label_smoothing: float = 0.0
@@ -171,6 +174,10 @@ class FinetuneConfig(TrainConfig):
             f"finetune.balance = {self.balance} is for clips of one class: leave it out with finetune.labels = multi",
         )
         require_choice("finetune.head_start", self.head_start, ("zero", "logistic"))
+        require(
+            self.centre or not self.with_plain,
+            "finetune.with_plain sets the clip as it is beside the centred one: it needs finetune.centre",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ class AudioClassifier(nn.Module):
         if pools_patches:
             self.encoder.norm = nn.Identity()  # the norm comes after the pooling
         n_rows = grid_size(audio.n_frames, audio.n_mels, model.patch_size)[1]
-        self.head = nn.Linear(model.embed_dim * (2 * n_rows if finetune.pool == "row_stats" else 1), num_classes)
+        pooled = model.embed_dim * (2 * n_rows if finetune.pool == "row_stats" else 1)
+        self.head = nn.Linear(pooled * (2 if finetune.with_plain else 1), num_classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
@@ -63,9 +64,13 @@ class AudioClassifier(nn.Module):
         return self.classify(patches, self.masking(patches, generator))
 
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F), centred if `finetune.centre` -> its patches, a row for each segment."""
+        """(B, T, F), centred if `finetune.centre` -> its patches, a row for each segment; with `finetune.with_plain`
+        those of each clip as it is come before those of the centred one."""
         if self.finetune.centre:
-            log_mel = centre(log_mel, valid_frames)
+            centred = centre(log_mel, valid_frames)
+            log_mel = torch.stack([log_mel, centred], 1).flatten(0, 1) if self.finetune.with_plain else centred
+            if self.finetune.with_plain and valid_frames is not None:
+                valid_frames = valid_frames.repeat_interleave(2)
         least = self.encoder.patch_size[0]
         segments = len(segment_starts(log_mel.shape[1], self.segment, least))
         if segments > 1:
@@ -80,7 +85,8 @@ class AudioClassifier(nn.Module):
 
     def embed(self, patches: Patches, masking: Masking) -> Tensor:
         """The head's input (B, E) from the kept patches."""
-        return self.pool(self.encoder(patches, masking), masking, patches)
+        pooled = self.pool(self.encoder(patches, masking), masking, patches)
+        return pooled.unflatten(0, (-1, 2)).flatten(1) if self.finetune.with_plain else pooled
 
     def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
         """All valid patches; while training, those that structured masking leaves."""

@@ -20,7 +20,7 @@ from raymae.probe import make_probe
 from raymae.spec import StageSpec
 from raymae.store import iterate
 
-MOST_CLIPS, MOST_VIEWS, EXAMPLES, BATCH = 2000, 6, 3000, 32
+MOST_CLIPS, MOST_VIEWS, EXAMPLES, BATCH = 2000, 6, 1500, 32
 """Most clips that the regression learns from, most augmented views of each, and about how many of them in all."""
 LEAST = 0.02
 """Smallest share of a soft target that the regression hears of."""
