@@ -35,7 +35,7 @@ from raymae.recipes import RECIPES
 
 DEFAULT_RECIPE = "synthetic"
 
-Job = Target | Literal["predict", "embed", "export", "audit", "sweep"]
+Job = Target | Literal["predict", "embed", "export", "audit", "sweep", "promote"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +244,10 @@ def run(job: Job, config: Config) -> dict[str, Any]:
         from raymae.report.compared import compare_evaluations
 
         return compare_evaluations(config.evaluate.compare)
+    if job == "promote":
+        from raymae.promote import promote
+
+        return promote(config, open_storage(config.storage))
     if job == "audit":
         from raymae.audit_report import audit_run
 

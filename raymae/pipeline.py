@@ -270,7 +270,8 @@ class Run:
             "stages": {name: other.key for name, other in plan.nodes.items() if name != "register"},
             "metrics": evaluation["metrics"][plan.final],
         }
-        model_uri, version = self.tracker.register(self.parent_id, plan.nodes[plan.final].artifact, metadata)
+        tags = {"evaluation": plan.nodes["evaluate"].key, "model": plan.final}
+        model_uri, version = self.tracker.register(self.parent_id, plan.nodes[plan.final].artifact, metadata, tags)
         return {"model_uri": model_uri, "version": version, "mlflow_run_id": self.parent_id}
 
     def commands(self) -> dict[str, str]:

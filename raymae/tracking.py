@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ REQUIREMENTS = (
     "torch",
 )
 """What the registered model needs beside the package itself, which it carries."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model."""
+
+    uri: str
+    number: str
+    evaluation: str | None
+    """The key of its evaluation."""
+    model: str | None
+    """Its name there."""
 
 
 class Tracker:
@@ -142,10 +155,13 @@ class Tracker:
         if self.client.get_run(run_id).info.status == "RUNNING":
             self.client.set_terminated(run_id, status)
 
-    def register(self, run_id: str, classifier: Folder, metadata: dict[str, Any]) -> tuple[str, str]:
+    def register(
+        self, run_id: str, classifier: Folder, metadata: dict[str, Any], tags: dict[str, str] | None = None
+    ) -> tuple[str, str]:
         """Log the classifier as a model of the run, register it and move the alias; its URI and version.
 
-        The same classifier registered by the same run is found again.
+        The same classifier registered by the same run is found again. `tags` go to the version: evaluation (the key of
+        its evaluation) and model (its name there) are what `version` reads.
         """
         name = self.config.registered_model
         for version in self._versions(name):
@@ -153,7 +169,8 @@ class Tracker:
                 self.client.set_registered_model_alias(name, self.config.alias, version.version)
                 return f"models:/{name}/{version.version}", str(version.version)
         info = self._log_model(run_id, classifier, metadata)
-        version = str(self._create_version(name, run_id, info, {"classifier": redact(classifier.url)}).version)
+        said = {"classifier": redact(classifier.url), **(tags or {})}
+        version = str(self._create_version(name, run_id, info, said).version)
         self.client.set_registered_model_alias(name, self.config.alias, version)
         return f"models:/{name}/{version}", version
 
@@ -200,6 +217,22 @@ class Tracker:
             return list(self.client.search_model_versions(f"name='{name}'"))
         except MlflowException:
             return []
+
+    def version(self, alias: str) -> Version | None:
+        """The version of the registered model that an alias names; None where there is none."""
+        name = self.config.registered_model
+        try:
+            found = self.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        uri = f"models:/{name}/{found.version}"
+        return Version(uri, str(found.version), found.tags.get("evaluation"), found.tags.get("model"))
+
+    def set_alias(self, alias: str, version: Version) -> None:
+        """Let an alias name a version."""
+        self.client.set_registered_model_alias(self.config.registered_model, alias, version.number)
 
     def exists(self, model_uri: str) -> bool:
         """Whether the registry has the version that `models:/name/version` names."""

@@ -28,7 +28,7 @@ FLOORS = [
     {"features", "launch", "inference"},
     {"label", "export", "console", "audit_report"},
     {"pipeline"},
-    {"encode", "seeds"},
+    {"encode", "seeds", "promote"},
     {"sweep"},
     {"benchmark"},
     {"rehearsal"},

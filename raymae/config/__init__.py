@@ -26,6 +26,7 @@ from raymae.config.run import (
     EmbedConfig,
     ExportConfig,
     PredictConfig,
+    PromoteConfig,
     TrackingConfig,
 )
 from raymae.config.split import SplitConfig, SplitKind
@@ -62,6 +63,7 @@ __all__ = [
     "ModelSize",
     "PredictConfig",
     "PretrainConfig",
+    "PromoteConfig",
     "PseudoLabelConfig",
     "SplitConfig",
     "SplitKind",

@@ -119,6 +119,19 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """When jobs/promote.py makes the candidate (tracking.alias) the champion."""
+
+    alias: str = "champion"
+    """Alias that is moved to it."""
+    level: float = 0.05
+    """Largest p of the paired test over groups: by it the candidate has to be better on a test split, worse on none."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.level < 1, f"promote.level = {self.level} must lie in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -169,6 +182,8 @@ class Config:
     """Embeddings."""
     export: ExportConfig = ExportConfig()
     """Export to timm and ONNX."""
+    promote: PromoteConfig = PromoteConfig()
+    """The candidate against the champion."""
     audit: AuditConfig = AuditConfig()
     """The leak audit."""
     sweep: SweepConfig = SweepConfig()
@@ -178,6 +193,10 @@ class Config:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         self._check_unlabelled()
+        require(
+            self.promote.alias != self.tracking.alias,
+            f"promote.alias = {self.promote.alias} is tracking.alias, the candidate's: the two have to differ",
+        )
         hop = self.audio.hop_length / self.audio.sample_rate
         for name, length in {
             "pretrain.augment.crop_seconds": self.pretrain.augment.crop_seconds,

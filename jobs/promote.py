@@ -1,0 +1,10 @@
+"""Make the registry's candidate its champion, if it is better on the same held-out clips.
+
+python jobs/promote.py small --storage runs
+python jobs/promote.py small --storage s3://BUCKET/raymae --tracking.uri http://MLFLOW:5000 --promote.level 0.01
+"""
+
+from raymae.cli import main
+
+if __name__ == "__main__":
+    main("promote", __doc__)

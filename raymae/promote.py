@@ -1,0 +1,116 @@
+"""Makes the candidate the champion where it is the better model of the same held-out clips, and not otherwise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from raymae.artifacts import Folder
+from raymae.config import Config, PromoteConfig, redact, to_dict
+from raymae.report import result_table
+from raymae.report.evaluation import KINDS, comparisons
+from raymae.report.sections import difference_cells, number
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raymae.tracking import Tracker, Version
+
+
+def promote(config: Config, storage: Folder) -> dict[str, Any]:
+    """Compare the version of `tracking.alias` with that of `promote.alias`, and move the latter if it should.
+
+    Without a champion the candidate becomes it. Otherwise it has to be better on a test split by the paired permutation
+    test over groups (`promote.level`), and worse by it on none.
+
+    Returns what `--json` writes: job, promoted, reason, candidate and champion (model URIs, of before), differences
+    (test split → first, second, value, interval, p_value, groups, clips; None without a champion).
+
+    Raises ValueError where there is no candidate, an evaluation is gone, or the two are of other clips or classes.
+    """
+    from raymae.tracking import Tracker
+
+    settings, tracker = config.promote, Tracker(config.tracking, storage)
+    name = config.tracking.registered_model
+    candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)
+    if candidate is None:
+        raise ValueError(
+            f"the registry has no models:/{name}@{config.tracking.alias} to promote: jobs/pipeline.py registers one"
+        )
+    differences = None
+    if champion is None:
+        promoted, reason = True, f"there was no {settings.alias}"
+        predictions(storage, candidate)  # what was never evaluated is promoted by nothing
+    elif champion.uri == candidate.uri:
+        promoted, reason = False, f"it is the {settings.alias} already"
+    else:
+        differences = difference(storage, candidate, champion)
+        promoted, reason = verdict(differences, settings)
+    if promoted:
+        tracker.set_alias(settings.alias, candidate)
+    result = {
+        "job": "promote",
+        "promoted": promoted,
+        "reason": reason,
+        "candidate": candidate.uri,
+        "champion": champion and champion.uri,
+        "differences": differences,
+    }
+    say(result, settings, tracker)
+    return dict(to_dict(result))
+
+
+def predictions(storage: Folder, version: Version) -> tuple[pa.Table, list[str], Any]:
+    """The predictions that a version's evaluation keeps of it, its classes, and whether a clip has one class."""
+    folder = storage / f"artifacts/evaluate/{version.evaluation}"
+    if not version.evaluation or not folder.is_done():
+        raise ValueError(
+            f"{version.uri} can't be judged: its evaluation {version.evaluation or '(none named)'} isn't in --storage "
+            f"{redact(storage.url)}"
+        )
+    report = folder.read_json("report.json")
+    with folder.open(f"predictions/{version.model}.parquet") as file:
+        return pq.read_table(file), report["classes"], report["labels"]
+
+
+def difference(storage: Folder, candidate: Version, champion: Version) -> dict[str, Any]:
+    """By test split, the candidate against the champion; ValueError where they weren't judged by the same clips."""
+    (ours, classes, labels), (theirs, other, _) = (predictions(storage, one) for one in (candidate, champion))
+    said = f"{candidate.uri} and {champion.uri} can't be compared: "
+    if classes != other:
+        raise ValueError(f"{said}their classes are {', '.join(classes)} and {', '.join(other)}")
+    try:
+        found = comparisons(ours, theirs, classes, labels)
+    except ValueError as error:
+        raise ValueError(f"{said}{error}; evaluate both with the same tables and --data.split settings") from None
+    tests = {split: one | {"score": KINDS[labels].TITLE} for split, one in found.items() if split.startswith("test")}
+    if not tests:
+        raise ValueError(f"{said}there is no test split; val may have chosen their weights")
+    return tests
+
+
+def verdict(differences: dict[str, Any], settings: PromoteConfig) -> tuple[bool, str]:
+    """Whether the first of two is better by the rule of `promote`, and why (not)."""
+    sure = {split: found for split, found in differences.items() if found["p_value"] <= settings.level}
+    worse = [split for split, found in sure.items() if found["value"] < 0]
+    better = [split for split, found in sure.items() if found["value"] > 0]
+    if worse:
+        return False, f"it is worse on {', '.join(worse)} (p ≤ {settings.level:g})"
+    if better:
+        return True, f"it is better on {', '.join(better)} (p ≤ {settings.level:g}) and worse on no test split"
+    return False, f"it is better on no test split (p ≤ {settings.level:g})"
+
+
+def say(result: dict[str, Any], settings: PromoteConfig, tracker: Tracker) -> None:
+    """Print it."""
+    if result["differences"]:
+        rows = [
+            [split, number(found["first"]), number(found["second"]), *difference_cells(found)]
+            for split, found in result["differences"].items()
+        ]
+        title = next(iter(result["differences"].values()))["score"]
+        header = [title, "candidate", settings.alias, "difference", "p", "groups"]
+        print(f"{result_table(header, rows)}\n")
+    verb = "becomes" if result["promoted"] else "does not become"
+    print(f"{result['candidate']} {verb} the {settings.alias} of {redact(tracker.uri)}: {result['reason']}")
