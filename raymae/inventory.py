@@ -156,6 +156,11 @@ def damage(storage: Folder, item: Item) -> str | None:
     return None
 
 
+def is_silent(storage: Folder, item: Item) -> bool:
+    """Whether nothing says what a stage's files should hold."""
+    return item.kind != "shards" and not (item.state == "finished" and storage.exists(f"{item.path}/{CHECKSUMS}"))
+
+
 # Removal --------------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from raymae.artifacts import Folder, open_storage
 from raymae.cli import check_target
-from raymae.inventory import as_json, damage, human, nobodys, remove, row, table, take
+from raymae.inventory import as_json, damage, is_silent, human, nobodys, remove, row, table, take
 from raymae.seen import models_that_saw, sights_text
 
 
@@ -51,6 +51,11 @@ class Verify:
             print(f"{path}: {said}")
         size = human(sum(item.size for item in items))
         print(f"{len(items) - len(found)} of {len(items)} stages and shards are sound ({size})")
+        silent = sum(is_silent(storage, item) for item in items)
+        if silent:
+            print(
+                f"of {silent} of them it is only known that they are there: they have no checksums, or aren't finished"
+            )
         return found, not found
 
 

@@ -187,7 +187,9 @@ def test_the_job(made: Plan, storage: Folder, tmp_path: Path, capsys: pytest.Cap
     assert f"student        {made.nodes['student'].key}" in said
     assert {item["kind"] for item in json.loads((tmp_path / "ls.json").read_text())} >= {"prepare", "shards", "runs"}
     main("", ["verify", "--storage", url])
-    assert "stages and shards are sound" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stages and shards are sound" in said
+    assert "only known that they are there" not in said
     Path(storage.path(f"artifacts/student/{made.nodes['student'].key}/model.safetensors")).unlink()
     with pytest.raises(SystemExit) as ended:
         main("", ["verify", "--storage", url])
