@@ -13,7 +13,7 @@ import tyro
 
 from raymae.artifacts import Folder, open_storage
 from raymae.cli import check_target
-from raymae.inventory import as_json, damage, is_silent, human, nobodys, remove, row, table, take
+from raymae.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
 from raymae.seen import models_that_saw, sights_text
 
 
