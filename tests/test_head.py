@@ -43,7 +43,7 @@ def test_the_head_answers_as_the_probe_does(store: FeatureStore, tmp_path: Path)
     rows, labels = rows_and_labels(spec)
     model = make_model(LOGISTIC, 2)
     start_head(model, spec, rows, np.eye(2)[labels], 5)
-    x = embed(model, spec, rows, 99)
+    x = embed(model, spec, rows)
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
     assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # of an encoder with random weights, too
@@ -63,7 +63,7 @@ def test_several_classes_have_the_probabilities_of_the_probe(
     x[:, :5] += 2 * np.eye(5, dtype=np.float32)[labels]
     monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: x)
     start_head(model, spec, rows, np.eye(5)[labels], 0)
-    probe = make_probe("linear", len(x)).fit(np.tile(x, (6, 1)), np.tile(labels, 6))
+    probe = make_probe("linear", len(x)).fit(x, labels)
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
     np.testing.assert_allclose(logits[:, [0, 3, 4]].softmax(1), probe.predict_proba(x), atol=1e-4)
@@ -120,6 +120,6 @@ def test_clips_of_several_classes_have_a_probe_for_each(
     with torch.no_grad():
         said = model.head(torch.from_numpy(x)).sigmoid().numpy()
     for column in (0, 1):
-        probe = make_probe("linear", len(x)).fit(np.tile(x, (6, 1)), np.tile(targets[:, column], 6))
+        probe = make_probe("linear", len(x)).fit(x, targets[:, column])
         np.testing.assert_allclose(said[:, column], probe.predict_proba(x)[:, 1], atol=1e-4)
     torch.testing.assert_close(model.head.weight[2:], before[2:], rtol=0, atol=0)

@@ -130,8 +130,7 @@ class FinetuneConfig(TrainConfig):
     clip only); none: each clip."""
     head_start: Literal["zero", "logistic"] = "zero"
     """Where the head begins: at (nearly) zero weights, or at a logistic regression on what the untouched encoder makes
-    of augmented views of the labelled clips (linear probing, then fine-tuning); one for each class with
-    labels = multi."""
+    of the labelled clips as they are (linear probing, then fine-tuning); one for each class with labels = multi."""
     head_lr_scale: float = 1.0
     """The head's learning rate over the encoder's."""
     head_epochs: float = 0.0
