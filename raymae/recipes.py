@@ -134,8 +134,8 @@ def small_consistency(epochs: float, *, freq_mask_param: int, time_mask_param: i
 
 
 def small() -> Config:
-    """Own recordings on a laptop: 16 kHz, 128 mels, a ViT of 2.8 M parameters; on 2 cores that
-    multiply bfloat16 in hardware some 1,700 clips take an hour, most of it pre-training."""
+    """Own recordings on a laptop: 16 kHz, 128 mels, a ViT of 2.8 M parameters; some 1,700 clips take an hour and a half
+    of one core without bfloat16 in hardware, most of it pre-training."""
     return Config(
         data=DataConfig(dataset="table"),
         audio=SMALL_AUDIO,
