@@ -75,7 +75,7 @@ def take(storage: Folder) -> list[Item]:
         if path.startswith("artifacts/"):
             item.used_by = sorted(shards[item.name] if item.kind == "shards" else users[item.name])
             if item.kind != "shards":
-                item.state = "finished" if path in done or item.kind == "weights" else said_of(steps.get(path))
+                item.state = "finished" if path in done else said_of(steps.get(path))
     return sorted(found.values(), key=lambda item: (item.kind, -item.modified, item.name))
 
 
@@ -141,7 +141,7 @@ def damage(storage: Folder, item: Item) -> str | None:
     if item.kind == "shards":
         whole = item.name.endswith(DAMAGED) or read_summary(storage / SHARDS, item.name, verify=True)
         return None if whole else "it is no whole shard; jobs/prepare.py with --data.verify computes it again"
-    if item.state != "finished" or item.kind == "weights":
+    if item.state != "finished":
         return None
     try:
         folder.result()

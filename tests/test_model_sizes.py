@@ -90,7 +90,7 @@ def test_a_name_and_its_numbers_are_the_same_run() -> None:
 def test_recipes_keep_their_own_sizes() -> None:
     sizes = {name: values(recipe().model, *ENCODER, *DECODER) for name, recipe in RECIPES.items()}
     assert sizes["synthetic"] == [96, 4, 3, "light", 64, 1, 2]
-    assert sizes["small"] == [192, 6, 6, "light", 128, 2, 4]
+    assert sizes["small"] == [192, 6, 6, "light", 64, 1, 4]
     assert sizes["audiomae"] == [768, 12, 12, "local", 512, 16, 16]
 
 

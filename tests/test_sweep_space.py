@@ -169,7 +169,7 @@ def test_best_settings_are_a_file_that_every_job_takes(tmp_path: Path) -> None:
 
 
 def test_a_whole_configuration_is_a_file_of_settings(tmp_path: Path) -> None:
-    config = parse(["small", "--model.depth", "3"], "")
+    config = parse(["small", "--model.depth", "5"], "")
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     assert parse(["--settings", str(tmp_path / "config.json")], "") == config
 

@@ -98,7 +98,8 @@ class Loop:
         train = replace(config.pretrain, epochs=1, warmup_epochs=0, report_steps=1, probe_clips=0)
         stored = make_spec(root, config.audio, steps * train.global_batch_size, epochs=1)
         compute = ComputeConfig(num_workers=1, use_gpu=False, torch_threads=self.threads or self.cpus)
-        config = replace(config, model=self.model, pretrain=train, compute=compute)
+        any_depth = replace(config.finetune, layer=None)  # only pre-training is run
+        config = replace(config, model=self.model, pretrain=train, finetune=any_depth, compute=compute)
         return replace(stored, name="loop", config=config)
 
     def _take_turns(self, spec: StageSpec, root: Folder) -> tuple[Run, Run, float]:
