@@ -21,7 +21,7 @@ from raymae.targets import Labels, class_set, target_matrix
 
 Kind = Literal["pretrain", "finetune", "consistency"]
 
-TIMED_EPOCHS = 2000
+TIMED_EPOCHS = 200
 """A stage with a time budget is given this many times the configured epochs of data, more than it can use."""
 
 
