@@ -19,14 +19,15 @@ from raymae.datasets import load
 from raymae.in_process import InProcess
 from raymae.launch import start_ray
 from raymae.pipeline import record, run_plan
-from raymae.plan import Plan
+from raymae.plan import Plan, Target
+from raymae.sweep.ground import bring_weights
 from raymae.sweep.search import room
 from raymae.weights import find
 
 LOOK_SECONDS = 2.0
 """Between two looks at which stages are done."""
-LEFT_OUT = ("prepare", "pretrain", "register")
-"""Stages that aren't made in the processes of the runs."""
+SHARED: tuple[Target, ...] = ("prepare", "pretrain")
+"""Stages that are made before the runs begin."""
 
 
 def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: Folder) -> Iterator[tuple[int, Any]]:
@@ -46,9 +47,10 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
     start_ray(configs[0].compute)
     for number in waiting:
         record(plans[number])
-        for target in ("prepare", "pretrain"):
-            node = plans[number].nodes[target]
-            if not node.artifact.is_done():
+        bring_weights(plans[number])
+        for target in SHARED:
+            node = plans[number].nodes.get(target)  # given weights take pre-training's place
+            if node is not None and not node.artifact.is_done():
                 run_plan(configs[number], target, storage)
     cpus, gpus = room(configs[0].sweep, configs[0].compute)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus)(run_in_process)
@@ -71,13 +73,13 @@ def run_in_process(config: Config, storage: Folder, cpus: float, gpus: float) ->
     plan = plan_of(config, storage)
     maker = InProcess(plan, "cuda" if gpus and torch.cuda.is_available() else "cpu")
     for node in plan.nodes.values():
-        if node.stage not in LEFT_OUT:
+        if node.stage not in SHARED:
             maker.make(node)
 
 
 def finished(tasks: dict[Any, int], plans: Mapping[int, Plan], names: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """The runs as they finish, under a bar that counts their stages."""
-    stages = {node.key: node for plan in plans.values() for node in plan.nodes.values() if node.stage not in LEFT_OUT}
+    stages = {node.key: node for plan in plans.values() for node in plan.nodes.values() if node.stage not in SHARED}
     failed = {}
     with tqdm(total=len(stages), desc="stages", unit="stage", smoothing=0) as bar:
         while tasks:
