@@ -18,6 +18,7 @@ import ray
 import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raymae.artifacts import Folder, latest_step, write_event
 from raymae.config import AudioConfig, ComputeConfig
@@ -27,10 +28,13 @@ from raymae.spec import StageSpec
 from raymae.store import features_of
 from raymae.streaming import StreamedClips
 from raymae.watchdog import hang_error, hangs
-from raymae.windows import MicroBatch, Window, micro_batches, rank_slots, read_window
+from raymae.windows import MicroBatch, Window, micro_batches, read_window
+from raymae.workforce import Workforce, reserved_cpus, torch_threads, workforce
 
 log = logging.getLogger(__name__)
 
+STARTING = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+"""What Ray raises where a worker group can't be started; it has no public names for these."""
 AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
 SHORT = 16
@@ -44,7 +48,6 @@ a window in 0.8 s polling takes 2.6 % of a core instead of 6.5 %, and who takes 
 
 def start_ray(compute: ComputeConfig) -> None:
     """Connect to the configured cluster, the one of the job, or start a local one."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     if not ray.is_initialized():
         # the workers' own lines stay in Ray's log files and its dashboard: progress and events come through the driver
         ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -174,12 +177,12 @@ def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
 class RaySession:
     """A Ray Train worker's view of the world."""
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, spec: StageSpec, crew: Workforce) -> None:
         import torch
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
-        self.spec = spec
+        self.spec, self.crew = spec, crew
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.torch_device: torch.device = get_device()
 
@@ -211,6 +214,15 @@ class RaySession:
 
         return parallel.gather(value)
 
+    def taken_at(self) -> float | None:
+        """When the first node that is announced to be taken away goes."""
+        info = ray.train.get_preemption_info()
+        return None if info is None else (info.deadline_ms or float("inf")) / 1000
+
+    def outgrown(self) -> bool:
+        """Whether the cluster has room for more workers, as rank 0 sees it."""
+        return self.rank == 0 and self.crew.now() > self.world_size
+
     def report(self, event: dict[str, Any]) -> None:
         """To the artifact's events, which the driver follows; the stage's last metrics to Ray Train too.
 
@@ -230,68 +242,64 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(config["torch_threads"])
     for spec in config["specs"]:
-        if not spec.artifact.is_done() and not run_stage(spec, RaySession(spec), config["deadline"]):
+        if not spec.artifact.is_done() and not run_stage(spec, RaySession(spec, config["crew"]), config["deadline"]):
             return
 
 
-def scaling(compute: ComputeConfig) -> ray.train.ScalingConfig:
-    """Workers on GPUs where the cluster has them, on CPUs where it has none."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
-    workers = compute.num_workers or (gpus if use_gpu else 1)
-    available = gpus if use_gpu else ray.cluster_resources().get("CPU", 0) / compute.cpus_per_worker
-    if workers > available:
-        raise ValueError(
-            f"compute.num_workers = {workers} needs more {'GPUs' if use_gpu else 'CPUs'} than the cluster's "
-            f"{ray.cluster_resources().get('GPU' if use_gpu else 'CPU', 0):g}"
-        )
-    resources = {"CPU": reserved_cpus(compute, workers)} | ({"GPU": 1.0} if use_gpu else {})
-    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
-
-
-def reserved_cpus(compute: ComputeConfig, workers: int) -> float:
-    """CPUs reserved for each training worker: as configured, but half a CPU a worker is left to those who feed it.
-
-    Where training reserved all of them, no reader could ever start.
-    """
-    share = ray.cluster_resources().get("CPU", 1) / workers
-    return max(0.01, min(compute.cpus_per_worker, share - 0.5))
-
-
-def torch_threads(compute: ComputeConfig, workers: int) -> int:
-    """Threads of torch per worker: the node's cores, shared by the workers that share the node."""
-    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
-    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes())
-    return compute.torch_threads or max(1, int(cores // -(-workers // nodes)))
-
-
 def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:
-    """Train the stages in one worker group, to the end, the deadline or the error of the last try."""
+    """Train the stages in one worker group, to the end, the deadline or the error of the last try.
+
+    Another group takes over, from a commit, where nodes were lost for longer than `compute.wait_minutes` or more
+    workers have room again.
+    """
+    crew = workforce(specs)
+    workers, failures, compute = crew.now(), 0, crew.compute
+    while workers:
+        left = [spec for spec in specs if not spec.artifact.is_done()]
+        try:
+            fit(left, storage, deadline, crew, workers)
+        except ray.train.ControllerError as error:
+            reason = error.controller_failure
+            failures += not isinstance(reason, WorkerGroupStartupTimeoutError)
+            if failures > compute.max_failures or not isinstance(reason, STARTING):
+                raise
+            log.warning("%d training workers could not be started: %s", workers, type(reason).__name__)
+        if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():
+            return
+        before, workers = workers, crew.wait(deadline)
+        log.warning("training goes on from the last commit with %d workers (%d before)", workers, before)
+
+
+def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workforce, workers: int) -> None:
+    """Train the stages with so many workers until they stop or the last try fails."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    artifacts = [spec.artifact for spec in specs]
+    compute, artifacts = crew.compute, [spec.artifact for spec in specs]
     known = hangs(artifacts)
-    compute = specs[0].config.compute
-    workers = scaling(compute)
-    for spec in specs:
-        rank_slots(spec.order(), 0, int(workers.num_workers))  # type: ignore[arg-type]  # an error now, not on workers
-    threads = torch_threads(compute, int(workers.num_workers))  # type: ignore[arg-type]
+    threads = torch_threads(compute, workers)
+    # Ray's own limit for lost nodes to come back: after it, those that are there go on
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * compute.wait_minutes)
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline},
+        train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline, "crew": crew},
         # longer than the watchdog waits, which knows more of a hang than a collective that timed out
         torch_config=TorchConfig(timeout_s=max(1800, round(240 * compute.stall_minutes))),
-        datasets={spec.name: factory(spec, int(workers.num_workers)) for spec in specs},  # type: ignore[arg-type]
+        datasets={spec.name: factory(spec, workers) for spec in specs},  # type: ignore[arg-type]
         dataset_config=InOrder(),
-        scaling_config=workers,
+        scaling_config=crew.scaling(workers),
         run_config=ray.train.RunConfig(
             name=f"{specs[0].name}-{time.time_ns():x}",
             storage_path=(storage / "ray").path() if storage.is_local else (storage / "ray").url,
-            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=compute.max_failures,
+                controller_failure_limit=0,  # type: ignore[call-arg]
+            ),
         ),
     )
     try:
         trainer.fit()
+    except ray.train.ControllerError:
+        raise
     except ray.train.TrainingFailedError as error:
         raise user_error(error) or hang_error(str(error), hangs(artifacts) - known) or error from None
 

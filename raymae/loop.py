@@ -22,6 +22,7 @@ from raymae import parallel
 from raymae.artifacts import Folder, latest_step
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
 from raymae.deadline import FOREVER, Deadline
+from raymae.departure import Departure
 from raymae.models import choose_attention
 from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
 from raymae.order import mix
@@ -63,7 +64,7 @@ class Trainer:
         self._own_trail = 0
         self.best: dict[str, Tensor] = {}
         self.chosen: nn.Module | None = None
-        self.pace = CommitPace(self.config, self.order)
+        self.pace, self.departure = CommitPace(self.config, self.order), Departure()
         self.pictures = Pictures(artifact, task.spec.name)
         self.committer = Committer(artifact, self.config.keep_commits)
         moments = {} if step is None else self._restore(step)
@@ -116,7 +117,8 @@ class Trainer:
         return self.share_done() >= 1
 
     def run(self) -> Progress:
-        """Train to the end, or to a commit at the deadline; returns the counts, the weights are in `result_model`."""
+        """Train to the end, or to the commit at which it has to stop; returns the counts, the weights are in
+        `result_model`."""
         batches = self.session.batches(self.order, self.progress.step)
         share, stop = self.share_done(), False
         profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
@@ -149,10 +151,20 @@ class Trainer:
         return f"{self.progress.trail:016x}"
 
     def _commit_or_stop(self) -> bool:
-        """Commit where it is due, as rank 0 sees it; True where the time is up and the run stops at this commit."""
-        due, stop = self.session.gather((self.pace.due(self.progress.step), self.deadline.is_over()))[0]
+        """Commit where it is due, as rank 0 sees it; True where the run stops at this commit.
+
+        It does when the time is up, when a node is about to be taken away, and where more workers could take part.
+        """
+        session = self.session
+        due, stop, look = session.gather(
+            (self.pace.due(self.progress.step), self.deadline.is_over(), self.departure.due())
+        )[0]
+        if look:
+            urgent, leave = session.gather(self.departure.look(session.taken_at(), self.pace.cost))[0]
+            due, stop = due or urgent, stop or leave
         if due or stop:
             self._commit()
+            stop = stop or session.gather(session.outgrown())[0]
         return bool(stop)
 
     def _keep_best(self, metrics: dict[str, float]) -> None:

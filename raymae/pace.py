@@ -27,15 +27,15 @@ class CommitPace:
             config.global_batch_size,
             order.rows_per_epoch,
         )
-        self._last, self._cost = time.monotonic(), 0.0
+        self._last, self.cost = time.monotonic(), 0.0
 
     def due(self, step: int) -> bool:
         """Whether to commit after this step."""
         seconds = time.monotonic() - self._last
         epoch_ended = step * self.batch // self.rows > (step - 1) * self.batch // self.rows
-        worth = max(EPOCH_COMMIT_SECONDS, self._cost / COST_SHARE)
+        worth = max(EPOCH_COMMIT_SECONDS, self.cost / COST_SHARE)
         return seconds > self.interval or (epoch_ended and seconds > worth)
 
     def committed(self, cost: float) -> None:
         """A commit was made and stopped the training for `cost` seconds."""
-        self._last, self._cost = time.monotonic(), cost
+        self._last, self.cost = time.monotonic(), cost

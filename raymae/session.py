@@ -41,6 +41,15 @@ class Session(Protocol):
         """`value` of every rank, on every rank."""
         ...
 
+    def taken_at(self) -> float | None:
+        """Unix time at which a node of the workers is taken away, where that is announced; infinity where it isn't
+        said when. Called by every rank."""
+        ...
+
+    def outgrown(self) -> bool:
+        """Whether more workers could take part from a commit on; rank 0's answer counts."""
+        ...
+
     def report(self, event: dict[str, Any]) -> None:
         """Pass on the metrics of a step; called by every rank."""
         ...
@@ -69,6 +78,14 @@ class BareSession:
     def gather(self, value: Any) -> list[Any]:
         """The value, alone."""
         return [value]
+
+    def taken_at(self) -> float | None:
+        """Nobody announces anything here."""
+        return None
+
+    def outgrown(self) -> bool:
+        """The number of processes is fixed."""
+        return False
 
     def report(self, event: dict[str, Any]) -> None:
         """Write the event."""

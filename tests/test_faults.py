@@ -1,4 +1,7 @@
-"""Real signals to real processes: what is lost is what came after the last commit, nothing else."""
+"""A cluster of real nodes that lose processes by real signals: what is lost is what came after the last commit.
+
+One pre-training, submitted as a job, goes through it all; what it ends with is what an undisturbed run ends with.
+"""
 
 from __future__ import annotations
 
@@ -6,87 +9,157 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import ray
+import torch
+from safetensors.torch import load as load_tensors
 
-from raymae.artifacts import Folder, latest_step, read_events
-from tests.audio_files import write_clips, write_table
+from raymae.artifacts import Folder, latest_step, open_storage, read_events
+from raymae.cli import parse
+from raymae.pipeline import make_plan
+from raymae.session import BareSession
+from raymae.stages import run_stage
+from raymae.store import FeatureStore
+from tests.audio_files import make_store, write_clips, write_table
+from tests.nodes import RAY, ROOT, Nodes, wait_until
+from tests.test_loop import trails
 
-pytestmark = [pytest.mark.ray, pytest.mark.fault]
-
-ROOT = Path(__file__).parents[1]
-PATIENCE = 240
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> list[str]:
-    """A pre-training of a few hundred short steps that commits every second, on the tests' own cluster."""
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head and two nodes, each with room for one training worker."""
+    with Nodes(tmp_path_factory.mktemp("nodes")) as found:
+        yield found
+
+
+@dataclass
+class Run:
+    """A pre-training of some thousand short steps that commits every second, and what was seen of it."""
+
+    nodes: Nodes
+    folder: Path
+    table: Path
+    kept: dict[int, float] = field(default_factory=dict)
+    """When the steps that were committed before each fault were reported."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of the job."""
+        fields = {
+            "--storage": self.folder,
+            "--json": self.folder / "result.json",
+            "--data.dataset": "table",
+            "--data.tables": self.table,
+            "--pretrain.epochs": 150,
+            "--pretrain.micro-batch-size": 16,
+            "--pretrain.precision": "fp32",
+            "--pretrain.report-steps": 1,
+            "--pretrain.commit-minutes": 0.02,
+            "--compute.num-workers": 2,
+            "--compute.cpus-per-worker": 2,
+            "--compute.torch-threads": 1,
+            "--compute.wait-minutes": 1.2,
+        }
+        return ["synthetic", *(str(word) for pair in fields.items() for word in pair)]
+
+    @property
+    def artifact(self) -> Folder:
+        """The folder of the pre-training."""
+        (path,) = self.folder.glob("artifacts/pretrain/*")
+        return Folder(str(path))
+
+    def step(self) -> int:
+        """The newest committed step."""
+        return (latest_step(self.artifact) or 0) if list(self.folder.glob("artifacts/pretrain/*")) else 0
+
+    def events(self) -> dict[int, dict[str, Any]]:
+        """The events by step."""
+        return {event["step"]: event for event in read_events(self.artifact)}
+
+    def on(self, steps: int) -> None:
+        """Wait until so many more steps are committed; what is committed by then is remembered."""
+        after = self.step() + steps
+        wait_until(lambda: self.step() >= after, f"the commit of step {after}", 300)
+        step = self.step()
+        self.kept |= {number: event["time"] for number, event in self.events().items() if number <= step}
+
+    def submit(self) -> subprocess.Popen[bytes]:
+        """Give it to the cluster as a job, whose log comes back."""
+        submit = [RAY, "job", "submit", "--address", self.nodes.job_server, "--working-dir", "."]
+        with (self.folder / "job.log").open("ab") as log:
+            return subprocess.Popen(
+                [*submit, "--", "python", "jobs/pretrain.py", *self.arguments],
+                cwd=ROOT,
+                env=self.nodes.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self) -> str:
+        """All that the jobs have printed."""
+        return (self.folder / "job.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, nodes: Nodes) -> Run:
+    """The run, before its first step."""
     folder = tmp_path_factory.mktemp("recordings")
-    table = write_table(folder, write_clips(folder, 120))
-    storage = tmp_path_factory.mktemp("storage")
-    fields = {
-        "--storage": storage,
-        "--json": storage / "result.json",
-        "--data.dataset": "table",
-        "--data.tables": table,
-        "--pretrain.epochs": 120,
-        "--pretrain.commit-minutes": 0.02,
-        "--compute.address": ray.get_runtime_context().gcs_address,
-        "--compute.torch-threads": 1,
-    }
-    return [
-        sys.executable,
-        str(ROOT / "jobs/pretrain.py"),
-        "synthetic",
-        *(str(x) for pair in fields.items() for x in pair),
-    ]
+    return Run(nodes, tmp_path_factory.mktemp("storage"), write_table(folder, write_clips(folder, 120)))
 
 
-def run(command: list[str]) -> tuple[str, dict[str, Any]]:
-    """What the job printed, and its result."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout, json.loads(Path(command[command.index("--json") + 1]).read_text())
+def driver_of(job: subprocess.Popen[bytes], nodes: Nodes) -> int:
+    """The process of a job's driver, which the head runs."""
+    from raymae.benchmark.memory import process_tree
+
+    for pid in process_tree(nodes.head.pid):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words[0].endswith(b"python") and b"jobs/pretrain.py" in words:
+            return pid
+    raise LookupError("the job has no driver")
 
 
-def wait_for_commit(storage: Path, driver: subprocess.Popen[bytes]) -> tuple[Folder, int]:
-    """The folder of the pre-training and the step of its first commit."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        assert driver.poll() is None, "the job ended before it committed"
-        for path in storage.glob("artifacts/pretrain/*"):
-            step = latest_step(Folder(str(path)))
-            if step is not None:
-                return Folder(str(path)), step
-        time.sleep(0.05)
-    raise TimeoutError("no commit")
+def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes) -> None:
+    said = time.monotonic()
 
+    def tell(what: str) -> None:
+        nonlocal said
+        print(f"{what}: step {run.step()}, {time.monotonic() - said:.0f} s", flush=True)
+        said = time.monotonic()
 
-def test_a_killed_driver_goes_on_from_its_last_commit(command: list[str]) -> None:
-    storage = Path(command[command.index("--storage") + 1])
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    artifact, _ = wait_for_commit(storage, driver)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    time.sleep(2)  # Ray ends the dead driver's workers, which may commit once more
-    assert not artifact.is_done()
-    step = latest_step(artifact)
-    assert step is not None
-    before = {event["step"]: event["time"] for event in read_events(artifact) if event["step"] <= step}
+    job = run.submit()
+    run.on(20)
+    tell("two workers")
 
-    printed, result = run(command)
-    assert f"to go on from step {step}" in printed
-    assert result["stages"]["prepare"]["reused"]
-    assert not result["stages"]["pretrain"]["reused"]
-    events = {event["step"]: event["time"] for event in read_events(artifact)}
-    assert {number: events[number] for number in before} == before, "a committed step was repeated"
-    assert max(events) == artifact.result()["steps"]
+    nodes.kill(nodes.nodes[1])  # nobody takes its place: one worker goes on
+    run.on(40)
+    tell("a node died")
+    nodes.add()  # both go on, from a commit
+    wait_until(lambda: "with 2 workers (1 before)" in run.log, "the second worker", 300)
+    run.on(20)
+    tell("a node joined")
 
-    printed, result = run(command)
-    assert all(stage["reused"] for stage in result["stages"].values())
-    assert "Ray is up" not in printed
+    nodes.drain(nodes.nodes[1], seconds=25)
+    tell("a node is drained")
+    wait_until(lambda: run.log.count("training goes on") >= 3, "the departure", 300)
+    nodes.kill(nodes.nodes[1])
+    nodes.add()
+    run.on(20)
+    tell("a drained node went")
+
+    os.kill(driver_of(job, nodes), signal.SIGKILL)
+    assert job.wait(120) == 1
+    run.on(0)
+    tell("the driver died")
+    job = run.submit()
+    assert job.wait(600) == 0, run.log[-3000:]
+    tell("the end")
+    print(run.log)

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum", "parallel", "deadline", "resampling"},
+    {"config", "headers", "spectrum", "parallel", "deadline", "departure", "resampling"},
     {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation", "consistency", "rounds"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units", "intervals", "compare"},
     {"splits"},
@@ -25,7 +25,8 @@ FLOORS = [
     {"stages", "outlook", "follow", "pyfunc", "invariance", "views"},
     {"tracking", "teacher", "evaluate"},
     {"weights", "in_process"},
-    {"features", "launch", "inference"},
+    {"features", "inference", "workforce"},
+    {"launch"},
     {"label", "export", "console", "audit_report"},
     {"pipeline"},
     {"encode", "seeds", "promote"},

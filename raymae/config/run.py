@@ -22,6 +22,10 @@ class ComputeConfig:
     """Ray address; the default is the job's own cluster (RAY_ADDRESS) or a new local one."""
     num_workers: int | None = None
     """Training workers; the default is one per GPU of the cluster, or one without GPUs."""
+    min_workers: int = 1
+    """Fewest training workers with which a run goes on while nodes are lost; more take part again from a commit on."""
+    wait_minutes: float = 5.0
+    """Minutes that a run waits for lost nodes, and for its workers to start, before it goes on with fewer."""
     use_gpu: bool | None = None
     """Train on GPUs; the default is to when the cluster has some."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -44,6 +48,8 @@ class ComputeConfig:
     """Training steps of each stage, after the first five, that are profiled into its folder (profile/); 0: none."""
 
     def __post_init__(self) -> None:
+        require(self.min_workers >= 1, f"compute.min_workers = {self.min_workers} must be at least 1")
+        require(self.wait_minutes > 0, f"compute.wait_minutes = {self.wait_minutes} must be positive")
         require(self.stall_minutes > 0, f"compute.stall_minutes = {self.stall_minutes} must be positive")
         require(self.profile_steps >= 0, f"compute.profile_steps = {self.profile_steps} must not be negative")
 

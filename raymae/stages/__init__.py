@@ -46,7 +46,7 @@ def build_task(spec: StageSpec) -> Task:
 def run_stage(spec: StageSpec, session: Session, deadline: Deadline = FOREVER) -> bool:
     """Train a stage to its end and write its artifact; goes on from the newest commit.
 
-    False where the deadline came first: a commit stands, and nothing is handed on yet.
+    False where it had to stop before: a commit stands, and nothing is handed on yet.
     """
     with Watchdog(spec.artifact, session.rank, 60 * spec.config.compute.stall_minutes) as watchdog:
         task = build_task(spec)

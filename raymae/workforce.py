@@ -1,0 +1,105 @@
+"""How many training workers a run has: as many as asked for, fewer while nodes are lost."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+import ray.train
+
+from raymae.config import ComputeConfig
+from raymae.deadline import Deadline
+from raymae.spec import StageSpec
+from raymae.windows import rank_slots
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Workforce:
+    """The workers that a run may have; picklable, because the first of them asks whether there could be more."""
+
+    compute: ComputeConfig
+    most: int
+    slots: int
+    """What has to be shared out equally: the greatest common divisor of the stages' micro-batches a step."""
+    use_gpu: bool
+
+    @property
+    def fewest(self) -> int:
+        """The number below which the run waits."""
+        return min(self.compute.min_workers, self.most)
+
+    def now(self) -> int:
+        """How many the cluster as it stands has room for, 0 where they are too few."""
+        room = min(self.most, int(room_for(self.compute, self.use_gpu)))
+        count = next((count for count in range(room, 0, -1) if self.slots % count == 0), 0)
+        return count if count >= self.fewest else 0
+
+    def wait(self, deadline: Deadline) -> int:
+        """How many there are, as soon as they are enough; 0 where the deadline comes first."""
+        told = False
+        while not (count := self.now()) and not deadline.is_over():
+            if not told:
+                log.warning("waiting for nodes: compute.min_workers = %d workers have no room", self.fewest)
+                told = True
+            time.sleep(POLL_SECONDS)
+        return count
+
+    def scaling(self, workers: int) -> ray.train.ScalingConfig:
+        """What Ray Train is told of them."""
+        resources = {"CPU": reserved_cpus(self.compute, workers)} | ({"GPU": 1.0} if self.use_gpu else {})
+        return ray.train.ScalingConfig(num_workers=workers, use_gpu=self.use_gpu, resources_per_worker=resources)
+
+
+def workforce(specs: Sequence[StageSpec]) -> Workforce:
+    """The workers of some stages: on GPUs where the cluster has them, on CPUs where it has none.
+
+    Raises ValueError where `compute.num_workers` are more than the cluster has room for, or no equal shares. One worker
+    a GPU, the default, leaves GPUs unused that make no equal shares, and says so.
+    """
+    compute = specs[0].config.compute
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
+    workers = compute.num_workers or (gpus if use_gpu else 1)
+    kind, room = "GPU" if use_gpu else "CPU", room_for(compute, use_gpu)
+    if workers > room:
+        raise ValueError(
+            f"compute.num_workers = {workers} needs more {kind}s than the cluster's "
+            f"{ray.cluster_resources().get(kind, 0):g}"
+        )
+    crew = Workforce(compute, workers, math.gcd(*(spec.order().slots for spec in specs)), use_gpu)
+    if compute.num_workers:
+        for spec in specs:
+            rank_slots(spec.order(), 0, workers)
+    elif crew.now() < workers:
+        log.warning("%d of %d GPUs can be used: %d micro-batches make a step", crew.now(), workers, crew.slots)
+    return crew
+
+
+def room_for(compute: ComputeConfig, use_gpu: bool) -> float:
+    """Workers that the cluster as it stands has room for."""
+    resources = ray.cluster_resources()
+    return resources.get("GPU", 0) if use_gpu else resources.get("CPU", 0) / compute.cpus_per_worker
+
+
+def reserved_cpus(compute: ComputeConfig, workers: int) -> float:
+    """CPUs reserved for each training worker: as configured, but half a CPU a worker is left to those who feed it.
+
+    Where training reserved all of them, no reader could ever start.
+    """
+    share = ray.cluster_resources().get("CPU", 1) / workers
+    return max(0.01, min(compute.cpus_per_worker, share - 0.5))
+
+
+def torch_threads(compute: ComputeConfig, workers: int) -> int:
+    """Threads of torch per worker: the node's cores, shared by the workers that share the node."""
+    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
+    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    return compute.torch_threads or max(1, int(cores // -(-workers // nodes)))

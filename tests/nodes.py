@@ -1,0 +1,142 @@
+"""A Ray cluster of several real nodes on this machine, each of which can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from raymae.benchmark.memory import process_tree
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+PATIENCE = 240
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def wait_until(condition: Any, what: str, seconds: float = PATIENCE) -> None:
+    """TimeoutError where it never holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} never came")
+        time.sleep(0.1)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and everything below it, at once."""
+    for one in process_tree(pid):
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+class Nodes:
+    """While the block runs: a head without CPUs, with a dashboard and a job server, and nodes that come and go.
+
+    Ray's daemons are real processes, started as `ray start` starts them on a machine of its own.
+    """
+
+    def __init__(self, folder: Path, cpus: tuple[int, ...] = (2, 2), token: bool = False) -> None:
+        self.folder, self.cpus = folder, cpus
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token" if token else "disabled",
+            "RAY_health_check_period_ms": "500",  # a dead node is missed after seconds instead of half a minute
+            "RAY_health_check_failure_threshold": "6",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # jobs run what `python` is there
+            "PYTHONPATH": str(ROOT),
+        }
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.started = 0
+
+    @property
+    def address(self) -> str:
+        """What a driver connects to."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def job_server(self) -> str:
+        """What `ray job submit` connects to."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def __enter__(self) -> Nodes:
+        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1")
+        self.head = self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true")
+        try:
+            for cpus in self.cpus:
+                self.add(cpus)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in [*self.nodes, self.head]:
+            kill_tree(node.pid)
+            node.wait()
+
+    def add(self, cpus: int = 2) -> subprocess.Popen[bytes]:
+        """One more node; returns when it has joined."""
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """All processes of a node die at once."""
+        kill_tree(node.pid)
+        node.wait()
+        self.nodes.remove(node)
+
+    def drain(self, node: subprocess.Popen[bytes], seconds: int) -> None:
+        """Announce that a node is taken away in so many seconds, as a cloud does of a spot machine."""
+        words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test's"]
+        words += ["--deadline-remaining-seconds", str(seconds), "--node-id", self.node_id(node)]
+        subprocess.run(
+            [RAY, "drain-node", "--address", self.address, *words], env=self.environment, check=True, timeout=PATIENCE
+        )
+
+    def node_id(self, node: subprocess.Popen[bytes]) -> str:
+        """Ray's name for a node, from the command line of its raylet."""
+        for pid in process_tree(node.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            found = [word.partition(b"=")[2] for word in words if word.startswith(b"--node_id=")]
+            if words[0].endswith(b"raylet") and found:
+                return found[0].decode()
+        raise LookupError("the node has no raylet")
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        self.started += 1
+        log = self.folder / f"node{self.started}.log"
+        command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+        command.append(f"--dashboard-agent-listen-port={free_port()}")  # jobs are given to it
+        temporary = f"--temp-dir=/tmp/raymae-{os.getpid()}-nodes"  # short: the names of sockets have a limit
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, temporary, *arguments], env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+        def up() -> bool:
+            assert process.poll() is None, log.read_text()[-3000:]
+            return b"--block" in log.read_bytes()
+
+        wait_until(up, f"Ray's node (see {log})")
+        return process
