@@ -18,6 +18,7 @@ import ray
 import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raymae.artifacts import Folder, latest_step, write_event
@@ -33,8 +34,9 @@ from raymae.workforce import Workforce, reserved_cpus, torch_threads, workforce
 
 log = logging.getLogger(__name__)
 
-STARTING = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
-"""What Ray raises where a worker group can't be started; it has no public names for these."""
+AGAIN = (ActorDiedError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+"""Not an error of a training worker: Ray Train's controller died, or the group couldn't be started (these two have no
+public names)."""
 AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
 SHORT = 16
@@ -249,8 +251,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:
     """Train the stages in one worker group, to the end, the deadline or the error of the last try.
 
-    Another group takes over, from a commit, where nodes were lost for longer than `compute.wait_minutes` or more
-    workers have room again.
+    Another group takes over, from a commit, where nodes were lost for longer than `compute.wait_minutes`, more workers
+    have room again, or Ray Train's controller died.
     """
     crew = workforce(specs)
     workers, failures, compute = crew.now(), 0, crew.compute
@@ -258,16 +260,16 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
         left = [spec for spec in specs if not spec.artifact.is_done()]
         try:
             fit(left, storage, deadline, crew, workers)
-        except ray.train.ControllerError as error:
-            reason = error.controller_failure
+        except (ray.train.ControllerError, ActorDiedError) as error:
+            reason = getattr(error, "controller_failure", error)
             failures += not isinstance(reason, WorkerGroupStartupTimeoutError)
-            if failures > compute.max_failures or not isinstance(reason, STARTING):
+            if failures > compute.max_failures or not isinstance(reason, AGAIN):
                 raise
-            log.warning("%d training workers could not be started: %s", workers, type(reason).__name__)
+            log.warning("training with %d workers was given up: %s", workers, type(reason).__name__)
         if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():
             return
         before, workers = workers, crew.wait(deadline)
-        log.warning("training goes on from the last commit with %d workers (%d before)", workers, before)
+        log.warning("training goes on from the last commit; workers: %d, %d before", workers, before)
 
 
 def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workforce, workers: int) -> None:

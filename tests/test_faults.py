@@ -5,13 +5,12 @@ One pre-training, submitted as a job, goes through it all; what it ends with is 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae.artifacts import Folder, latest_step, open_storage, read_events
+from raymae.artifacts import Folder, latest_step, read_events
 from raymae.cli import parse
 from raymae.pipeline import make_plan
 from raymae.session import BareSession
 from raymae.stages import run_stage
-from raymae.store import FeatureStore
-from tests.audio_files import make_store, write_clips, write_table
+from tests.audio_files import write_clips, write_table
 from tests.nodes import RAY, ROOT, Nodes, wait_until
 from tests.test_loop import trails
 
@@ -127,7 +125,7 @@ def driver_of(job: subprocess.Popen[bytes], nodes: Nodes) -> int:
     raise LookupError("the job has no driver")
 
 
-def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes) -> None:
+def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes, tmp_path: Path) -> None:
     said = time.monotonic()
 
     def tell(what: str) -> None:
@@ -143,7 +141,7 @@ def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes) -> None
     run.on(40)
     tell("a node died")
     nodes.add()  # both go on, from a commit
-    wait_until(lambda: "with 2 workers (1 before)" in run.log, "the second worker", 300)
+    wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
     run.on(20)
     tell("a node joined")
 
@@ -162,4 +160,19 @@ def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes) -> None
     job = run.submit()
     assert job.wait(600) == 0, run.log[-3000:]
     tell("the end")
-    print(run.log)
+    assert "pretrain: " in run.log.rpartition("to go on from step")[2], "the job's log has no result"
+    assert_as_undisturbed(run, tmp_path)
+
+
+def assert_as_undisturbed(run: Run, folder: Path) -> None:
+    """Every step saw its clips, none that was committed before a fault was repeated, and the weights are the same."""
+    events, plan = run.events(), make_plan(parse(run.arguments, ""), "pretrain", Folder(str(run.folder)))
+    spec = plan.spec("pretrain")
+    assert {step: event["trail"] for step, event in events.items()} == trails(spec)
+    assert {step: events[step]["time"] for step in run.kept} == run.kept, "a committed step was repeated"
+    torch.set_num_threads(1)
+    alone = replace(spec, artifact=Folder(str(folder)))
+    run_stage(alone, BareSession(spec.store, alone.artifact))
+    found, expected = (load_tensors(one.read_bytes("model.safetensors")) for one in (run.artifact, alone.artifact))
+    for name, value in expected.items():  # the sums over two workers are taken in another order
+        np.testing.assert_allclose(found[name], value, atol=1e-3)
