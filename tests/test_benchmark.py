@@ -60,6 +60,16 @@ def test_a_worked_example() -> None:
     assert plan.store_network_mb == pytest.approx(2 * 327.68)
     assert plan.stream_network_mb == pytest.approx(2000)
     assert plan.epochs_repaid == pytest.approx(72 / (72 - 18))
+    assert plan.driver_gb == pytest.approx(0.036)
+    assert plan.object_store_gb == pytest.approx(9 * 128 * 0.00032768)
+
+
+def test_what_a_step_and_a_commit_send() -> None:
+    rates = replace(RATES, parameters=1e6, gpu_batch=10)
+    one, four = (outlook(Corpus(name="x", hours=1), Cluster(gpus=gpus), rates) for gpus in (1, 4))
+    assert (one.gradients_mb, four.gradients_mb) == (0, pytest.approx(1.5 * 4 * rates.gpu_clips / 10))
+    assert one.commit_gb == pytest.approx(0.012)
+    assert one.commit_network_mb == pytest.approx(0.04)
 
 
 def test_a_thin_network_is_the_bottleneck() -> None:

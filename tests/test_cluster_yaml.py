@@ -64,3 +64,25 @@ def test_its_words_about_the_command_line_hold() -> None:
     named = set(re.findall(r"--compute\.([\w-]+)", PATH.read_text()))
     assert named
     assert all(hasattr(ComputeConfig(), name.replace("-", "_")) for name in named)
+
+
+def test_the_manifest_for_kubernetes(cluster: dict[str, Any]) -> None:
+    """No schema of KubeRay's is at hand: what its documentation asks for, and what has to agree with cluster.yaml."""
+    readme = (PATH.parent / "README.md").read_text()
+    text = re.search(r"<!-- rayjob -->\n```yaml\n(.*?)```", readme, re.DOTALL)
+    assert text
+    job = yaml.safe_load(text[1])
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]["rayClusterSpec"]
+    assert f"rayproject/ray:{spec['rayVersion']}-" in cluster["docker"]["image"]
+    assert f"rayproject/ray:{spec['rayVersion']}-" in " ".join(readme.split())
+    (script,) = re.findall(r"jobs/\w+\.py", job["spec"]["entrypoint"])
+    assert (PATH.parent / script).is_file()
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    gpus = [group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for group in groups]
+    assert gpus == [None, None, "1"]
+    assert all(group["minReplicas"] <= group["maxReplicas"] for group in spec["workerGroupSpecs"])

@@ -14,6 +14,14 @@ from raymae.config import AudioConfig
 UNIT_SECONDS = 10.0
 """Rates are in clips of this length; other lengths are counted by their seconds of audio."""
 NETWORK_MB_PER_GBIT = 125.0
+CLIP_BYTES = 1_000
+"""Of a driver's memory for a clip while its table is read; 141 of them stay (measured on 200,000 clips)."""
+TRAINING_BYTES = 12
+"""A commit's bytes per parameter: weights and both moments of AdamW in fp32."""
+COMMIT_SECONDS = 300
+"""Between two commits (pretrain.commit_minutes)."""
+READERS, AHEAD, WINDOW_CLIPS = 2, 3, 128
+"""Of a training worker: its readers, the windows in flight for each and for itself, and a window's clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,10 @@ class Rates:
     """MB per second and core from the feature store to batches (`ingest`)."""
     gpu_clips: float = 1370.0
     """Ten-second clips per second and GPU: pre-training of ViT-B on an H200 at 45 % of its bf16 peak."""
+    parameters: float = 136.3e6
+    """Of the model in training: ViT-B with the decoder of the paper."""
+    gpu_batch: float = 128
+    """Ten-second clips per step and GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +95,16 @@ class Outlook:
     """What an epoch from the audio waits for: GPUs, CPUs or network."""
     epochs_repaid: float | None
     """After how many epochs on this cluster the store has taken less time than streaming; null for never."""
+    driver_gb: float
+    """Memory of the driver while it reads the clip table."""
+    object_store_gb: float
+    """Windows in flight for each GPU."""
+    commit_gb: float
+    """Size of a commit, which one worker writes."""
+    commit_network_mb: float
+    """MB/s that commits write on average."""
+    gradients_mb: float
+    """MB/s that each GPU sends and receives to average gradients (fp32, ring)."""
 
 
 def outlook(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
@@ -114,6 +136,11 @@ def outlook(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
         store_bottleneck=store[0],
         stream_bottleneck=stream[0],
         epochs_repaid=prepare[1] / saved if saved > 0 else None,
+        driver_gb=clips * CLIP_BYTES / 1e9,
+        object_store_gb=(READERS + 1) * AHEAD * WINDOW_CLIPS * store_mb / clips / 1e3,
+        commit_gb=rates.parameters * TRAINING_BYTES / 1e9,
+        commit_network_mb=rates.parameters * TRAINING_BYTES / 1e6 / COMMIT_SECONDS,
+        gradients_mb=2 * (1 - 1 / cluster.gpus) * rates.parameters * 4 / 1e6 * rates.gpu_clips / rates.gpu_batch,
     )
 
 
@@ -149,8 +176,9 @@ def measured(paths: Sequence[str], rates: Rates) -> Rates:
 def table(plans: Sequence[tuple[Corpus, Outlook]]) -> str:
     """Plans as a Markdown table."""
     lines = [
-        "| corpus | clips | audio | store | prepare | epoch from the store | epoch from the audio | repaid after |",
-        "|---|---|---|---|---|---|---|---|",
+        "| corpus | clips | audio | store | prepare | epoch from the store | epoch from the audio | repaid after "
+        "| driver's memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for corpus, plan in plans:
         repaid = "never" if plan.epochs_repaid is None else f"{plan.epochs_repaid:.1f} epochs"
@@ -158,7 +186,8 @@ def table(plans: Sequence[tuple[Corpus, Outlook]]) -> str:
             f"| {corpus.name} ({corpus.hours:,.0f} h) | {plan.clips:,} | {size(plan.audio_gb)} | {size(plan.store_gb)} "
             f"| {duration(plan.prepare_hours)} ({plan.prepare_bottleneck}) "
             f"| {duration(plan.store_epoch_hours)} ({plan.store_bottleneck}) "
-            f"| {duration(plan.stream_epoch_hours)} ({plan.stream_bottleneck}) | {repaid} |"
+            f"| {duration(plan.stream_epoch_hours)} ({plan.stream_bottleneck}) | {repaid} "
+            f"| {size(plan.driver_gb)} |"
         )
     return "\n".join(lines)
 
@@ -206,6 +235,10 @@ class Plan:
     """MB per second and core, from the feature store to batches."""
     gpu_clips: float | None = None
     """Ten-second clips per second and GPU in training."""
+    parameters: float | None = None
+    """Parameters of the model in training."""
+    gpu_batch: float | None = None
+    """Ten-second clips per step and GPU."""
 
     def run(self) -> Result:
         """Work it out."""
@@ -244,5 +277,8 @@ def summary(cluster: Cluster, rates: Rates, plan: Outlook, origin: str) -> str:
         f"{rates.ingest_mb:.0f} MB/s and core from the store, {rates.gpu_clips:.0f} clips/s and GPU.\n"
         f"One GPU is kept busy by {plan.store_cores_per_gpu:.1f} cores from the store or "
         f"{plan.stream_cores_per_gpu:.1f} cores from the audio; all GPUs take {plan.store_network_mb:,.0f} MB/s from "
-        f"the store or {plan.stream_network_mb:,.0f} MB/s of audio."
+        f"the store or {plan.stream_network_mb:,.0f} MB/s of audio.\n"
+        f"Object store: {plan.object_store_gb:.1f} GB a GPU. A commit: {plan.commit_gb:.1f} GB every "
+        f"{COMMIT_SECONDS / 60:.0f} min, {plan.commit_network_mb:.0f} MB/s. Gradients: {plan.gradients_mb:,.0f} MB/s "
+        f"in and out of each GPU."
     )
