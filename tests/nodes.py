@@ -63,8 +63,18 @@ class Nodes:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # jobs run what `python` is there
             "PYTHONPATH": str(ROOT),
         }
-        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         self.started = 0
+
+    @property
+    def head(self) -> subprocess.Popen[bytes]:
+        """The head, which stays."""
+        return self.processes[0]
+
+    @property
+    def nodes(self) -> list[subprocess.Popen[bytes]]:
+        """The other nodes, in the order in which they came."""
+        return self.processes[1:]
 
     @property
     def address(self) -> str:
@@ -78,8 +88,8 @@ class Nodes:
 
     def __enter__(self) -> Nodes:
         ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1")
-        self.head = self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true")
         try:
+            self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true")
             for cpus in self.cpus:
                 self.add(cpus)
         except BaseException:
@@ -90,21 +100,22 @@ class Nodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for node in [*self.nodes, self.head]:
-            kill_tree(node.pid)
-            node.wait()
+        while self.processes:
+            self._end(self.processes[-1])
 
     def add(self, cpus: int = 2) -> subprocess.Popen[bytes]:
         """One more node; returns when it has joined."""
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}")
-        self.nodes.append(node)
-        return node
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """All processes of a node die at once."""
+        assert node is not self.head
+        self._end(node)
+
+    def _end(self, node: subprocess.Popen[bytes]) -> None:
         kill_tree(node.pid)
         node.wait()
-        self.nodes.remove(node)
+        self.processes.remove(node)
 
     def drain(self, node: subprocess.Popen[bytes], seconds: int) -> None:
         """Announce that a node is taken away in so many seconds, as a cloud does of a spot machine."""
@@ -133,6 +144,7 @@ class Nodes:
             process = subprocess.Popen(
                 [*command, temporary, *arguments], env=self.environment, stdout=output, stderr=subprocess.STDOUT
             )
+        self.processes.append(process)
 
         def up() -> bool:
             assert process.poll() is None, log.read_text()[-3000:]

@@ -1,0 +1,34 @@
+"""How many training workers take part, whatever the cluster has lost."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymae import workforce
+from raymae.config import ComputeConfig
+from raymae.deadline import FOREVER, Deadline
+from raymae.workforce import Workforce
+
+
+def crew(monkeypatch: pytest.MonkeyPatch, room: list[float], most: int, slots: int, fewest: int) -> Workforce:
+    """A crew on a cluster that has room for `room` workers, one number for each look at it."""
+    monkeypatch.setattr(workforce, "room_for", lambda compute, use_gpu: room.pop(0) if len(room) > 1 else room[0])
+    monkeypatch.setattr(workforce, "POLL_SECONDS", 0.0)
+    return Workforce(ComputeConfig(min_workers=fewest), most, slots, use_gpu=True)
+
+
+@given(room=st.floats(0, 40), most=st.integers(1, 32), slots=st.integers(1, 32), fewest=st.integers(1, 32))
+def test_as_many_as_make_equal_shares(room: float, most: int, slots: int, fewest: int) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found = crew(monkeypatch, [room], most, slots, fewest)
+        count = found.now()
+    fitting = [number for number in range(1, min(most, int(room)) + 1) if slots % number == 0]
+    assert count == (fitting[-1] if fitting and fitting[-1] >= min(fewest, most) else 0)
+
+
+def test_too_few_are_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    assert crew(monkeypatch, [1, 1, 3, 4], most=8, slots=8, fewest=3).wait(FOREVER) == 4
+    assert caplog.text.count("waiting for nodes: compute.min_workers = 3 workers have no room") == 1
+    assert crew(monkeypatch, [1], most=8, slots=8, fewest=3).wait(Deadline(1.0, 0.0)) == 0
