@@ -52,6 +52,8 @@ class Trainer:
         self.beat, self.deadline = beat, deadline
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
+        self.clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
+        """Counts work: on CPUs the seconds of this thread, which others on the machine don't stretch."""
         torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
         self.model = task.model
         choose_attention(self.model, self.device, self.config.precision)
@@ -193,7 +195,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
         progress, config = self.progress, self.config
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), self.clock()
         lr = learning_rate(share, config)
         set_lr(self.optimizer, lr)
         if progress.step < self.task.head_steps:
@@ -202,9 +204,10 @@ class Trainer:
         count = self.order.slots // self.session.world_size
         losses, waited = [], 0.0
         for turn in range(count):
-            before = time.perf_counter()
+            before, spent = time.perf_counter(), self.clock()
             batch = next(batches)
             waited += time.perf_counter() - before
+            worked += self.clock() - spent
             self._own_trail += batch.fingerprint(self.task.clip_ids)
             torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
             last = turn == count - 1
@@ -221,7 +224,7 @@ class Trainer:
         means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
         metrics = {name: value for name, value in means.items() if math.isfinite(value)}
         seconds = time.perf_counter() - started
-        progress.work_seconds += seconds - waited
+        progress.work_seconds += self.clock() - worked
         progress.wait_seconds += waited
         return {
             **metrics,

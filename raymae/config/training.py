@@ -203,7 +203,7 @@ class EvaluateConfig:
     cnn_crop_seconds: float | None = None
     """Length of the CNN rival's random crops; the default is that of finetune."""
     cnn_seconds: float | None = None
-    """Seconds that the CNN rival trains; the default is as long as the fine-tuning took."""
+    """Seconds of work (on a CPU those of the training thread) of the CNN rival; the default is the fine-tuning's."""
     probe_clips: int = 1000
     """Most labelled held-out clips on whose frozen embeddings probes read device, city and scene, before and after each
     stage; 0 switches them off."""
