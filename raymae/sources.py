@@ -33,6 +33,7 @@ from fsspec.core import url_to_fs
 
 from raymae.audio import AudioError
 from raymae.config import redact
+from raymae.retries import may_pass, patiently
 
 AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf")
 """Endings of the names that are taken for recordings where no table names them."""
@@ -42,6 +43,10 @@ PACKED = r"(?s)^(?P<inner>(?:tar|parquet)://.+)::(?P<outer>.+)$"
 WHOLE = 2**24
 """Bytes up to which a clip is fetched in one piece; of a longer one, only what the decoder asks for."""
 _BUFFER = 2**20
+
+
+class UnreachableError(AudioError):
+    """A recording that its storage didn't give, although it was asked several times: later it may."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Container:
         """The container at a path or URL; AudioError where there is none."""
         if "://" in url:
             fs, path = url_to_fs(url)
-            info = fs.info(path)
+            info = patiently(lambda: fs.info(path))
             if info["type"] != "file" or info["size"] is None:
                 raise AudioError("not a file of known size")
             return cls(url, info["size"], modified(info))
@@ -70,7 +75,7 @@ class Container:
         """The bytes from `start` to before `stop`."""
         if "://" in self.url:
             fs, path = url_to_fs(self.url)
-            return bytes(fs.cat_file(path, start=start, end=stop))
+            return bytes(patiently(lambda: fs.cat_file(path, start=start, end=stop)))
         with open(self.url, "rb", buffering=0) as file:
             return os.pread(file.fileno(), stop - start, start)
 
@@ -111,7 +116,10 @@ class _Part(io.RawIOBase):
 
 
 def open_clip(path: str) -> str | bytes | BinaryIO:
-    """What `raymae.audio.load` reads the clip at an address from; AudioError where there is nothing to read."""
+    """What `raymae.audio.load` reads the clip at an address from; AudioError where there is nothing to read.
+
+    Storage at a URL is asked again where it fails for now; UnreachableError where it goes on failing.
+    """
     try:
         if packed := re.match(PACKED, path):
             kind, _, name = packed["inner"].partition("://")
@@ -120,12 +128,13 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
         if "://" not in path:
             return path
         fs, name = url_to_fs(path)
-        content = bytes(fs.cat_file(name, start=0, end=WHOLE + 1))
+        content = bytes(patiently(lambda: fs.cat_file(name, start=0, end=WHOLE + 1)))
         return content if len(content) <= WHOLE else _located(path).part(0, _located(path).size)
     except AudioError:
         raise
     except Exception as error:  # file systems and archives bring their own
-        raise AudioError(_reason(error)) from None
+        unreachable = "://" in path.rpartition("::")[2] and may_pass(error)
+        raise (UnreachableError if unreachable else AudioError)(_reason(error)) from None
 
 
 _located = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process
