@@ -226,7 +226,6 @@ def run(job: Job, config: Config) -> dict[str, Any]:
         taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register", "sweep")
         return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
-        check_target("--predict.output", config.predict.output)
         from raymae.label import label_files
 
         return label_files(config)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 from tqdm import tqdm
 
 from raymae.artifacts import Folder, open_storage
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
-from raymae.inference import actor_pool
+from raymae.inference import actor_pool, torch_device
 from raymae.order import Rows
+from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.store import FeatureStore, iterate
 from raymae.weights import find, open_artifact
@@ -23,30 +23,23 @@ from raymae.weights import find, open_artifact
 PART = 1024
 """Clips in a file of the result."""
 BATCH = 64
-SETTINGS = "_settings.json"
-"""Names with an underscore are skipped by whoever reads the folder as a Parquet data set."""
 COLUMNS = ("clip_id", "scene_label", "city", "device", "group", "split")
 
 
-class EmbedPart:
-    """A Ray Data actor that holds the encoder and writes one file for each part."""
+class EmbedRows:
+    """Holds the encoder and embeds a part's rows of the store; built on a worker."""
 
-    def __init__(self, store: FeatureStore, encoder: Folder, config: EmbedConfig, output: Folder, threads: int) -> None:
+    def __init__(self, store: FeatureStore, encoder: Folder, config: EmbedConfig, threads: int) -> None:
         import torch
 
         from raymae.embed import read_embedder
 
         torch.set_num_threads(threads)
-        gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
-        self.store, self.config, self.output = store, config, output
-        self.embedder = read_embedder(encoder, config.layers, "cuda" if gpu else "cpu")
+        self.store, self.config = store, config
+        self.embedder = read_embedder(encoder, config.layers, torch_device())
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = np.arange(batch["start"][0].as_py(), batch["stop"][0].as_py())
-        name = part_name(int(rows[0]))
-        if not self.output.exists(name):
-            self.output.write_table(name, self._table(rows))
-        return pa.table({"clips": [len(rows)]})
+    def __call__(self, work: dict[str, int]) -> pa.Table:
+        return self._table(np.arange(work["start"], work["stop"]))
 
     def _table(self, rows: Rows) -> pa.Table:
         vectors, starts = [], None
@@ -71,11 +64,6 @@ class EmbedPart:
 def vector_column(values: Any) -> pa.FixedSizeListArray:
     """(n, E) float32 as a column of n lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-
-
-def part_name(start: int) -> str:
-    """The file that holds the clips from row `start` on."""
-    return f"part-{start:09d}.parquet"
 
 
 def embed_clips(config: Config) -> dict[str, Any]:
@@ -103,35 +91,21 @@ def embed_clips(config: Config) -> dict[str, Any]:
         "model": redact(encoder.url),
         "prepare": plan.nodes["prepare"].key,
     }
-    claim(output, to_dict(settings))
-    start_ray(config.compute)
-    starts = list(range(0, len(store), PART))
-    parts = [pa.table({"start": [start], "stop": [min(start + PART, len(store))]}) for start in starts]
-    pool, threads = actor_pool(config.compute, len(parts))
-    done = ray.data.from_arrow(parts).map_batches(
-        EmbedPart,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_constructor_args=(store, encoder, config.embed, output, threads),
-        **pool,
-    )
+    claim(output, to_dict(settings), "--embed.output", "embeddings")
+    borders = [*range(0, len(store), PART), len(store)]
+    parts = [Part(part_name(start), stop - start, {"start": start, "stop": stop}) for start, stop in pairwise(borders)]
+    standing = set(output.names())
+    lacking = [part for part in parts if part.name not in standing]
     with tqdm(total=len(store), desc="embed", unit="clip", mininterval=1) as bar:
-        for block in done.iter_batches(batch_size=None):
-            bar.update(int(block["clips"].sum()))
+        bar.update(len(store) - sum(part.size for part in lacking))
+        if lacking:
+            start_ray(config.compute)
+            pool, threads = actor_pool(config.compute, len(lacking))
+            write_parts(lacking, output, EmbedRows, (store, encoder, config.embed, threads), pool, bar.update)
     result = {"job": "embed", "clips": len(store), "files": len(parts), "output": output.url, "encoder": encoder.url}
-    output.write_json("_done.json", to_dict(result))
+    output.write_json(DONE, to_dict(result))
     print(f"{len(store)} clips in {len(parts)} files: {redact(output.url)}")
     return result
-
-
-def claim(output: Folder, settings: dict[str, Any]) -> None:
-    """Write down what the folder will hold; ValueError where it holds something else."""
-    if output.exists(SETTINGS):
-        if output.read_json(SETTINGS) != settings:
-            raise ValueError(f"--embed.output {redact(output.url)} holds embeddings of other settings or clips")
-    elif output.names():
-        raise ValueError(f"--embed.output {redact(output.url)} is not empty: name a new folder")
-    output.write_json(SETTINGS, settings)
 
 
 def load_clips(config: Config, storage: Folder) -> pa.Table:

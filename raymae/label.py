@@ -1,64 +1,151 @@
-"""`jobs/predict.py`: label audio files with a classifier, one row per file."""
+"""`jobs/predict.py`: label audio files with a classifier, in parts that Ray Data actors write, and hand over one table.
+
+    artifacts/labels/<key>/<part>.parquet     what the classifier with this key says of some thousands of files
+
+A part is named by its files (path, size, time of change): what stands is found again by any run that asks for them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import ray
-import ray.data
 from tqdm import tqdm
 
-from raymae.artifacts import Folder, open_storage
-from raymae.config import Config, redact
-from raymae.sources import AUDIO, open_clip
-from raymae.submission import check_classes, read_submission
+from raymae.artifacts import Folder, digest, open_storage
+from raymae.config import ComputeConfig, Config, LabelLevel, redact
+from raymae.inference import torch_device
+from raymae.inputs import find_files
+from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
+from raymae.outputs import Output, open_output
+from raymae.parts import DONE, Part, claim, part_name, write_parts
+from raymae.store import hash_column
+from raymae.submission import Submission, check_classes, read_submission
 from raymae.weights import find, open_artifact
 
-FILES_PER_TASK = 16
+VERSION = 1
+"""Part of every key; a change of what is said of a file raises it."""
+PART = 2048
+PART_BYTES = 4_000_000_000
+"""Most files of a part, and about the most bytes of audio: of hour-long recordings a part holds fewer."""
+LEAST = 16
+THREADS = 4
+"""CPUs of an actor: more threads would wait for each other's turn at the interpreter, fewer hold the model oftener."""
+READERS = 32
+"""Footers that are read at the same time."""
 
 
-class Label:
-    """A Ray Data actor that holds the classifier."""
+class LabelFiles:
+    """Holds the classifier and labels a part's files; built on a worker."""
 
-    def __init__(self, classifier: Folder, threads: int) -> None:
+    def __init__(self, classifier: Folder, level: LabelLevel, threads: int) -> None:
         from raymae.predict import Predictor
 
-        self.predictor = Predictor(classifier, threads=threads)
+        self.labeller = Labeller(Predictor(classifier, torch_device=torch_device(), threads=1), level, threads)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self.predictor.row(path, open_clip) for path in batch["path"].to_pylist()]
-        return pa.Table.from_pylist(rows, schema=schema(self.predictor.class_names))
-
-
-def schema(class_names: list[str]) -> pa.Schema:
-    """Columns of the result."""
-    first = [("path", pa.string()), ("scene_label", pa.string()), ("confidence", pa.float32()), ("error", pa.string())]
-    return pa.schema([*first, *((name, pa.float32()) for name in class_names)])
+    def __call__(self, work: dict[str, Any]) -> pa.Table:
+        return self.labeller(work["paths"])
 
 
-def find_files(inputs: tuple[str, ...]) -> list[str]:
-    """Audio files named directly, below folders, in CSV or Parquet tables, or in tar or Parquet shards."""
-    from raymae.datasets.table import read_filenames
+def label_pool(compute: ComputeConfig, nodes: Sequence[dict[str, float]], parts: int) -> tuple[dict[str, Any], int]:
+    """Arguments of `map_batches` for actors that label, several on each node, and the threads of each.
 
-    found: list[str] = []
-    for name in inputs:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            below = sorted(str(item.resolve()) for item in path.rglob("*") if item.suffix.lower() in AUDIO)
-            if not below:
-                raise ValueError(f"--predict.inputs: no audio file ({', '.join(AUDIO)}) below {path}")
-            found += below
-        elif path.suffix.lower() in (".csv", ".tsv", ".parquet", ".tar"):
-            found += read_filenames(path)
-        else:
-            found.append(str(path.resolve()))
-    if not found:
-        raise ValueError("--predict.inputs names no file: give audio files, folders, or tables with a filename column")
-    return found
+    On GPUs where the cluster has them: then on the nodes with GPUs alone, as many actors to each as there are CPUs for.
+
+    Args:
+        nodes: resources of each node.
+    """
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
+    if use_gpu and not gpus:
+        raise ValueError("compute.use_gpu is set and the cluster has no GPU")
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1 and (not use_gpu or node.get("GPU", 0) >= 1)]
+    if not nodes:
+        raise ValueError(f"the cluster has no node with a CPU{' and a GPU' if use_gpu else ''} to label files on")
+    shares = [int(node["CPU"] // node["GPU"]) if use_gpu else int(node["CPU"]) for node in nodes]
+    threads = compute.torch_threads or max(1, min(THREADS, max(shares)))
+    if compute.data_workers:
+        threads = min(threads, compute.data_workers)
+    counts = [int(node["CPU"] // threads) for node in nodes]
+    actors = sum(counts)
+    if not actors:
+        raise ValueError(f"compute.torch_threads = {threads} is more than the {max(shares)} CPUs of the largest node")
+    if compute.data_workers:
+        actors = min(actors, compute.data_workers // threads)
+    beside = max(-(-count // int(node["GPU"])) for count, node in zip(counts, nodes, strict=True)) if use_gpu else 0
+    actors = max(1, min(actors, parts))
+    pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors)
+    return {"num_cpus": threads, "num_gpus": 1 / max(1, beside) if use_gpu else 0, "compute": pool}, threads
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The parts of a result, in the order of the files."""
+
+    folder: Folder
+    parts: list[Part]
+    schema: pa.Schema
+
+    def standing(self) -> set[str]:
+        """Names of the parts that stand, whole, and whose files all could be reached."""
+        there = set(self.folder.names())
+        names = [name for name in {part.name for part in self.parts} if name in there]
+        with ThreadPoolExecutor(READERS) as pool:
+            return {name for name, sound in zip(names, pool.map(self._is_sound, names), strict=True) if sound}
+
+    def _is_sound(self, name: str) -> bool:
+        try:
+            with self.folder.open(name) as file:
+                return int(pq.read_schema(file).metadata[UNREACHABLE]) == 0
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+            return False
+
+    def settings(self) -> dict[str, Any]:
+        """What names the whole result."""
+        return {"labels": self.folder.url.rpartition("/")[2], "files": digest([part.name for part in self.parts])}
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The content of one part after the other."""
+        for part in self.parts:
+            with self.folder.open(part.name) as file:
+                yield pq.read_table(file)
+
+
+def part_rows(files: int) -> int:
+    """Files of a part: a power of two that gives a few files about 16 parts, and many files parts of `PART`."""
+    return max(LEAST, min(PART, 1 << max(0, (files // 16).bit_length() - 1)))
+
+
+def plan_parts(files: pa.Table) -> list[Part]:
+    """Cut files (path, size, mtime) into parts, each named by its files."""
+    place = np.arange(len(files)) // part_rows(len(files))
+    weight = np.cumsum(np.maximum(files["size"].to_numpy(), 0)) // PART_BYTES
+    begins = np.flatnonzero(np.diff(place, prepend=-1) | np.diff(weight, prepend=-1))
+    parts = []
+    for start, stop in zip(begins, [*begins[1:], len(files)], strict=True):
+        rows = files.slice(start, stop - start)
+        name = hashlib.sha256()
+        for column in ("path", "size", "mtime"):
+            hash_column(name, rows[column])
+        parts.append(Part(f"{name.hexdigest()[:24]}.parquet", len(rows), {"paths": rows["path"].to_pylist()}))
+    return parts
+
+
+def classifier_key(classifier: Folder, level: LabelLevel) -> str:
+    """What names the labels of a classifier: its content, wherever it lies."""
+    said = [
+        hashlib.sha256(classifier.read_bytes(name)).hexdigest() for name in ("classifier.json", "model.safetensors")
+    ]
+    return digest([VERSION, level, *said])
 
 
 def find_classifier(config: Config) -> Folder:
@@ -84,51 +171,78 @@ def find_classifier(config: Config) -> Folder:
     return folder
 
 
+def open_submission(config: Config, output: Output) -> Submission | None:
+    """The table that is to be filled in, if one is; ValueError where the output can't be one."""
+    if config.predict.submission is None:
+        return None
+    if not (output.file and output.file.endswith(".csv")):
+        raise ValueError(f"--predict.output {output} must be a .csv file: --predict.submission is one")
+    if config.predict.level != "file":
+        raise ValueError(f"--predict.level {config.predict.level}: --predict.submission has a row per file")
+    return read_submission(config.predict.submission)
+
+
+def plan_labels(files: pa.Table, classifier: Folder, config: Config) -> Labels:
+    """The parts that the result is made of, and where they are or will be."""
+    level = config.predict.level
+    folder = open_storage(config.storage) / f"artifacts/labels/{classifier_key(classifier, level)}"
+    return Labels(folder, plan_parts(files), schema(classifier.read_json("classifier.json")["class_names"], level))
+
+
 def label_files(config: Config) -> dict[str, Any]:
-    """Label every input; writes one row per file and returns the counts."""
+    """Label every input, a row for each in their order, and hand over the table; returns the counts.
+
+    Parts that stand are not made again, but for those in which a storage failed.
+    """
     from raymae.launch import start_ray
 
-    output = config.predict.output
-    if output is None or not output.endswith((".csv", ".parquet")):
-        raise ValueError(f"--predict.output {output} must name a .csv or .parquet file to write")
+    output = open_output("--predict.output", config.predict.output)
+    submission = open_submission(config, output)
     files = find_files(config.predict.inputs)
-    submission = read_submission(config.predict.submission) if config.predict.submission else None
     if submission:
-        if not output.endswith(".csv"):
-            raise ValueError(f"--predict.output {output} must be a .csv file: --predict.submission is one")
-        files = submission.files(files)
+        paths = files["path"].to_pylist()
+        place = {path: row for row, path in enumerate(paths)}
+        files = files.take([place[path] for path in submission.files(paths)])
     classifier = find_classifier(config)
     if submission:
         check_classes(classifier.read_json("classifier.json"), submission.path)
-    start_ray(config.compute)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    cores = int(max(node["Resources"].get("CPU", 1) for node in nodes))
-    tasks = -(-len(files) // FILES_PER_TASK)
-    labelled = (
-        ray.data.from_arrow(pa.table({"path": files}))
-        .repartition(tasks)
-        .map_batches(
-            Label,
-            batch_size=FILES_PER_TASK,
-            batch_format="pyarrow",
-            num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(nodes)),
-            fn_constructor_args=(classifier, config.compute.torch_threads or cores),
-        )
-    )
-    blocks = []
+    labels = plan_labels(files, classifier, config)
+    if not output.file:
+        claim(output.folder, labels.settings(), "--predict.output", "labels")
+    standing = labels.standing()
+    lacking = {part.name: part for part in labels.parts if part.name not in standing}
     with tqdm(total=len(files), desc="predict", unit="file", mininterval=1) as bar:
-        for block in labelled.iter_batches(batch_size=None, batch_format="pyarrow"):
-            blocks.append(block)
-            bar.update(len(block))
-    table = pa.concat_tables(blocks)
+        bar.update(sum(part.size for part in labels.parts if part.name in standing))
+        if lacking:
+            start_ray(config.compute)
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            pool, threads = label_pool(config.compute, nodes, len(lacking))
+            arguments = (classifier, config.predict.level, threads)
+            write_parts(list(lacking.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
+    counts = hand_over(labels, output, submission)
+    print(f"{counts['files']} files, {counts['failed']} of them not readable: {output}")
+    result = {"job": "predict", **counts, "output": config.predict.output, "classifier": classifier.url}
+    return result | {"parts": len(labels.parts), "reused": sum(part.name in standing for part in labels.parts)}
+
+
+def hand_over(labels: Labels, output: Output, submission: Submission | None) -> dict[str, int]:
+    """Write the output from the parts; returns the numbers of files, of failed ones and of rows."""
+    counts = Counter(files=0, failed=0, rows=0)
+
+    def counted() -> Iterator[pa.Table]:
+        for table in labels.tables():
+            said = table.schema.metadata
+            counts.update(files=int(said[FILES]), failed=int(said[FAILED]), rows=len(table))
+            yield table
+
     if submission:
-        labels = dict(zip(table["path"].to_pylist(), table["scene_label"].to_pylist(), strict=True))
-        Path(output).write_bytes(submission.filled([labels[path] for path in files]))
-    elif output.endswith(".csv"):
-        pa.csv.write_csv(table, output)
+        assert output.file
+        said = [label for table in counted() for label in table["scene_label"].to_pylist()]
+        output.folder.write_bytes(output.file, submission.filled(said))
+    elif output.file:
+        output.write(counted(), labels.schema)
     else:
-        pq.write_table(table, output)
-    failed = len(table) - table["error"].null_count
-    print(f"{len(table)} files, {failed} of them not readable: {output}")
-    return {"job": "predict", "files": len(table), "failed": failed, "output": output, "classifier": classifier.url}
+        for table in counted():
+            output.folder.write_table(part_name(counts["files"] - int(table.schema.metadata[FILES])), table)
+        output.folder.write_json(DONE, dict(counts))
+    return dict(counts)

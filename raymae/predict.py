@@ -7,11 +7,12 @@ to build the model and its front end). Nothing in it is unpickled.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import soxr
@@ -29,6 +30,7 @@ from raymae.targets import SEPARATOR
 
 FORMAT = 1
 BATCH = 16
+"""Windows of a forward pass."""
 PRESENT = 0.5
 """Smallest probability of a class that a row names, where clips may have several."""
 FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32": 2**31}
@@ -36,6 +38,9 @@ FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32":
 
 Probabilities = NDArray[np.float32]
 Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
+Named = TypeVar("Named")
+Window = tuple[float, float, Probabilities]
+"""Start and end in seconds, and the probabilities (C,) of a clip length of a recording."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,11 @@ def class_probabilities(
     return np.asarray((total / len(starts)).cpu().numpy(), np.float32)
 
 
+def as_it_is(source: Any) -> Any:
+    """For sources that need no opening."""
+    return source
+
+
 class Predictor:
     """A classifier with its front end: recordings in, scene probabilities out."""
 
@@ -149,24 +159,67 @@ class Predictor:
         one = self.classifier
         return class_probabilities(one.model, log_mel, valid_frames, one.finetune, one.audio, self.torch_device)
 
-    def windows(self, source: Source) -> list[tuple[float, float, Probabilities]]:
+    def windows(self, source: Source) -> list[Window]:
         """(start, end, probabilities (C,)) of each clip length of a recording; times in seconds.
 
         `source` is a path, an encoded file's bytes, an open file, or (waveform (n_samples,), sample_rate); a waveform
         of 16 or 32 bit integers is divided by their full scale. A rest at the end that is shorter than an FFT is not
         looked at. Raises AudioError for a recording that can't be read.
         """
+        (found,) = self.each([source])
+        if isinstance(found, AudioError):
+            raise found
+        return found
+
+    def each(
+        self, sources: Iterable[Named], open_source: Callable[[Named], Source] = as_it_is
+    ) -> Iterator[list[Window] | AudioError]:
+        """The windows of each of many recordings in their order, or why it can't be read.
+
+        Forward passes take `BATCH` windows, of several recordings where these are short; a long one is never held as a
+        whole in more than its waveform. `open_source` makes what `windows` takes of an entry.
+        """
+        under_way: deque[_Recording] = deque()
+        batch: list[_Part] = []
+        for source in sources:
+            recording = _Recording()
+            under_way.append(recording)
+            try:
+                for part in self._parts(open_source(source), recording):
+                    batch.append(part)
+                    if len(batch) == BATCH:
+                        self._forward(batch)
+            except AudioError as error:
+                recording.error = error
+            while under_way and not under_way[0].waiting:
+                yield under_way.popleft().found
+        self._forward(batch)
+        yield from (recording.found for recording in under_way)
+
+    def _parts(self, source: Source, recording: _Recording) -> Iterator[_Part]:
+        """The features of each window of a recording."""
         audio = self.classifier.audio
         waveform = self._waveform(source)
         starts = range(0, max(1, len(waveform) - audio.n_fft + 1), audio.n_samples)
-        found = []
-        for first in range(0, len(starts), BATCH):
-            parts = [waveform[start : start + audio.n_samples] for start in starts[first : first + BATCH]]
-            fitted = [fit_length(self.log_mel(part), audio.n_frames, audio.silence) for part in parts]
-            values = self.probabilities(np.stack([f for f, _ in fitted]), np.array([n for _, n in fitted], np.int32))
-            for start, part, value in zip(starts[first : first + BATCH], parts, values, strict=True):
-                found.append((start / audio.sample_rate, (start + len(part)) / audio.sample_rate, value))
-        return found
+        recording.waiting = len(starts)
+        for start in starts:
+            part = waveform[start : start + audio.n_samples]
+            log_mel, frames = fit_length(self.log_mel(part), audio.n_frames, audio.silence)
+            times = start / audio.sample_rate, (start + len(part)) / audio.sample_rate
+            yield _Part(recording, times, log_mel, frames)
+
+    def _forward(self, batch: list[_Part]) -> None:
+        """Give the windows of a batch, which is empty then, to their recordings."""
+        if not batch:
+            return
+        log_mel, frames = (
+            np.stack([part.log_mel for part in batch]),
+            np.array([part.frames for part in batch], np.int32),
+        )
+        for part, value in zip(batch, self.probabilities(log_mel, frames), strict=True):
+            part.recording.windows.append((*part.times, value))
+            part.recording.waiting -= 1
+        batch.clear()
 
     def _waveform(self, source: Source) -> NDArray[np.float32]:
         if not isinstance(source, tuple):
@@ -187,25 +240,67 @@ class Predictor:
 
     def __call__(self, source: Source) -> dict[str, float]:
         """Scene probabilities of a recording of any length: the average over its windows, by their length."""
-        windows = self.windows(source)
-        lengths = np.array([end - start for start, end, _ in windows])
-        mean = np.average([value for _, _, value in windows], axis=0, weights=lengths)
+        mean = self.average(self.windows(source))
         return {name: float(value) for name, value in zip(self.class_names, mean, strict=True)}
 
-    def row(self, path: str, open_source: Callable[[str], Source] = str) -> dict[str, Any]:
-        """A row of a result table: path, scene_label, confidence, error, and a probability per class.
+    @staticmethod
+    def average(windows: list[Window]) -> NDArray[np.float64]:
+        """The probabilities (C,) of a recording: the average over its windows, by their length."""
+        lengths = np.array([end - start for start, end, _ in windows])
+        return np.average([value for _, _, value in windows], axis=0, weights=lengths)
 
-        `confidence` is the largest probability. Where clips may have several classes, scene_label joins those of
-        `PRESENT` and above, surest first, or is the surest one where there are none. A file that can't be read has no
-        label and says why in `error`.
+    def label(self, probabilities: NDArray[np.floating]) -> tuple[str, float]:
+        """What a row of probabilities (C,) is called, and the largest of them.
+
+        Where clips may have several classes, those of `PRESENT` and above, surest first, joined; or the surest one
+        where there are none.
         """
-        try:
-            found = self(open_source(path))
-        except AudioError as error:
-            nothing = dict.fromkeys(self.class_names)
-            return {"path": path, "scene_label": None, "confidence": None, "error": str(error), **nothing}
-        ranked = sorted(found, key=lambda name: -found[name])
+        ranked = np.argsort(-probabilities, kind="stable")
         several = self.classifier.finetune.labels == "multi"
-        present = [name for name in ranked if found[name] >= PRESENT] if several else []
-        label = SEPARATOR.join(present or ranked[:1])
-        return {"path": path, "scene_label": label, "confidence": found[ranked[0]], "error": None, **found}
+        present = [place for place in ranked if probabilities[place] >= PRESENT] if several else []
+        label = SEPARATOR.join(self.class_names[place] for place in present or ranked[:1])
+        return label, float(probabilities[ranked[0]])
+
+    def row(self, path: str, open_source: Callable[[str], Source] = as_it_is) -> dict[str, Any]:
+        """A row of a result table: path, scene_label, confidence (both as of `label`), error, and a probability per
+        class. A file that can't be read has no label and says why in `error`."""
+        (found,) = self.rows([path], open_source)
+        return {"path": path, **found}
+
+    def rows(
+        self, sources: Iterable[Named], open_source: Callable[[Named], Source] = as_it_is
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of many recordings, as of `row` without path, in their order."""
+        for windows in self.each(sources, open_source):
+            if isinstance(windows, AudioError):
+                nothing = dict.fromkeys(self.class_names)
+                yield {"scene_label": None, "confidence": None, "error": str(windows), **nothing}
+                continue
+            mean = self.average(windows)
+            label, confidence = self.label(mean)
+            values = dict(zip(self.class_names, mean.tolist(), strict=True))
+            yield {"scene_label": label, "confidence": confidence, "error": None, **values}
+
+
+@dataclass
+class _Recording:
+    """What is known of a recording so far."""
+
+    windows: list[Window] = field(default_factory=list)
+    waiting: int = 0
+    """Windows that have not been through the network."""
+    error: AudioError | None = None
+
+    @property
+    def found(self) -> list[Window] | AudioError:
+        return self.error or self.windows
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A window on its way to the network."""
+
+    recording: _Recording
+    times: tuple[float, float]
+    log_mel: NDArray[np.float32]
+    frames: int

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 CLASSIFIER = "classifier"
 """Name of the artifact that holds the classifier folder."""
+WANTED = (
+    "the path of an audio file, its bytes, a pair (waveform, sample_rate) or "
+    "{'waveform': …, 'sample_rate': …}; pairs in a pandas.Series, because a bare list of them becomes two columns"
+)
 
 
 class SceneClassifier(PythonModel):
-    """Audio files in, scene labels and probabilities out."""
+    """Recordings in, scene labels and probabilities out."""
 
     def load_context(self, context: Any) -> None:
         """Build the model from the artifact."""
@@ -22,15 +29,42 @@ class SceneClassifier(PythonModel):
         self.predictor = Predictor(context.artifacts[CLASSIFIER])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row per file: scene_label, confidence, error, and a column of probabilities per class.
+        """One row per recording: scene_label, confidence, error, and a column of probabilities per class.
 
         Args:
             context: MLflow's.
-            model_input: its first column holds paths of audio files; MLflow makes it of a list, too.
+            model_input: its first column holds recordings, each as `source_of` takes it; MLflow makes it of a list of
+                paths or bytes and of a pandas.Series, too.
             params: none are known.
+
+        Raises:
+            ValueError: a row holds nothing of the kind. A recording that can't be read says so in its row's `error`.
         """
-        rows = [self.predictor.row(str(path)) for path in model_input.iloc[:, 0]]
-        return pd.DataFrame(rows).drop(columns="path")
+        column = model_input.iloc[:, 0]
+        sources = [source_of(value, row) for row, value in enumerate(column)]
+        columns = ["scene_label", "confidence", "error", *self.predictor.class_names]
+        return pd.DataFrame(list(self.predictor.rows(sources)), columns=columns, index=model_input.index)
+
+
+def source_of(value: Any, row: int) -> Any:
+    """What the Predictor reads: of a path (text), an encoded file's bytes, a pair (waveform (n_samples,), sample_rate)
+    or a mapping with these two; ValueError names the row of anything else."""
+    if isinstance(value, Mapping) and set(value) == {"waveform", "sample_rate"}:
+        value = value["waveform"], value["sample_rate"]
+    if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[0]) == 1 and is_rate(value[1]):
+        return np.asarray(value[0]), int(value[1])
+    if isinstance(value, str | os.PathLike):
+        return str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    bare = isinstance(value, np.ndarray | list)
+    found = "a waveform without its sample rate" if bare else f"{type(value).__name__} {str(value)[:40]!r}"
+    raise ValueError(f"row {row} holds {found}; wanted is {WANTED}")
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value is a whole number, which a sample rate is."""
+    return isinstance(value, int | float | np.integer | np.floating) and float(value).is_integer()
 
 
 set_model(SceneClassifier())

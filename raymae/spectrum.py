@@ -28,15 +28,16 @@ _FOURTH, _ROOT_HALF = np.float32(0.25), np.float32(np.sqrt(0.5))
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, for this processor; kept beside the source or in the user's cache.
+    """Compile at the first call, for this processor; kept beside the source or in the user's cache. Threads run it side
+    by side.
 
     Without fast-math, which gains nothing here: with it, the code of the process that compiles and the code that later
     ones find in the cache round differently.
     """
     try:
-        return njit(error_model="numpy", cache=True)(function)
+        return njit(error_model="numpy", nogil=True, cache=True)(function)
     except RuntimeError:  # nowhere to keep it
-        return njit(error_model="numpy")(function)
+        return njit(error_model="numpy", nogil=True)(function)
 
 
 def power_spectra(window: FloatArray, n_fft: int, hop_length: int) -> PowerSpectra:

@@ -79,12 +79,12 @@ def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[Sh
             columns.append(part["path"])  # a storage that tells no times: the same name elsewhere is another file
         name = hashlib.sha256(front_end)
         for column in columns:
-            _hash_column(name, column)
+            hash_column(name, column)
         plans.append(ShardPlan(f"{name.hexdigest()[:16]}.parquet", start, start + len(part)))
     return plans
 
 
-def _hash_column(state: Any, column: pa.ChunkedArray) -> None:
+def hash_column(state: Any, column: pa.ChunkedArray) -> None:
     """Add strings (lengths and bytes) or numbers to a hash, without an object for each."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         values = pa.concat_arrays(column.cast(pa.large_string()).chunks)

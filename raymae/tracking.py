@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
-from mlflow.types.schema import ColSpec, Schema
+from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from raymae import pyfunc
 from raymae.artifacts import Folder
@@ -37,6 +37,7 @@ REQUIREMENTS = (
     "numpy",
     "pandas",
     "pyarrow",
+    "pydantic",
     "safetensors",
     "scipy",
     "soundfile",
@@ -252,9 +253,12 @@ class Tracker:
 
 
 def signature(class_names: list[str]) -> ModelSignature:
-    """A path in (a column of any name, so that a list of paths will do); label, confidence, error and a probability
-    per class out."""
+    """A recording in; label, confidence, error and a probability per class out.
+
+    The recording's column has no name, so that a list of paths will do, and any type, because MLflow knows no column
+    of paths or bytes or waveforms: `pyfunc.source_of` says what is wrong with a value.
+    """
     probabilities = [ColSpec("float", name) for name in class_names]
     first = [ColSpec("string", "scene_label", required=False), ColSpec("float", "confidence", required=False)]
     error = ColSpec("string", "error", required=False)
-    return ModelSignature(Schema([ColSpec("string")]), Schema([*first, error, *probabilities]))
+    return ModelSignature(Schema([ColSpec(AnyType())]), Schema([*first, error, *probabilities]))

@@ -249,11 +249,11 @@ def test_pools_join_a_data_set(root: str) -> None:
 
 
 def test_shards_are_labelled_too(tmp_path: Path) -> None:
-    from raymae.label import find_files
+    from raymae.inputs import find_files
 
     put(str(tmp_path), {"s.tar": tar(SOUNDS), "t.parquet": parquet({"audio": list(SOUNDS.values())})})
     found = find_files((f"{tmp_path}/s.tar", f"{tmp_path}/t.parquet"))
-    assert [open_clip(path) for path in found] == list(SOUNDS.values()) * 2
+    assert [open_clip(path) for path in found["path"].to_pylist()] == list(SOUNDS.values()) * 2
 
 
 # From end to end ----------------------------------------------------------------------------------------------------

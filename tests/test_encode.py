@@ -10,7 +10,7 @@ import pytest
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
 from raymae.embed import read_embedder
-from raymae.encode import check_front_end, check_layers, claim, embed_clips
+from raymae.encode import check_front_end, check_layers, embed_clips
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.store import FeatureStore, iterate
@@ -60,12 +60,6 @@ def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: 
 
     with pytest.raises(ValueError, match="embeddings of other settings"):
         embed_clips(replace(frames, embed=replace(frames.embed, layers=(1,))))
-
-
-def test_what_is_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty"):
-        claim(Folder(str(tmp_path)), {})
 
 
 def test_another_front_end_is_named(encoder: Folder) -> None:

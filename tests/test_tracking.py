@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import sqlite3
 import subprocess
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 
 from raymae.artifacts import Folder, open_storage
@@ -22,7 +26,7 @@ from raymae.config import Config, TrackingConfig, to_dict
 from raymae.models import build_classifier
 from raymae.pipeline import flat
 from raymae.predict import Predictor, write_classifier
-from raymae.tracking import BATCH, MAX_PARAM, Tracker
+from raymae.tracking import BATCH, MAX_PARAM, REQUIREMENTS, Tracker
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.test_loop import TINY
 
@@ -185,7 +189,7 @@ def test_a_registered_model_says_what_it_is(registered: tuple[Folder, str, str])
     assert info.metadata["class_names"] == NAMES
     assert info.metadata["audio"] == to_dict(TINY_AUDIO)
     assert info.metadata["metrics"] == {"test": {"accuracy": 0.5}}
-    assert [column.type.name for column in info.signature.inputs] == ["string"]
+    assert info.signature.inputs.to_dict() == [{"type": "any", "required": True}]
     assert info.signature.outputs.input_names() == ["scene_label", "confidence", "error", *NAMES]
 
 
@@ -225,6 +229,62 @@ def test_the_model_reads_audio_files(
         assert found[NAMES].iloc[row].tolist() == pytest.approx([expected[name] for name in NAMES], abs=1e-6)
     assert found["error"][1] == "No such file or directory"
     assert found.iloc[1].drop("error").isna().all()
+
+
+def test_the_model_reads_bytes_and_waveforms(tracker: Tracker, registered: tuple[Folder, str, str], wav: str) -> None:
+    model = mlflow.pyfunc.load_model(ALIAS)
+    content = Path(wav).read_bytes()
+    wave, rate = soundfile.read(wav, dtype="float32")
+    expected = model.predict([wav])
+    given = {"waveform": wave, "sample_rate": rate}
+    inputs: list[Any] = [
+        [content],
+        content,
+        wav,
+        pd.Series([(wave, rate)]),
+        pd.DataFrame({"audio": [(wave.tolist(), float(rate))]}),
+        pd.DataFrame({"audio": [given], "more": [1]}),
+        pd.DataFrame({"audio": [json.loads(json.dumps(given | {"waveform": wave.tolist()}))]}),
+    ]
+    for one in inputs:
+        pd.testing.assert_frame_equal(model.predict(one), expected, atol=1e-5)
+    mixed = model.predict(pd.Series([wav, content, (wave, rate), b"RIFF", (wave[:0], rate)], index=list("abcde")))
+    assert mixed.index.tolist() == list("abcde")
+    assert mixed["error"].isna().tolist() == [True, True, True, False, False]
+    assert mixed["scene_label"].tolist()[:3] == expected["scene_label"].tolist() * 3
+
+
+@pytest.mark.parametrize("kind", ["pairs in a list", "waveforms", "numbers", "nothing", "half a mapping", "no rate"])
+def test_what_is_no_recording_is_named(registered: tuple[Folder, str, str], kind: str) -> None:
+    wave = np.zeros(8000, np.float32)
+    inputs: dict[str, Any] = {
+        "pairs in a list": [(wave, 8000), (wave, 8000)],
+        "waveforms": pd.DataFrame({"waveform": [wave], "sample_rate": [8000]}),
+        "numbers": pd.Series([1.5, 2.5]),
+        "nothing": pd.Series([None]),
+        "half a mapping": pd.Series([{"waveform": wave}]),
+        "no rate": pd.Series([(wave, "8 kHz")]),
+    }
+    with pytest.raises(ValueError, match=r"row 0 holds .*; wanted is the path of an audio file, its bytes, a pair"):
+        mlflow.pyfunc.load_model(ALIAS).predict(inputs[kind])
+
+
+def test_what_the_model_imports_is_declared() -> None:
+    """Of every file of the package that a loaded model has imported, all imports, those inside functions included."""
+    code = (
+        "import sys, raymae.pyfunc, raymae.predict\n"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('raymae.')), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported: set[str] = set()
+    for path in done.stdout.splitlines():
+        for node in ast.walk(ast.parse(Path(path).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {item.name.split(".")[0] for item in node.names}
+    assert {"torch", "soundfile", "mlflow"} <= imported, "the check looks at nothing"
+    assert imported - set(sys.stdlib_module_names) - {"raymae", "mlflow"} <= set(REQUIREMENTS)
 
 
 def test_the_model_brings_its_code_and_loads_silently(

@@ -13,6 +13,8 @@ from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
 from raymae.config.values import require, require_choice
 
+LabelLevel = Literal["file", "window"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
@@ -36,7 +38,7 @@ class ComputeConfig:
     torch_threads: int | None = None
     """Threads of torch in a training worker; the default shares the machine's cores out."""
     data_workers: int | None = None
-    """Most workers that decode audio; the default is one per CPU of the cluster that nothing else reserves."""
+    """Most CPUs that decode audio; the default is all of the cluster that nothing else reserves."""
     leg_windows: int = 8192
     """Windows of 128 clips that Ray Data is given at once, up to 1 ms for each; the next ones when they are used up."""
     max_failures: int = 3
@@ -73,9 +75,12 @@ class PredictConfig:
     """What jobs/predict.py labels."""
 
     inputs: tuple[str, ...] = ()
-    """Audio files, folders of them, or tables with a filename column."""
+    """Audio files, folders of them, or tables with a filename column; paths or URLs."""
     output: str | None = None
-    """CSV or Parquet file to write."""
+    """CSV or Parquet file to write, or a folder of Parquet files; a path or URL."""
+    level: LabelLevel = "file"
+    """A row per file, or per window of it as long as the clips that the classifier learnt from, with its start and
+    end."""
     model: str | None = None
     """Folder of a classifier, or a models:/ URI; the default is the final model of the recipe's own pipeline."""
     submission: str | None = None

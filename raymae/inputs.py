@@ -1,0 +1,71 @@
+"""The recordings that `--predict.inputs` names: files, folders, tables and shards, at paths or URLs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from fsspec.core import url_to_fs
+
+from raymae.config import redact
+from raymae.datasets.table import LOCATED, MetadataTable
+from raymae.retries import patiently
+from raymae.sources import AUDIO, PACKED, modified
+
+TABLES = (".csv", ".tsv", ".parquet", ".tar")
+INPUTS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.float64())])
+"""Size in bytes (-1: no such file), time of change in seconds since 1970 (0: not known)."""
+Row = tuple[str, int, float]
+
+
+def find_files(inputs: tuple[str, ...]) -> pa.Table:
+    """Every recording (`INPUTS`) in the order of the inputs and of what they hold; one named twice has two rows."""
+    if not inputs:
+        raise ValueError("--predict.inputs names no file: give audio files, folders, or tables with a filename column")
+    return pa.concat_tables([found for name in inputs for found in _find(name)]).combine_chunks()
+
+
+def _find(name: str) -> Iterator[pa.Table]:
+    """The recordings that one input names."""
+    if packed := re.match(PACKED, name):
+        yield _table([(name, *_look(packed["outer"])[1:])])
+    elif "://" not in name and Path(name).expanduser().is_dir():
+        yield _table(sorted(_below(os.path.realpath(os.path.expanduser(name)))), name)
+    elif name.lower().endswith(TABLES) or ("://" in name and not name.lower().endswith(AUDIO)):
+        yield MetadataTable.open(name).clips(("filename",), pool=True).select(LOCATED).cast(INPUTS)
+    else:
+        yield _table([_look(name)])
+
+
+def _below(root: str) -> Iterator[Row]:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in AUDIO:
+                yield _look(os.path.join(folder, name))
+
+
+def _look(path: str) -> Row:
+    """A file's row; a file that isn't there, or that its storage doesn't show, gets size -1."""
+    try:
+        if "://" in path:
+            fs, inner = url_to_fs(path)
+            info = patiently(lambda: fs.info(inner))
+            return path, int(info["size"] or 0), modified(info)
+        path = os.path.abspath(os.path.expanduser(path))
+        status = os.stat(path)
+    except Exception:  # file systems bring their own; who reads it says what is wrong
+        return path, -1, 0.0
+    return path, status.st_size, status.st_mtime
+
+
+def _table(rows: list[Row], folder: str | None = None) -> pa.Table:
+    if folder is not None and not rows:
+        raise ValueError(f"--predict.inputs: no audio file ({', '.join(AUDIO)}) below {redact(folder)}")
+    columns = zip(*rows, strict=True)
+    try:
+        return pa.table([pa.array(column, field.type) for column, field in zip(columns, INPUTS, strict=True)], INPUTS)
+    except UnicodeEncodeError:
+        raise ValueError(f"--predict.inputs: a file name of {folder or rows[0][0]!a} is not UTF-8; rename it") from None

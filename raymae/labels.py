@@ -1,0 +1,109 @@
+"""Label tables: a row per file, or per window of one, from a classifier that several threads share. Works without Ray.
+
+A thread reads, decodes, featurizes and classifies files of its own, 16 windows at a time: what takes long leaves the
+interpreter to the others, and no features change hands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymae.audio import AudioError
+from raymae.config import LabelLevel
+from raymae.sources import UnreachableError, open_clip
+
+if TYPE_CHECKING:
+    from raymae.predict import Predictor
+
+UNREACHABLE = b"unreachable"
+"""In a table's metadata: how many of its files the storage didn't give for now."""
+FILES = b"files"
+FAILED = b"failed"
+"""How many files it is of, and how many of them have an error."""
+
+
+def schema(class_names: Sequence[str], level: LabelLevel) -> pa.Schema:
+    """Columns of a label table."""
+    times = [("start_seconds", pa.float64()), ("end_seconds", pa.float64())] if level == "window" else []
+    said = [("scene_label", pa.string()), ("confidence", pa.float32()), ("error", pa.string())]
+    return pa.schema([("path", pa.string()), *times, *said, *((name, pa.float32()) for name in class_names)])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What is said of a file: times and probabilities of its windows or of the whole, or why there are none."""
+
+    times: NDArray[np.float64]
+    """(n, 2), seconds."""
+    values: NDArray[np.float32]
+    """(n, C)"""
+    error: AudioError | None = None
+
+
+class Labeller:
+    """Labels files with a classifier on some threads; each of them computes on one core."""
+
+    def __init__(self, predictor: Predictor, level: LabelLevel, threads: int) -> None:
+        import torch
+
+        self.predictor, self.level = predictor, level
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __call__(self, paths: Sequence[str]) -> pa.Table:
+        """The label table of some files, in their order; its metadata count files, failed and unreachable ones."""
+        found: list[Labelled | None] = [None] * len(paths)
+        turns = iter(range(len(paths)))  # the next number is taken in one step of the interpreter: by one thread alone
+        for future in [self.pool.submit(self._work, paths, turns, found) for _ in range(self.threads)]:
+            future.result()
+        return self._table(paths, [one for one in found if one is not None])
+
+    def _work(self, paths: Sequence[str], turns: Iterator[int], found: list[Labelled | None]) -> None:
+        """Label files as long as there are any."""
+        taken: list[int] = []
+
+        def mine() -> Iterator[str]:
+            for number in turns:
+                taken.append(number)
+                yield paths[number]
+
+        for place, windows in enumerate(self.predictor.each(mine(), open_clip)):
+            found[taken[place]] = self._labelled(windows)
+
+    def _labelled(self, windows: Any) -> Labelled:
+        if isinstance(windows, AudioError):
+            shape = (1, len(self.predictor.class_names))
+            return Labelled(np.full((1, 2), np.nan), np.full(shape, np.nan, np.float32), windows)
+        times = np.array([(start, end) for start, end, _ in windows])
+        if self.level == "window":
+            return Labelled(times, np.stack([value for _, _, value in windows]))
+        return Labelled(
+            np.array([[times[0, 0], times[-1, 1]]]), self.predictor.average(windows)[None].astype(np.float32)
+        )
+
+    def _table(self, paths: Sequence[str], found: Sequence[Labelled]) -> pa.Table:
+        rows = np.repeat(np.arange(len(paths)), [len(one.values) for one in found])
+        errors = [found[row].error for row in rows.tolist()]
+        times, values = (np.concatenate([getattr(one, name) for one in found]) for name in ("times", "values"))
+        failed = np.array([error is not None for error in errors])
+        said = [(None, None) if bad else self.predictor.label(value) for bad, value in zip(failed, values, strict=True)]
+        windows = [pa.array(times[:, side], mask=failed) for side in (0, 1)] if self.level == "window" else []
+        columns = [
+            pa.array(paths, pa.string()).take(pa.array(rows)),
+            *windows,
+            pa.array([label for label, _ in said], pa.string()),
+            pa.array([confidence for _, confidence in said], pa.float32()),
+            pa.array([error and str(error) for error in errors], pa.string()),
+            *(pa.array(column, mask=failed) for column in values.T),
+        ]
+        unreachable = sum(isinstance(error, UnreachableError) for error in errors)
+        counts = {FILES: len(paths), FAILED: int(failed.sum()), UNREACHABLE: unreachable}
+        said_too = {name: str(count).encode() for name, count in counts.items()}
+        return pa.table(columns, schema(self.predictor.class_names, self.level).with_metadata(said_too))

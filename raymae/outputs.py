@@ -1,0 +1,78 @@
+"""The table that a job hands over, as one file or as a folder of them, at a path or URL: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from raymae.artifacts import Folder, open_storage
+from raymae.config import redact
+
+FILES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a table goes."""
+
+    folder: Folder
+    """The folder of the file, or the one of the files."""
+    file: str | None
+    """Name of the one file; None: a folder of them."""
+
+    def __str__(self) -> str:
+        return redact((self.folder / self.file if self.file else self.folder).url)
+
+    def write(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+        """Write the one file, a table at a time: it stands complete or not at all."""
+        assert self.file
+        place = Path(self.folder.path()) if self.folder.is_local else Path(tempfile.gettempdir())
+        part = place / f".{self.file}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            with open(part, "wb") as sink:
+                with _writer(self.file, sink, schema) as writer:
+                    for table in tables:
+                        writer.write_table(table.replace_schema_metadata(None))
+                sink.flush()
+                os.fsync(sink.fileno())
+            if self.folder.is_local:
+                part.replace(self.folder.path(self.file))
+            else:  # an object appears when all of it has arrived
+                self.folder.fs.put_file(str(part), self.folder.path(self.file))
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writer(name: str, sink: object, schema: pa.Schema) -> Iterator[pa_csv.CSVWriter | pq.ParquetWriter]:
+    schema = schema.remove_metadata()
+    kind = pa_csv.CSVWriter if name.endswith(".csv") else pq.ParquetWriter
+    with kind(sink, schema) as writer:
+        yield writer
+
+
+def open_output(option: str, url: str | None) -> Output:
+    """The output that an option names: a .csv or .parquet file, or a folder; ValueError where it can't be written."""
+    if not url:
+        raise ValueError(f"{option} is missing: name a .csv or .parquet file to write, or a folder")
+    path = url if "://" in url else str(Path(url).expanduser().resolve())
+    parent, _, name = path.rstrip("/").rpartition("/")
+    is_folder = url.endswith("/") or Folder(path).fs.isdir(Folder(path).path())
+    if name.endswith(FILES) and not is_folder:
+        if "://" not in path and not Path(parent).is_dir():
+            raise ValueError(f"{option} {url} can't be written: there is no folder {parent}")
+        return Output(open_storage(parent or "/", option), name)
+    if "." in name and not is_folder:
+        raise ValueError(f"{option} {redact(url)} must name a .csv or .parquet file, or a folder: end that with /")
+    if name.endswith(FILES):
+        raise ValueError(f"{option} {redact(url)} is a folder; name a file, or a folder without that ending")
+    return Output(open_storage(path.rstrip("/"), option), None)

@@ -1,0 +1,29 @@
+"""Results in parts: whose folder it is, and what is in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymae.artifacts import Folder
+from raymae.parts import claim, part_name
+
+
+def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "new"))
+    for _ in range(2):
+        claim(folder, {"a": 1}, "--x.output", "labels")
+    with pytest.raises(ValueError, match=r"--x.output .*new holds labels of other settings or clips"):
+        claim(folder, {"a": 2}, "--x.output", "labels")
+
+
+def test_what_is_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        claim(Folder(str(tmp_path)), {}, "--x.output", "labels")
+
+
+def test_names_sort_as_the_rows_do() -> None:
+    names = [part_name(start) for start in (0, 2048, 10_240, 1_000_000_000 - 1)]
+    assert names == sorted(names)
