@@ -18,6 +18,7 @@ from raymae.benchmark.front_end import FrontEnd
 from raymae.benchmark.ingest import Ingest
 from raymae.benchmark.loop import Loop
 from raymae.benchmark.plan import Plan
+from raymae.benchmark.predict import Predict
 from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.probes import Frozen
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
@@ -28,6 +29,7 @@ PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
     "prepare": Prepare,
     "ingest": Ingest,
+    "predict": Predict,
     "loop": Loop,
     "train-step": TrainStep,
     "curves": Curves,
@@ -37,7 +39,7 @@ PARTS: dict[str, type[Part]] = {
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("loop", "train-step", "curves", "frozen", "transfer", "plan")
+NOT_IN_ALL = ("predict", "loop", "train-step", "curves", "frozen", "transfer", "plan")
 """Parts that take long, need a user's recordings, or measure nothing."""
 
 
