@@ -68,8 +68,8 @@ def open_output(option: str, url: str | None) -> Output:
     parent, _, name = path.rstrip("/").rpartition("/")
     is_folder = url.endswith("/") or Folder(path).fs.isdir(Folder(path).path())
     if name.endswith(FILES) and not is_folder:
-        if "://" not in path and not Path(parent).is_dir():
-            raise ValueError(f"{option} {url} can't be written: there is no folder {parent}")
+        if "://" not in path and not Path(parent or "/").is_dir():
+            raise ValueError(f"{option} {url} can't be written: there is no folder {Path(url).parent}")
         return Output(open_storage(parent or "/", option), name)
     if "." in name and not is_folder:
         raise ValueError(f"{option} {redact(url)} must name a .csv or .parquet file, or a folder: end that with /")

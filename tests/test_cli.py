@@ -247,7 +247,7 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("register", "--storage nonsense://me:hunter2@bucket", r"--storage nonsense://\*\*\*@bucket can't be written"),
         ("register", "--json gone/result.json", r"--json gone/result\.json can't be written: there is no folder gone"),
         ("predict", "--json own", "--json own is a folder"),
-        ("predict", "--predict.inputs own", "--predict.output None must name a .csv or .parquet file"),
+        ("predict", "--predict.inputs own", "--predict.output is missing: name a .csv or .parquet"),
         ("predict", "--predict.inputs own --predict.output x.txt", r"--predict\.output x\.txt must name a \.csv or"),
         ("predict", "--predict.inputs own --predict.output gone/x.csv", r"gone/x\.csv .* there is no folder gone"),
         ("predict", "--predict.output x.csv", r"--predict\.inputs names no file"),
