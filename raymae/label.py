@@ -1,6 +1,7 @@
 """`jobs/predict.py`: label audio files with a classifier, in parts that Ray Data actors write, and hand over one table.
 
     artifacts/labels/<key>/<part>.parquet     what the classifier with this key says of some thousands of files
+                           classifier.json, model.safetensors     it, where the workers read it
 
 A part is named by its files (path, size, time of change): what stands is found again by any run that asks for them.
 """
@@ -40,6 +41,8 @@ PART_BYTES = 4_000_000_000
 LEAST = 16
 THREADS = 4
 """CPUs of an actor: more threads would wait for each other's turn at the interpreter, fewer hold the model oftener."""
+CLASSIFIER = ("classifier.json", "model.safetensors")
+"""The files of a classifier's folder."""
 READERS = 32
 """Footers that are read at the same time."""
 
@@ -142,10 +145,8 @@ def plan_parts(files: pa.Table) -> list[Part]:
 
 def classifier_key(classifier: Folder, level: LabelLevel) -> str:
     """What names the labels of a classifier: its content, wherever it lies."""
-    said = [
-        hashlib.sha256(classifier.read_bytes(name)).hexdigest() for name in ("classifier.json", "model.safetensors")
-    ]
-    return digest([VERSION, level, *said])
+    contents = [hashlib.sha256(classifier.read_bytes(name)).hexdigest() for name in CLASSIFIER]
+    return digest([VERSION, level, *contents])
 
 
 def find_classifier(config: Config) -> Folder:
@@ -180,6 +181,14 @@ def open_submission(config: Config, output: Output) -> Submission | None:
     if config.predict.level != "file":
         raise ValueError(f"--predict.level {config.predict.level}: --predict.submission has a row per file")
     return read_submission(config.predict.submission)
+
+
+def bring(classifier: Folder, target: Folder) -> Folder:
+    """Copy the classifier beside its labels: a registered one lies on the driver's own disk."""
+    for name in CLASSIFIER:
+        if not target.exists(name):
+            target.write_bytes(name, classifier.read_bytes(name))
+    return target
 
 
 def plan_labels(files: pa.Table, classifier: Folder, config: Config) -> Labels:
@@ -217,7 +226,7 @@ def label_files(config: Config) -> dict[str, Any]:
             start_ray(config.compute)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             pool, threads = label_pool(config.compute, nodes, len(lacking))
-            arguments = (classifier, config.predict.level, threads)
+            arguments = (bring(classifier, labels.folder), config.predict.level, threads)
             write_parts(list(lacking.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
     counts = hand_over(labels, output, submission)
     print(f"{counts['files']} files, {counts['failed']} of them not readable: {output}")

@@ -25,11 +25,13 @@ from raymae.benchmark.ingest import NoiseReader, median, order_rows
 from raymae.benchmark.ingest import make_spec as make_store
 from raymae.benchmark.memory import PeakMemory, process_tree, pss_mb
 from raymae.benchmark.plan import CORPORA, Cluster, Corpus, Plan, Rates, duration, measured, outlook, size
+from raymae.benchmark.predict import JobPace, pace_of
 from raymae.benchmark.prepare import Job, bare
 from raymae.benchmark.recordings import recording, write_corpus
 from raymae.benchmark.result import Result, Row, load_rows, markdown
 from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.config import AudioConfig, Config
+from raymae.inputs import INPUTS
 from tests.audio_files import TINY_AUDIO
 
 ROW = Row("front-end", "LogMel", "5 ms", "20 ms (torch)", 4.0, 3.5)
@@ -264,6 +266,30 @@ def test_a_job_is_timed_from_the_first_shards_on() -> None:
     job = Job(None, Folder("x"), Config(), cpus=2, arrivals=arrivals)
     assert job.first_seconds == 4
     assert job.rate == pytest.approx(20 / 4)
+
+
+def test_labelling_is_timed_from_the_first_parts_on() -> None:
+    arrived = [(1.0, 8, {1: 1.0}), (2.0, 8, {1: 2.0, 2: 1.0}), (3.0, 8, {1: 3.0}), (6.0, 4, {1: 5.0, 2: 4.0})]
+    assert pace_of(arrived, 2, started=0.5) == JobPace(rate=12 / 4, cpu=6 / 12, first_seconds=1.5)
+
+
+def test_the_plain_loop_says_what_the_job_says(tmp_path: Path) -> None:
+    from raymae.benchmark import predict
+    from raymae.label import plan_parts
+    from raymae.labels import Labeller
+    from raymae.predict import Predictor
+    from tests.test_loop import TINY
+
+    classifier = predict.write_untrained(Folder(str(tmp_path / "classifier")), TINY)
+    files = write_corpus(tmp_path, clips=20, distinct=4, seconds=TINY_AUDIO.clip_seconds).select(INPUTS.names)
+    sides = predict.bare_sides(classifier, files["path"].to_pylist(), 1)
+    assert min(sides[name] for name in ("decode", "forward", "plain")) > 0
+    labels = Folder(str(tmp_path / "labels"))
+    for part in plan_parts(files):
+        labels.write_table(part.name, Labeller(Predictor(classifier), "file", 2)(part.work["paths"]))
+    predict.check(classifier, labels, files)
+    with pytest.raises(ValueError, match="the outputs of both sides differ"):
+        predict.check(predict.write_untrained(Folder(str(tmp_path / "other")), TINY), labels, files)
 
 
 def test_the_noise_store_gives_every_clip_its_own(tmp_path: Path) -> None:

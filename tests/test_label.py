@@ -166,6 +166,8 @@ def test_one_row_per_input_as_file_and_as_folder(ray_cluster: None, classifier: 
     paths = [*sorted(map(str, folder.iterdir())), str(again), str(gone)]
 
     result = label_files(config)
+    (labels,) = (tmp_path / "storage/artifacts/labels").iterdir()
+    assert (labels / "classifier.json").read_bytes() == classifier.read_bytes("classifier.json")
     assert {name: result[name] for name in ("files", "failed", "rows", "parts", "reused")} == {
         "files": 22,
         "failed": 2,

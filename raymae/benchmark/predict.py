@@ -32,6 +32,8 @@ TOLERANCE = 1e-5
 CLASSES = 10
 FEW = 64
 """Clips that the bare sides are timed on."""
+Arrival = tuple[float, int, dict[int, float]]
+"""When a part was done, its clips, and the CPU seconds that each process had used by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,12 +208,17 @@ def run_job(classifier: Folder, files: pa.Table, folder: Folder, config: Config,
     if len(parts) < 2 * skipped:
         raise ValueError(f"{len(parts)} parts are too few to time: more --clips")
     started = time.perf_counter()
-    arrived: list[tuple[float, int, dict[int, float]]] = []
+    arrived: list[Arrival] = []
 
     def progress(clips: int) -> None:
         arrived.append((time.perf_counter(), clips, cpu_seconds(process_tree(os.getpid()))))
 
     write_parts(parts, folder, LabelFiles, (classifier, "file", threads), pool, progress)
+    return pace_of(arrived, skipped, started)
+
+
+def pace_of(arrived: Sequence[Arrival], skipped: int, started: float) -> JobPace:
+    """The pace of the parts after the first `skipped`."""
     (first, _, before), (last, _, after) = arrived[skipped - 1], arrived[-1]
     clips = sum(count for _, count, _ in arrived[skipped:])
     return JobPace(clips / (last - first), cpu_between(before, after) / clips, first - started)
