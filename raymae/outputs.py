@@ -66,7 +66,10 @@ def open_output(option: str, url: str | None) -> Output:
         raise ValueError(f"{option} is missing: name a .csv or .parquet file to write, or a folder")
     path = url if "://" in url else str(Path(url).expanduser().resolve())
     parent, _, name = path.rstrip("/").rpartition("/")
-    is_folder = url.endswith("/") or Folder(path).fs.isdir(Folder(path).path())
+    try:
+        is_folder = url.endswith("/") or Folder(path).fs.isdir(Folder(path).path())
+    except (ImportError, ValueError) as error:  # of a protocol that isn't known, or not installed
+        raise ValueError(f"{option} {redact(url)} can't be written: {redact(str(error))}") from None
     if name.endswith(FILES) and not is_folder:
         if "://" not in path and not Path(parent or "/").is_dir():
             raise ValueError(f"{option} {url} can't be written: there is no folder {Path(url).parent}")

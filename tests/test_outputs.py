@@ -54,12 +54,13 @@ def test_what_breaks_off_leaves_what_was_there(tmp_path: Path, remote: bool) -> 
         ("out.txt", "must name a .csv or .parquet file, or a folder"),
         ("nowhere/out.csv", "there is no folder .*nowhere"),
         ("there.csv", "is a folder; name a file"),
+        ("nonsense://out.csv", "--o nonsense://out.csv can't be written: Protocol not known"),
     ],
 )
 def test_where_nothing_can_be_written(tmp_path: Path, name: str | None, message: str) -> None:
     (tmp_path / "there.csv").mkdir()
     with pytest.raises(ValueError, match=message):
-        open_output("--o", name and str(tmp_path / name))
+        open_output("--o", name if name is None or "://" in name else str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["parts", "parts.v2/", "memory://outputs/parts"])
