@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,11 @@ class Labels:
                 return int(pq.read_schema(file).metadata[UNREACHABLE]) == 0
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
             return False
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove what there is of some parts, so that they are made again."""
+        for name in set(self.folder.names()) & set(names):
+            self.folder.remove(name)
 
     def settings(self) -> dict[str, Any]:
         """What names the whole result."""
@@ -223,6 +228,7 @@ def label_files(config: Config) -> dict[str, Any]:
     with tqdm(total=len(files), desc="predict", unit="file", mininterval=1) as bar:
         bar.update(sum(part.size for part in labels.parts if part.name in standing))
         if lacking:
+            labels.remove(lacking)
             start_ray(config.compute)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             pool, threads = label_pool(config.compute, nodes, len(lacking))

@@ -38,7 +38,10 @@ class Part:
 
 
 class WriteParts:
-    """A Ray Data actor that writes the parts that it is given."""
+    """A Ray Data actor that writes the parts that it is given.
+
+    One that stands was written by an actor that died before it could say so: Ray gives its part to another.
+    """
 
     def __init__(self, folder: Folder, make: Callable[..., Maker], arguments: Sequence[Any]) -> None:
         self.folder, self.make = folder, make(*arguments)
@@ -46,7 +49,8 @@ class WriteParts:
     def __call__(self, batch: pa.Table) -> pa.Table:
         parts = batch.to_pylist()
         for part in parts:
-            self.folder.write_table(part["name"], self.make(part["work"]))
+            if not self.folder.exists(part["name"]):
+                self.folder.write_table(part["name"], self.make(part["work"]))
         return pa.table({"size": [part["size"] for part in parts]})
 
 

@@ -90,6 +90,8 @@ def test_only_whole_parts_with_files_that_could_be_reached_stand(classifier: Fol
     later = table.replace_schema_metadata({**table.schema.metadata, b"unreachable": b"1"})
     labels.folder.write_table(unreachable, later)
     assert labels.standing() == {whole}
+    labels.remove({cut, unreachable, "neither"})
+    assert labels.folder.names() == sorted(["a.wav", whole, empty])
 
 
 # The pool -----------------------------------------------------------------------------------------------------------
