@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from math import ceil, log
+from math import ceil, inf, log
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +45,10 @@ class AudioError(ValueError):
     """Why a recording can't be used, in one line and without its path."""
 
 
+class TooLongError(AudioError):
+    """The recording is longer than is read at once."""
+
+
 class _SequentialFile(soundfile.SoundFile):
     """Reads on without the seek that soundfile adds to every read; at the end of a FLAC of unknown length it fails."""
 
@@ -53,7 +57,12 @@ class _SequentialFile(soundfile.SoundFile):
 
 
 def load(
-    source: str | Path | bytes | BinaryIO, sample_rate: int, *, start_seconds: float = 0.0, seconds: float | None = None
+    source: str | Path | bytes | BinaryIO,
+    sample_rate: int,
+    *,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+    max_seconds: float | None = None,
 ) -> FloatArray:
     """The mono waveform (n_samples,) at `sample_rate` of a file, of an encoded file's bytes or of an open file.
 
@@ -66,9 +75,10 @@ def load(
     the peak. A WAV file written to a pipe (data size 2^32 - 1) is read to its end, like a FLAC file without a count.
 
     Raises AudioError for what is missing, not a regular file (it is not opened), not audio, empty, truncated or
-    chained (`headers.find_fault`; or fewer frames than the header promises), longer than `MAX_SAMPLES`, and for NaN or
-    infinite samples. What libsndfile hides passes: the lost end of an Ogg file, and of an MP3 of variable bit rate
-    without a Xing header, whose length it guesses.
+    chained (`headers.find_fault`; or fewer frames than the header promises), and for NaN or infinite samples;
+    TooLongError for what is longer than `MAX_SAMPLES` or `max_seconds`, before it is decoded where the header says so.
+    What libsndfile hides passes: the lost end of an Ogg file, and of an MP3 of variable bit rate without a Xing header,
+    whose length it guesses.
     """
     try:
         with _open(source) as stream:
@@ -78,7 +88,9 @@ def load(
             # a descriptor where there is one: decoding through a Python object's reads and seeks takes a tenth longer
             direct = isinstance(stream, io.FileIO)
             with _SequentialFile(stream.fileno() if direct else stream, closefd=False) as file:
-                waveform, native_rate = _read_part(file, sample_rate, start_seconds, seconds), file.samplerate
+                native_rate = file.samplerate
+                limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), (max_seconds or inf) * native_rate)
+                waveform = _read_part(file, int(limit), start_seconds, seconds)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"can't be decoded: {' '.join(error.error_string.split())}") from None
     except OSError as error:
@@ -103,8 +115,8 @@ def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:
     return io.FileIO(source)
 
 
-def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float, seconds: float | None) -> FloatArray:
-    """The mono mix of a part of an open file at the file's own rate."""
+def _read_part(file: soundfile.SoundFile, limit: int, start_seconds: float, seconds: float | None) -> FloatArray:
+    """The mono mix of a part, at most `limit` frames long, of an open file at the file's own rate."""
     rate, frames = file.samplerate, file.frames
     if file.channels > MAX_CHANNELS or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
         raise AudioError(f"{file.channels} channels at {rate} Hz are not a recording's")
@@ -117,7 +129,9 @@ def _read_part(file: soundfile.SoundFile, sample_rate: int, start_seconds: float
     if start:
         file.seek(start - lead)
     wanted = frames - start if seconds is None else min(frames - start, ceil(seconds * rate))
-    waveform = _read_mono(file, lead + wanted, limit=int(MAX_SAMPLES * min(1.0, rate / sample_rate)))[lead:]
+    if limit < wanted and frames != _UNKNOWN_FRAMES:
+        raise _too_long(limit, rate)
+    waveform = _read_mono(file, lead + wanted, lead + limit)[lead:]
     if len(waveform) < wanted and frames != _UNKNOWN_FRAMES:
         raise AudioError(f"truncated: {len(waveform)} of {wanted} frames")
     return waveform
@@ -139,8 +153,12 @@ def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArr
                 blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
-            raise AudioError(f"longer than {limit / file.samplerate / 60:.0f} minutes: read it in parts")
+            raise _too_long(limit, file.samplerate)
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
+
+
+def _too_long(limit: int, rate: int) -> TooLongError:
+    return TooLongError(f"longer than {limit / rate / 60:.3g} minutes: read it in parts")
 
 
 def _to_full_scale(waveform: FloatArray) -> FloatArray:
@@ -154,6 +172,14 @@ def _to_full_scale(waveform: FloatArray) -> FloatArray:
         if peak <= full_scale:
             return waveform / np.float32(full_scale)
     raise AudioError(f"samples up to {peak:.3g} are not a waveform")
+
+
+def band_centres(config: AudioConfig) -> NDArray[np.float64]:
+    """The frequencies (n_mels,), Hz, at which the mel filters are largest."""
+    if config.mel_scale == "slaney":
+        return _slaney_hertz(np.linspace(_slaney(config.f_min), _slaney(config.f_high), config.n_mels + 2))[1:-1]
+    mels = np.linspace(_mel(config.f_min), _mel(config.f_high), config.n_mels + 2)[1:-1]
+    return 700 * np.expm1(mels / 1127)
 
 
 def mel_bank(config: AudioConfig) -> FloatArray:

@@ -35,7 +35,7 @@ from raymae.recipes import RECIPES
 
 DEFAULT_RECIPE = "synthetic"
 
-Job = Target | Literal["predict", "embed", "export", "audit", "sweep", "promote"]
+Job = Target | Literal["predict", "embed", "export", "audit", "sweep", "promote", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +229,10 @@ def run(job: Job, config: Config) -> dict[str, Any]:
         from raymae.label import label_files
 
         return label_files(config)
+    if job == "serve":
+        from raymae.serve.job import serve_classifier
+
+        return serve_classifier(config)
     if job == "embed":
         from raymae.encode import embed_clips
 

@@ -154,9 +154,9 @@ def classifier_key(classifier: Folder, level: LabelLevel) -> str:
     return digest([VERSION, level, *contents])
 
 
-def find_classifier(config: Config) -> Folder:
-    """The folder of the classifier: the one given, the registered one, or the final one of the recipe's pipeline."""
-    model = config.predict.model
+def find_classifier(config: Config, option: str, model: str | None) -> Folder:
+    """The folder of a job's classifier: the one given with `option`, the registered one, or the final one of the
+    recipe's pipeline."""
     if model is None:
         from raymae.datasets import load
         from raymae.plan import Plan
@@ -168,12 +168,12 @@ def find_classifier(config: Config) -> Folder:
         if not final.reused:
             raise ValueError(
                 "the pipeline of this recipe and these settings has not finished: run jobs/pipeline.py first, "
-                "or name a classifier with --predict.model"
+                f"or name a classifier with {option}"
             )
         return final.artifact
     folder = open_artifact(model, config)
     if not folder.exists("classifier.json"):
-        raise ValueError(f"--predict.model {redact(model)} is no classifier: it has no classifier.json")
+        raise ValueError(f"{option} {redact(model)} is no classifier: it has no classifier.json")
     return folder
 
 
@@ -217,7 +217,7 @@ def label_files(config: Config) -> dict[str, Any]:
         paths = files["path"].to_pylist()
         place = {path: row for row, path in enumerate(paths)}
         files = files.take([place[path] for path in submission.files(paths)])
-    classifier = find_classifier(config)
+    classifier = find_classifier(config, "--predict.model", config.predict.model)
     if submission:
         check_classes(classifier.read_json("classifier.json"), submission.path)
     labels = plan_labels(files, classifier, config)

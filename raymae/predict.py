@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raymae.artifacts import Folder
-from raymae.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, LogMel, fit_length, load
+from raymae.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, LogMel, fit_length, load
 from raymae.augment import crop_frames
 from raymae.checkpoint import load_weights, save_weights
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
@@ -41,6 +41,18 @@ Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
 Named = TypeVar("Named")
 Window = tuple[float, float, Probabilities]
 """Start and end in seconds, and the probabilities (C,) of a clip length of a recording."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A part of a recording, as long as what the classifier was trained on or shorter."""
+
+    start: float
+    """Seconds."""
+    end: float
+    log_mel: FloatArray
+    """(n_frames, F), padded at its end."""
+    valid_frames: int
 
 
 @dataclass(frozen=True)
@@ -197,33 +209,45 @@ class Predictor:
         yield from (recording.found for recording in under_way)
 
     def _parts(self, source: Source, recording: _Recording) -> Iterator[_Part]:
-        """The features of each window of a recording."""
-        audio = self.classifier.audio
-        waveform = self._waveform(source)
-        starts = range(0, max(1, len(waveform) - audio.n_fft + 1), audio.n_samples)
-        recording.waiting = len(starts)
-        for start in starts:
-            part = waveform[start : start + audio.n_samples]
-            log_mel, frames = fit_length(self.log_mel(part), audio.n_frames, audio.silence)
-            times = start / audio.sample_rate, (start + len(part)) / audio.sample_rate
-            yield _Part(recording, times, log_mel, frames)
+        """The clips of a recording."""
+        waveform = self.waveform(source)
+        recording.waiting = len(self._starts(waveform))
+        for clip in self.clips(waveform):
+            yield _Part(recording, clip)
 
     def _forward(self, batch: list[_Part]) -> None:
         """Give the windows of a batch, which is empty then, to their recordings."""
         if not batch:
             return
-        log_mel, frames = (
-            np.stack([part.log_mel for part in batch]),
-            np.array([part.frames for part in batch], np.int32),
-        )
-        for part, value in zip(batch, self.probabilities(log_mel, frames), strict=True):
-            part.recording.windows.append((*part.times, value))
+        for part, value in zip(batch, self.of_clips([part.clip for part in batch]), strict=True):
+            part.recording.windows.append((part.clip.start, part.clip.end, value))
             part.recording.waiting -= 1
         batch.clear()
 
-    def _waveform(self, source: Source) -> NDArray[np.float32]:
+    def _starts(self, waveform: FloatArray) -> range:
+        audio = self.classifier.audio
+        return range(0, max(1, len(waveform) - audio.n_fft + 1), audio.n_samples)
+
+    def clips(self, waveform: FloatArray) -> Iterator[Clip]:
+        """The clips of a waveform (n_samples,) at the classifier's sample rate, one after the other."""
+        audio = self.classifier.audio
+        for start in self._starts(waveform):
+            part = waveform[start : start + audio.n_samples]
+            fitted = fit_length(self.log_mel(part), audio.n_frames, audio.silence)
+            yield Clip(start / audio.sample_rate, (start + len(part)) / audio.sample_rate, *fitted)
+
+    def of_clips(self, clips: Sequence[Clip]) -> Probabilities:
+        """Class probabilities (B, C) of clips, in one forward pass."""
+        frames = np.array([clip.valid_frames for clip in clips], np.int32)
+        return self.probabilities(np.stack([clip.log_mel for clip in clips]), frames)
+
+    def waveform(self, source: Source, max_seconds: float | None = None) -> FloatArray:
+        """The mono waveform (n_samples,) of a recording, see `windows`, at the classifier's sample rate.
+
+        Raises TooLongError for a file longer than `max_seconds`.
+        """
         if not isinstance(source, tuple):
-            return load(source, self.classifier.audio.sample_rate)
+            return load(source, self.classifier.audio.sample_rate, max_seconds=max_seconds)
         given, sample_rate = np.asarray(source[0]), source[1]
         if given.dtype.name not in FULL_SCALE:
             raise AudioError(f"a waveform of {given.dtype.name}; valid: {', '.join(FULL_SCALE)}")
@@ -301,6 +325,4 @@ class _Part:
     """A window on its way to the network."""
 
     recording: _Recording
-    times: tuple[float, float]
-    log_mel: NDArray[np.float32]
-    frames: int
+    clip: Clip

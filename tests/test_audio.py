@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from raymae.audio import MAX_CHANNELS, AudioError, LogMel, fit_length, load, mel_bank
+from raymae.audio import MAX_CHANNELS, AudioError, LogMel, TooLongError, fit_length, load, mel_bank
 from raymae.config import AudioConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -235,11 +235,16 @@ def test_blocks_join(n_frames: int) -> None:
     np.testing.assert_allclose(load(encode(samples), 32_000), samples.mean(axis=1), atol=1e-6)
 
 
-def flac_without_count(samples: np.ndarray) -> bytes:
+def flac_of_count(samples: np.ndarray, count: int) -> bytes:
+    """A FLAC file whose header says that it holds `count` samples."""
     content = bytearray(encode(samples, format="FLAC", subtype="PCM_24"))
     content[21] &= 0xF0  # the last 36 bits of STREAMINFO's bytes 10-17 count the samples
-    content[22:26] = bytes(4)
+    content[22:26] = count.to_bytes(4, "big")
     return bytes(content)
+
+
+def flac_without_count(samples: np.ndarray) -> bytes:
+    return flac_of_count(samples, 0)
 
 
 def test_flac_without_sample_count() -> None:
@@ -270,16 +275,16 @@ def test_float_files_beyond_full_scale(peak: float, full_scale: int) -> None:
 # Refusing ------------------------------------------------------------------------------------------------------------
 
 
-def reason(source: str | Path | bytes, **part) -> str:
+def reason(source: str | Path | bytes, kind: type[AudioError] = AudioError, **part) -> str:
     """Why `source` is refused; every reason is one short line without the path, and survives pickling."""
-    with pytest.raises(AudioError) as caught:
+    with pytest.raises(kind) as caught:
         load(source, 32_000, **part)
     message = str(caught.value)
     assert 0 < len(message) < 120
     assert "\n" not in message
     assert isinstance(source, bytes) or str(source) not in message
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copy), str(copy)) == (AudioError, message)
+    assert (type(copy), str(copy)) == (kind, message)
     return message
 
 
@@ -333,8 +338,24 @@ def test_absurd_headers_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymae.audio.MAX_SAMPLES", 64_000)
     bomb = encode(silence(70_000), 16_000, format="FLAC", subtype="PCM_16")
     assert len(load(bomb, 32_000, seconds=1)) == 32_000
-    assert "minutes" in reason(bomb)
-    assert "minutes" in reason(flac_without_count(silence(70_000)))
+    assert "minutes" in reason(bomb, TooLongError)
+    assert "minutes" in reason(flac_without_count(silence(70_000)), TooLongError)
+
+
+def test_longer_than_asked_for(tmp_path: Path) -> None:
+    second = encode(noise(32_000))
+    assert len(load(second, 16_000, max_seconds=1.0)) == 16_000
+    assert reason(second, TooLongError, max_seconds=0.6) == "longer than 0.01 minutes: read it in parts"
+    assert len(load(second, 32_000, start_seconds=0.5, seconds=0.2, max_seconds=0.3)) == 6400
+    assert "longer than 0.005" in reason(flac_without_count(noise(32_000)), TooLongError, max_seconds=0.3)
+
+
+def test_what_a_header_promises_is_refused_before_it_is_decoded() -> None:
+    """A header of ten hours on a second of audio: decoding would find it truncated."""
+    ten_hours = flac_of_count(silence(32_000), 36_000 * 32_000)
+    assert "truncated" in reason(flac_of_count(silence(32_000), 40_000))
+    assert "longer than 10 minutes" in reason(ten_hours, TooLongError, max_seconds=600)
+    assert "longer than 69.9 minutes" in reason(ten_hours, TooLongError)
 
 
 REFUSED_BY_US = {

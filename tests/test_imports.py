@@ -42,7 +42,7 @@ FLOORS = [
     {"launch", "parts"},
     {"label", "export", "console", "audit_report"},
     {"pipeline"},
-    {"encode", "seeds", "promote"},
+    {"encode", "seeds", "promote", "serve"},
     {"sweep"},
     {"benchmark"},
     {"rehearsal"},

@@ -30,6 +30,7 @@ from raymae.config.run import (
     PromoteConfig,
     TrackingConfig,
 )
+from raymae.config.serve import ServeConfig
 from raymae.config.split import SplitConfig, SplitKind
 from raymae.config.sweep import SweepConfig
 from raymae.config.training import (
@@ -67,6 +68,7 @@ __all__ = [
     "PretrainConfig",
     "PromoteConfig",
     "PseudoLabelConfig",
+    "ServeConfig",
     "SplitConfig",
     "SplitKind",
     "SweepConfig",

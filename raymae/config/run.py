@@ -9,6 +9,7 @@ from raymae.config.consistency import ConsistencyConfig, Unlabelled
 from raymae.config.data import AudioConfig, DataConfig
 from raymae.config.model import ModelConfig
 from raymae.config.pseudo_label import PseudoLabelConfig
+from raymae.config.serve import ServeConfig
 from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
 from raymae.config.values import require, require_choice
@@ -189,6 +190,8 @@ class Config:
     """Tracking and registry."""
     predict: PredictConfig = PredictConfig()
     """Prediction."""
+    serve: ServeConfig = ServeConfig()
+    """The server of jobs/serve.py."""
     embed: EmbedConfig = EmbedConfig()
     """Embeddings."""
     export: ExportConfig = ExportConfig()

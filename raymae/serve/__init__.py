@@ -1,0 +1,1 @@
+"""A classifier over HTTP. Only `job` knows Ray; the other files need none."""

@@ -1,0 +1,130 @@
+"""`jobs/serve.py`: a classifier behind Ray Serve until the job is told to end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+from starlette.applications import Starlette
+
+from raymae.artifacts import Folder
+from raymae.config import ComputeConfig, Config, ServeConfig, redact
+from raymae.inference import torch_device
+from raymae.label import find_classifier
+from raymae.launch import start_ray
+
+APPLICATION = "raymae"
+LOOK_SECONDS = 10.0
+"""Between two looks at whether Ray is still there."""
+SPARE = 64
+"""Requests beyond the queue that reach a replica, which tells them that it is full; Serve would do so without JSON."""
+
+
+@serve.ingress()
+class Scenes:
+    """A replica."""
+
+    def __init__(self, classifier: Folder, settings: ServeConfig, threads: int) -> None:
+        from raymae.predict import Predictor
+        from raymae.serve.service import Service
+
+        predictor = Predictor(classifier, torch_device=torch_device(), threads=threads)
+        self.service = Service(predictor, settings, redact(classifier.url))
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        from raymae.serve.app import application
+
+        return application(self.service)
+
+
+def serve_classifier(config: Config) -> dict[str, Any]:
+    """Serve the configured classifier until SIGINT or SIGTERM.
+
+    Returns what `--json` writes: job, classifier, classes, address, seconds (of serving). ValueError where there is no
+    classifier, the port is taken, or the cluster has a Serve of others.
+    """
+    from raymae.predict import read_classifier
+
+    settings = config.serve
+    classifier = find_classifier(config, "--serve.model", settings.model)
+    classes = read_classifier(classifier).class_names  # says what is wrong with it before Ray starts
+    require_free(settings.host, settings.port)
+    start_ray(config.compute)
+    if serve.status().proxies:
+        raise ValueError(
+            "Ray Serve runs on this cluster already, with its own address: end it (serve shutdown), or leave out "
+            "--compute.address"
+        )
+    with told_to_end() as end:
+        try:
+            address = deploy(classifier, settings, config.compute)
+            print(f"serving {redact(classifier.url)} ({len(classes)} classes) at {address}; Ctrl-C ends it", flush=True)
+            started = time.monotonic()
+            while not end.wait(LOOK_SECONDS):
+                serve.status()  # raises where Ray has gone
+            print("ending", flush=True)
+        finally:
+            serve.shutdown()
+    return {
+        "job": "serve",
+        "classifier": redact(classifier.url),
+        "classes": classes,
+        "address": address,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) -> str:
+    """Start Serve with the application, and wait until it answers; its address."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=settings.host, port=settings.port),
+        logging_config=quiet,
+    )
+    cluster = ray.cluster_resources()
+    gpu = bool(cluster.get("GPU")) and compute.use_gpu is not False
+    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    deployment = serve.deployment(
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if gpu else 0},
+        max_ongoing_requests=settings.queue + SPARE,
+        graceful_shutdown_timeout_s=5,
+        logging_config=quiet,
+    )(Scenes)
+    threads = compute.torch_threads or max(1, int(cores / settings.replicas))
+    serve.run(deployment.bind(classifier, settings, threads), name=APPLICATION)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def require_free(host: str, port: int) -> None:
+    """ValueError where the address can't be listened on: Serve's proxies would share it with whoever has it."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ValueError(f"serve.host = {host}, serve.port = {port}: {error.strerror or error}") from None
+
+
+@contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, for the block."""
+    end = threading.Event()
+    before = {number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,141 @@
+"""What a replica does with recordings: threads decode and featurize, the clips of all requests go together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymae.config import ServeConfig
+from raymae.predict import Clip, Predictor
+from raymae.serve.batching import Batcher
+from raymae.serve.spectrogram import Spectrogram
+from raymae.serve.upload import file_of
+
+DECODERS = 4
+WAITING = 2
+"""Batches of clips that may wait for the network, 0.7 MB a clip at the defaults."""
+
+
+class OverloadedError(Exception):
+    """The queue is full."""
+
+
+@dataclass
+class Heard:
+    """A recording on its way through the threads."""
+
+    duration: float = 0.0
+    windows: list[tuple[float, float, Future[NDArray[np.float32]]]] = field(default_factory=list)
+    spectrogram: dict[str, Any] | None = None
+    dropped: bool = False
+
+    def drop(self) -> None:
+        """Nobody waits for it any more: what hasn't begun need not."""
+        self.dropped = True
+        for _, _, future in self.windows:
+            future.cancel()
+
+
+class Service:
+    """A classifier and its queue. One per process.
+
+    Args:
+        predictor: used by the threads of the service alone from now on.
+        name: of the classifier, as `health` says it.
+    """
+
+    def __init__(self, predictor: Predictor, settings: ServeConfig, name: str) -> None:
+        self.predictor, self.settings, self.name = predictor, settings, name
+        self.ongoing = 0
+        self.batcher: Batcher[Clip, NDArray[np.float32]] = Batcher(
+            predictor.of_clips, settings.batch, WAITING * settings.batch
+        )
+        self.decoders = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Hold a place in the queue; OverloadedError where there is none."""
+        if self.ongoing >= self.settings.queue:
+            raise OverloadedError(f"{self.ongoing} requests are being worked on: try again in a moment")
+        self.ongoing += 1
+        try:
+            yield
+        finally:
+            self.ongoing -= 1
+
+    async def classify(self, body: bytes, content_type: str, with_spectrogram: bool = False) -> dict[str, Any]:
+        """What the classifier says of the recording in a request's body, as JSON; see README.
+
+        Cancelled, it leaves nothing to be done. Raises AudioError, TooLongError for a recording longer than
+        `serve.max_minutes`, and UploadError.
+        """
+        heard = Heard()
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self.decoders, self._hear, heard, body, content_type, with_spectrogram)
+            values = await asyncio.gather(*(asyncio.wrap_future(future) for _, _, future in heard.windows))
+        finally:
+            heard.drop()
+        windows = [(start, end, value) for (start, end, _), value in zip(heard.windows, values, strict=True)]
+        found = self.predictor.average(windows)
+        label, confidence = self.predictor.answer(found)
+        result = {
+            "scene_label": label,
+            "confidence": round(confidence, 6),
+            "probabilities": self._named(found.values()),
+            "duration": round(heard.duration, 3),
+            "windows": [
+                {"start": round(start, 3), "end": round(end, 3), "probabilities": self._named(value)}
+                for start, end, value in windows
+            ],
+        }
+        return result | ({"spectrogram": heard.spectrogram} if with_spectrogram else {})
+
+    def _hear(self, heard: Heard, body: bytes, content_type: str, with_spectrogram: bool) -> None:
+        """Decode a recording and hand its clips to the batcher; ends early once it is dropped."""
+        audio = self.predictor.classifier.audio
+        source = file_of(body, content_type)
+        waveform = self.predictor.waveform(source, 60 * self.settings.max_minutes)
+        heard.duration = len(waveform) / audio.sample_rate
+        picture = Spectrogram(audio, len(waveform)) if with_spectrogram else None
+        for clip in self.predictor.clips(waveform):
+            if heard.dropped:
+                break
+            heard.windows.append((clip.start, clip.end, self.batcher.submit(clip)))
+            if picture:
+                picture.add(clip)
+        if heard.dropped:
+            heard.drop()  # what was handed in meanwhile
+        elif picture:
+            heard.spectrogram = picture.to_json()
+
+    def _named(self, values: Any) -> dict[str, float]:
+        return {name: round(float(value), 6) for name, value in zip(self.predictor.class_names, values, strict=True)}
+
+    def health(self) -> dict[str, Any]:
+        """What is served, and its limits."""
+        one, settings = self.predictor.classifier, self.settings
+        return {
+            "status": "ok",
+            "classifier": self.name,
+            "classes": one.class_names,
+            "labels": one.finetune.labels,
+            "sample_rate": one.audio.sample_rate,
+            "window_seconds": one.audio.clip_seconds,
+            "max_mb": settings.max_mb,
+            "max_minutes": settings.max_minutes,
+            "timeout_seconds": settings.timeout_seconds,
+        }
+
+    def close(self) -> None:
+        """End its threads, after what they do."""
+        self.decoders.shutdown()
+        self.batcher.close()

@@ -1,0 +1,59 @@
+"""From the body of a request to the bytes of an audio file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+MAX_PARTS = 16
+MAX_HEADER = 8192
+"""Bytes of a part's own header."""
+
+
+class TooLargeError(ValueError):
+    """The body is larger than allowed."""
+
+
+class UploadError(ValueError):
+    """The body holds no file."""
+
+
+async def read_body(pieces: AsyncIterable[bytes], max_bytes: int) -> bytes:
+    """The whole body, read no further than `max_bytes`, whatever its header says; TooLargeError beyond."""
+    held, size = [], 0
+    async for piece in pieces:
+        size += len(piece)
+        if size > max_bytes:
+            raise TooLargeError(f"the upload is larger than {max_bytes / 1e6:g} MB")
+        held.append(piece)
+    return b"".join(held)
+
+
+def file_of(body: bytes, content_type: str) -> bytes:
+    """The audio file in a body: the body itself, or the first file of a multipart/form-data one.
+
+    UploadError where there is none.
+    """
+    header = Message()
+    header["content-type"] = content_type
+    if header.get_content_type() != "multipart/form-data":
+        return body
+    boundary = header.get_boundary()
+    if not boundary:
+        raise UploadError("multipart/form-data without a boundary")
+    mark = b"\r\n--" + boundary.encode("latin-1", "replace")
+    place = 0 if body.startswith(mark[2:]) else body.find(mark) + 2
+    for _ in range(MAX_PARTS):
+        start = place + len(mark) - 2
+        headers_end = body.find(b"\r\n\r\n", start, start + MAX_HEADER)
+        if (place < 2 and not body.startswith(mark[2:])) or body.startswith(b"--", start) or headers_end < 0:
+            break
+        end = body.find(mark, headers_end + 2)
+        if end < 0:
+            raise UploadError("multipart/form-data ends within a part")
+        headers = BytesHeaderParser().parsebytes(body[start:headers_end].lstrip())
+        if headers.get_filename() is not None:
+            return body[headers_end + 4 : end]
+        place = end + 2
+    raise UploadError("multipart/form-data without a file: curl -F file=@recording.wav")
