@@ -22,6 +22,7 @@ from raymae.benchmark.predict import Predict
 from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.probes import Frozen
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
+from raymae.benchmark.serve import Serve
 from raymae.benchmark.train_step import TrainStep
 from raymae.benchmark.transfer import Transfer
 
@@ -31,6 +32,7 @@ PARTS: dict[str, type[Part]] = {
     "ingest": Ingest,
     "predict": Predict,
     "loop": Loop,
+    "serve": Serve,
     "train-step": TrainStep,
     "curves": Curves,
     "frozen": Frozen,
@@ -39,7 +41,7 @@ PARTS: dict[str, type[Part]] = {
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("predict", "loop", "train-step", "curves", "frozen", "transfer", "plan")
+NOT_IN_ALL = ("predict", "loop", "serve", "train-step", "curves", "frozen", "transfer", "plan")
 """Parts that take long, need a user's recordings, or measure nothing."""
 
 
