@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
-import itertools
+import os
 import socket
 import statistics
 import tempfile
@@ -13,15 +13,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 import soundfile
 
 from raymae.artifacts import Folder
 from raymae.benchmark.cluster import own_ray
+from raymae.benchmark.memory import process_tree
 from raymae.benchmark.recordings import SAMPLE_RATE, recording
 from raymae.benchmark.result import Result, Row
+from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import AudioConfig, ComputeConfig, FinetuneConfig, ModelConfig, ServeConfig
 from raymae.recipes import SMALL_MODEL
+
+if TYPE_CHECKING:
+    from raymae.predict import Predictor
 
 CLASSES = 10
 CLIPS = 16
@@ -39,7 +46,9 @@ class Serve:
     decodes as many files one after the other and classifies them in one forward pass. The clients share the cores.
 
     `--json` keys: medians `served_ms`, `bare_ms`, `transport_ms` (the refusal); clips per second `clips_per_second`,
-    `bare_clips_per_second`; `errors`, answers other than 200 under load; `clients`, `answers`, `threads`, `cpus`.
+    `bare_clips_per_second`; CPU milliseconds per clip of all processes of a side, the clients' too, `cpu_ms` and
+    `bare_cpu_ms`, and `cpu_ratio`, bare over served, which busy neighbours disturb less; `errors`, answers other than
+    200 under load; `clients`, `answers`, `threads`, `cpus`.
     """
 
     json: str | None = None
@@ -75,9 +84,10 @@ class Serve:
         values = alone | together | {"clients": self.clients, "threads": self.cpus, "cpus": self.cpus}
         floor = alone["bare_ms"] + alone["transport_ms"]
         text = (
-            f"Floor of a request: {floor:.1f} ms, the call and {alone['transport_ms']:.1f} ms of transport; the request "
-            f"takes {alone['served_ms'] / floor:.2f} of it.\n{together['answers']} answers to {self.clients} clients, "
-            f"{together['errors']} errors."
+            f"Floor of a request: {floor:.1f} ms, the call and {alone['transport_ms']:.1f} ms of transport; it takes "
+            f"{alone['served_ms'] / floor:.2f} of that.\n{together['answers']} answers to {self.clients} clients, "
+            f"{together['errors']} errors. CPU per clip, all processes, clients too: {together['cpu_ms']:.1f} ms, bare "
+            f"{together['bare_cpu_ms']:.1f} ms: where all cores compute, the ratio is {together['cpu_ratio']:.2f}."
         )
         return Result("serve", self.rows(values), values, text)
 
@@ -118,28 +128,40 @@ class Serve:
         for number in range(self.repetitions + 3):
             content = files[number % CLIPS]
             sides: dict[str, Callable[[], object]] = {
-                "bare": lambda content=content: bare(content),
-                "served": lambda content=content: expect(connection, content, 200),
-                "transport": lambda content=content: expect(connection, NO_AUDIO.ljust(len(content)), 400),
+                "bare": partial(bare, content),
+                "served": partial(expect, connection, content, 200),
+                "transport": partial(expect, connection, NO_AUDIO.ljust(len(content)), 400),
             }
             for name, call in sides.items():
                 started = time.perf_counter()
                 call()
                 times[name].append(1000 * (time.perf_counter() - started))
+        connection.close()
         return {f"{name}_ms": statistics.median(values[3:]) for name, values in times.items()}
 
-    def _together(self, bare: object, port: int, files: list[bytes]) -> dict[str, float]:
+    def _together(self, bare: Predictor, port: int, files: list[bytes]) -> dict[str, float]:
+        def bare_turn(seconds: float) -> int:
+            return classify_together(bare, files, seconds)
+
         load = Load(port, files, self.clients)
         load.run(2.0)  # every client's connection, and full batches
-        ours, theirs = [], []
         load.answers = load.errors = 0
+        rates: dict[str, list[float]] = {"served": [], "bare": []}
+        used: dict[str, list[float]] = {"served": [], "bare": []}
         for _ in range(self.turns):
-            theirs.append(batch_rate(bare, files, self.seconds / 2))
-            ours.append(load.run(self.seconds))
-            theirs.append(batch_rate(bare, files, self.seconds / 2))
+            for side, clips in (("bare", bare_turn), ("served", load.run), ("bare", bare_turn)):
+                seconds = self.seconds if side == "served" else self.seconds / 2
+                before, started = cpu_seconds(process_tree(os.getpid())), time.perf_counter()
+                count = clips(seconds)
+                rates[side].append(count / (time.perf_counter() - started))
+                used[side].append(1000 * cpu_between(before, cpu_seconds(process_tree(os.getpid()))) / count)
+        cpu, bare_cpu = statistics.median(used["served"]), statistics.median(used["bare"])
         return {
-            "clips_per_second": statistics.median(ours),
-            "bare_clips_per_second": statistics.median(theirs),
+            "clips_per_second": statistics.median(rates["served"]),
+            "bare_clips_per_second": statistics.median(rates["bare"]),
+            "cpu_ms": cpu,
+            "bare_cpu_ms": bare_cpu,
+            "cpu_ratio": bare_cpu / cpu,
             "errors": load.errors,
             "answers": load.answers,
         }
@@ -156,40 +178,37 @@ class Load:
     errors: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, seconds: float) -> float:
-        """Answers per second while all of them ask."""
+    def run(self, seconds: float) -> int:
+        """Ask for so long, and wait for the last answers; how many were right."""
         started = time.perf_counter()
-        counts = [0] * self.clients
+        before = self.answers - self.errors
 
         def ask(client: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-            for number in itertools.count(client):
+            number = client
+            while time.perf_counter() - started < seconds:
                 status = post(connection, self.files[number % len(self.files)])
+                number += 1
                 with self.lock:
                     self.answers += 1
                     self.errors += status != 200
-                if time.perf_counter() - started > seconds:
-                    return  # what came after the end doesn't count
-                counts[client] += status == 200
+            connection.close()
 
         threads = [threading.Thread(target=ask, args=(client,)) for client in range(self.clients)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return sum(counts) / seconds
+        return self.answers - self.errors - before
 
 
-def batch_rate(predictor: object, files: list[bytes], seconds: float) -> float:
-    """Clips per second of the Predictor: some files decoded one after the other, then classified together."""
-    from raymae.predict import Predictor
-
-    assert isinstance(predictor, Predictor)
+def classify_together(predictor: Predictor, files: list[bytes], seconds: float) -> int:
+    """For so long, decode some files one after the other and classify them in one forward pass; how many clips."""
     started, clips = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         predictor.of_clips([clip for content in files for clip in predictor.clips(predictor.waveform(content))])
         clips += len(files)
-    return clips / (time.perf_counter() - started)
+    return clips
 
 
 @contextmanager

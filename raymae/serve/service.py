@@ -85,12 +85,12 @@ class Service:
         finally:
             heard.drop()
         windows = [(start, end, value) for (start, end, _), value in zip(heard.windows, values, strict=True)]
-        found = self.predictor.average(windows)
-        label, confidence = self.predictor.answer(found)
+        mean = self.predictor.average(windows)
+        label, confidence = self.predictor.label(mean)
         result = {
             "scene_label": label,
             "confidence": round(confidence, 6),
-            "probabilities": self._named(found.values()),
+            "probabilities": self._named(mean),
             "duration": round(heard.duration, 3),
             "windows": [
                 {"start": round(start, 3), "end": round(end, 3), "probabilities": self._named(value)}
