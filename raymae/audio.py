@@ -89,7 +89,8 @@ def load(
             direct = isinstance(stream, io.FileIO)
             with _SequentialFile(stream.fileno() if direct else stream, closefd=False) as file:
                 native_rate = file.samplerate
-                limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), (max_seconds or inf) * native_rate)
+                longest = inf if max_seconds is None else max_seconds * native_rate
+                limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), longest)
                 waveform = _read_part(file, int(limit), start_seconds, seconds)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"can't be decoded: {' '.join(error.error_string.split())}") from None
