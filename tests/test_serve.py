@@ -104,7 +104,7 @@ def test_clips_of_several_classes(tmp_path: Path) -> None:
         assert ask(port, path="/health")[1]["labels"] == "multi"
     expected = predictor(content)
     assert found["probabilities"] == pytest.approx(expected, abs=1e-5)
-    assert found["scene_label"] == predictor.answer(expected)[0]
+    assert found["scene_label"] == predictor.label(np.array(list(expected.values())))[0]
     assert sum(expected.values()) != pytest.approx(1, abs=1e-3)
 
 
