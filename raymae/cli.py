@@ -195,7 +195,8 @@ def check_target(option: str, name: str | None) -> None:
 
 
 def main(job: Job, doc: str) -> None:
-    """Run a job from the command line; 0 means that everything asked for is there, 75 that its time was up."""
+    """Run a job from the command line; 0 means that everything asked for is there, 75 that it should be run again:
+    its time was up, or MLflow was down."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
     config = parse(sys.argv[1:], doc)
@@ -207,6 +208,8 @@ def main(job: Job, doc: str) -> None:
                 json.dump(result, file, indent=1)
         if config.data.check and result["problems"]:
             sys.exit(1)
+        if job == "register" and lacks_model(result):
+            sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except TimeIsUpError as error:
@@ -214,6 +217,11 @@ def main(job: Job, doc: str) -> None:
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last commit")
+
+
+def lacks_model(result: dict[str, Any]) -> bool:
+    """Whether a pipeline (or one of several, of seeds) waits for MLflow to register its model."""
+    return any("undelivered" in one and "model_uri" not in one for one in result.get("seeds", {"": result}).values())
 
 
 def run(job: Job, config: Config) -> dict[str, Any]:

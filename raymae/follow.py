@@ -1,4 +1,4 @@
-"""Follows training stages from the driver: progress bars, MLflow and hangs, from what the workers write."""
+"""Follows training stages from the driver: progress bars, hangs and failures, from what the workers write."""
 
 from __future__ import annotations
 
@@ -12,29 +12,26 @@ from tqdm import tqdm
 
 from raymae.artifacts import latest_step, read_events
 from raymae.spec import StageSpec
-from raymae.watchdog import hangs
+from raymae.watchdog import failures, hangs
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 
-Events = list[dict[str, Any]]
-
 
 class Follower:
-    """While the block runs, passes every stage's new events and figures on and shows how far it is.
+    """While the block runs, shows how far every stage is and what befalls it.
 
-    `on_events` gets the name of the stage and its events, `on_figure` the name and a file of the stage's artifact.
+    `on_begin` gets the name of a stage when it has reported for the first time.
     """
 
     def __init__(
         self,
         specs: list[StageSpec],
-        on_events: Callable[[str, Events], None],
-        on_figure: Callable[[str, str], None] = lambda name, file: None,
+        on_begin: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.specs, self.on_events, self.on_figure = specs, on_events, on_figure
-        self._told = hangs([spec.artifact for spec in specs])
+        self.specs, self.on_begin = specs, on_begin
+        self._told = {line for spec in specs for line in troubles(spec)}
         self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
         self._first = {spec.name: latest_step(spec.artifact) or 0 for spec in specs}
@@ -65,7 +62,7 @@ class Follower:
                 continue
             try:
                 done = spec.artifact.is_done()
-                self._tell_hangs(spec)
+                self._tell_troubles(spec)
                 self._pass_on(spec)
             except Exception as error:  # a follower that fails must not end the training
                 log.warning("can't follow %s: %s", spec.name, error)
@@ -73,8 +70,8 @@ class Follower:
             if done:
                 self._ended.add(spec.name)
 
-    def _tell_hangs(self, spec: StageSpec) -> None:
-        for line in sorted(hangs([spec.artifact]) - self._told):
+    def _tell_troubles(self, spec: StageSpec) -> None:
+        for line in sorted(troubles(spec) - self._told):
             log.warning("%s: %s", spec.name, line)
             self._told.add(line)
 
@@ -82,9 +79,7 @@ class Follower:
         events = read_events(spec.artifact, after=self._seen[spec.name])
         if not events:
             return
-        self.on_events(spec.name, events)
-        for file in dict.fromkeys(file for event in events for file in event.get("figures", ())):
-            self.on_figure(spec.name, file)
+        self.on_begin(spec.name)
         self._seen[spec.name] = events[-1]["step"]
         self._show(spec, events[-1])
 
@@ -104,3 +99,8 @@ class Follower:
         shown = ("loss", "val/macro_accuracy", "val/mAP", "clips_per_second", "skipped_steps")
         bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
         bar.update(event["step"] - bar.n)
+
+
+def troubles(spec: StageSpec) -> set[str]:
+    """A line for every hang and every failure of a stage's workers."""
+    return hangs([spec.artifact]) | failures([spec.artifact])

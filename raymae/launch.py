@@ -24,11 +24,12 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from raymae.artifacts import Folder, latest_step, write_event
 from raymae.config import AudioConfig, ComputeConfig
 from raymae.deadline import FOREVER, Deadline
+from raymae.gauges import Gauges
 from raymae.order import Order
 from raymae.spec import StageSpec
 from raymae.store import features_of
 from raymae.streaming import StreamedClips
-from raymae.watchdog import hang_error, hangs
+from raymae.watchdog import hang_error, hangs, write_failure
 from raymae.windows import MicroBatch, Window, micro_batches, read_window
 from raymae.workforce import Workforce, reserved_cpus, torch_threads, workforce
 
@@ -187,6 +188,7 @@ class RaySession:
         self.spec, self.crew = spec, crew
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.torch_device: torch.device = get_device()
+        self.gauges = Gauges(spec.name, spec.artifact.url.rpartition("/")[2])
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches, from Ray Data."""
@@ -226,14 +228,27 @@ class RaySession:
         return self.rank == 0 and self.crew.now() > self.world_size
 
     def report(self, event: dict[str, Any]) -> None:
-        """To the artifact's events, which the driver follows; the stage's last metrics to Ray Train too.
+        """To the artifact's events, which the driver follows, and to Ray's metrics; the stage's last to Ray Train too.
 
         Its report waits for a controller that looks every 2 s: one for each event would cost more than the training.
         """
         if self.rank == 0:
             write_event(self.spec.artifact, {"time": time.time(), **event})
+            self.gauges.show({"step": event["step"], **event["metrics"]})
         if event["last"]:
             ray.train.report({"stage": self.spec.name, "step": event["step"], **event["metrics"]})
+
+
+class Failures(ray.train.UserCallback):
+    """Writes down why a worker group failed, for the driver: it is the controller that learns it."""
+
+    def __init__(self, artifacts: list[Folder]) -> None:
+        self.artifacts = artifacts
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called before the group is started again, or given up."""
+        stage = next((artifact for artifact in self.artifacts if not artifact.is_done()), self.artifacts[-1])
+        write_failure(stage, worker_exceptions)
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -296,6 +311,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
                 max_failures=compute.max_failures,
                 controller_failure_limit=0,  # type: ignore[call-arg]
             ),
+            callbacks=[Failures(artifacts)],
         ),
     )
     try:

@@ -28,7 +28,7 @@ from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
 from raymae.order import mix
 from raymae.pace import CommitPace, is_mark
 from raymae.pictures import Pictures
-from raymae.profiling import profiled
+from raymae.profiling import device_use, profiled
 from raymae.provenance import check_commit, provenance
 from raymae.session import Session
 from raymae.task import Progress, Task, TrainingError
@@ -183,7 +183,7 @@ class Trainer:
         step = self.progress.step
         if step % self.config.report_steps and not mark:
             return
-        self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics))
+        self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics | device_use(self.device)))
         counts = {"step": step, "steps": self.order.steps, "last": ended}
         event: dict[str, Any] = {**counts, "trail": self.trail(), "metrics": metrics}
         if mark and not ended and self.session.gather(self.pictures.due())[0]:

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,15 +17,14 @@ from raymae.config import Config, redact, to_dict
 from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
+from raymae.delivery import AwayError
 from raymae.inventory import STAGES
+from raymae.journal import TRAININGS, Journal, has_waiting
 from raymae.keys import FINETUNED
 from raymae.plan import Node, Plan, Target, ui_command
 from raymae.selection import described
 from raymae.splits import write_split
 from raymae.weights import bring, find
-
-if TYPE_CHECKING:
-    from raymae.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +57,24 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
         return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
     record(plan)
     run = Run(plan, Deadline(config.max_hours, started))
+    left = None
     try:
         if plan.to_do:
-            run.execute()
+            left = run.execute()
+        elif has_waiting(plan):
+            run.journal.start(begins=False)
+            left = run.journal.close("FINISHED")
         result = run.result(time.time() - started)
     except TimeIsUpError:
-        run.close("KILLED")
+        run.abandon("KILLED")
         raise
     except BaseException:
-        run.close("FAILED")
+        run.abandon("FAILED")
         raise
     print_result(plan, result)
+    if left:
+        print(left)
+        result["undelivered"] = left
     return result
 
 
@@ -79,63 +86,32 @@ def record(plan: Plan) -> None:
 
 
 class Run:
-    """One run of a plan: its progress bars, its times, its place in MLflow."""
+    """One run of a plan: its progress bars, its times, what it tells MLflow."""
 
     def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
         self.plan, self.deadline = plan, deadline
         self.times: dict[str, dict[str, float]] = {}
-        self._tracker: Tracker | None = None
-        self._run_ids: dict[str, str] = {}
 
-    # MLflow, by the driver alone --------------------------------------------------------------------------------
+    @cached_property
+    def journal(self) -> Journal:
+        """What MLflow is told."""
+        return Journal(self.plan)
 
-    @property
-    def tracker(self) -> Tracker:
-        """MLflow; imported when the first stage needs it, which takes seconds."""
-        if self._tracker is None:
-            from raymae.tracking import Tracker
-
-            self._tracker = Tracker(self.plan.config.tracking, self.plan.storage)
-        return self._tracker
-
-    @property
-    def parent_id(self) -> str:
-        """The MLflow run of the pipeline."""
-        if "" not in self._run_ids:
-            config = to_dict(self.plan.config)
-            self._run_ids[""] = self.tracker.run(
-                self.plan.key, f"{self.plan.config.recipe}-{self.plan.job}", params=flat(config)
-            )
-        return self._run_ids[""]
-
-    def run_id(self, name: str) -> str:
-        """The MLflow run of a stage, a child of the pipeline's."""
-        if name not in self._run_ids:
-            node = self.plan.nodes[name]
-            params = {"artifact": redact(node.artifact.url), "key": node.key}
-            self._run_ids[name] = self.tracker.run(
-                node.key,
-                name,
-                parent=self.parent_id,
-                params=params | stage_settings(self.plan.plan_of(name).config, node.stage),
-            )
-        return self._run_ids[name]
-
-    def close(self, status: str) -> None:
-        """End all runs that are still open in MLflow."""
-        for run_id in reversed(list(self._run_ids.values())):
-            self.tracker.finish(run_id, status)
+    def abandon(self, status: str) -> None:
+        """End the run in MLflow after an error."""
+        if "journal" in self.__dict__:
+            self.journal.abandon(status)
 
     # Stages -----------------------------------------------------------------------------------------------------
 
-    def execute(self) -> None:
-        """Run what doesn't stand yet."""
+    def execute(self) -> str | None:
+        """Run what doesn't stand yet; a line that says what MLflow lacks in the end, if it does."""
         from raymae.launch import start_ray
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
         write_split(plan.run_folder, plan.clips, plan.config.data.split)
-        self.parent_id  # noqa: B018  the run is visible from the first moment
+        self.journal.start()  # the run is visible from the first moment
         before = time.time()
         start_ray(plan.config.compute)
         print(f"Ray is up after {time.time() - before:.0f} s")
@@ -143,17 +119,23 @@ class Run:
         for name in plan.to_do:
             self.deadline.check(f"before {name}")
             node = plan.nodes[name]
-            if node.stage in ("pretrain", *FINETUNED):
+            if node.stage in TRAININGS:
                 waiting.append(node)
                 continue
             self._train(waiting)
             waiting = []
-            self._run(node)
+            try:
+                self._run(node)
+            except AwayError as error:
+                assert node.stage == "register"
+                log.warning("the model can't be registered: %s", redact(str(error)))
+                return f"{self.journal.close('KILLED')}; the same command registers the model, too"
         self._train(waiting)
-        self.close("FINISHED")
+        return self.journal.close("FINISHED")
 
     def _run(self, node: Node) -> None:
         started = time.time()
+        self.journal.begins(node.name)
         runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.stage}")
         result = runner(node)
         result["seconds"] = time.time() - started
@@ -165,19 +147,11 @@ class Run:
         seconds = result["seconds"]
         work = result.get("work_seconds", seconds)
         self.times[node.name] = {"seconds": seconds, "work_seconds": work, "overhead_seconds": seconds - work}
-        run_id = self.run_id(node.name)
-        numbers = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
-        self.tracker.log_numbers(run_id, numbers)
-        for name in (node.artifact / "figures").names():
-            self._log_figure(node, f"figures/{name}")
-        self.tracker.finish(run_id, "FINISHED")
+        self.journal.finished(node, result)
         commits = f" (commits {result['commit_seconds']:.1f} s)" if result.get("commit_seconds") else ""
         print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s{commits}")
         if node.stage in FINETUNED:
             print(f"  {described(result['selection'])}")
-
-    def _log_figure(self, node: Node, file: str) -> None:
-        self.tracker.log_bytes(self.run_id(node.name), file, node.artifact.read_bytes(file))
 
     @contextmanager
     def _bar(self, name: str, total: int, unit: str = "clip") -> Iterator[Callable[[int], Any]]:
@@ -197,7 +171,6 @@ class Run:
             result = prepare(plan.clips, node.artifact, plan.shards, plan.config, progress)
         if result["quarantined"]:
             print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/quarantine.csv")
-            self.tracker.log_bytes(self.run_id(node.name), "quarantine.csv", node.artifact.read_bytes("quarantine.csv"))
         if result["mean"] is not None:
             print(f"  log-mels of split {result['split']}: mean {result['mean']:.3f}, deviation {result['std']:.3f}")
         return result
@@ -213,11 +186,7 @@ class Run:
         specs = [self.plan.spec(node.name) for node in nodes]
         check_commit(specs[0])  # the others haven't begun: stages train one after the other
         started = time.time()
-        with Follower(
-            specs,
-            lambda name, events: self.tracker.log_events(self.run_id(name), events),
-            lambda name, file: self._log_figure(self.plan.nodes[name], file),
-        ):
+        with Follower(specs, self.journal.begins):
             train(specs, self.plan.storage, self.deadline)
         for node in nodes:
             if not node.artifact.is_done():
@@ -245,8 +214,6 @@ class Run:
             lambda rows, teacher: timed(reader.classify(rows, {"teacher": teacher}, views)),
             lambda rows, reading: timed(reader.embed(rows, {"teacher": reading})),
         )
-        for name in ("report.md", "report.json"):
-            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
         for line in said_of_round(result):
             print(f"  {line}")
         return result | {"work_seconds": seconds[0]}
@@ -256,23 +223,10 @@ class Run:
         from raymae.inference import ClusterReader
 
         plan = self.plan
-        result = evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))
-        for name in ("report.md", "report.html", "report.json"):
-            self.tracker.log_bytes(self.run_id(node.name), name, node.artifact.read_bytes(name))
-        self.tracker.log_numbers(self.run_id(node.name), scores(result["metrics"]), prefix="")
-        return result
+        return evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))
 
     def _register(self, node: Node) -> dict[str, Any]:
-        plan = self.plan
-        evaluation = plan.nodes["evaluate"].artifact.result()
-        metadata = {
-            "recipe": plan.config.recipe,
-            "stages": {name: other.key for name, other in plan.nodes.items() if name != "register"},
-            "metrics": evaluation["metrics"][plan.final],
-        }
-        tags = {"evaluation": plan.nodes["evaluate"].key, "model": plan.final}
-        model_uri, version = self.tracker.register(self.parent_id, plan.nodes[plan.final].artifact, metadata, tags)
-        return {"model_uri": model_uri, "version": version, "mlflow_run_id": self.parent_id}
+        return dict(self.journal.register())
 
     def commands(self) -> dict[str, str]:
         """Commands to look further."""
@@ -308,40 +262,8 @@ class Run:
         }
         if "evaluate" in plan.nodes:
             result["metrics"] = plan.nodes["evaluate"].artifact.result()["metrics"]
-        if "register" in plan.nodes:
+        if "register" in plan.nodes and plan.nodes["register"].artifact.is_done():
             result |= {key: plan.nodes["register"].artifact.result()[key] for key in ("model_uri", "mlflow_run_id")}
             result["commands"] = self.commands()
         plan.run_folder.write_json("result.json", result)
         return result
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as "section.field": text."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return found
-
-
-def scores(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested metrics as "model/split/score", without what is given by class, bin, city or device."""
-    found: dict[str, float] = {}
-    for key, value in metrics.items():
-        if (isinstance(value, dict) and prefix.count("/") < 2) or (key.startswith(("seen_", "unseen_")) and value):
-            found |= scores(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + key] = float(value)
-    return found
-
-
-def stage_settings(config: Config, name: str) -> dict[str, str]:
-    """The settings that a stage reads, for MLflow."""
-    sections = {
-        "prepare": ("audio", "data"),
-        "pretrain": ("model", "pretrain"),
-        "pseudo_label": ("pseudo_label",),
-        "consistency": ("model", "finetune", "consistency"),
-        "evaluate": ("evaluate",),
-        "register": ("tracking",),
-    }.get(name, ("model", "finetune"))
-    return flat({section: to_dict(getattr(config, section)) for section in sections})

@@ -249,8 +249,9 @@ class Plan:
 
     @cached_property
     def key(self) -> str:
-        """The key of the whole plan: of the run that refers to its stages."""
-        return digest([self.config.recipe, self.target, {name: node.key for name, node in self.nodes.items()}])
+        """The key of the whole plan: of the run that refers to its stages. The same for every MLflow."""
+        keys = {name: node.key for name, node in self.nodes.items() if name != "register"}
+        return digest([self.config.recipe, self.target, keys])
 
     @cached_property
     def run_folder(self) -> Folder:

@@ -1,4 +1,7 @@
-"""A profile of some training steps: a trace for Perfetto or chrome://tracing, and the costliest operations."""
+"""A profile of some training steps: a trace for Perfetto or chrome://tracing, and the costliest operations.
+
+And what a GPU is used for, at any time.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +57,13 @@ def profiled(artifact: Folder, steps: int, device: torch.device) -> Iterator[Cal
         yield profiler.step
     if not written:
         log.warning("no profile: it begins after %d steps and there were fewer", SKIPPED_STEPS)
+
+
+def device_use(device: torch.device) -> dict[str, float]:
+    """gpu_memory_gb, the most that was allocated so far, and, with NVIDIA's package pynvml, gpu_use, 0 to 1."""
+    if device.type != "cuda":
+        return {}
+    found = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    if find_spec("pynvml"):
+        found["gpu_use"] = torch.cuda.utilization(device) / 100
+    return found

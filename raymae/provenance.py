@@ -1,7 +1,9 @@
-"""What a commit says of itself beside its tensors, and whether a stage may go on from it."""
+"""What a commit says of itself beside its tensors, whether a stage may go on from it, and the code that it came of."""
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,3 +60,23 @@ def check_commit(spec: StageSpec) -> None:
             "files came back or others went. Bring the old state of the files back, or remove "
             f"{redact(spec.artifact.url)}/{COMMITS} to train this stage from its start"
         )
+
+
+def source(folder: Path = Path(__file__).parent) -> dict[str, str]:
+    """The git commit that the code in `folder` came of: git_commit and, with uncommitted changes, git_dirty.
+
+    Nothing where there is no git, or where a repository lies around the code that doesn't hold it.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "."):
+            return {}
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"git_commit": git("rev-parse", "HEAD")} | ({"git_dirty": "true"} if dirty else {})
+    except (OSError, subprocess.SubprocessError):
+        return {}

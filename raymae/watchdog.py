@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 
 from raymae.artifacts import Folder
@@ -21,7 +22,7 @@ from raymae.config import redact
 
 log = logging.getLogger(__name__)
 
-STACKS = "stacks"
+STACKS, FAILURES = "stacks", "failures"
 EXIT_STATUS = 70
 """Of a process that hung; EX_SOFTWARE."""
 GRACE_SECONDS = 5.0
@@ -110,6 +111,25 @@ def hang(artifact: Folder, name: str) -> str:
     """What there is to tell of the hang whose stacks a file holds."""
     rank, step = map(int, re.findall(r"\d+", name))
     return f"rank {rank} hung after step {step}; the stacks of its threads: {redact(artifact.url)}/{STACKS}/{name}"
+
+
+def write_failure(artifact: Folder, errors: Mapping[int, Exception]) -> None:
+    """Keep beside a stage why its workers failed: by rank, the kind of the error and its first line."""
+    said = []
+    for rank, error in sorted(errors.items()):
+        lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [""]
+        said.append(f"rank {rank}: {type(error).__name__}: {lines[0][:300]}")
+    artifact.write_bytes(f"{FAILURES}/{time.time_ns():020d}.txt", "; ".join(said).encode())
+
+
+def failures(artifacts: list[Folder]) -> set[str]:
+    """A line for every failure of the workers of some stages."""
+    return {
+        f"the workers failed and are started again while compute.max_failures allows: "
+        f"{(artifact / FAILURES).read_bytes(name).decode()} ({name.removesuffix('.txt')})"
+        for artifact in artifacts
+        for name in (artifact / FAILURES).names()
+    }
 
 
 def hang_error(failure: str, lines: set[str]) -> TimeoutError | None:

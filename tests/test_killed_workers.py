@@ -24,6 +24,7 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.store import FeatureStore
+from raymae.watchdog import failures
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, trails
 
@@ -161,6 +162,8 @@ def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster:
         kills = beside.submit(killer)
         launch.train([spec], Folder(str(tmp_path)))
     assert len({one.pid for one in kills.result()}) == count
+    assert len(failures([spec.artifact])) == count
+    assert all("rank 0: " in line for line in failures([spec.artifact]))
     assert_as_undisturbed(spec, whole, kills.result())
     assert spec.artifact.read_bytes("model.safetensors") == whole.artifact.read_bytes("model.safetensors")
 

@@ -1,4 +1,4 @@
-"""Figures are drawn while a stage runs, and the driver passes them on."""
+"""Figures are drawn while a stage runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raymae import follow, pictures
+from raymae import pictures
 from raymae.artifacts import Folder, read_events, write_event
-from raymae.follow import Follower
 from raymae.pictures import CURVES, Pictures
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec, train
 
@@ -60,22 +57,3 @@ def test_the_curves_hold_every_event_once(tmp_path: Path, monkeypatch: pytest.Mo
         drawing.draw(event, {})
         write_event(artifact, event)
     assert shown == [[1, 2, 3, 4], [1, 2, 3, 4, 6]]
-
-
-def test_the_driver_passes_figures_on_while_the_stage_runs(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.02)
-    spec = make_spec(store, tmp_path, config=replace(TINY, pretrain=replace(TINY.pretrain, epochs=3)))
-    got: list[tuple[str, bool]] = []
-
-    def log_figure(name: str, file: str) -> None:
-        assert spec.artifact.read_bytes(file).startswith(PNG)
-        got.append((file, spec.artifact.is_done()))
-
-    with Follower([spec], lambda name, events: None, log_figure):
-        run_stage(spec, BareSession(store, spec.artifact))
-    announced = {file for event in read_events(spec.artifact) for file in event.get("figures", ())}
-    assert {file for file, _ in got} == announced
-    assert not all(done for _, done in got)
-    assert any(file == CURVES for file, _ in got)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import load as load_tensors
 
@@ -235,6 +238,28 @@ def test_ray_train_computes_what_a_bare_process_does(
         else:  # the sums over the workers are taken in another order
             np.testing.assert_allclose(ray[name], value, atol=2e-4)
     assert specs["ray"].artifact.result()["workers"] == workers
+    if parallel == "ddp":
+        shown = exported_metrics('run="ray"')
+        expected = {"raymae_loss", "raymae_lr", "raymae_step", "raymae_clips_per_second", "raymae_data_wait_share"}
+        assert {name.removeprefix("ray_") for name in shown} >= expected
+        assert shown["ray_raymae_step"] == specs["ray"].artifact.result()["steps"]
+
+
+def exported_metrics(tag: str) -> dict[str, float]:
+    """What the nodes export for Prometheus with a tag, once it is there: Ray's agents pass it on every few seconds."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        found = {}
+        for node in ray.nodes():
+            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                for line in answer.read().decode().splitlines():
+                    if "raymae_" in line and tag in line:
+                        found[line.partition("{")[0]] = float(line.rpartition(" ")[2])
+        if found:
+            return found
+        time.sleep(1)
+    raise TimeoutError(f"no metric of raymae with {tag}")
 
 
 def test_workers_need_equal_shares_of_a_step(store: FeatureStore, tmp_path: Path, ray_cluster: None) -> None:

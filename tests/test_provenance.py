@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from raymae.artifacts import COMMITS, Folder
 from raymae.config import Config, from_dict
 from raymae.deadline import Deadline
 from raymae.loop import Trainer
-from raymae.provenance import check_commit, trained_clips
+from raymae.provenance import check_commit, source, trained_clips
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import build_task, run_stage
@@ -97,3 +99,27 @@ def test_a_commit_counts_the_steps_of_its_weights(
     trainer.progress.step = 4  # the next step ends while the commit is written
     trainer.committer.wait()
     assert commit_of(spec)["progress"]["step"] == 3
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_code_knows_the_commit_of_its_working_tree(tmp_path: Path) -> None:
+    code, other = tmp_path / "repository/code", tmp_path / "repository/environment"
+    for folder in (code, other):
+        folder.mkdir(parents=True)
+        (folder / "file.py").write_text("1")
+    assert source(code) == {}
+    git(tmp_path / "repository", "init")
+    git(code, "add", "file.py")
+    git(code, "commit", "-m", "first")
+    commit = git(code, "rev-parse", "HEAD")
+    assert source(code) == {"git_commit": commit}
+    assert source(other) == {}  # installed within a repository that doesn't hold it
+    (code / "file.py").write_text("2")
+    assert source(code) == {"git_commit": commit, "git_dirty": "true"}
+    assert source(tmp_path / "nowhere") == {}

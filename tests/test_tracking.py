@@ -23,8 +23,8 @@ import torch
 
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, TrackingConfig, to_dict
+from raymae.journal import flat
 from raymae.models import build_classifier
-from raymae.pipeline import flat
 from raymae.predict import Predictor, write_classifier
 from raymae.tracking import BATCH, MAX_PARAM, REQUIREMENTS, Tracker
 from tests.audio_files import TINY_AUDIO, write_tone

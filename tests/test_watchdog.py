@@ -86,7 +86,7 @@ def test_ray_train_starts_a_hanging_worker_again(
 ) -> None:
     artifact = HangingFolder(str(tmp_path / "run"))
     spec = hanging_spec(store, artifact, 20)
-    with Follower([spec], lambda name, events: None):
+    with Follower([spec]):
         launch.train([spec], Folder(str(tmp_path)))
     assert artifact.result()["steps"] == spec.order().steps
     told = [record.getMessage() for record in caplog.records if "hung" in record.getMessage()]

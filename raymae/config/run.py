@@ -69,6 +69,11 @@ class TrackingConfig:
     """Name in the model registry."""
     alias: str = "candidate"
     """Alias that the new version gets."""
+    patience_minutes: float = 5.0
+    """Minutes that a job waits in the end for an MLflow that is down; what it lacks then is delivered by the next."""
+
+    def __post_init__(self) -> None:
+        require(self.patience_minutes >= 0, f"tracking.patience_minutes = {self.patience_minutes} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

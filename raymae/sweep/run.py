@@ -12,7 +12,8 @@ from raymae.config import Config, redact, to_dict
 from raymae.config.sweep import TRIALS
 from raymae.deadline import Deadline
 from raymae.figures import png
-from raymae.pipeline import flat, run_plan
+from raymae.journal import flat
+from raymae.pipeline import run_plan
 from raymae.plan import DOES, Node, Plan, ui_command
 from raymae.sweep.figures import sweep_figure
 from raymae.sweep.ground import (

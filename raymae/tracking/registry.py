@@ -1,36 +1,27 @@
-"""MLflow: runs, metrics, files and the model registry. The only importer of mlflow, used by the driver alone."""
+"""The model registry of MLflow: versions of a classifier, what they carry, and their aliases."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
 import tempfile
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, ViewType
+from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from raymae import pyfunc
 from raymae.artifacts import Folder
 from raymae.config import TrackingConfig, redact
-from raymae.plan import tracking_uri
 
-KEY = "raymae.key"
-PARENT = "mlflow.parentRunId"
-MAX_PARAM = 5000
-BATCH = 900
 REQUIREMENTS = (
     "fsspec",
     "numba",
@@ -60,29 +51,12 @@ class Version:
     """Its name there."""
 
 
-class Tracker:
-    """One experiment of an MLflow server or file; ValueError where it can't be opened or can't take the model's name.
+class Registry:
+    """The registered model of a server, by name."""
 
-    MLflow's progress bars and messages below warnings are switched off in this process.
-    """
-
-    def __init__(self, config: TrackingConfig, storage: Folder) -> None:
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        for name in ("mlflow", "alembic", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self.config = config
-        self.uri = tracking_uri(config, storage)
-        self._steps: dict[str, int] = {}
-        if re.fullmatch(r"latest|v\d+", config.alias, re.IGNORECASE):
-            raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow keeps for versions")
-        try:
-            mlflow.set_tracking_uri(self.uri)
-            self.client = MlflowClient(self.uri)
-            self.experiment_id = self._experiment(storage)
-            self._check_names()
-        except Exception as error:  # each kind of store fails with the exceptions of its own driver
-            reason = " ".join(redact(str(error)).split())
-            raise ValueError(f"MLflow at {redact(self.uri)} can't be used: {reason}") from None
+    config: TrackingConfig
+    client: MlflowClient
+    experiment_id: str
 
     def _check_names(self) -> None:
         """Ask for the model: an unusable name or alias shows now instead of when everything is trained."""
@@ -91,70 +65,6 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-
-    def _experiment(self, storage: Folder) -> str:
-        found = self.client.get_experiment_by_name(self.config.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None if self.config.uri else Path(storage.path("mlflow-artifacts")).as_uri()
-        return str(self.client.create_experiment(self.config.experiment, artifact_location=location))
-
-    def run(self, key: str, name: str, *, parent: str | None = None, params: dict[str, str] | None = None) -> str:
-        """The run with this key below this parent: the one that stands, which goes on, or a new one; its id."""
-        query = f"tags.`{KEY}` = '{key}'" + (f" and tags.`{PARENT}` = '{parent}'" if parent else "")
-        found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
-        if found:
-            run_id = str(found[0].info.run_id)
-            self.client.set_terminated(run_id, "RUNNING")
-            return run_id
-        tags = {KEY: key} | ({PARENT: parent} if parent else {})
-        run_id = str(self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id)
-        entries = [Param(name, redact(value)[:MAX_PARAM]) for name, value in (params or {}).items()]
-        for start in range(0, len(entries), 100):
-            self.client.log_batch(run_id, params=entries[start : start + 100])
-        return run_id
-
-    def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
-        """Log {step, time, metrics} events; those of steps that are logged already are passed over."""
-        seen = self._steps.get(run_id)
-        if seen is None:
-            seen = self._last_step(run_id, events)
-        metrics = [
-            Metric(name, value, int(1000 * event["time"]), event["step"])
-            for event in events
-            if event["step"] > seen
-            for name, value in event["metrics"].items()
-        ]
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-        self._steps[run_id] = max([seen, *(event["step"] for event in events)])
-
-    def _last_step(self, run_id: str, events: list[dict[str, Any]]) -> int:
-        known = self.client.get_run(run_id).data.metrics
-        names = {name for event in events for name in event["metrics"] if name in known}
-        return max(
-            (metric.step for name in names for metric in self.client.get_metric_history(run_id, name)), default=-1
-        )
-
-    def log_numbers(self, run_id: str, numbers: dict[str, float], prefix: str = "stage/") -> None:
-        """Log the final figures of a stage; what MLflow takes in no name, as an apostrophe, becomes an underscore."""
-        now = int(1000 * time.time())
-        names = {name: re.sub(r"[^\w\-. /]", "_", prefix + name) for name in numbers}
-        metrics = [Metric(names[name], value, now, 0) for name, value in numbers.items()]
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-
-    def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
-        """Log a file."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            path.write_bytes(content)
-            self.client.log_artifact(run_id, str(path), str(Path(name).parent) if "/" in name else None)
-
-    def finish(self, run_id: str, status: str = "FINISHED") -> None:
-        """End a run; one that has ended keeps its status."""
-        if self.client.get_run(run_id).info.status == "RUNNING":
-            self.client.set_terminated(run_id, status)
 
     def register(
         self, run_id: str, classifier: Folder, metadata: dict[str, Any], tags: dict[str, str] | None = None
@@ -169,13 +79,25 @@ class Tracker:
             if version.run_id == run_id and version.tags.get("classifier") == redact(classifier.url):
                 self.client.set_registered_model_alias(name, self.config.alias, version.version)
                 return f"models:/{name}/{version.version}", str(version.version)
-        info = self._log_model(run_id, classifier, metadata)
-        said = {"classifier": redact(classifier.url), **(tags or {})}
-        version = str(self._create_version(name, run_id, info, said).version)
+        source = {"classifier": redact(classifier.url)}
+        tags = {clean(key): value for key, value in (tags or {}).items()}
+        model_uri, model_id = self._logged(run_id, source) or self._log_model(run_id, classifier, metadata, source)
+        version = str(self._create_version(name, run_id, model_uri, model_id, source | tags).version)
         self.client.set_registered_model_alias(name, self.config.alias, version)
         return f"models:/{name}/{version}", version
 
-    def _log_model(self, run_id: str, classifier: Folder, metadata: dict[str, Any]) -> ModelInfo:
+    def _logged(self, run_id: str, tags: dict[str, str]) -> tuple[str, str] | None:
+        """URI and id of the model with these tags that a run has already; what is only half there is removed."""
+        for model in self.client.search_logged_models([self.experiment_id], f"source_run_id = '{run_id}'"):
+            if tags.items() <= model.tags.items():
+                if model.status == LoggedModelStatus.READY:
+                    return str(model.model_uri), str(model.model_id)
+                self.client.delete_logged_model(model.model_id)
+        return None
+
+    def _log_model(
+        self, run_id: str, classifier: Folder, metadata: dict[str, Any], tags: dict[str, str]
+    ) -> tuple[str, str]:
         card = classifier.read_json("classifier.json")
         package = Path(pyfunc.__file__).parent
         with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
@@ -191,6 +113,7 @@ class Tracker:
                     code_paths=[str(package)],
                     pip_requirements=list(REQUIREMENTS),
                     signature=signature(card["class_names"]),
+                    tags=tags,
                     metadata={
                         **metadata,
                         "class_names": card["class_names"],
@@ -199,25 +122,24 @@ class Tracker:
                     },
                 )
         self.client.set_terminated(run_id, "RUNNING")
-        return info
+        return str(info.model_uri), str(info.model_id)
 
-    def _create_version(self, name: str, run_id: str, info: ModelInfo, tags: dict[str, str]) -> ModelVersion:
+    def _create_version(
+        self, name: str, run_id: str, model_uri: str, model_id: str, tags: dict[str, str]
+    ) -> ModelVersion:
         """A new version of the registered model; `log_model` could make it, but prints that it did."""
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = self.client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
+        version = self.client.create_model_version(name, model_uri, run_id, tags, model_id=model_id)
         link = json.dumps([{"name": name, "version": version.version}])  # from the model's page to the version's
-        self.client.set_logged_model_tags(info.model_id, {"mlflow.modelVersions": link})
+        self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
         return version
 
     def _versions(self, name: str) -> list[Any]:
-        try:
-            return list(self.client.search_model_versions(f"name='{name}'"))
-        except MlflowException:
-            return []
+        return list(self.client.search_model_versions(f"name='{name}'"))
 
     def version(self, alias: str) -> Version | None:
         """The version of the registered model that an alias names; None where there is none."""
@@ -250,6 +172,11 @@ class Tracker:
         if not found:
             raise ValueError(f"{redact(model_uri)} holds no scene classifier (no classifier.json)")
         return str(found[0])
+
+
+def clean(name: str) -> str:
+    """A name as MLflow takes it: what it takes in none, as an apostrophe, becomes an underscore."""
+    return re.sub(r"[^\w\-. /]", "_", name)
 
 
 def signature(class_names: list[str]) -> ModelSignature:

@@ -1,0 +1,322 @@
+"""Delivers outboxes to MLflow in a thread of the driver, for as long as it takes: a server that is down stops no run.
+
+Nothing is lost: what isn't marked as delivered is delivered by the next job with the same storage. Nothing is doubled:
+a run goes by its key, steps that are logged are passed over, points of the same time are one point, files replace
+themselves. The metrics of a training go out up to its newest commit: later ones may be taken back by a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from raymae.artifacts import Folder, committed_events
+from raymae.claims import Claim
+from raymae.config import redact
+from raymae.outbox import Entry, Outbox
+
+log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+POLL_SECONDS = 3.0
+"""Between two looks for what there is to deliver."""
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
+"""Seconds between tries while the server is down."""
+START_SECONDS = 30.0
+"""How long a job waits for the first answer of a server before it goes on."""
+LOOK_SECONDS = 0.1
+
+
+class AwayError(ConnectionError):
+    """The server doesn't answer, and may later."""
+
+    unknown_host = False
+    """Whether nobody knows a host of this name: rather a mistake than an outage."""
+
+
+class Receiver(Protocol):
+    """What entries are delivered to; `raymae.tracking.Tracker`."""
+
+    def run(
+        self,
+        key: str,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: dict[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+        when: float | None = None,
+    ) -> str:
+        """The id of the run with this key."""
+        ...
+
+    def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
+        """Log the metrics of some steps."""
+        ...
+
+    def log_numbers(
+        self, run_id: str, numbers: dict[str, float], prefix: str = "stage/", when: float | None = None
+    ) -> None:
+        """Log some figures."""
+        ...
+
+    def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
+        """Log a file."""
+        ...
+
+    def finish(self, run_id: str, status: str = "FINISHED", when: float | None = None) -> None:
+        """End a run."""
+        ...
+
+    def forget(self) -> None:
+        """Ask anew what the server has: it failed, and how much of the last request came through isn't known."""
+        ...
+
+    def refuses(self, error: Exception) -> bool:
+        """Whether an error is an answer that will be the same the next time."""
+        ...
+
+
+class Delivery:
+    """The thread that delivers a run's outbox, and what other runs of the storage left over.
+
+    Args:
+        connect: reaches the server. AwayError: it is down; ValueError: it can't be used as the settings say.
+        others: asked once, when the server has answered.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        storage: Folder,
+        connect: Callable[[], Receiver],
+        others: Callable[[], list[Outbox]] = lambda: [],
+    ) -> None:
+        self.outbox, self.storage, self.connect, self.others = outbox, storage, connect, others
+        self.tracker: Receiver | None = None
+        self.away_since: float | None = None
+        self.reason = ""
+        self._left: list[Outbox] | None = None
+        self._ids: dict[tuple[str, str], str] = {}
+        self._seen: dict[str, int] = {}
+        self._calls: list[tuple[Callable[[Any, str], Any], Future[Any]]] = []
+        self._error: ValueError | None = None
+        self._began_before = outbox.is_known
+        self._turned, self._wake, self._closing, self._stop = (threading.Event() for _ in range(4))
+        self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
+
+    # For the job ------------------------------------------------------------------------------------------------
+
+    def start(self, seconds: float | None = START_SECONDS) -> None:
+        """Begin, and wait for the server's first answer, for `seconds` or (None) as long as it takes.
+
+        ValueError where the settings are wrong. A server that is down, or silent, is warned of and waited for beside
+        the work; unless nobody knows its host and this run never reached it, which is a ValueError too.
+        """
+        if not self._began_before:
+            self.outbox.mark()
+        self._thread.start()
+        if not self._turned.wait(seconds):
+            log.warning("MLflow hasn't answered for %.0f s; the job goes on without waiting for it", seconds)
+        self.check()
+
+    def check(self) -> None:
+        """ValueError where the server has answered, perhaps late, that it can't be used."""
+        if self._error is not None:
+            raise self._error
+
+    def wake(self) -> None:
+        """There is something new in the outbox."""
+        self._wake.set()
+
+    def call(self, function: Callable[[Any, str], Found], patience: float) -> Found:
+        """What `function` makes of the tracker and the id of the job's run, after all that was written before.
+
+        AwayError where the server is down for `patience` seconds; ValueError where it refuses.
+        """
+        future: Future[Found] = Future()
+        self._calls.append((function, future))
+        self._await(future.done, patience)
+        if not future.done():
+            self._calls = []
+            raise AwayError(self.reason or "no answer")
+        return future.result()
+
+    def close(self, patience: float) -> int:
+        """Deliver the rest, unless the server is down for `patience` seconds; how many entries still wait."""
+        self._closing.set()
+        self._await(lambda: not self._thread.is_alive(), patience)
+        self._stop.set()
+        self._thread.join(1)
+        return len(self.outbox.waiting())
+
+    def _await(self, done: Callable[[], bool], patience: float) -> None:
+        """Until it is done, or the server has been down for `patience` seconds since now; at work it may take long."""
+        asked = time.monotonic()
+        self._wake.set()
+        while not done():
+            self.check()
+            since = max(asked, self.away_since) if self.away_since is not None else None
+            silent = self.tracker is None and time.monotonic() - asked > patience
+            if silent or (since is not None and time.monotonic() - since > patience):
+                return
+            time.sleep(LOOK_SECONDS)
+
+    # The thread -------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        claim, mine, delay = Claim(self.outbox.claims), False, FIRST_DELAY
+        while not self._stop.is_set():
+            closing = self._closing.is_set()
+            try:
+                mine = mine or claim.take()  # another job of this run may be at it
+                finished = mine and self._turn()
+            except Exception as error:  # of each kind of server and of its storage, exceptions of their own
+                if isinstance(error, ValueError) and self.tracker is None:
+                    self._error = error
+                    self._turned.set()
+                    break
+                self._fail(error)
+                self._stop.wait(delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+                continue
+            delay = FIRST_DELAY
+            if closing and finished:
+                break
+            self._wake.wait(POLL_SECONDS)
+            self._wake.clear()
+        if mine:
+            claim.release()
+
+    def _turn(self) -> bool:
+        """Deliver what there is; whether that was all."""
+        if self.tracker is None:
+            self.tracker = self._connected()
+        self._turned.set()
+        self._deliver(self.outbox)
+        for call in list(self._calls):
+            self._answer(*call)
+            self._calls = [one for one in self._calls if one is not call]
+        if self.away_since is not None:
+            log.info("MLflow answers again after %.0f s and has all that waited", time.monotonic() - self.away_since)
+            self.away_since = None
+        if self._left is None:
+            self._left = self.others()
+        while self._left:
+            self._deliver_left(self._left[0])
+            self._left.pop(0)
+        return not self.outbox.waiting()
+
+    def _connected(self) -> Receiver:
+        try:
+            return self.connect()
+        except AwayError as error:
+            if error.unknown_host and not self._began_before:
+                raise ValueError(str(error)) from None
+            raise
+
+    def _deliver_left(self, other: Outbox) -> None:
+        claim = Claim(other.claims)
+        if claim.take():  # else its own job is alive
+            try:
+                self._deliver(other)
+                log.info("delivered to MLflow what %s had left", redact(other.folder.url))
+            finally:
+                claim.release()
+
+    def _fail(self, error: Exception) -> None:
+        self.reason = " ".join(redact(str(error) or type(error).__name__).split())
+        self._seen.clear()
+        if self.tracker is not None:
+            self.tracker.forget()
+        if self.away_since is None:
+            self.away_since = time.monotonic()
+            log.warning(
+                "nothing can be delivered to MLflow for now, the job goes on and tries again (%s)", self.reason[:500]
+            )
+        self._turned.set()
+
+    def _answer(self, function: Callable[[Any, str], Any], future: Future[Any]) -> None:
+        assert self.tracker is not None
+        try:
+            future.set_result(function(self.tracker, self._id(self.outbox, "")))
+        except Exception as error:
+            if not isinstance(error, ValueError) and not self.tracker.refuses(error):
+                raise
+            future.set_exception(ValueError(f"MLflow refuses: {' '.join(redact(str(error)).split())}"))
+
+    # Entries ----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, outbox: Outbox) -> None:
+        for name, entries in outbox.waiting():
+            for entry in entries:
+                self._try(outbox, entry["run"], partial(self._apply, outbox, entry))
+            outbox.mark(name)
+        for run in outbox.open_runs():
+            self._try(outbox, run, partial(self._pass_on, outbox, run))
+
+    def _try(self, outbox: Outbox, run: str, deliver: Callable[[], None]) -> None:
+        """Deliver something of a run; what is refused for good is told of and passed over."""
+        assert self.tracker is not None
+        try:
+            deliver()
+        except Exception as error:
+            if not isinstance(error, FileNotFoundError) and not self.tracker.refuses(error):
+                raise
+            what = f"{run or 'the run'} of {redact(outbox.folder.url)}"
+            log.warning("not delivered to MLflow, %s: %s", what, " ".join(redact(str(error)).split()))
+
+    def _id(self, outbox: Outbox, run: str) -> str:
+        """The id of a run of MLflow; it is made where there is none."""
+        place = (outbox.folder.url, run)
+        if place not in self._ids:
+            self._begin(outbox, outbox.begun()[run])
+        return self._ids[place]
+
+    def _begin(self, outbox: Outbox, entry: Entry) -> None:
+        assert self.tracker is not None
+        self._ids[outbox.folder.url, entry["run"]] = self.tracker.run(
+            entry["key"],
+            entry["name"],
+            parent=self._id(outbox, "") if entry["run"] else None,
+            params=entry["params"],
+            tags=entry["tags"],
+            when=entry["time"],
+        )
+
+    def _apply(self, outbox: Outbox, entry: Entry) -> None:
+        assert self.tracker is not None
+        if entry["do"] == "begin":  # for a run that had ended, to go on
+            self._begin(outbox, entry)
+            return
+        run_id = self._id(outbox, entry["run"])
+        if entry["do"] == "tell":
+            artifact = self.storage / entry["artifact"]
+            for prefix, numbers in entry["numbers"].items():
+                self.tracker.log_numbers(run_id, numbers, prefix, entry["time"])
+            for file in entry["files"]:
+                self.tracker.log_bytes(run_id, file, artifact.read_bytes(file))
+        else:
+            self._pass_on(outbox, entry["run"])
+            self.tracker.finish(run_id, entry["status"], entry["time"])
+
+    def _pass_on(self, outbox: Outbox, run: str) -> None:
+        """The metrics that a training has committed since the last time, and the figures that came with them."""
+        folder = outbox.begun()[run]["events"]
+        if not folder:
+            return
+        assert self.tracker is not None
+        artifact, run_id = self.storage / folder, self._id(outbox, run)
+        events = committed_events(artifact, self._seen.get(run_id, -1))
+        if not events:
+            return
+        self.tracker.log_events(run_id, events)
+        for file in dict.fromkeys(file for event in events for file in event.get("figures", ())):
+            self.tracker.log_bytes(run_id, file, artifact.read_bytes(file))
+        self._seen[run_id] = events[-1]["step"]

@@ -1,0 +1,102 @@
+"""What a run has to tell MLflow, kept in its folder until it is told, with the time when it happened. No mlflow here.
+
+    <run folder>/outbox/<time>-<id>.json              some entries; never changed, because object stores can't append
+    <run folder>/outbox/delivered/<server>.json       the names of those that a server has
+
+An entry names a run ("" is the job's, above those of its stages) and what is to be done:
+
+    begin     the run with this key begins, or goes on: key, name, params, tags; of a training, `events`: its artifact
+    tell      figures and files of a finished stage: numbers (of step 0), and files of `artifact`
+    finish    it ends, with a status
+
+The metrics of a training are in its artifact already, a file per event, and are not written twice.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from raymae.artifacts import Folder, digest
+from raymae.config import TrackingConfig, redact, to_dict
+
+OUTBOX, DELIVERED, CLAIMS = "outbox", "delivered", "claims"
+
+Entry = dict[str, Any]
+
+
+def server_id(config: TrackingConfig, uri: str) -> str:
+    """Names an experiment of a server; a changed password changes nothing."""
+    return digest([redact(uri), config.experiment])
+
+
+class Outbox:
+    """The outbox of one run, for one server."""
+
+    def __init__(self, run_folder: Folder, server: str) -> None:
+        self.folder, self.server = run_folder / OUTBOX, server
+        self._known: dict[str, list[Entry]] = {}
+        self._delivered: set[str] | None = None
+
+    @property
+    def claims(self) -> Folder:
+        """Where who delivers claims to."""
+        return self.folder / CLAIMS
+
+    def write(self, *entries: Entry) -> None:
+        """Keep some entries, with the time; credentials in URLs are redacted."""
+        now = time.time()
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+        self.folder.write_json(name, [{"time": now, **to_dict(entry)} for entry in entries])
+
+    def entries(self) -> Iterator[tuple[str, list[Entry]]]:
+        """Every file's name and entries, in their order."""
+        for name in self.folder.names():
+            if name.endswith(".json"):
+                if name not in self._known:
+                    self._known[name] = self.folder.read_json(name)
+                yield name, self._known[name]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the server was told of this run, or was to be told."""
+        return self.folder.exists(f"{DELIVERED}/{self.server}.json")
+
+    def delivered(self) -> set[str]:
+        """The names of what the server has."""
+        if self._delivered is None:
+            self._delivered = set(self.folder.read_json(f"{DELIVERED}/{self.server}.json")) if self.is_known else set()
+        return self._delivered
+
+    def mark(self, *names: str) -> None:
+        """The server has these; with none, that it is to be told."""
+        self._delivered = self.delivered() | set(names)
+        self.folder.write_json(f"{DELIVERED}/{self.server}.json", sorted(self._delivered))
+
+    def waiting(self) -> list[tuple[str, list[Entry]]]:
+        """What the server doesn't have yet."""
+        return [(name, entries) for name, entries in self.entries() if name not in self.delivered()]
+
+    def begun(self) -> dict[str, Entry]:
+        """By run, how it began last."""
+        return {entry["run"]: entry for _, entries in self.entries() for entry in entries if entry["do"] == "begin"}
+
+    def open_runs(self) -> list[str]:
+        """The runs that began and didn't finish since, in the order of their beginning."""
+        found: dict[str, None] = {}
+        for _, entries in self.entries():
+            for entry in entries:
+                if entry["do"] == "begin":
+                    found[entry["run"]] = None
+                elif entry["do"] == "finish":
+                    found.pop(entry["run"], None)
+        return list(found)
+
+
+def left_over(storage: Folder, server: str, but: Folder) -> list[Outbox]:
+    """The outboxes of other runs of which this server lacks something."""
+    runs = storage / "runs"
+    boxes = [Outbox(runs / name, server) for name in runs.names() if (runs / name).url != but.url]
+    return [box for box in boxes if box.is_known and box.waiting()]
