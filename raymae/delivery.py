@@ -108,6 +108,7 @@ class Delivery:
         self._calls: list[tuple[Callable[[Any, str], Any], Future[Any]]] = []
         self._error: ValueError | None = None
         self._began_before = outbox.is_known
+        self._late = False
         self._turned, self._wake, self._closing, self._stop = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
 
@@ -119,10 +120,9 @@ class Delivery:
         ValueError where the settings are wrong. A server that is down, or silent, is warned of and waited for beside
         the work; unless nobody knows its host and this run never reached it, which is a ValueError too.
         """
-        if not self._began_before:
-            self.outbox.mark()
         self._thread.start()
         if not self._turned.wait(seconds):
+            self._late = True
             log.warning("MLflow hasn't answered for %.0f s; the job goes on without waiting for it", seconds)
         self.check()
 
@@ -181,6 +181,8 @@ class Delivery:
                 if isinstance(error, ValueError) and self.tracker is None:
                     self._error = error
                     self._turned.set()
+                    if self._late:
+                        log.error("%s; the job ends with this error after the stages that run", error)
                     break
                 self._fail(error)
                 self._stop.wait(delay)
@@ -215,11 +217,19 @@ class Delivery:
 
     def _connected(self) -> Receiver:
         try:
-            return self.connect()
+            tracker = self.connect()
         except AwayError as error:
             if error.unknown_host and not self._began_before:
                 raise ValueError(str(error)) from None
+            self._note_server()
             raise
+        self._note_server()
+        return tracker
+
+    def _note_server(self) -> None:
+        """From now on the run is one that this server lacks, or has."""
+        if not self.outbox.is_known:
+            self.outbox.mark()
 
     def _deliver_left(self, other: Outbox) -> None:
         claim = Claim(other.claims)
@@ -247,7 +257,7 @@ class Delivery:
         try:
             future.set_result(function(self.tracker, self._id(self.outbox, "")))
         except Exception as error:
-            if not isinstance(error, ValueError) and not self.tracker.refuses(error):
+            if type(error) is not ValueError and not self.tracker.refuses(error):
                 raise
             future.set_exception(ValueError(f"MLflow refuses: {' '.join(redact(str(error)).split())}"))
 
@@ -267,7 +277,8 @@ class Delivery:
         try:
             deliver()
         except Exception as error:
-            if not isinstance(error, FileNotFoundError) and not self.tracker.refuses(error):
+            lost = isinstance(error, FileNotFoundError) or type(error) is ValueError  # damaged, says Folder
+            if not lost and not self.tracker.refuses(error):
                 raise
             what = f"{run or 'the run'} of {redact(outbox.folder.url)}"
             log.warning("not delivered to MLflow, %s: %s", what, " ".join(redact(str(error)).split()))

@@ -69,14 +69,17 @@ class Journal:
                     {"mlflow.source.git.commit": commit} if commit else {},
                 )
             )
-        self._started = True
         self._delivery.start(START_SECONDS if self.uri.startswith("http") else None)
+        self._started = True
 
     def begins(self, name: str) -> None:
         """A stage begins, or goes on."""
-        self._delivery.check()
         if name not in self._begun:
             self._write(self._stage(name))
+
+    def check(self) -> None:
+        """ValueError where MLflow has answered late that it can't be used."""
+        self._delivery.check()
 
     def _stage(self, name: str) -> Entry:
         self._begun.add(name)

@@ -311,7 +311,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
                 max_failures=compute.max_failures,
                 controller_failure_limit=0,  # type: ignore[call-arg]
             ),
-            callbacks=[Failures(artifacts)],
+            callbacks=[Failures(artifacts)],  # type: ignore[list-item]  # Ray's annotation names Tune's
         ),
     )
     try:

@@ -118,6 +118,7 @@ class Run:
         waiting: list[Node] = []
         for name in plan.to_do:
             self.deadline.check(f"before {name}")
+            self.journal.check()
             node = plan.nodes[name]
             if node.stage in TRAININGS:
                 waiting.append(node)
@@ -128,8 +129,8 @@ class Run:
                 self._run(node)
             except AwayError as error:
                 assert node.stage == "register"
-                log.warning("the model can't be registered: %s", redact(str(error)))
-                return f"{self.journal.close('KILLED')}; the same command registers the model, too"
+                left = self.journal.close("KILLED") or f"MLflow was away ({error})"
+                return f"{left}; the same command registers the model, too"
         self._train(waiting)
         return self.journal.close("FINISHED")
 

@@ -136,8 +136,8 @@ class Told(BareSession):
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Two starts of the server are all that this file takes."""
     environment, path = dict(os.environ), list(sys.path)
-    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_TRACKING_USERNAME": "me"}
-    os.environ |= {"MLFLOW_TRACKING_PASSWORD": SECRET}
+    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": SECRET}
     server = Server(tmp_path_factory.mktemp("server"))
     patch = pytest.MonkeyPatch()
     patch.setattr(delivery, "POLL_SECONDS", 0.05)

@@ -23,10 +23,12 @@ import torch
 
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, TrackingConfig, to_dict
+from raymae.delivery import AwayError
 from raymae.journal import flat
 from raymae.models import build_classifier
 from raymae.predict import Predictor, write_classifier
-from raymae.tracking import BATCH, MAX_PARAM, REQUIREMENTS, Tracker
+from raymae.tracking import BATCH, KEY, MAX_PARAM, Tracker
+from raymae.tracking.registry import REQUIREMENTS
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.test_loop import TINY
 
@@ -333,6 +335,26 @@ def test_wrong_settings_are_refused_at_the_start(
     mlflow.set_tracking_uri(tracker.uri)
     assert SECRET not in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("host", "unknown"), [("127.0.0.1:1", False), ("no-such-host.invalid:5000", True)])
+def test_a_server_that_is_down_is_no_wrong_setting(
+    tracker: Tracker, storage: Folder, monkeypatch: pytest.MonkeyPatch, host: str, unknown: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(AwayError, match=r"MLflow at http://\*\*\*@\S+ can't be used") as error:
+        Tracker(replace(CONFIG, uri=f"http://me:{SECRET}@{host}"), storage)
+    mlflow.set_tracking_uri(tracker.uri)
+    assert error.value.unknown_host == unknown
+    assert SECRET not in str(error.value)
+
+
+def test_a_request_that_was_answered_too_late_makes_no_second_run(tracker: Tracker) -> None:
+    for _ in range(2):
+        tracker.client.create_run(tracker.experiment_id, tags={KEY: "late"})
+    run_id = tracker.run("late", "late", params={"a": "1"})
+    assert tracker._runs("late", None) == [run_id]
+    assert tracker.client.get_run(run_id).data.params == {"a": "1"}
 
 
 def test_credentials_never_reach_the_store(tracker: Tracker, storage: Folder) -> None:

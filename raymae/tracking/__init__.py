@@ -120,15 +120,14 @@ class Tracker(Registry):
         """
         found = self._runs(key, parent)
         if found:
-            run_id = found[0]
-            self.client.set_terminated(run_id, "RUNNING")
+            self.client.set_terminated(found[0], "RUNNING")
         else:
             said = {**(tags or {}), KEY: key} | ({PARENT: parent} if parent else {})
             start = None if when is None else int(1000 * when)
             self.client.create_run(self.experiment_id, start_time=start, run_name=name, tags=said)
-            run_id, *others = self._runs(key, parent)
-            for other in others:  # of a request before, which the server had and could not answer
-                self.client.delete_run(other)
+        run_id, *others = found or self._runs(key, parent)
+        for other in others:  # empty, of a request before that the server had and could not answer
+            self.client.delete_run(other)
         known = self.client.get_run(run_id).data.params if found and params else {}
         lacking = {name: redact(value)[:MAX_PARAM] for name, value in (params or {}).items() if name not in known}
         entries = [Param(name, value) for name, value in lacking.items()]
@@ -137,9 +136,11 @@ class Tracker(Registry):
         return run_id
 
     def _runs(self, key: str, parent: str | None) -> list[str]:
+        """The runs of this key, first those that hold something."""
         query = f"tags.`{KEY}` = '{key}'" + (f" and tags.`{PARENT}` = '{parent}'" if parent else "")
         found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY)
-        return sorted(str(one.info.run_id) for one in found)
+        empty = {str(run.info.run_id): not (run.data.params or run.data.metrics) for run in found}
+        return sorted(empty, key=lambda run_id: (empty[run_id], run_id))
 
     def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
         """Log {step, time, metrics} events; those of steps that are logged already are passed over."""
