@@ -200,7 +200,7 @@ def tell_story(server: Server, root: Path, log: Path) -> Story:
     assert spec.order().steps > 14
     run_stage(spec, Told(spec, then))
     tell = {"do": "tell", "run": "pretrain", "artifact": STAGE, "numbers": {"stage/": {"seconds": 1.5}}}
-    files = {"files": ["figures/learning_curves.png"]}
+    files = {"files": [f"figures/{name}" for name in (spec.artifact / "figures").names()]}
     outbox.write(tell | files, {"do": "finish", "run": "pretrain", "status": "FINISHED"})
     outbox.write({"do": "finish", "run": "", "status": "FINISHED"})
     waiting = sender.close(0)
