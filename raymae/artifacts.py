@@ -2,7 +2,7 @@
 
 A key is a hash of the settings that change the result, the keys of the inputs and the stage's version; worker counts,
 paths and tracking are no part of it. A folder counts once its `done.json` stands, which is written last, because
-object stores have no atomic rename.
+object stores have no atomic rename. What a storage refuses for a moment is tried again (`raymae.retry`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import json
 import os
 import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,9 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from raymae.config import redact
+from raymae.retry import FULL_ERRNOS, PatientFile, StorageFullError, patiently
+
+Found = TypeVar("Found")
 
 
 def digest(value: Any) -> str:
@@ -62,35 +66,57 @@ class Folder:
         """The path of a file in the folder, in its file system's own words."""
         return f"{self._located[1]}/{name}" if name else self._located[1]
 
+    def _try(self, call: Callable[[], Found]) -> Found:
+        """What `call` returns, after some tries where the storage has a bad moment."""
+        return patiently(call, f"storage {redact(self.url)}")
+
     def exists(self, name: str = "") -> bool:
         """Whether the file stands."""
-        return bool(self.fs.exists(self.path(name)))
+        return bool(self._try(lambda: self.fs.exists(self.path(name))))
 
     def names(self) -> list[str]:
         """Names in the folder, sorted; none where there is no folder."""
-        self.fs.invalidate_cache()
-        if not self.fs.isdir(self.path()):
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path(), detail=False))
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in self._listed(detail=False))
 
     def sizes(self) -> dict[str, int]:
         """Name and size in bytes of everything in the folder, in one listing; nothing where there is no folder."""
-        self.fs.invalidate_cache()
-        if not self.fs.isdir(self.path()):
-            return {}
-        entries = self.fs.ls(self.path(), detail=True)
+        entries = self._listed(detail=True)
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in entries}
+
+    def _listed(self, detail: bool) -> list[Any]:
+        def once() -> list[Any]:
+            self.fs.invalidate_cache()
+            return list(self.fs.ls(self.path(), detail=detail)) if self.fs.isdir(self.path()) else []
+
+        return self._try(once)
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
-        return self.fs.open(self.path(name), "rb")
+
+        def opened() -> BinaryIO:
+            return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+
+        if self.is_local:
+            return self._try(opened)
+        return cast(BinaryIO, PatientFile(opened, f"storage {redact(self.url)}"))
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file."""
-        return bytes(self.fs.cat_file(self.path(name)))
+        return bytes(self._try(lambda: self.fs.cat_file(self.path(name))))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write the whole file: it stands complete or not at all."""
+        """Write the whole file: it stands complete or not at all. StorageFullError where there is no room for it."""
+        try:
+            self._try(lambda: self._write(name, content))
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS:
+                raise
+            raise StorageFullError(
+                f"{redact(self.url)} can't be written to ({error.strerror}): make room there and give the same command "
+                "again, which goes on from what stands"
+            ) from None
+
+    def _write(self, name: str, content: bytes) -> None:
         self.fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
         if not self.is_local:
             self.fs.pipe_file(self.path(name), content)
@@ -124,8 +150,12 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that it holds."""
-        if self.exists(name):
-            self.fs.rm(self.path(name), recursive=True)
+
+        def once() -> None:
+            if self.fs.exists(self.path(name)):
+                self.fs.rm(self.path(name), recursive=True)
+
+        self._try(once)
 
     def upload(self, source: Path, name: str) -> None:
         """Copy a local file into the folder."""
@@ -134,7 +164,17 @@ class Folder:
     def download(self, name: str, target: Path) -> None:
         """Copy a file of the folder to local disk."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.fs.get_file(self.path(name), str(target))
+        self._try(lambda: self.fs.get_file(self.path(name), str(target)))
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What the file system says of every file in the folder and below it, by its path from here."""
+
+        def found() -> dict[str, dict[str, Any]]:
+            self.fs.invalidate_cache()
+            return dict(self.fs.find(self.path(), detail=True))
+
+        start = len(self.path().rstrip("/")) + 1
+        return {path[start:]: info for path, info in self._try(found).items()}
 
     # A finished artifact ------------------------------------------------------------------------------------------
 
@@ -151,9 +191,7 @@ class Folder:
 
         What was written is read again for its checksums: what stands is what they say.
         """
-        start = len(self.path()) + 1
-        self.fs.invalidate_cache()
-        names = sorted(path[start:] for path in self.fs.find(self.path()))
+        names = sorted(self.files())
         counting = [name for name in names if name.split("/")[0] not in (*PASSING, CHECKSUMS)]
         self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in counting})
         self.write_json("done.json", result)
@@ -174,7 +212,7 @@ def checksum_of(folder: Folder, name: str) -> str:
 # What a training stage writes while it runs -------------------------------------------------------------------------
 
 EVENTS, COMMITS = "events", "commits"
-PASSING = (EVENTS, COMMITS, "figures", "stacks", "profile", "done.json")
+PASSING = (EVENTS, COMMITS, "figures", "stacks", "failures", "profile", "done.json")
 """In the folder of a stage: what no later stage reads."""
 
 
@@ -185,8 +223,34 @@ def write_event(artifact: Folder, event: dict[str, Any]) -> None:
 
 def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
     """The events of the steps after `after`, in order."""
-    folder = artifact / EVENTS
-    return [folder.read_json(name) for name in folder.names() if name[:9].isdigit() and int(name[:9]) > after]
+    folder, found = artifact / EVENTS, []
+    for step, name in event_names(artifact):
+        if step > after:
+            try:
+                found.append(folder.read_json(name))
+            except FileNotFoundError:  # a restart has just taken it back
+                continue
+    return found
+
+
+def committed_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
+    """Those that no restart takes back: up to the newest commit, all of a finished stage."""
+    done, step = artifact.is_done(), latest_step(artifact) or 0
+    if not done and step <= after:
+        return []
+    return [event for event in read_events(artifact, after) if done or event["step"] <= step]
+
+
+def take_back_events(artifact: Folder, after: int) -> None:
+    """Remove the events of the steps after `after`: the run begins there again, and may report at others."""
+    for step, name in event_names(artifact):
+        if step > after:
+            (artifact / EVENTS).remove(name)
+
+
+def event_names(artifact: Folder) -> list[tuple[int, str]]:
+    """Step and file of every event, in order."""
+    return [(int(name[:9]), name) for name in (artifact / EVENTS).names() if name[:9].isdigit()]
 
 
 def latest_step(artifact: Folder) -> int | None:

@@ -6,6 +6,8 @@ its place in the run (`raymae.loop`). Writing happens in the background, on copi
 
 from __future__ import annotations
 
+import logging
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 
 from raymae.artifacts import COMMITS, Folder
 from raymae.parallel import full, like
+from raymae.retry import StorageFullError
+
+log = logging.getLogger(__name__)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -90,11 +95,16 @@ class Committer:
             self._pending = None
 
     def _write(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        folder = self.folder / f"{step:09d}"
+        folder, started = self.folder / f"{step:09d}", time.perf_counter()
         folder.remove("commit.json")
-        for part, tensors in parts.items():
-            folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
-        folder.write_json("commit.json", {"step": step, "parts": list(parts), **state})
+        try:
+            for part, tensors in parts.items():
+                folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
+            folder.write_json("commit.json", {"step": step, "parts": list(parts), **state})
+        except StorageFullError:
+            self.folder.remove(f"{step:09d}")  # half a commit would take the room that the next one needs
+            raise
+        log.debug("commit at step %d stands after %.1f s", step, time.perf_counter() - started)
         names = self.folder.names()
         finished = [name for name in names if (self.folder / name).exists("commit.json")]
         for name in set(names).difference(finished[-self.keep :]):  # also what killed workers left half written

@@ -86,12 +86,10 @@ def said_of(step: int | None) -> str:
 
 def files_of(storage: Folder) -> Iterator[tuple[str, int, float]]:
     """Path within the storage, size and time of every file."""
-    storage.fs.invalidate_cache()
-    root = storage.path().rstrip("/")
-    for path, info in storage.fs.find(root, detail=True).items():
+    for path, info in storage.files().items():
         stamp: Any = next((info[name] for name in ("mtime", "LastModified", "updated", "created") if name in info), 0.0)
         modified = stamp.timestamp() if isinstance(stamp, datetime) else float(stamp)
-        yield path[len(root) :].lstrip("/"), int(info["size"] or 0), modified
+        yield path, int(info["size"] or 0), modified
 
 
 def references(storage: Folder) -> dict[str, set[str]]:

@@ -323,9 +323,10 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
 
 
 def user_error(error: ray.train.TrainingFailedError) -> ValueError | None:
-    """What a user can mend (a damaged shard, a file that has gone), from the text that Ray made of a worker's error."""
+    """What a user can mend (a damaged shard, a file that has gone, a full disk), from the text that Ray made of a
+    worker's error."""
     texts = map(str, getattr(error, "worker_failures", {}).values())
-    found = [line for text in texts for line in re.findall(r"(?m)^.*\bValueError: (.+)$", text)]
+    found = [line for text in texts for line in re.findall(r"(?m)^.*\b(?:ValueError|StorageFullError): (.+)$", text)]
     return ValueError(found[-1]) if found else None
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raymae import parallel
-from raymae.artifacts import Folder, latest_step
+from raymae.artifacts import Folder, latest_step, take_back_events
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
 from raymae.deadline import FOREVER, Deadline
 from raymae.departure import Departure
@@ -58,6 +58,8 @@ class Trainer:
         self.model = task.model
         choose_attention(self.model, self.device, self.config.precision)
         step = session.gather(latest_step(artifact))[0]  # a commit may become the newest at any moment
+        if session.rank == 0:
+            take_back_events(artifact, after=step or 0)
         if step is None:
             task.begin(self.device)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
