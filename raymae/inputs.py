@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 
 from raymae.config import redact
 from raymae.datasets.table import LOCATED, MetadataTable
-from raymae.retries import patiently
+from raymae.retry import READ_SECONDS, patiently
 from raymae.sources import AUDIO, PACKED, modified
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")
@@ -52,7 +52,7 @@ def _look(path: str) -> Row:
     try:
         if "://" in path:
             fs, inner = url_to_fs(path)
-            info = patiently(lambda: fs.info(inner))
+            info = patiently(lambda: fs.info(inner), f"reading {redact(path)}", READ_SECONDS)
             return path, int(info["size"] or 0), modified(info)
         path = os.path.abspath(os.path.expanduser(path))
         status = os.stat(path)

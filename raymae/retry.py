@@ -23,6 +23,8 @@ PATIENCE_SECONDS = 120.0
 """How long one operation is tried again; far less than the watchdog waits for a step."""
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
 """Seconds between tries, twice as many after each; less up to a half by chance, so that workers don't come at once."""
+READ_SECONDS = 10.0
+"""The same for a recording, of which there are more."""
 PASSING_ERRNOS = {
     errno.EAGAIN,
     errno.EBUSY,  # "slow down", as s3fs passes it on
@@ -64,8 +66,8 @@ def passes(error: BaseException) -> bool:
     return str(status) in map(str, PASSING_STATUS) or any(one.__name__ in PASSING_NAMES for one in type(error).__mro__)
 
 
-def patiently(call: Callable[[], Found], what: str) -> Found:
-    """What `call` returns; while it fails with what passes, it is called again for up to `PATIENCE_SECONDS`.
+def patiently(call: Callable[[], Found], what: str, seconds: float | None = None) -> Found:
+    """What `call` returns; while it fails with what passes, it is called again for `seconds`, else `PATIENCE_SECONDS`.
 
     `call` has to be such that doing it twice does no harm. The log names `what` when the trouble begins and ends.
     """
@@ -75,7 +77,7 @@ def patiently(call: Callable[[], Found], what: str) -> Found:
             found = call()
         except Exception as error:  # each file system has exceptions of its own
             now = time.monotonic()
-            if not passes(error) or now - (began or now) >= PATIENCE_SECONDS:
+            if not passes(error) or now - (began or now) >= (PATIENCE_SECONDS if seconds is None else seconds):
                 raise
             if began is None:
                 began = now

@@ -18,7 +18,7 @@ import re
 import stat
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -33,7 +33,7 @@ from fsspec.core import url_to_fs
 
 from raymae.audio import AudioError
 from raymae.config import redact
-from raymae.retries import may_pass, patiently
+from raymae.retry import READ_SECONDS, passes, patiently
 
 AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf")
 """Endings of the names that are taken for recordings where no table names them."""
@@ -62,7 +62,7 @@ class Container:
         """The container at a path or URL; AudioError where there is none."""
         if "://" in url:
             fs, path = url_to_fs(url)
-            info = patiently(lambda: fs.info(path))
+            info = _read(lambda: fs.info(path), url)
             if info["type"] != "file" or info["size"] is None:
                 raise AudioError("not a file of known size")
             return cls(url, info["size"], modified(info))
@@ -75,7 +75,7 @@ class Container:
         """The bytes from `start` to before `stop`."""
         if "://" in self.url:
             fs, path = url_to_fs(self.url)
-            return bytes(patiently(lambda: fs.cat_file(path, start=start, end=stop)))
+            return bytes(_read(lambda: fs.cat_file(path, start=start, end=stop), self.url))
         with open(self.url, "rb", buffering=0) as file:
             return os.pread(file.fileno(), stop - start, start)
 
@@ -128,13 +128,18 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
         if "://" not in path:
             return path
         fs, name = url_to_fs(path)
-        content = bytes(patiently(lambda: fs.cat_file(name, start=0, end=WHOLE + 1)))
+        content = bytes(_read(lambda: fs.cat_file(name, start=0, end=WHOLE + 1), path))
         return content if len(content) <= WHOLE else _located(path).part(0, _located(path).size)
     except AudioError:
         raise
     except Exception as error:  # file systems and archives bring their own
-        unreachable = "://" in path.rpartition("::")[2] and may_pass(error)
+        unreachable = "://" in path.rpartition("::")[2] and passes(error)
         raise (UnreachableError if unreachable else AudioError)(_reason(error)) from None
+
+
+def _read(call: Callable[[], Any], url: str) -> Any:
+    """What storage at a URL says, asked for again while it fails for now."""
+    return patiently(call, f"reading {redact(url)}", READ_SECONDS)
 
 
 _located = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process

@@ -1,0 +1,78 @@
+"""Recordings in a storage that fails for now are asked for again; what lasts is said at once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+
+from raymae import retry, sources
+from raymae.audio import AudioError
+from raymae.sources import WHOLE, UnreachableError, open_clip
+from raymae.store import ClipReader
+from tests.audio_files import TINY_AUDIO, encoded, tar
+from tests.failing_files import FailingFiles
+
+
+@pytest.fixture(autouse=True)
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FailingFiles]]:
+    """Storage that fails three times at each thing that is asked of it, and no pauses between the tries."""
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(FailingFiles, "failures", 3)
+    yield FailingFiles
+    FailingFiles.calls.clear()
+    FailingFiles.store.clear()
+    sources._located.cache_clear()
+
+
+def put(files: type[FailingFiles], path: str, content: bytes) -> None:
+    """Write a file, without a failure."""
+    failures, files.failures = files.failures, 0
+    files().pipe_file(path, content)
+    files.failures = failures
+    files.calls.clear()
+
+
+def test_a_file_a_member_and_its_features(files: type[FailingFiles]) -> None:
+    sound = encoded()
+    put(files, "/bucket/a.wav", sound)
+    put(files, "/bucket/s.tar", tar({"a.wav": sound}))
+    assert open_clip("failing://bucket/a.wav") == sound
+    assert files.calls["read", "/bucket/a.wav"] == 4
+    files.calls.clear()
+    path = "tar://a.wav::failing://bucket/s.tar"
+    assert open_clip(path) == sound
+    files.calls.clear()
+    assert ClipReader(TINY_AUDIO, 10)(path)[1] == TINY_AUDIO.n_frames
+
+
+def test_of_a_long_recording_every_piece(files: type[FailingFiles]) -> None:
+    content = bytes(range(256)) * (WHOLE // 256 + 1)
+    put(files, "/bucket/long.wav", content)
+    file = open_clip("failing://bucket/long.wav")
+    assert isinstance(file, io.BufferedReader)
+    files.calls.clear()
+    assert file.read(300) == content[:300]
+    assert files.calls["read", "/bucket/long.wav"] == 4
+
+
+def test_what_goes_on_failing_is_unreachable(files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    put(files, "/bucket/a.wav", encoded())
+    monkeypatch.setattr(sources, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(FailingFiles, "failures", 10**9)
+    monkeypatch.setattr(FailingFiles, "fault", lambda: TimeoutError("slow down"))
+    with pytest.raises(UnreachableError, match="slow down"):
+        open_clip("failing://bucket/a.wav")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(), ValueError("no URL")])
+def test_what_lasts_is_not_asked_for_again(
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    put(files, "/bucket/a.wav", encoded())
+    monkeypatch.setattr(FailingFiles, "fault", lambda: error)
+    with pytest.raises(AudioError) as caught:
+        open_clip("failing://bucket/a.wav")
+    assert not isinstance(caught.value, UnreachableError)
+    assert files.calls["read", "/bucket/a.wav"] == 1
