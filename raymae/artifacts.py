@@ -62,6 +62,9 @@ class Folder:
     def __getstate__(self) -> dict[str, str]:
         return {"url": self.url}
 
+    def __repr__(self) -> str:
+        return f"Folder({redact(self.url)!r})"  # Ray shows what it is given in its dashboard and logs
+
     def path(self, name: str = "") -> str:
         """The path of a file in the folder, in its file system's own words."""
         return f"{self._located[1]}/{name}" if name else self._located[1]
@@ -135,12 +138,19 @@ class Folder:
         """The file's content; ValueError names a damaged file."""
         try:
             return json.loads(self.read_bytes(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the second: brackets within brackets, thousands deep
             raise ValueError(f"{redact(self.url)}/{name} is damaged: {error}") from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON."""
         self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a Parquet table; ValueError for columns of Python objects (`check_plain`)."""
+        with self.open(name) as file:
+            table = pq.ParquetFile(file)
+            check_plain(table.schema_arrow, f"{redact(self.url)}/{name}")
+            return table.read(columns)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> None:
         """Write a table as Parquet."""
@@ -195,6 +205,18 @@ class Folder:
         counting = [name for name in names if name.split("/")[0] not in (*PASSING, CHECKSUMS)]
         self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in counting})
         self.write_json("done.json", result)
+
+
+def check_plain(schema: pa.Schema, name: str) -> None:
+    """ValueError where a column has a type of some library's own: Ray unpickles those of its Python objects."""
+    own = [field.name for field in schema if _is_own(field.type)]
+    if own:
+        raise ValueError(f"{name}: the column {own[0]} is of a type of its own, not of plain numbers and text")
+
+
+def _is_own(kind: pa.DataType) -> bool:
+    within = (kind.field(place).type for place in range(kind.num_fields))
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_is_own, within))
 
 
 CHECKSUMS = "checksums.json"

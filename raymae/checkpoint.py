@@ -13,11 +13,13 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from raymae.artifacts import COMMITS, Folder
+from raymae.config import redact
 from raymae.parallel import full, like
 from raymae.retry import StorageFullError
 
@@ -43,9 +45,29 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def read_weights(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError for NaN and infinite values, and for what is no such file."""
+    return finite(_load(content))
+
+
+def _load(content: bytes) -> dict[str, Tensor]:
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise ValueError(f"no safetensors: {error}") from None
+
+
+def finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights themselves; ValueError names a tensor with NaN or infinite values: every answer would be NaN."""
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} has NaN or infinite values")
+    return weights
+
+
 def load_weights(model: nn.Module, content: bytes) -> None:
     """Load safetensors into a model, strictly."""
-    model.load_state_dict(load_tensors(content))
+    model.load_state_dict(read_weights(content))
 
 
 def save_weights(model: nn.Module) -> bytes:
@@ -57,7 +79,13 @@ def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor
     """The tensors by part ("model", "optimizer", "ema") and the state of a commit."""
     folder = artifact / COMMITS / f"{step:09d}"
     state = folder.read_json("commit.json")
-    return {part: load_tensors(folder.read_bytes(f"{part}.safetensors")) for part in state["parts"]}, state
+    parts = {}
+    for part in state["parts"]:
+        try:
+            parts[part] = _load(folder.read_bytes(f"{part}.safetensors"))
+        except ValueError as error:
+            raise ValueError(f"{redact(folder.url)}/{part}.safetensors is damaged: {error}") from None
+    return parts, state
 
 
 def send_shards(parts: dict[str, dict[str, Tensor]]) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from raymae.config import (
     with_size,
 )
 from raymae.deadline import EXIT_STATUS, TimeIsUpError
+from raymae.loopback import stay_local
 from raymae.plan import Target
 from raymae.recipes import RECIPES
 
@@ -200,6 +202,7 @@ def main(job: Job, doc: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("raymae").setLevel(logging.INFO)
     config = parse(sys.argv[1:], doc)
+    stay_local(config.compute.address)
     try:
         check_target("--json", config.json)
         result = run(job, config)
@@ -211,12 +214,14 @@ def main(job: Job, doc: str) -> None:
         if job == "register" and lacks_model(result):
             sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redact(str(error))}")
     except TimeIsUpError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last commit")
+    except Exception:  # a mistake of ours, or of the cluster's: where it happened, without the credentials of URLs
+        sys.exit(redact(traceback.format_exc()))
 
 
 def lacks_model(result: dict[str, Any]) -> bool:

@@ -31,6 +31,10 @@ UNDRAWN = ("epoch", "clips_per_second", "data_wait_share")
 
 def png(figure: Figure) -> bytes:
     """A figure as a PNG file."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be named "$a$", and "$\a" would end the drawing
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
     return sink.getvalue()

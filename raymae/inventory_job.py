@@ -13,6 +13,7 @@ import tyro
 
 from raymae.artifacts import Folder, open_storage
 from raymae.cli import check_target
+from raymae.config import redact
 from raymae.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
 from raymae.seen import models_that_saw, sights_text
 
@@ -128,7 +129,7 @@ def main(doc: str, arguments: Sequence[str] | None = None) -> None:
         if question.json:
             Path(question.json).write_text(json.dumps(found, indent=1) + "\n")
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redact(str(error))}")
     if not well:
         sys.exit(1)
 

@@ -27,7 +27,7 @@ from raymae.config import ComputeConfig, Config, LabelLevel, redact
 from raymae.inference import torch_device
 from raymae.inputs import find_files
 from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
-from raymae.outputs import Output, open_output
+from raymae.outputs import Output, open_output, without_credentials
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.store import hash_column
 from raymae.submission import Submission, check_classes, read_submission
@@ -236,7 +236,7 @@ def label_files(config: Config) -> dict[str, Any]:
             write_parts(list(lacking.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
     counts = hand_over(labels, output, submission)
     print(f"{counts['files']} files, {counts['failed']} of them not readable: {output}")
-    result = {"job": "predict", **counts, "output": config.predict.output, "classifier": classifier.url}
+    result = {"job": "predict", **counts, "output": config.predict.output, "classifier": redact(classifier.url)}
     return result | {"parts": len(labels.parts), "reused": sum(part.name in standing for part in labels.parts)}
 
 
@@ -248,7 +248,7 @@ def hand_over(labels: Labels, output: Output, submission: Submission | None) -> 
         for table in labels.tables():
             said = table.schema.metadata
             counts.update(files=int(said[FILES]), failed=int(said[FAILED]), rows=len(table))
-            yield table
+            yield without_credentials(table)
 
     if submission:
         assert output.file

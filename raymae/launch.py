@@ -263,6 +263,17 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             return
 
 
+def meeting(compute: ComputeConfig, workers: int) -> Any:
+    """How the workers find each other. One has nobody to find: a store to meet at would listen on every interface."""
+    from ray.train.backend import BackendConfig
+    from ray.train.torch import TorchConfig
+
+    if workers == 1:
+        return BackendConfig()
+    # longer than the watchdog waits, which knows more of a hang than a collective that timed out
+    return TorchConfig(timeout_s=max(1800, round(240 * compute.stall_minutes)))
+
+
 def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:
     """Train the stages in one worker group, to the end, the deadline or the error of the last try.
 
@@ -289,7 +300,7 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
 
 def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workforce, workers: int) -> None:
     """Train the stages with so many workers until they stop or the last try fails."""
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     compute, artifacts = crew.compute, [spec.artifact for spec in specs]
     known = hangs(artifacts)
@@ -299,8 +310,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline, "crew": crew},
-        # longer than the watchdog waits, which knows more of a hang than a collective that timed out
-        torch_config=TorchConfig(timeout_s=max(1800, round(240 * compute.stall_minutes))),
+        torch_config=meeting(compute, workers),
         datasets={spec.name: factory(spec, workers) for spec in specs},  # type: ignore[arg-type]
         dataset_config=InOrder(),
         scaling_config=crew.scaling(workers),

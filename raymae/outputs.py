@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -18,6 +20,8 @@ from raymae.artifacts import Folder, open_storage
 from raymae.config import redact
 
 FILES = (".csv", ".parquet")
+FORMULA = r"^([=+\-@\t\r])"
+"""How a cell begins that a spreadsheet takes for a formula."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Output:
             with open(part, "wb") as sink:
                 with _writer(self.file, sink, schema) as writer:
                     for table in tables:
-                        writer.write_table(table.replace_schema_metadata(None))
+                        table = table.replace_schema_metadata(None)
+                        writer.write_table(as_text(table) if self.file.endswith(".csv") else table)
                 sink.flush()
                 os.fsync(sink.fileno())
             if self.folder.is_local:
@@ -55,9 +60,29 @@ class Output:
 @contextmanager
 def _writer(name: str, sink: object, schema: pa.Schema) -> Iterator[pa_csv.CSVWriter | pq.ParquetWriter]:
     schema = schema.remove_metadata()
-    kind = pa_csv.CSVWriter if name.endswith(".csv") else pq.ParquetWriter
-    with kind(sink, schema) as writer:
-        yield writer
+    if name.endswith(".csv"):
+        with pa_csv.CSVWriter(sink, as_text(schema.empty_table()).schema) as writer:
+            yield writer
+    else:
+        with pq.ParquetWriter(sink, schema) as writer:
+            yield writer
+
+
+def without_credentials(table: pa.Table) -> pa.Table:
+    """The table without the credentials of the addresses that its column path names."""
+    paths = [redact(path) for path in table["path"].to_pylist()]
+    return table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
+
+
+def as_text(table: pa.Table) -> pa.Table:
+    """The table for a CSV file: an apostrophe before what spreadsheets take for a formula, in names of columns too."""
+    return pa.table(
+        [
+            pc.replace_substring_regex(column, FORMULA, r"'\1") if pa.types.is_string(column.type) else column
+            for column in table.columns
+        ],
+        [re.sub(FORMULA, r"'\1", name) for name in table.column_names],
+    )
 
 
 def open_output(option: str, url: str | None) -> Output:

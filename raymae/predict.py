@@ -23,7 +23,7 @@ from torch import nn
 from raymae.artifacts import Folder
 from raymae.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, LogMel, fit_length, load
 from raymae.augment import crop_frames
-from raymae.checkpoint import load_weights, save_weights
+from raymae.checkpoint import read_weights, save_weights
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.models import build_classifier
 from raymae.targets import SEPARATOR
@@ -95,11 +95,16 @@ def read_classifier(folder: Folder) -> Classifier:
         class_names = [str(name) for name in card["class_names"]]
         audio = from_dict(AudioConfig, card["audio"])
         finetune = from_dict(FinetuneConfig, card["finetune"])
-        model = build_classifier(audio, from_dict(ModelConfig, card["model"]), finetune, len(class_names), card["cnn"])
+        sizes = audio, from_dict(ModelConfig, card["model"]), finetune, len(class_names), card["cnn"]
+        with torch.device("cpu" if card["cnn"] else "meta"):  # sizes without memory: what the weights fit has little
+            sized = build_classifier(*sizes)
     except Exception as error:  # a setting that is missing, unknown, of another type, or that no model can be built of
         raise ValueError(f"{url}/classifier.json is damaged: {type(error).__name__}: {one_line(error)}") from None
     try:
-        load_weights(model, folder.read_bytes("model.safetensors"))
+        weights = read_weights(folder.read_bytes("model.safetensors"))
+        sized.load_state_dict(weights, assign=True)
+        model = build_classifier(*sizes)
+        model.load_state_dict(weights)
     except Exception as error:  # safetensors and torch name what doesn't fit, each with an exception of its own
         raise ValueError(f"{url}/model.safetensors doesn't fit classifier.json: {one_line(error)}") from None
     return Classifier(model.eval(), class_names, audio, finetune)

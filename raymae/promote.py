@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from raymae.artifacts import Folder
 from raymae.config import Config, PromoteConfig, redact, to_dict
 from raymae.report import result_table
@@ -70,8 +68,7 @@ def predictions(storage: Folder, version: Version) -> tuple[pa.Table, list[str],
             f"{redact(storage.url)}"
         )
     report = folder.read_json("report.json")
-    with folder.open(f"predictions/{version.model}.parquet") as file:
-        return pq.read_table(file), report["classes"], report["labels"]
+    return folder.read_table(f"predictions/{version.model}.parquet"), report["classes"], report["labels"]
 
 
 def difference(storage: Folder, candidate: Version, champion: Version) -> dict[str, Any]:

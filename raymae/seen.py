@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raymae.artifacts import Folder
 from raymae.config import redact
@@ -103,8 +102,7 @@ def _own_sights(
             if not folder.exists(FILE):
                 unknown[model] = "it is unfinished, or older than stages that say what they saw"
                 continue
-            with folder.open(FILE) as file:
-                seen = pq.read_table(file)
+            seen = folder.read_table(FILE)
             about = json.loads(seen.schema.metadata[META])
             begins[model] = about["begins_as"]
             clips = _clips(storage, about["store"], stores) if about["store"] else seen

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -183,8 +182,7 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
 
 def accepted_labels(folder: Folder) -> pa.Table:
     """The accepted rows of a table of pseudo-labels (`pseudo_label.pseudo_label` names its columns)."""
-    with folder.open("pseudo_labels.parquet") as file:
-        guessed = pq.read_table(file)
+    guessed = folder.read_table("pseudo_labels.parquet")
     return guessed.filter(guessed["accepted"])
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raymae.artifacts import Folder
 from raymae.config import SplitConfig, from_dict, redact, to_dict
@@ -131,8 +130,7 @@ def _described(file: str) -> dict[str, Any]:
 
 def _read(file: str) -> pa.Table:
     try:
-        with _folder(file).open(TABLE) as opened:
-            return pq.read_table(opened, columns=list(COLUMNS))
+        return _folder(file).read_table(TABLE, list(COLUMNS))
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"data.split.file {redact(file)}: {TABLE} can't be read: {redact(str(error))}") from None
 

@@ -239,8 +239,7 @@ class FeatureStore:
     @cached_property
     def clips(self) -> pa.Table:
         """One row per stored clip; the row's number is its position in the store."""
-        with self.folder.open("clips.parquet") as file:
-            return pq.read_table(file)
+        return self.folder.read_table("clips.parquet")
 
     @cached_property
     def clip_ids(self) -> pa.LargeStringArray:

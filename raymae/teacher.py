@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
@@ -94,7 +93,7 @@ def compared(plan: Plan, turn: int, made: Round) -> dict[str, Any]:
     """agreement with the round before, and the score against the truth; None where there is no such."""
     before = None
     if turn > 1:
-        with plan.nodes[round_name("pseudo_label", turn - 1)].artifact.open(FILE) as file:
-            before = agreement(made.table, pq.read_table(file))
+        earlier = plan.nodes[round_name("pseudo_label", turn - 1)].artifact
+        before = agreement(made.table, earlier.read_table(FILE))
     truth = None if plan.truth is None else against_truth(made.table, plan.truth)
     return {"agreement": before, "truth": truth}

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import logging
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -116,8 +117,11 @@ def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
     assert isinstance(given, Found)
     from safetensors.torch import save
 
+    from raymae.checkpoint import finite
+
     try:
         state, card = read(given, _rows(config))
+        finite(state)
         check(state, card, section, config)
     except (ValueError, OSError) as error:
         raise ValueError(f"{given.setting}: {redact(str(error))}") from None
@@ -167,6 +171,10 @@ def load_torch(content: bytes) -> dict[str, Tensor]:
     import torch
 
     try:
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            for entry in zipfile.ZipFile(io.BytesIO(content)).infolist():
+                if entry.file_size > entry.compress_size:
+                    raise ValueError(f"{entry.filename} in it is compressed, and torch.save compresses nothing")
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch fail with exceptions of their own
@@ -177,6 +185,9 @@ def load_torch(content: bytes) -> dict[str, Tensor]:
             found = found[inner]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ValueError('no state dict: expected tensors by name, at the top or below "model"')
+    for name, value in found.items():
+        if value.is_meta or value.layout != torch.strided or value.nbytes > len(content):
+            raise ValueError(f"{name} {tuple(value.shape)} is more than the file's {len(content)} bytes can hold")
     return dict(found)
 
 

@@ -9,10 +9,14 @@ import hypothesis
 import pyarrow as pa
 import pytest
 
+from raymae.loopback import stay_local
 from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 
+stay_local()
 os.environ.setdefault("MPLBACKEND", "Agg")
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests", "MLFLOW_TRACKING_PASSWORD": "and-a-password-of-theirs"}
+"""In the environment of every job that a test of Ray runs."""
 # a busy machine is slow, not wrong
 hypothesis.settings.register_profile("raymae", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("raymae")
@@ -40,14 +44,24 @@ def store(tmp_path_factory: pytest.TempPathFactory, clips: pa.Table) -> FeatureS
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests' own Ray, with its own temporary folder; ended by its handle."""
+    """The tests' own Ray, with its own temporary folder; ended by its handle.
+
+    Everything that it and the jobs of all tests have written then lacks the secrets of their environment.
+    """
     import ray
 
     from raymae.config import ComputeConfig
     from raymae.launch import start_ray
 
+    os.environ.update(SECRETS)
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
     ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(folder), logging_level="warning")
     start_ray(ComputeConfig())
     yield
     ray.shutdown()
+    written = [*folder.glob("session_2*/**/*"), *tmp_path_factory.getbasetemp().rglob("*")]
+    assert written
+    for path in written:
+        if path.is_file() and path.stat().st_size < 2**24:
+            content = path.read_bytes()
+            assert not any(secret.encode() in content for secret in SECRETS.values()), f"{path} holds a secret"

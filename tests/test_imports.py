@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum", "parallel", "deadline", "departure", "resampling", "retry"},
+    {"config", "headers", "spectrum", "parallel", "deadline", "departure", "loopback", "resampling", "retry"},
     {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation", "consistency", "rounds"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units", "intervals", "compare"},
     {"splits"},

@@ -25,6 +25,8 @@ from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markd
 from raymae.benchmark.serve import Serve
 from raymae.benchmark.train_step import TrainStep
 from raymae.benchmark.transfer import Transfer
+from raymae.config import redact
+from raymae.loopback import stay_local
 
 PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
@@ -78,6 +80,7 @@ class All:
 
 def main(doc: str, arguments: list[str] | None = None) -> None:
     """Run what the command line asks for."""
+    stay_local()
     part: Part = tyro.extras.subcommand_cli_from_dict(
         {**PARTS, "all": All}, prog=Path(sys.argv[0]).name, description=doc, args=arguments
     )
@@ -87,7 +90,7 @@ def main(doc: str, arguments: list[str] | None = None) -> None:
         if part.json:
             result.save(part.json)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redact(str(error))}")
 
 
 if __name__ == "__main__":

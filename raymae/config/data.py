@@ -17,6 +17,9 @@ LogFloor = Literal["add", "clamp"]
 COLUMNS = ("filename", "city", "device", "group", "split")
 """Columns of a table that don't hold labels."""
 
+MAX_FFT, MAX_MELS, MAX_CLIP_SAMPLES, MAX_VALUES = 2**16, 2**11, 2**27, 2**28
+"""Largest FFT, bands, samples and values (frames x bands) of a clip: foreign models bring settings, too."""
+
 OWN = ("synthetic", "table")
 """Data sets that have no folder as published."""
 
@@ -74,9 +77,10 @@ class AudioConfig:
             3 <= self.win_length <= self.n_fft,
             f"audio.win_length = {self.win_length} must lie between 3 and audio.n_fft = {self.n_fft}",
         )
+        require(self.n_fft <= MAX_FFT, f"audio.n_fft = {self.n_fft} must not exceed {MAX_FFT}")
         require(self.n_fft % 2 == 0, f"audio.n_fft = {self.n_fft} must be even")
         require(self.hop_length >= 1, f"audio.hop_length = {self.hop_length} must be at least 1")
-        require(self.n_mels >= 1, f"audio.n_mels = {self.n_mels} must be at least 1")
+        require(1 <= self.n_mels <= MAX_MELS, f"audio.n_mels = {self.n_mels} must lie between 1 and {MAX_MELS}")
         require(
             0 <= self.f_min < self.f_high <= self.sample_rate / 2,
             f"audio.f_min = {self.f_min} and f_max = {self.f_high} must satisfy "
@@ -90,8 +94,13 @@ class AudioConfig:
         require(math.isfinite(self.norm_mean), f"audio.norm_mean = {self.norm_mean} must be finite")
         require(0 < self.norm_scale < math.inf, f"audio.norm_scale = {self.norm_scale} must be positive and finite")
         require(
-            self.n_samples > self.n_fft,
-            f"audio.clip_seconds = {self.clip_seconds} must be longer than n_fft = {self.n_fft} samples",
+            self.clip_seconds * self.sample_rate <= MAX_CLIP_SAMPLES and self.n_samples > self.n_fft,
+            f"audio.clip_seconds = {self.clip_seconds} must be longer than n_fft = {self.n_fft} samples and not longer "
+            f"than {MAX_CLIP_SAMPLES}",
+        )
+        require(
+            self.n_frames * self.n_mels <= MAX_VALUES,
+            f"audio.hop_length = {self.hop_length} and n_mels = {self.n_mels} give clips more than {MAX_VALUES} values",
         )
 
     @property

@@ -12,6 +12,7 @@ ModelSize = Literal["tiny", "small", "base", "large"]
 DecoderName = Literal["local", "global", "light"]
 LIGHT_BLOCKS = 4
 """Most blocks of a decoder that is called light."""
+MAX_DEPTH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,10 @@ class ModelConfig:
             self.patch_size[0] >= 2 and self.patch_size[1] >= 1,
             f"model.patch_size = {self.patch_size} must span at least 2 frames and 1 mel band",
         )
-        require(self.depth >= 1 and self.decoder_depth >= 1, "model.depth and decoder_depth must be at least 1")
+        require(
+            1 <= self.depth <= MAX_DEPTH and 1 <= self.decoder_depth <= MAX_DEPTH,
+            f"model.depth = {self.depth} and decoder_depth = {self.decoder_depth} must lie between 1 and {MAX_DEPTH}",
+        )
         require(
             self.decoder != "light" or self.decoder_depth <= LIGHT_BLOCKS,
             f"model.decoder = light has at most {LIGHT_BLOCKS} blocks, not model.decoder_depth = {self.decoder_depth}: "

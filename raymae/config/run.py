@@ -12,7 +12,7 @@ from raymae.config.pseudo_label import PseudoLabelConfig
 from raymae.config.serve import ServeConfig
 from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
-from raymae.config.values import require, require_choice
+from raymae.config.values import require, require_choice, to_dict
 
 LabelLevel = Literal["file", "window"]
 
@@ -253,6 +253,9 @@ class Config:
             layer is None or 1 <= layer <= self.model.depth,
             f"finetune.layer = {layer} must lie between 1 and model.depth = {self.model.depth}",
         )
+
+    def __repr__(self) -> str:
+        return f"Config({to_dict(self)})"  # Ray shows what it is given in its dashboard: no credentials
 
     def _check_unlabelled(self) -> None:
         """What consistency training and fine-tuning have to agree on."""

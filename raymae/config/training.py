@@ -167,6 +167,7 @@ class FinetuneConfig(TrainConfig):
         for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
+        require(1 <= self.views <= 1000, f"finetune.views = {self.views} must lie between 1 and 1000")
         require_choice("finetune.balance", self.balance, ("none", "class", "class_device"))
         require(
             self.balance == "none" or self.labels == "single",

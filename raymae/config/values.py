@@ -25,7 +25,12 @@ def redact(text: str) -> str:
     # user:password@, where a password may hold @ and /; then a bare token@
     text = re.sub(r"(\w[\w+.-]*://)[^\s/@:]*:\S*@", r"\1***@", text)
     text = re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1***@", text)
-    return re.sub(r"(?i)([?&](?:\w*(?:secret|token|key|password|signature)\w*)=)[^&\s]+", r"\1***", text)
+    names = "secret|token|key|passw|signature|credential|^sig$"  # of presigned and shared addresses, too
+    return re.sub(
+        r"([?&;])([\w.%-]+)=([^&;\s'\"]+)",
+        lambda found: f"{found[1]}{found[2]}=***" if re.search(f"(?i){names}", found[2]) else found[0],
+        text,
+    )
 
 
 def to_dict(value: Any, *, secret: bool = False) -> Any:

@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from raymae.artifacts import Folder
+from raymae.artifacts import Folder, check_plain
 from raymae.config import redact
 from raymae.datasets.corpus import log_left_out, read_folder, read_shard
 from raymae.datasets.locate import locate, reject
@@ -235,6 +235,7 @@ class MetadataTable:
         table = pq.ParquetFile(file)
         packed = holds_audio(table.schema_arrow)
         known = self._known(table.schema_arrow.names, columns, packed)
+        check_plain(pa.schema([table.schema_arrow.field(name) for name in known]), self.name)
         rows = table.read(columns=known).cast(pa.schema([(name, pa.string()) for name in known]))
         texts = {name: pc.if_else(pc.equal(rows[name], ""), pa.scalar(None, pa.string()), rows[name]) for name in known}
         if packed:

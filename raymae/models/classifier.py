@@ -155,6 +155,8 @@ class Cnn(nn.Module):
     def __init__(self, audio: AudioConfig, finetune: FinetuneConfig, num_classes: int, cnn: str) -> None:
         super().__init__()
         self.finetune = finetune
+        if not timm.is_model(cnn):  # create_model would go for "hf-hub:…" to the network
+            raise ValueError(f"{cnn!r} is no network of timm")
         network = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
         self.cnn = network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from raymae.artifacts import Folder
 from raymae.config import redact, to_dict
 from raymae.report.document import result_table
@@ -31,10 +29,7 @@ def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
     models = [name for name in reports[0]["metrics"] if name in reports[1]["metrics"]]
     differences = {}
     for name in models:
-        tables = []
-        for folder in folders:
-            with folder.open(f"predictions/{name}.parquet") as file:
-                tables.append(pq.read_table(file))
+        tables = [folder.read_table(f"predictions/{name}.parquet") for folder in folders]
         differences[name] = comparisons(tables[0], tables[1], reports[0]["classes"], reports[0]["labels"])
     split = " / ".join(dict.fromkeys(report["split"] for report in reports))
     first, second = (redact(folder.url) for folder in folders)
