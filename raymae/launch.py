@@ -265,13 +265,14 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
 def meeting(compute: ComputeConfig, workers: int) -> Any:
     """How the workers find each other. One has nobody to find: a store to meet at would listen on every interface."""
-    from ray.train.backend import BackendConfig
+    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
 
-    if workers == 1:
-        return BackendConfig()
+    class Alone(TorchConfig):
+        backend_cls = Backend
+
     # longer than the watchdog waits, which knows more of a hang than a collective that timed out
-    return TorchConfig(timeout_s=max(1800, round(240 * compute.stall_minutes)))
+    return (Alone if workers == 1 else TorchConfig)(timeout_s=max(1800, round(240 * compute.stall_minutes)))
 
 
 def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:

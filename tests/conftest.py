@@ -14,6 +14,7 @@ from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 
 stay_local()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores: threads of torch would wait for one
 os.environ.setdefault("MPLBACKEND", "Agg")
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests", "MLFLOW_TRACKING_PASSWORD": "and-a-password-of-theirs"}
 """In the environment of every job that a test of Ray runs."""

@@ -304,6 +304,7 @@ def test_a_dry_run_writes_its_plan(
     monkeypatch.chdir(tmp_path)
     words = ["small", "--data.tables", table, "--dry-run", "--json", "plan.json", "--evaluate.rivals"]
     words += ["--compute.torch-threads", "1"]
+    words += ["--model.embed-dim", "32", "--model.num-heads", "2", "--model.mlp-ratio", "1"]  # test_dry_run measures
     monkeypatch.setattr(sys, "argv", ["jobs/pipeline.py", *words])
     runpy.run_path(str(ROOT / "jobs" / "pipeline.py"), run_name="__main__")
     plan = json.loads(Path("plan.json").read_text())["plan"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from raymae import cli
 from raymae.artifacts import Folder
-from raymae.config import Config, DataConfig, TrackingConfig, redact
+from raymae.config import ComputeConfig, Config, DataConfig, TrackingConfig, redact
 from raymae.spec import StageSpec
 from raymae.store import FeatureStore
 from tests.audio_files import write_table
@@ -92,6 +92,28 @@ def test_no_process_of_ray_listens_beyond_loopback(ray_cluster: None) -> None:
         plain = getattr(address, "ipv4_mapped", None) or address
         assert plain.is_loopback, f"listens on {address}"
     ray.kill(worker)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_training_worker_alone_opens_no_store(ray_cluster: None, tmp_path: Path) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from raymae.launch import meeting
+
+    def look(config: dict[str, str]) -> None:
+        found = [str(getattr(one, "ipv4_mapped", None) or one) for one in listening({os.getpid()})]
+        Path(config["file"]).write_text("\n".join(found))
+
+    TorchTrainer(
+        look,
+        train_loop_config={"file": str(tmp_path / "found")},
+        torch_config=meeting(ComputeConfig(), 1),
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(name="alone", storage_path=str(tmp_path)),
+    ).fit()
+    assert set((tmp_path / "found").read_text().splitlines()) == {"127.0.0.1"}
 
 
 # What is said of secrets ---------------------------------------------------------------------------------------------
