@@ -55,6 +55,7 @@ class Nodes:
         self.port, self.dashboard_port = free_port(), free_port()
         self.environment = os.environ | {
             "RAY_AUTH_MODE": "token" if token else "disabled",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # not on loopback alone, where no node could join
             "RAY_health_check_period_ms": "500",  # a dead node is missed after seconds instead of half a minute
             "RAY_health_check_failure_threshold": "6",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

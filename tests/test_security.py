@@ -194,11 +194,12 @@ NASTY = [
 @settings(max_examples=40)
 @given(st.lists(st.one_of(st.sampled_from(NASTY), st.text()), min_size=1, max_size=6, unique=True))
 def test_no_cell_is_a_formula(texts: list[str]) -> None:
-    from raymae.label import as_text, schema
+    from raymae.labels import schema
+    from raymae.outputs import as_text
 
     row = {name: text for name, text in zip(("path", "scene_label", "error"), texts, strict=False)}
     names = [text for text in texts if text not in ("path", "scene_label", "confidence", "error")]
-    given = pa.Table.from_pylist([row | {"confidence": -0.5}], schema(names))
+    given = pa.Table.from_pylist([row | {"confidence": -0.5}], schema(names, "file"))
     sink = pa.BufferOutputStream()
     pa.csv.write_csv(as_text(given), sink)
     header, line = csv.reader(io.StringIO(sink.getvalue().to_pybytes().decode(), newline=""))
