@@ -170,6 +170,7 @@ class LogFile:
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger().removeHandler(self.handler)
+        self.handler.close()
 
 
 def tell_story(server: Server, root: Path, log: Path) -> Story:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from raymae import cli
 from raymae.artifacts import Folder
 from raymae.config import ComputeConfig, Config, DataConfig, TrackingConfig, redact
+from raymae.loopback import stay_local
 from raymae.spec import StageSpec
 from raymae.store import FeatureStore
 from tests.audio_files import write_table
@@ -28,16 +31,27 @@ URL = f"nosuch://me:{SECRET}@host/x"
 
 @pytest.mark.parametrize(("own", "kept"), [(None, "0"), ("1", "1")])
 def test_a_job_keeps_its_ray_on_loopback_unless_told_otherwise(
-    own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+    own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
     monkeypatch.setenv(name, own or "")
     if own is None:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "argv", ["jobs/prepare.py", "--data.tables", "nowhere.csv"])
+    monkeypatch.setattr(sys, "argv", ["jobs/prepare.py", "small", "--data.tables", "nowhere.csv"])
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         cli.main("prepare", "A job.")
     assert os.environ[name] == kept
+
+
+def test_a_job_that_joins_another_ray_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    stay_local("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    stay_local()
+    assert name not in os.environ
 
 
 def below(pid: int) -> set[int]:
@@ -59,10 +73,9 @@ def listening(pids: set[int]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Addr
     """The addresses on which some processes accept TCP connections."""
     sockets = set()
     for pid in pids:
-        try:
-            sockets |= {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
-        except OSError:
-            continue
+        for file in glob(f"/proc/{pid}/fd/*"):
+            with suppress(OSError):  # closed meanwhile
+                sockets.add(os.readlink(file))
     found = []
     for kind in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
