@@ -140,7 +140,8 @@ class Nodes:
         log = self.folder / f"node{self.started}.log"
         command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
         command.append(f"--dashboard-agent-listen-port={free_port()}")  # jobs are given to it
-        temporary = f"--temp-dir=/tmp/raymae-{os.getpid()}-nodes"  # short: the names of sockets have a limit
+        # its own, as on a machine of its own; short, because the names of sockets have a limit
+        temporary = f"--temp-dir=/tmp/raymae-{os.getpid()}-{self.started}"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, temporary, *arguments], env=self.environment, stdout=output, stderr=subprocess.STDOUT
