@@ -39,6 +39,7 @@ FLOORS = [
     {"tracking", "teacher", "evaluate"},
     {"weights", "in_process"},
     {"features", "gauges", "inference", "workforce"},
+    {"feed"},
     {"launch", "parts"},
     {"label", "export", "console", "audit_report", "journal"},
     {"pipeline"},

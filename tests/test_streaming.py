@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from raymae import streaming
 from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, DataConfig
-from raymae.launch import read_leg, split_in_order, windows_of
+from raymae.feed import read_leg, split_in_order, windows_of
 from raymae.pipeline import run_plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
