@@ -65,7 +65,7 @@ def test_hours_of_silence_in_a_small_file(counted: bool, tmp_path: Path) -> None
     (tmp_path / "bomb.flac").write_bytes(content)
     for source in (content, tmp_path / "bomb.flac", io.BytesIO(content))[: 3 if counted else 1]:
         tracemalloc.start()
-        with pytest.raises(AudioError, match="longer than 70 minutes: read it in parts"):
+        with pytest.raises(AudioError, match=r"longer than 69\.9 minutes: read it in parts"):
             load(source, 32_000)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

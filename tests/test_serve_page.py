@@ -54,9 +54,9 @@ def test_a_dropped_recording_is_drawn(browser: Tab, recording: Path, tmp_path: P
         browser.until("document.body.dataset.state !== 'ready' && document.body.dataset.state !== 'busy'")
         assert browser.run("document.body.dataset.state") == "done"
         text = browser.run("document.querySelector('#result').innerText")
-        assert browser.run("document.querySelector('#scene').textContent") == predictor.answer(expected)[0].replace(
-            ";", ", "
-        )
+        assert browser.run("document.querySelector('#scene').textContent") == predictor.label(
+            np.array(list(expected.values()))
+        )[0].replace(";", ", ")
         for name, share in expected.items():
             number = "< 0.1" if 0 < round(share, 6) < 0.001 else f"{100 * share:.1f}"
             assert re.search(rf"{re.escape(name)}\s+{number} %", text), f"{name} {share}: {text}"
