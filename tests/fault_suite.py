@@ -27,14 +27,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raymae.artifacts import EVENTS, Folder, latest_step, read_events
-from raymae.benchmark.memory import process_tree
 from tests.audio_files import write_clips, write_table
 from tests.nodes import ROOT, Nodes, wait_until
 
 TARGETS = {"worker": 5, "node": 2, "driver": 2}
 """What is killed, and how often in relation."""
-IDLE = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
-"""Processes of Ray that work for no stage."""
 SETTINGS = {
     "--data.dataset": "table",
     "--data.shard-mb": 0.1,
@@ -140,23 +137,10 @@ class Pipeline:
         return [str(path) for path, when in self.kept.items() if path.stat().st_mtime_ns != when]
 
 
-def workers(nodes: Nodes) -> list[tuple[int, str]]:
-    """The processes that work for a stage, on any node, with the names that Ray gives them."""
-    found = []
-    for pid in (pid for node in [nodes.head, *nodes.nodes] for pid in process_tree(node.pid)):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0 ")
-        except OSError:
-            continue  # it has ended
-        if title.startswith(b"ray::") and not title.startswith(IDLE):
-            found.append((pid, title.decode(errors="replace")[5:]))
-    return sorted(found)
-
-
 def strike(run: Pipeline, rng: random.Random) -> tuple[str, str]:
     """Kill something; what kind of thing, and its name."""
     nodes, target = run.nodes, rng.choices(list(TARGETS), weights=list(TARGETS.values()))[0]
-    there = workers(nodes)
+    there = nodes.workers()
     run.remember()
     if target == "worker" and there:
         pid, name = rng.choice(there)

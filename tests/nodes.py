@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +19,8 @@ from raymae.benchmark.memory import process_tree
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 PATIENCE = 240
+IDLE = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+"""Processes of Ray that work for no stage."""
 
 
 def free_port() -> int:
@@ -117,6 +121,31 @@ class Nodes:
         kill_tree(node.pid)
         node.wait()
         self.processes.remove(node)
+
+    def workers(self) -> list[tuple[int, str]]:
+        """The processes that work for a job, on any node, with the names that Ray gives them."""
+        found = []
+        for pid in (pid for node in self.processes for pid in process_tree(node.pid)):
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0 ")
+            except OSError:
+                continue  # it has ended
+            if title.startswith(b"ray::") and not title.startswith(IDLE):
+                found.append((pid, title.decode(errors="replace")[5:]))
+        return sorted(found)
+
+    @contextmanager
+    def training_halted(self) -> Iterator[None]:
+        """Training workers stand still meanwhile: a fast machine would be through before a node has joined."""
+        halted = [pid for pid, title in self.workers() if title.startswith("RayTrainWorker")]
+        for pid in halted:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in halted:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def drain(self, node: subprocess.Popen[bytes], seconds: int) -> None:
         """Announce that a node is taken away in so many seconds, as a cloud does of a spot machine."""

@@ -56,7 +56,7 @@ class Run:
             "--json": self.folder / "result.json",
             "--data.dataset": "table",
             "--data.tables": self.table,
-            "--pretrain.epochs": 150,
+            "--pretrain.epochs": 200,
             "--pretrain.micro-batch-size": 16,
             "--pretrain.precision": "fp32",
             "--pretrain.report-steps": 1,
@@ -64,7 +64,7 @@ class Run:
             "--compute.num-workers": 2,
             "--compute.cpus-per-worker": 2,
             "--compute.torch-threads": 1,
-            "--compute.wait-minutes": 1.2,
+            "--compute.wait-minutes": 0.8,
         }
         return ["synthetic", *(str(word) for pair in fields.items() for word in pair)]
 
@@ -140,16 +140,18 @@ def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes, tmp_pat
     nodes.kill(nodes.nodes[1])  # nobody takes its place: one worker goes on
     run.on(40)
     tell("a node died")
-    nodes.add()  # both go on, from a commit
+    with nodes.training_halted():
+        nodes.add()  # both go on, from a commit
     wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
     run.on(20)
     tell("a node joined")
 
-    nodes.drain(nodes.nodes[1], seconds=25)
+    nodes.drain(nodes.nodes[1], seconds=12)
     tell("a node is drained")
     wait_until(lambda: run.log.count("training goes on") >= 3, "the departure", 300)
     nodes.kill(nodes.nodes[1])
-    nodes.add()
+    with nodes.training_halted():
+        nodes.add()
     run.on(20)
     tell("a drained node went")
 
