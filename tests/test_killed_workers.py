@@ -102,10 +102,10 @@ def kill(artifact: Folder, pid: int) -> Kill:
     return Kill(pid, commit, {step: when for step, when in times.items() if step <= commit})
 
 
-def kill_at(spec: StageSpec, step: int, worker: int = 0) -> Kill:
+def kill_at(spec: StageSpec, step: int) -> Kill:
     """Kill a worker as soon as a step is reported."""
     wait_for(lambda: spec.artifact.exists(f"events/{step:09d}.json"))
-    return kill(spec.artifact, training_workers()[worker])
+    return kill(spec.artifact, training_workers()[0])
 
 
 def half_written(artifact: Folder) -> bool:
