@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raymae.config import ComputeConfig, SweepConfig, to_text
@@ -120,6 +121,7 @@ def run_trials(
         demand: CPUs and GPUs of a trial (`room`).
     """
     os.environ.update(SETTINGS)
+    keep_secrets()
     sweep, (cpus, gpus) = ground.config.sweep, demand
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     parameters = {"ground": ground, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
@@ -157,6 +159,15 @@ def run_trials(
             verbose=0,
         ),
     ).fit()
+
+
+def keep_secrets() -> None:
+    """Hand this process' keys to storage not on to the trials: Ray writes what is handed on into a log of each node.
+
+    A trial then opens the storage with its node's own keys, as all other workers do.
+    """
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
 
 
 def optuna_search(ground: Ground, axes: Sequence[Axis], known: Sequence[Record]) -> Any:
