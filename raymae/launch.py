@@ -178,7 +178,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
 
     compute, artifacts = crew.compute, [spec.artifact for spec in specs]
     known = hangs(artifacts)
-    threads = torch_threads(compute, workers)
+    threads = torch_threads(compute, workers, crew.use_gpu)
     # Ray's own limit for lost nodes to come back: after it, those that are there go on
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * compute.wait_minutes)
     trainer = TorchTrainer(

@@ -55,7 +55,13 @@ class Workforce:
     def scaling(self, workers: int) -> ray.train.ScalingConfig:
         """What Ray Train is told of them."""
         resources = {"CPU": reserved_cpus(self.compute, workers)} | ({"GPU": 1.0} if self.use_gpu else {})
-        return ray.train.ScalingConfig(num_workers=workers, use_gpu=self.use_gpu, resources_per_worker=resources)
+        return ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=self.use_gpu,
+            resources_per_worker=resources,
+            # GPUs of a machine are close to each other; its cores are what workers on CPUs would have to share
+            placement_strategy="PACK" if self.use_gpu else "SPREAD",
+        )
 
 
 def workforce(specs: Sequence[StageSpec]) -> Workforce:
@@ -98,8 +104,9 @@ def reserved_cpus(compute: ComputeConfig, workers: int) -> float:
     return max(0.01, min(compute.cpus_per_worker, share - 0.5))
 
 
-def torch_threads(compute: ComputeConfig, workers: int) -> int:
-    """Threads of torch per worker: the node's cores, shared by the workers that share the node."""
-    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
-    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    return compute.torch_threads or max(1, int(cores // -(-workers // nodes)))
+def torch_threads(compute: ComputeConfig, workers: int, use_gpu: bool) -> int:
+    """Threads of torch per worker: its node's cores, shared by the workers that share the node."""
+    kind = "GPU" if use_gpu else "CPU"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0) > 0]
+    cores = max((node.get("CPU", 1) for node in nodes), default=1)
+    return compute.torch_threads or max(1, int(cores // -(-workers // max(1, len(nodes)))))

@@ -168,9 +168,9 @@ def disturb(run: Pipeline, seed: int, faults: list[Fault], most: int) -> None:
         time.sleep(rng.uniform(0, 8))
         if run.ended():
             return
-        (stage, step), before, started = run.now(), run.standing(), time.monotonic()
+        (stage, step), started = run.now(), time.monotonic()
         target, what = strike(run, rng)
-        # what was moments from standing doesn't count as recovered
+        before = run.standing()  # what was moments from standing doesn't count as recovered
         wait_until(lambda: run.ended() or run.standing() - before, f"progress after {target}", PATIENCE)  # noqa: B023
         faults.append(Fault(seed, len(faults) + 1, target, what, stage, step, time.monotonic() - started))
         print(said(faults[-1]), flush=True)

@@ -32,3 +32,13 @@ def test_too_few_are_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     assert crew(monkeypatch, [1, 1, 3, 4], most=8, slots=8, fewest=3).wait(FOREVER) == 4
     assert caplog.text.count("waiting for nodes: compute.min_workers = 3 workers have no room") == 1
     assert crew(monkeypatch, [1], most=8, slots=8, fewest=3).wait(Deadline(1.0, 0.0)) == 0
+
+
+def test_cores_are_shared_by_the_workers_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = {"Alive": True, "Resources": {"CPU": 0.0}}
+    nodes = [{"Alive": alive, "Resources": {"CPU": 16.0, "GPU": 4.0}} for alive in (True, True, False)]
+    monkeypatch.setattr(workforce.ray, "nodes", lambda: [head, *nodes, {"Alive": True, "Resources": {"CPU": 64.0}}])
+    assert workforce.torch_threads(ComputeConfig(), 8, use_gpu=True) == 4
+    assert workforce.torch_threads(ComputeConfig(), 3, use_gpu=False) == 64
+    assert workforce.torch_threads(ComputeConfig(), 4, use_gpu=False) == 32
+    assert workforce.torch_threads(ComputeConfig(torch_threads=5), 4, use_gpu=False) == 5

@@ -9,15 +9,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 OBJECT_STORE_MB = 80
 """Ray's least is 75 MB."""
 
 
 @contextmanager
-def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB) -> Iterator[float]:
-    """Run a local Ray for the block, set up as for a job; gives the seconds that its start took."""
+def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -> Iterator[float]:
+    """Run a local Ray for the block, set up as for a job; gives the seconds that its start took.
+
+    Args:
+        cpus: of each node.
+        object_store_mb: of each node.
+        nodes: each with daemons and workers of its own; of several, the first is the head.
+    """
     import ray
+    from ray.cluster_utils import Cluster
 
     from raymae.config import ComputeConfig
     from raymae.launch import start_ray
@@ -25,19 +33,23 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB) -> Iterator[float
     started = time.perf_counter()
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on loopback; a token would be written to the user's home
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=object_store_mb * 1_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(folder),
-        _system_config={"worker_niceness": 0},  # by default Ray's workers give way to others, and so to the rival
-    )
+    size: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": object_store_mb * 1_000_000}
+    # by default Ray's workers give way to others, and so to the rival
+    first = size | {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    cluster = None
+    if nodes == 1:
+        ray.init(address="local", _temp_dir=str(folder), **first, **quiet)
+    else:
+        cluster = Cluster(initialize_head=True, head_node_args={"temp_dir": str(folder), **first})
+        for _ in range(nodes - 1):
+            cluster.add_node(**size)
+        ray.init(address=cluster.address, **quiet)
     try:
         start_ray(ComputeConfig())
         yield time.perf_counter() - started
     finally:
         ray.shutdown()
+        if cluster is not None:
+            cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

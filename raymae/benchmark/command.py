@@ -17,10 +17,12 @@ from raymae.benchmark.curves import Curves
 from raymae.benchmark.front_end import FrontEnd
 from raymae.benchmark.ingest import Ingest
 from raymae.benchmark.loop import Loop
+from raymae.benchmark.nodes import Nodes
 from raymae.benchmark.plan import Plan
 from raymae.benchmark.predict import Predict
 from raymae.benchmark.prepare import Prepare
 from raymae.benchmark.probes import Frozen
+from raymae.benchmark.recovery import Recovery
 from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
 from raymae.benchmark.serve import Serve
 from raymae.benchmark.train_step import TrainStep
@@ -35,6 +37,8 @@ PARTS: dict[str, type[Part]] = {
     "predict": Predict,
     "loop": Loop,
     "serve": Serve,
+    "nodes": Nodes,
+    "recovery": Recovery,
     "train-step": TrainStep,
     "curves": Curves,
     "frozen": Frozen,
@@ -43,7 +47,7 @@ PARTS: dict[str, type[Part]] = {
 }
 """Every part by its name on the command line."""
 
-NOT_IN_ALL = ("predict", "loop", "serve", "train-step", "curves", "frozen", "transfer", "plan")
+NOT_IN_ALL = ("predict", "loop", "serve", "nodes", "recovery", "train-step", "curves", "frozen", "transfer", "plan")
 """Parts that take long, need a user's recordings, or measure nothing."""
 
 

@@ -75,7 +75,7 @@ class Predict:
             bare = bare_sides(classifier, files["path"][:FEW].to_pylist(), self.repetitions)
             plain = [plain_at_once(classifier, files["path"][:FEW].to_pylist(), self.cpus)]
             with own_ray(self.cpus) as ray_seconds:
-                job = run_job(classifier, files, Folder(f"{folder}/labels"), config, self.cpus)
+                job = run_job(classifier, files, Folder(f"{folder}/labels"), config, [{"CPU": self.cpus}])
             plain.append(plain_at_once(classifier, files["path"][:FEW].to_pylist(), self.cpus))
             check(classifier, Folder(f"{folder}/labels"), files)
         floor = bare["decode"] + bare["forward"]
@@ -196,14 +196,17 @@ class JobPace:
     first_seconds: float
 
 
-def run_job(classifier: Folder, files: pa.Table, folder: Folder, config: Config, cpus: int) -> JobPace:
-    """Label the files as jobs/predict.py does; ValueError where there are too few parts to time."""
+def run_job(
+    classifier: Folder, files: pa.Table, folder: Folder, config: Config, nodes: Sequence[dict[str, float]]
+) -> JobPace:
+    """Label the files as jobs/predict.py does, on nodes with such resources; ValueError where there are too few parts
+    to time."""
     from raymae.label import LabelFiles, label_pool, plan_parts
     from raymae.parts import write_parts
 
     parts = plan_parts(files)
     compute = replace(config.compute, torch_threads=None, data_workers=None)
-    pool, threads = label_pool(compute, [{"CPU": cpus}], len(parts))
+    pool, threads = label_pool(compute, nodes, len(parts))
     skipped = 2 * pool["compute"].max_size
     if len(parts) < 2 * skipped:
         raise ValueError(f"{len(parts)} parts are too few to time: more --clips")

@@ -1,0 +1,130 @@
+"""`nodes`: the same cores as several nodes of a cluster against one node."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raymae.artifacts import Folder
+from raymae.benchmark.cluster import own_ray
+from raymae.benchmark.loop import Loop, train_on_ray
+from raymae.benchmark.predict import run_job, write_untrained
+from raymae.benchmark.prepare import Job
+from raymae.benchmark.recordings import write_corpus
+from raymae.benchmark.result import Result, Row
+from raymae.config import Config, DataConfig
+from raymae.inputs import INPUTS
+from raymae.recipes import SMALL_MODEL, small
+
+PARTS = ("prepare", "train", "predict")
+GOAL = 0.9
+OBJECT_STORE_MB = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Features, pre-training and labelling on nodes of one CPU each, against one node that has all the CPUs.
+
+    All of it on one machine, so that nothing is gained and what is lost is the nodes' own: their daemons, objects that
+    pass from one to the other, gradients that the workers exchange. Pre-training has one worker with a thread for each
+    CPU on the one side (a job's default on CPUs), and one worker of one thread for each node on the other. Sides take
+    turns (one, several, several, one); of each the mean counts. Start-up is left out, as in the parts `prepare`,
+    `loop` and `predict`.
+
+    `--json` keys: clips per second `prepare`, `train`, `predict` (several nodes) and `one_prepare`, `one_train`,
+    `one_predict`; `ratios`, by part; `nodes`.
+    """
+
+    json: str | None = None
+    """Write the numbers to this JSON file."""
+    nodes: int = 2
+    """Nodes of one CPU, and CPUs of the one node."""
+    parts: tuple[str, ...] = PARTS
+    """What is measured."""
+    clips: int = 1536
+    """Clips of which features are made."""
+    steps: int = 32
+    """Timed training steps of 64 clips."""
+    labelled: int = 1024
+    """Clips that are labelled."""
+
+    def run(self) -> Result:
+        """Measure."""
+        if unknown := set(self.parts) - set(PARTS):
+            raise ValueError(f"--parts {' '.join(unknown)}: the parts are {', '.join(PARTS)}")
+        if self.nodes < 2 or 64 % self.nodes:
+            raise ValueError(f"--nodes {self.nodes} must be 2 or more and divide a batch of 64 clips")
+        rates: dict[str, dict[int, list[float]]] = {part: {1: [], self.nodes: []} for part in self.parts}
+        with tempfile.TemporaryDirectory(prefix="raymae-nodes-") as folder:
+            sides = {part: self._side(part, Folder(folder) / part) for part in self.parts}
+            for turn, nodes in enumerate((1, self.nodes, self.nodes, 1)):
+                with own_ray(self.nodes // nodes, OBJECT_STORE_MB, nodes):
+                    for part, measure in sides.items():
+                        rates[part][nodes].append(measure(nodes, f"{turn}"))
+        one, several = (
+            {part: statistics.mean(found[nodes]) for part, found in rates.items()} for nodes in (1, self.nodes)
+        )
+        rows = [
+            Row(
+                "nodes",
+                f"{part} on {self.nodes} nodes of 1 CPU",
+                f"{several[part]:.1f} clips/s",
+                f"{one[part]:.1f} clips/s (one node of {self.nodes} CPUs)",
+                several[part] / one[part],
+                GOAL,
+            )
+            for part in self.parts
+        ]
+        values = {**several, **{f"one_{part}": rate for part, rate in one.items()}, "nodes": self.nodes}
+        return Result("nodes", rows, values | {"ratios": {row.what.split()[0]: row.ratio for row in rows}})
+
+    def _side(self, part: str, folder: Folder) -> Callable[[int, str], float]:
+        """What gives the clips per second of a part on so many nodes; writes its inputs."""
+        return {"prepare": self._prepare, "train": self._train, "predict": self._predict}[part](folder)
+
+    def _prepare(self, folder: Folder) -> Callable[[int, str], float]:
+        config = Config(data=DataConfig(shard_mb=11))
+        clips = write_corpus(made(folder), self.clips, 120, config.audio.clip_seconds)
+
+        def measure(nodes: int, name: str) -> float:
+            job = Job(clips, folder / name, config, self.nodes)
+            job.run()
+            return job.rate
+
+        return measure
+
+    def _train(self, folder: Folder) -> Callable[[int, str], float]:
+        loop = Loop(steps=self.steps, model=SMALL_MODEL)
+        spec = loop.spec(folder)
+        train = replace(spec.config.pretrain, micro_batch_size=64 // self.nodes)
+
+        def measure(nodes: int, name: str) -> float:
+            compute = replace(spec.config.compute, num_workers=nodes, torch_threads=self.nodes // nodes)
+            config = replace(spec.config, compute=compute, pretrain=train)
+            return loop.measure(
+                replace(spec, config=config, artifact=folder / name), lambda one: train_on_ray(one, folder)
+            ).rate
+
+        return measure
+
+    def _predict(self, folder: Folder) -> Callable[[int, str], float]:
+        config = small()
+        classifier = write_untrained(folder / "classifier", config)
+        clips = write_corpus(made(folder / "recordings"), self.labelled, 64, config.audio.clip_seconds)
+        files = clips.select(INPUTS.names).cast(INPUTS)
+
+        def measure(nodes: int, name: str) -> float:
+            machines = [{"CPU": float(self.nodes // nodes)}] * nodes
+            return run_job(classifier, files, folder / name, config, machines).rate
+
+        return measure
+
+
+def made(folder: Folder) -> Path:
+    """The path of a new local folder."""
+    path = Path(folder.path())
+    path.mkdir(parents=True)
+    return path
