@@ -1,7 +1,6 @@
 """Training stages on Ray Train: specs to one TorchTrainer, whose workers are fed by Ray Data.
 
-Consecutive stages share a worker group, because starting one takes longer than training a small stage. The only file
-that calls `ray.train`.
+Consecutive stages share a worker group, because starting one takes longer than training a small stage.
 """
 
 from __future__ import annotations
@@ -136,18 +135,6 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             return
 
 
-def meeting(compute: ComputeConfig, workers: int) -> Any:
-    """How the workers find each other. One has nobody to find: a store to meet at would listen on every interface."""
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig
-
-    class Alone(TorchConfig):
-        backend_cls = Backend
-
-    # longer than the watchdog waits, which knows more of a hang than a collective that timed out
-    return (Alone if workers == 1 else TorchConfig)(timeout_s=max(1800, round(240 * compute.stall_minutes)))
-
-
 def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:
     """Train the stages in one worker group, to the end, the deadline or the error of the last try.
 
@@ -176,6 +163,8 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
     """Train the stages with so many workers until they stop or the last try fails."""
     from ray.train.torch import TorchTrainer
 
+    from raymae.meeting import meeting
+
     compute, artifacts = crew.compute, [spec.artifact for spec in specs]
     known = hangs(artifacts)
     threads = torch_threads(compute, workers, crew.use_gpu)
@@ -184,7 +173,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline, "crew": crew},
-        torch_config=meeting(compute, workers),
+        torch_config=meeting(workers, compute.stall_minutes),
         datasets={spec.name: factory(spec, workers) for spec in specs},  # type: ignore[arg-type]
         dataset_config=InOrder(),
         scaling_config=crew.scaling(workers),

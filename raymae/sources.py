@@ -45,7 +45,7 @@ WHOLE = 2**24
 _BUFFER = 2**20
 
 
-class UnreachableError(AudioError):
+class UnreachableError(AudioError, ConnectionError):
     """A recording that its storage didn't give, although it was asked several times: later it may."""
 
 

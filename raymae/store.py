@@ -27,7 +27,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,11 @@ from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
 from raymae.audio import AudioError, LogMel, fit_length, load
-from raymae.config import AudioConfig, from_dict, to_dict
+from raymae.config import AudioConfig, from_dict, redact, to_dict
 from raymae.order import Rows
+from raymae.retry import patiently
 from raymae.shards import BLANK, META, explain, moments, seal
-from raymae.sources import open_clip
+from raymae.sources import UnreachableError, open_clip
 
 ROW_GROUP = 4
 """Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
@@ -137,7 +138,7 @@ class ClipReader:
             self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
             self._start()
             raise AudioError(f"not decoded within {self.timeout:g} s") from None
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, AudioError):
             raise AudioError(error.strerror or str(error)) from None
         if error is not None:
             raise error
@@ -160,7 +161,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it.
 
-    Without `features` the shard holds all but the log-mels (`raymae.streaming`).
+    Without `features` the shard holds all but the log-mels (`raymae.streaming`). ConnectionError where the storage of
+    the clips goes on failing: a clip that can't be had for now is no bad file.
     """
     kept: list[tuple[str, int, float]] = []
     log_mels: list[bytes] = []
@@ -168,11 +170,16 @@ def write_shard(
     quarantine = []
     for clip_id, path in zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True):
         try:
-            log_mel, valid_frames, seconds = reader(path)
+            log_mel, valid_frames, seconds = patiently(partial(reader, path), "a clip's storage")
             kept.append((clip_id, valid_frames, seconds))
             found.append(moments(log_mel, valid_frames))
             if features:
                 log_mels.append(log_mel.tobytes())
+        except UnreachableError as error:
+            raise ConnectionError(
+                f"{redact(path)} can't be reached ({error}): the same command goes on from the shards that stand; take "
+                "a clip that stays so out of the table"
+            ) from None
         except AudioError as error:
             quarantine.append({"clip_id": clip_id, "path": path, "reason": str(error)})
     audio = reader.audio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -51,14 +52,20 @@ def kill_tree(pid: int) -> None:
 class Nodes:
     """While the block runs: a head without CPUs, with a dashboard and a job server, and nodes that come and go.
 
-    Ray's daemons are real processes, started as `ray start` starts them on a machine of its own.
+    Ray's daemons are real processes, started as `ray start` starts them on a machine of its own; with a token they
+    answer nobody who lacks it.
     """
 
     def __init__(self, folder: Path, cpus: tuple[int, ...] = (2, 2), token: bool = False) -> None:
         self.folder, self.cpus = folder, cpus
         self.port, self.dashboard_port = free_port(), free_port()
-        self.environment = os.environ | {
-            "RAY_AUTH_MODE": "token" if token else "disabled",
+        authentication = {"RAY_AUTH_MODE": "disabled"}
+        if token:
+            (folder / "token").write_text(secrets.token_hex(32))
+            authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.environment = {
+            **os.environ,
+            **authentication,
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # not on loopback alone, where no node could join
             "RAY_health_check_period_ms": "500",  # a dead node is missed after seconds instead of half a minute
             "RAY_health_check_failure_threshold": "6",

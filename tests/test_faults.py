@@ -1,6 +1,6 @@
 """A cluster of real nodes that lose processes by real signals: what is lost is what came after the last commit.
 
-One pre-training, submitted as a job, goes through it all; what it ends with is what an undisturbed run ends with.
+A pre-training, submitted as a job, goes through it; what it ends with is what an undisturbed run ends with.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,8 +32,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A head and two nodes, each with room for one training worker."""
-    with Nodes(tmp_path_factory.mktemp("nodes")) as found:
+    """A head and two nodes, each with room for one training worker, that ask for a token."""
+    with Nodes(tmp_path_factory.mktemp("nodes"), token=True) as found:
         yield found
 
 
@@ -89,9 +88,10 @@ class Run:
         step = self.step()
         self.kept |= {number: event["time"] for number, event in self.events().items() if number <= step}
 
-    def submit(self) -> subprocess.Popen[bytes]:
+    def submit(self, name: str) -> subprocess.Popen[bytes]:
         """Give it to the cluster as a job, whose log comes back."""
         submit = [RAY, "job", "submit", "--address", self.nodes.job_server, "--working-dir", "."]
+        submit += ["--submission-id", name]
         with (self.folder / "job.log").open("ab") as log:
             return subprocess.Popen(
                 [*submit, "--", "python", "jobs/pretrain.py", *self.arguments],
@@ -107,7 +107,7 @@ class Run:
         return (self.folder / "job.log").read_text()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def run(tmp_path_factory: pytest.TempPathFactory, nodes: Nodes) -> Run:
     """The run, before its first step."""
     folder = tmp_path_factory.mktemp("recordings")
@@ -125,49 +125,57 @@ def driver_of(job: subprocess.Popen[bytes], nodes: Nodes) -> int:
     raise LookupError("the job has no driver")
 
 
+def ask(nodes: Nodes, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`ray job …` to the cluster's job server."""
+    command = [RAY, "job", words[0], "--address", nodes.job_server, *words[1:]]
+    return subprocess.run(command, env=nodes.environment | environment, capture_output=True, text=True, timeout=240)
+
+
 def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes, tmp_path: Path) -> None:
-    said = time.monotonic()
-
-    def tell(what: str) -> None:
-        nonlocal said
-        print(f"{what}: step {run.step()}, {time.monotonic() - said:.0f} s", flush=True)
-        said = time.monotonic()
-
-    job = run.submit()
+    job = run.submit("first")
     run.on(20)
-    tell("two workers")
+    stranger = ask(nodes, "list", RAY_AUTH_MODE="disabled")
+    assert stranger.returncode != 0
+    assert "token" in stranger.stderr.lower()
 
     nodes.kill(nodes.nodes[1])  # nobody takes its place: one worker goes on
     run.on(40)
-    tell("a node died")
     with nodes.training_halted():
         nodes.add()  # both go on, from a commit
     wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
     run.on(20)
-    tell("a node joined")
-
-    nodes.drain(nodes.nodes[1], seconds=12)
-    tell("a node is drained")
-    wait_until(lambda: run.log.count("training goes on") >= 3, "the departure", 300)
-    nodes.kill(nodes.nodes[1])
-    with nodes.training_halted():
-        nodes.add()
-    run.on(20)
-    tell("a drained node went")
 
     os.kill(driver_of(job, nodes), signal.SIGKILL)
     assert job.wait(120) == 1
     run.on(0)
-    tell("the driver died")
-    job = run.submit()
+    job = run.submit("second")
     assert job.wait(600) == 0, run.log[-3000:]
-    tell("the end")
-    assert "pretrain: " in run.log.rpartition("to go on from step")[2], "the job's log has no result"
+    assert_as_undisturbed(run, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, tmp_path: Path) -> None:
+    job = run.submit("third")
+    run.on(20)
+    nodes.drain(nodes.nodes[1], seconds=12)
+    wait_until(lambda: "training goes on" in run.log, "the departure", 300)
+    nodes.kill(nodes.nodes[1])
+    with nodes.training_halted():
+        nodes.add()
+    run.on(20)
+
+    assert ask(nodes, "stop", "third").returncode == 0
+    assert job.wait(120) == 1
+    assert "STOPPED" in ask(nodes, "status", "third").stdout
+    run.on(0)
+    job = run.submit("fourth")
+    assert job.wait(600) == 0, run.log[-3000:]
     assert_as_undisturbed(run, tmp_path)
 
 
 def assert_as_undisturbed(run: Run, folder: Path) -> None:
     """Every step saw its clips, none that was committed before a fault was repeated, and the weights are the same."""
+    assert "pretrain: " in run.log.rpartition("to go on from step")[2], "the job's log has no result"
     events, plan = run.events(), make_plan(parse(run.arguments, ""), "pretrain", Folder(str(run.folder)))
     spec = plan.spec("pretrain")
     assert {step: event["trail"] for step, event in events.items()} == trails(spec)

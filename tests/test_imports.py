@@ -38,7 +38,7 @@ FLOORS = [
     {"stages", "outlook", "follow", "pyfunc", "invariance", "views", "labels"},
     {"tracking", "teacher", "evaluate"},
     {"weights", "in_process"},
-    {"features", "gauges", "inference", "workforce"},
+    {"features", "gauges", "inference", "meeting", "workforce"},
     {"feed"},
     {"launch", "parts"},
     {"label", "export", "console", "audit_report", "journal"},

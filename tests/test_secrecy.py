@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from raymae import cli
 from raymae.artifacts import Folder
-from raymae.config import ComputeConfig, Config, DataConfig, TrackingConfig, redact
+from raymae.config import Config, DataConfig, TrackingConfig, redact
 from raymae.loopback import stay_local
 from raymae.spec import StageSpec
 from raymae.store import FeatureStore
@@ -109,24 +109,32 @@ def test_no_process_of_ray_listens_beyond_loopback(ray_cluster: None) -> None:
 
 @pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_training_worker_alone_opens_no_store(ray_cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: Path, workers: int) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from raymae.launch import meeting
+    from raymae.meeting import meeting
 
     def look(config: dict[str, str]) -> None:
+        import torch
+
+        rank = ray.train.get_context().get_world_rank()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(torch.ones(1))
         found = [str(getattr(one, "ipv4_mapped", None) or one) for one in listening({os.getpid()})]
-        Path(config["file"]).write_text("\n".join(found))
+        Path(config["folder"], f"found{rank}").write_text("\n".join(found))
+        assert torch.distributed.is_initialized() == (ray.train.get_context().get_world_size() > 1)
 
     TorchTrainer(
         look,
-        train_loop_config={"file": str(tmp_path / "found")},
-        torch_config=meeting(ComputeConfig(), 1),
-        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+        train_loop_config={"folder": str(tmp_path)},
+        torch_config=meeting(workers, stall_minutes=15),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name="alone", storage_path=str(tmp_path)),
     ).fit()
-    assert set((tmp_path / "found").read_text().splitlines()) == {"127.0.0.1"}
+    found = [set(path.read_text().splitlines()) for path in tmp_path.glob("found*")]
+    assert found == [{"127.0.0.1"}] * workers
 
 
 # What is said of secrets ---------------------------------------------------------------------------------------------

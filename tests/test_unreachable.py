@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from raymae import retry, sources
+from raymae.artifacts import Folder
 from raymae.audio import AudioError
 from raymae.sources import WHOLE, UnreachableError, open_clip
-from raymae.store import ClipReader
+from raymae.store import ClipReader, write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 from tests.failing_files import FailingFiles
 
@@ -76,3 +79,22 @@ def test_what_lasts_is_not_asked_for_again(
         open_clip("failing://bucket/a.wav")
     assert not isinstance(caught.value, UnreachableError)
     assert files.calls["read", "/bucket/a.wav"] == 1
+
+
+def test_a_clip_that_cannot_be_reached_is_no_bad_file(
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        put(files, f"/bucket/{name}.wav", encoded())
+    monkeypatch.setattr(sources, "READ_SECONDS", 0.0)  # so that each try of a clip is one of its storage
+    paths = ["failing://bucket/a.wav", "failing://bucket/b.wav"]
+    clips = pa.table({"clip_id": ["a", "b"], "path": paths})
+    summary = write_shard(Folder(str(tmp_path)), "one", clips, ClipReader(TINY_AUDIO, 10))
+    assert (summary["rows"], summary["quarantine"]) == (2, [])
+    assert files.calls["read", "/bucket/b.wav"] == 4
+
+    monkeypatch.setattr(FailingFiles, "failures", 10**9)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(ConnectionError, match=r"failing://bucket/a.wav can't be reached .* the same command"):
+        write_shard(Folder(str(tmp_path)), "two", clips, ClipReader(TINY_AUDIO, 10))
+    assert not Folder(str(tmp_path)).exists("two.parquet")

@@ -1,0 +1,87 @@
+"""How the workers of a training group find each other."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+LOOPBACK = "127.0.0.1"
+_store: TCPStore | None = None
+"""Where the others ask; of the first worker, in whose process it is kept."""
+
+
+def meeting(workers: int, stall_minutes: float) -> TorchConfig:
+    """Ray Train's settings for so many workers. One has nobody to find.
+
+    Args:
+        stall_minutes: how long the watchdog waits, which knows more of a hang than a collective that timed out.
+    """
+    return (Alone if workers == 1 else Together)(timeout_s=max(1800, round(240 * stall_minutes)))
+
+
+class Alone(TorchConfig):
+    """No process group."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """Does nothing."""
+        return Backend
+
+
+class Together(TorchConfig):
+    """A process group."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """Sets it up."""
+        return Meeting
+
+
+class Meeting(_TorchBackend):
+    """Ray Train's own way, except where its nodes listen on loopback alone: there PyTorch's store does, too.
+
+    Who reaches the store can take part in the training; by itself it listens on every interface.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called in the controller, when the workers have started."""
+        if not ipaddress.ip_address(worker_group.execute_single(0, ray.util.get_node_ip_address)).is_loopback:
+            super().on_start(worker_group, backend_config)
+            return
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        timeout, count = timedelta(seconds=backend_config.timeout_s), len(worker_group)
+        port = worker_group.execute_single(0, open_store, timeout)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        ranks = [
+            worker_group.execute_single_async(rank, join, rank, count, backend, port, timeout) for rank in range(count)
+        ]
+        ray.get(ranks)
+
+
+def open_store(timeout: timedelta) -> int:
+    """Begin the store in this process; its port."""
+    global _store
+    from torch.distributed import TCPStore
+
+    listener = socket.create_server((LOOPBACK, 0), backlog=1024)
+    port = int(listener.getsockname()[1])
+    _store = TCPStore(LOOPBACK, port, None, True, timeout, wait_for_workers=False, master_listen_fd=listener.detach())
+    return port
+
+
+def join(rank: int, workers: int, backend: str, port: int, timeout: timedelta) -> None:
+    """Take part in the process group."""
+    from torch import distributed
+
+    store = _store if rank == 0 else distributed.TCPStore(LOOPBACK, port, None, False, timeout)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=workers, timeout=timeout)
