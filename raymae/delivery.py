@@ -307,7 +307,9 @@ class Delivery:
             self._begin(outbox, entry)
             return
         run_id = self._id(outbox, entry["run"])
-        if entry["do"] == "tell":
+        if entry["do"] == "log":
+            self.tracker.log_events(run_id, entry["events"])
+        elif entry["do"] == "tell":
             artifact = self.storage / entry["artifact"]
             for prefix, numbers in entry["numbers"].items():
                 self.tracker.log_numbers(run_id, numbers, prefix, entry["time"])

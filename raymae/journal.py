@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from raymae.config import Config, redact, to_dict
+from raymae.artifacts import Folder
+from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.delivery import START_SECONDS, Delivery
 from raymae.keys import FINETUNED
 from raymae.outbox import Entry, Outbox, left_over, server_id
@@ -25,105 +27,67 @@ FAREWELL_SECONDS = 10.0
 
 
 class Journal:
-    """The runs of a plan in MLflow: one of the job, with a child for each stage."""
+    """What MLflow is told of a run, whose folder keeps it until then, and of its children.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.uri = tracking_uri(plan.config.tracking, plan.storage)
-        server = server_id(plan.config.tracking, self.uri)
-        self.outbox = Outbox(plan.run_folder, server)
-        self._begun: set[str] = set()
-        self._delivery = Delivery(
-            self.outbox, plan.storage, self._connect, lambda: left_over(plan.storage, server, plan.run_folder)
-        )
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, tracking: TrackingConfig, storage: Folder, folder: Folder) -> None:
+        self.tracking, self.storage, self.folder = tracking, storage, folder
+        self.uri = tracking_uri(tracking, storage)
+        self.server = server_id(tracking, self.uri)
+        self.outbox = Outbox(folder, self.server)
+        self._delivery = Delivery(self.outbox, storage, self._connect, self._left_over)
         self._started = False
 
     def _connect(self) -> Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the delivery tries again, and says so
         from raymae.tracking import Tracker  # which takes seconds
 
-        return Tracker(self.plan.config.tracking, self.plan.storage)
+        return Tracker(self.tracking, self.storage)
+
+    def _left_over(self) -> list[Outbox]:
+        return left_over(self.storage, self.server, self.folder)
 
     def has_waiting(self) -> bool:
         """Whether MLflow lacks something that this run or another one of the storage had to say."""
-        own = self.outbox.waiting() or self.outbox.open_runs()
-        return bool(own or left_over(self.plan.storage, self.outbox.server, self.plan.run_folder))
+        known = self.tracking.uri or self.storage.is_local
+        return bool(known and (self.outbox.waiting() or self.outbox.open_runs() or self._left_over()))
 
-    def start(self, begins: bool = True) -> None:
-        """Begin to deliver: that the job begins (again), unless it has nothing to do, and what waits.
+    def start(self, *entries: Entry) -> None:
+        """Begin to deliver, these entries and what waits.
 
         ValueError where MLflow can't be used as the settings say; one that is down is waited for beside the work.
         """
-        for name in self.outbox.open_runs():  # a driver that died had no time to say so
-            if name and self.plan.nodes[name].reused:
-                self.finished(self.plan.nodes[name], self.plan.nodes[name].artifact.result())
-        if begins:
-            config = self.plan.config
-            commit = source().get("git_commit")
-            self._write(
-                begin(
-                    "",
-                    self.plan.key,
-                    f"{config.recipe}-{self.plan.job}",
-                    flat(to_dict(config)),
-                    {"mlflow.source.git.commit": commit} if commit else {},
-                )
-            )
+        if entries:
+            self.write(*entries)
         self._delivery.start(START_SECONDS if self.uri.startswith("http") else None)
         self._started = True
 
-    def begins(self, name: str) -> None:
-        """A stage begins, or goes on."""
-        if name not in self._begun:
-            self._write(self._stage(name))
+    def write(self, *entries: Entry) -> None:
+        """Say something."""
+        self.outbox.write(*entries)
+        self._delivery.wake()
 
     def check(self) -> None:
         """ValueError where MLflow has answered late that it can't be used."""
         self._delivery.check()
 
-    def _stage(self, name: str) -> Entry:
-        self._begun.add(name)
-        node = self.plan.nodes[name]
-        params = {"artifact": redact(node.artifact.url), "key": node.key}
-        params |= stage_settings(self.plan.plan_of(name).config, node.stage)
-        return begin(name, node.key, name, params, {}, place(node) if node.stage in TRAININGS else None)
-
-    def finished(self, node: Node, result: dict[str, Any]) -> None:
-        """A stage is finished with this result."""
-        numbers = {"stage/": {key: float(value) for key, value in result.items() if isinstance(value, int | float)}}
-        if node.stage == "evaluate":
-            numbers[""] = scores(result["metrics"])
-        tell = {"do": "tell", "run": node.name, "artifact": place(node), "numbers": numbers}
-        files = [*reports(node, result), *(f"figures/{name}" for name in (node.artifact / "figures").names())]
-        first = [] if node.name in self.outbox.open_runs() else [self._stage(node.name)]
-        self._write(*first, tell | {"files": files}, {"do": "finish", "run": node.name, "status": "FINISHED"})
-
-    def register(self) -> dict[str, str]:
-        """Register the final classifier: model_uri, version and mlflow_run_id.
-
-        AwayError where MLflow is down for `tracking.patience_minutes`.
-        """
-        plan = self.plan
-        tags, metadata = model_card(plan)
-        classifier = plan.nodes[plan.final].artifact
-        (model_uri, version), run_id = self._delivery.call(
-            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags), run_id), self.patience
-        )
-        return {"model_uri": model_uri, "version": version, "mlflow_run_id": run_id}
-
     @property
     def patience(self) -> float:
         """Seconds to wait for a server that is down, in the end."""
-        return 60 * self.plan.config.tracking.patience_minutes
+        return 60 * self.tracking.patience_minutes
 
     def close(self, status: str) -> str | None:
         """End all runs that are open and deliver what waits; None, or a line that says what still does."""
         if not self._started:
             return None
+        left = "KILLED" if status == "FINISHED" else status  # of a child: a driver that died had begun it
         runs = reversed(self.outbox.open_runs())
-        entries = [{"do": "finish", "run": run, "status": status} for run in runs]
+        entries = [finish(run, left if run else status) for run in runs]
         if entries:
-            self._write(*entries)
+            self.write(*entries)
         waiting = self._delivery.close(self.patience if status == "FINISHED" else FAREWELL_SECONDS)
         if not waiting:
             return None
@@ -141,9 +105,58 @@ class Journal:
         except Exception as error:
             log.warning("MLflow isn't told that the run ended: %s", redact(str(error)))
 
-    def _write(self, *entries: Entry) -> None:
-        self.outbox.write(*entries)
-        self._delivery.wake()
+
+class PlanJournal(Journal):
+    """The runs of a plan in MLflow: one of the job, with a child for each stage."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.config.tracking, plan.storage, plan.run_folder)
+        self.plan = plan
+        self._begun: set[str] = set()
+
+    def start(self, *entries: Entry, begins: bool = True) -> None:
+        """Begin to deliver: that the job begins (again), unless it has nothing to do, and what waits."""
+        for name in self.outbox.open_runs():  # a driver that died had no time to say so
+            if name and self.plan.nodes[name].reused:
+                self.finished(self.plan.nodes[name], self.plan.nodes[name].artifact.result())
+        config, commit = self.plan.config, source().get("git_commit")
+        title, tags = f"{config.recipe}-{self.plan.job}", {"mlflow.source.git.commit": commit} if commit else {}
+        own = [begin("", self.plan.key, title, flat(to_dict(config)), tags)] if begins else []
+        super().start(*own, *entries)
+
+    def begins(self, name: str) -> None:
+        """A stage begins, or goes on."""
+        if name not in self._begun:
+            self.write(self._stage(name))
+
+    def _stage(self, name: str) -> Entry:
+        self._begun.add(name)
+        node = self.plan.nodes[name]
+        params = {"artifact": redact(node.artifact.url), "key": node.key}
+        params |= stage_settings(self.plan.plan_of(name).config, node.stage)
+        return begin(name, node.key, name, params, {}, place(node) if node.stage in TRAININGS else None)
+
+    def finished(self, node: Node, result: dict[str, Any]) -> None:
+        """A stage is finished with this result."""
+        numbers = {"stage/": {key: float(value) for key, value in result.items() if isinstance(value, int | float)}}
+        if node.stage == "evaluate":
+            numbers[""] = scores(result["metrics"])
+        files = [*reports(node, result), *(f"figures/{name}" for name in (node.artifact / "figures").names())]
+        first = [] if node.name in self.outbox.open_runs() else [self._stage(node.name)]
+        self.write(*first, tell(node.name, numbers, place(node), files), finish(node.name))
+
+    def register(self) -> dict[str, str]:
+        """Register the final classifier: model_uri, version and mlflow_run_id.
+
+        AwayError where MLflow is down for `tracking.patience_minutes`.
+        """
+        plan = self.plan
+        tags, metadata = model_card(plan)
+        classifier = plan.nodes[plan.final].artifact
+        (model_uri, version), run_id = self._delivery.call(
+            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags), run_id), self.patience
+        )
+        return {"model_uri": model_uri, "version": version, "mlflow_run_id": run_id}
 
 
 TRAININGS = ("pretrain", *FINETUNED)
@@ -154,6 +167,16 @@ def begin(
 ) -> Entry:
     """The entry that a run begins with."""
     return {"do": "begin", "run": run, "key": key, "name": name, "params": params, "tags": tags, "events": events}
+
+
+def tell(run: str, numbers: dict[str, dict[str, float]], artifact: str = "", files: Sequence[str] = ()) -> Entry:
+    """The entry of a run's figures, and of files of a folder of the storage."""
+    return {"do": "tell", "run": run, "numbers": numbers, "artifact": artifact, "files": list(files)}
+
+
+def finish(run: str, status: str = "FINISHED") -> Entry:
+    """The entry that a run ends with."""
+    return {"do": "finish", "run": run, "status": status}
 
 
 def place(node: Node) -> str:
@@ -191,12 +214,6 @@ def model_card(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
     }
     stages = {name: other.key for name, other in plan.nodes.items() if name != "register"}
     return tags, {**said, "stages": stages, "metrics": metrics}
-
-
-def has_waiting(plan: Plan) -> bool:
-    """Whether MLflow lacks something that a run of the storage had to say."""
-    known = plan.config.tracking.uri or plan.storage.is_local
-    return bool(known) and Journal(plan).has_waiting()
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

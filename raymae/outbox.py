@@ -3,10 +3,11 @@
     <run folder>/outbox/<time>-<id>.json              some entries; never changed, because object stores can't append
     <run folder>/outbox/delivered/<server>.json       the names of those that a server has
 
-An entry names a run ("" is the job's, above those of its stages) and what is to be done:
+An entry names a run ("" is the job's, above those of its stages or trials) and what is to be done:
 
     begin     the run with this key begins, or goes on: key, name, params, tags; of a training, `events`: its artifact
-    tell      figures and files of a finished stage: numbers (of step 0), and files of `artifact`
+    log       the metrics of some steps of a trial, which no artifact holds as a whole: events
+    tell      figures and files: numbers (of step 0) by prefix, and files of `artifact`, a folder of the storage
     finish    it ends, with a status
 
 The metrics of a training are in its artifact already, a file per event, and are not written twice.
@@ -96,7 +97,7 @@ class Outbox:
 
 
 def left_over(storage: Folder, server: str, but: Folder) -> list[Outbox]:
-    """The outboxes of other runs of which this server lacks something."""
-    runs = storage / "runs"
-    boxes = [Outbox(runs / name, server) for name in runs.names() if (runs / name).url != but.url]
+    """The outboxes of other runs and sweeps of which this server lacks something."""
+    folders = [storage / kind / name for kind in ("runs", "sweeps") for name in (storage / kind).names()]
+    boxes = [Outbox(folder, server) for folder in folders if folder.url != but.url]
     return [box for box in boxes if box.is_known and box.waiting()]

@@ -19,7 +19,7 @@ from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.delivery import AwayError
 from raymae.inventory import STAGES
-from raymae.journal import TRAININGS, Journal, has_waiting
+from raymae.journal import TRAININGS, PlanJournal
 from raymae.keys import FINETUNED
 from raymae.plan import Node, Plan, Target, ui_command
 from raymae.selection import described
@@ -61,7 +61,7 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
     try:
         if plan.to_do:
             left = run.execute()
-        elif has_waiting(plan):
+        elif run.journal.has_waiting():
             run.journal.start(begins=False)
             left = run.journal.close("FINISHED")
         result = run.result(time.time() - started)
@@ -93,9 +93,9 @@ class Run:
         self.times: dict[str, dict[str, float]] = {}
 
     @cached_property
-    def journal(self) -> Journal:
+    def journal(self) -> PlanJournal:
         """What MLflow is told."""
-        return Journal(self.plan)
+        return PlanJournal(self.plan)
 
     def abandon(self, status: str) -> None:
         """End the run in MLflow after an error."""

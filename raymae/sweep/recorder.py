@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +11,10 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raymae.artifacts import Folder
 from raymae.config import to_text
+from raymae.journal import Journal, begin, finish, tell
 from raymae.sweep.ground import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values
-from raymae.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 
 class Recorder(Callback):
@@ -26,7 +23,7 @@ class Recorder(Callback):
     Args:
         folder: the sweep's.
         values_of: from Tune's configuration of a trial to its values by path.
-        tracker: MLflow; with the id of the sweep's run and the sweep's key.
+        journal: what MLflow is told; with the sweep's key.
         total: trials of the sweep, `known` of which have been recorded before.
         tensorboard: a local folder, or None.
     """
@@ -35,27 +32,26 @@ class Recorder(Callback):
         self,
         folder: Folder,
         values_of: Callable[[Mapping[str, Any]], Values],
-        tracker: Tracker,
-        parent: str,
+        journal: Journal,
         key: str,
         *,
         known: int,
         total: int,
         tensorboard: str | None,
     ) -> None:
-        self.folder, self.values_of, self.tracker = folder, values_of, tracker
-        self.parent, self.key, self.tensorboard = parent, key, tensorboard
+        self.folder, self.values_of, self.journal = folder, values_of, journal
+        self.key, self.tensorboard = key, tensorboard
         self.done, self.total = known, total
         self._started: dict[str, float] = {}
         self._history: dict[str, list[dict[str, float]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
-        self._runs: dict[str, str | None] = {}
+        self._begun: set[str] = set()
         self._writers: dict[str, Any] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial begins (or begins again after its process died)."""
         self._started.setdefault(trial.trial_id, time.time())
-        self._run_id(trial)
+        self._begin(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -71,7 +67,7 @@ class Recorder(Callback):
         """A trial ended by itself, or was stopped."""
         last = self._last.get(trial.trial_id, {})
         if last.get("status") == "cut":  # its time was up: the next start goes on
-            self._close(trial, "KILLED")
+            self._close(trial, None, "KILLED")
             return
         self._record(trial, last.get("status", "stopped"), last.get("error", ""))
 
@@ -96,38 +92,32 @@ class Recorder(Callback):
             stages=last.get("stages", {}),
             error=error,
             seconds=time.time() - self._started.get(trial.trial_id, time.time()),
-            mlflow_run_id=self._run_id(trial),
         )
         write_record(self.folder, record)
-        if record.score is not None:
-            self._tell(trial, {"score": record.score})
-        self._close(trial, "FAILED" if status == "failed" else "KILLED" if status == "stopped" else "FINISHED")
+        self._close(
+            trial, record.score, "FAILED" if status == "failed" else "KILLED" if status == "stopped" else "FINISHED"
+        )
         self.done += 1
         print(f"trial {self.done} of {self.total}: {line(record)}", flush=True)
 
     # MLflow and TensorBoard ---------------------------------------------------------------------------------------
 
-    def _run_id(self, trial: TuneTrial) -> str | None:
-        """The trial's run in MLflow; None where MLflow couldn't be reached, which costs the trial nothing else."""
-        if trial.trial_id not in self._runs:
+    def _run(self, trial: TuneTrial) -> str:
+        """The trial's run in the outbox."""
+        return Point(self.values_of(trial.config)).key
+
+    def _begin(self, trial: TuneTrial) -> str:
+        run = self._run(trial)
+        if run not in self._begun:
+            self._begun.add(run)
             values = self.values_of(trial.config)
-            point = Point(values)
             params = {path: to_text(value) for path, value in values.items()}
-            try:
-                key = f"{self.key}-{point.key}"
-                self._runs[trial.trial_id] = self.tracker.run(key, point.label, parent=self.parent, params=params)
-            except Exception as error:
-                log.warning("MLflow: %s", error)
-                self._runs[trial.trial_id] = None
-        return self._runs[trial.trial_id]
+            self.journal.write(begin(run, f"{self.key}-{run}", Point(values).label, params, {}))
+        return run
 
     def _pass_on(self, trial: TuneTrial, events: list[dict[str, Any]]) -> None:
-        run_id = self._run_id(trial)
-        try:
-            if run_id and events:
-                self.tracker.log_events(run_id, events)
-        except Exception as error:
-            log.warning("MLflow: %s", error)
+        if events:
+            self.journal.write({"do": "log", "run": self._begin(trial), "events": events})
         if self.tensorboard is None:
             return
         writer = self._writer(trial)
@@ -145,23 +135,12 @@ class Recorder(Callback):
             self._writers[trial.trial_id] = SummaryWriter(folder)
         return self._writers[trial.trial_id]
 
-    def _tell(self, trial: TuneTrial, numbers: dict[str, float]) -> None:
-        run_id = self._run_id(trial)
-        try:
-            if run_id:
-                self.tracker.log_numbers(run_id, numbers, prefix="")
-        except Exception as error:
-            log.warning("MLflow: %s", error)
-
-    def _close(self, trial: TuneTrial, status: str) -> None:
+    def _close(self, trial: TuneTrial, score: float | None, status: str) -> None:
         if writer := self._writers.pop(trial.trial_id, None):
             writer.close()
-        run_id = self._run_id(trial)
-        try:
-            if run_id:
-                self.tracker.finish(run_id, status)
-        except Exception as error:
-            log.warning("MLflow: %s", error)
+        run = self._begin(trial)
+        said = [] if score is None else [tell(run, {"": {"score": score}})]
+        self.journal.write(*said, finish(run, status))
 
 
 def line(record: Record) -> str:

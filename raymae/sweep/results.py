@@ -46,7 +46,6 @@ class Record:
     """By stage, its key, whether the trial found it made, and the seconds it took or waited."""
     error: str = ""
     seconds: float = 0.0
-    mlflow_run_id: str | None = None
 
     @property
     def label(self) -> str:
@@ -122,11 +121,11 @@ def table_csv(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> s
     """A line per trial."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(axis.path for axis in axes), "metric", "score", "status", "seconds", "error", "mlflow_run_id"])
+    writer.writerow([*(axis.path for axis in axes), "metric", "score", "status", "seconds", "error"])
     for one in records:
         values = [to_text(one.changes[axis.path]) for axis in axes]
         score = "" if one.score is None else one.score
-        writer.writerow([*values, metric, score, one.status, round(one.seconds, 1), one.error, one.mlflow_run_id or ""])
+        writer.writerow([*values, metric, score, one.status, round(one.seconds, 1), one.error])
     return text.getvalue()
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from raymae.artifacts import Folder
 from raymae.config import Config, redact, to_dict
 from raymae.config.sweep import TRIALS
-from raymae.deadline import Deadline
+from raymae.deadline import Deadline, TimeIsUpError
 from raymae.figures import png
-from raymae.journal import flat
+from raymae.journal import Journal, begin, flat, tell
 from raymae.pipeline import run_plan
 from raymae.plan import DOES, Node, Plan, ui_command
 from raymae.sweep.figures import sweep_figure
@@ -57,9 +57,12 @@ def run_sweep(config: Config, storage: Folder) -> dict[str, Any]:
     sweep.announce()
     if config.dry_run:
         return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
-    if sweep.left:
-        sweep.search()
-    return sweep.conclude()
+    waiting = sweep.search() if sweep.left else sweep.deliver()
+    result = sweep.conclude()
+    if waiting:
+        print(waiting)
+        result["undelivered"] = waiting
+    return result
 
 
 class Sweep:
@@ -78,6 +81,7 @@ class Sweep:
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
         self.points = points_of(self.ground, self.axes)
         self.before = self._known()
+        self.journal = Journal(config.tracking, storage, self.folder)
 
     @property
     def total(self) -> int:
@@ -114,14 +118,19 @@ class Sweep:
         for text in shared(plans):
             print(f"  {text}")
 
-    def search(self) -> None:
-        """Run what is left."""
+    def deliver(self) -> str | None:
+        """What an earlier start couldn't tell MLflow; a line that says what still waits."""
+        if not self.journal.has_waiting():
+            return None
+        self.journal.start()
+        return self.journal.close("FINISHED")
+
+    def search(self) -> str | None:
+        """Run what is left; a line that says what MLflow lacks in the end, if it does."""
         import ray
 
         from raymae.launch import start_ray
-        from raymae.sweep.recorder import Recorder
-        from raymae.sweep.search import room, run_trials, values_of
-        from raymae.tracking import Tracker
+        from raymae.sweep.search import room
 
         self.folder.write_json("config.json", to_dict(self.config))
         for one in self.before.values():
@@ -130,36 +139,48 @@ class Sweep:
         start_ray(self.config.compute)
         demand = room(self.config.sweep, self.config.compute)
         self._prepare()
-        tracker = Tracker(self.config.tracking, self.storage)
         name = f"{self.config.recipe}-sweep"
-        parent = tracker.run(f"sweep-{self.key}", name, params=flat(to_dict(self.config)))
+        self.journal.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))
         tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
         self._say_where(tensorboard, ray._private.worker.get_dashboard_url())
+        try:
+            self._run_trials(tensorboard, demand)
+            self._check_end()
+        except TimeIsUpError:
+            self._tell()
+            self.journal.abandon("KILLED")
+            raise
+        except BaseException:
+            self.journal.abandon("FAILED")
+            raise
+        self._tell()
+        return self.journal.close("FINISHED")
+
+    def _run_trials(self, tensorboard: str | None, demand: tuple[float, float]) -> None:
+        from raymae.sweep.recorder import Recorder
+        from raymae.sweep.search import run_trials, values_of
+
         points = self.points and interleaved([one for one in self.points if one.key not in self._known()])
         recorder = Recorder(
             self.folder,
             lambda found: values_of(found, self.axes),
-            tracker,
-            parent,
+            self.journal,
             self.key,
             known=len(self.before),
             total=self.total,
             tensorboard=tensorboard,
         )
-        status = "KILLED"
-        try:
-            run_trials(self.ground, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
-            self._check_end()
-            status = "FINISHED"
-        finally:
-            tracker.finish(parent, status)
-        if self.records:
-            self._write()
-            for file in (CSV, TABLE, HEAT_MAP, BEST):
-                if self.folder.exists(file):
-                    tracker.log_bytes(parent, file, self.folder.read_bytes(file))
-            if best := best_of(self.records):
-                tracker.log_numbers(parent, {f"best/{self.ground.metric}": best.score or 0.0}, prefix="")
+        run_trials(self.ground, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
+
+    def _tell(self) -> None:
+        """The sweep's tables and its best score, as far as it has come, to MLflow."""
+        if not self.records:
+            return
+        self._write()
+        best = best_of(self.records)
+        numbers = {"": {f"best/{self.ground.metric}": best.score or 0.0}} if best else {}
+        files = [file for file in (CSV, TABLE, HEAT_MAP, BEST) if self.folder.exists(file)]
+        self.journal.write(tell("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
 
     def _check_end(self) -> None:
         """TimeIsUpError where trials are left over at the deadline."""

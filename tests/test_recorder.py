@@ -1,0 +1,81 @@
+"""What MLflow is told of a sweep: kept first, so that a server that is away, or a driver that dies, loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raymae.artifacts import Folder
+from raymae.config import TrackingConfig
+from raymae.journal import Journal, begin
+from raymae.sweep.recorder import Recorder
+from raymae.sweep.results import read_records
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path))
+
+
+def journal_of(storage: Folder, folder: str = "sweeps/one") -> Journal:
+    return Journal(TrackingConfig(), storage, storage / folder)
+
+
+def recorder_of(journal: Journal) -> Recorder:
+    return Recorder(journal.folder, lambda values: dict(values), journal, "key", known=0, total=3, tensorboard=None)
+
+
+def trial(ratio: float) -> Any:
+    return SimpleNamespace(trial_id=f"trial{ratio}", config={"model.mask_ratio": ratio})
+
+
+def report(recorder: Recorder, one: Any, steps: list[int], **result: Any) -> None:
+    events = [{"step": step, "time": 1000.0 + step, "metrics": {"loss": 1.0 / step}} for step in steps]
+    recorder.on_trial_result(0, [], one, {"events": events, **result})
+
+
+def test_what_a_dead_sweep_had_to_say_is_delivered_by_the_next_job(storage: Folder) -> None:
+    from mlflow.tracking import MlflowClient
+
+    journal = journal_of(storage)
+    journal.write(begin("", "sweep-key", "small-sweep", {"seed": "0"}, {}))
+    recorder = recorder_of(journal)
+    good, bad, open_one = trial(0.6), trial(0.7), trial(0.8)
+    for one in (good, bad, open_one):
+        recorder.on_trial_start(0, [], one)
+        report(recorder, one, [1, 2])
+    report(recorder, good, [2, 3], status="finished", score=0.75)  # its process died after step 1 and went on
+    recorder.on_trial_complete(0, [], good)
+    recorder.on_trial_error(0, [], SimpleNamespace(**vars(bad), error_msg="no memory", get_error=lambda: None))
+    # the driver dies here; another job with the same storage finds what it had to say
+    journal.outbox.mark()
+    other = journal_of(storage, "runs/other")
+    assert other.has_waiting()
+    other.start(begin("", "other", "another", {}, {}))
+    assert other.close("FINISHED") is None
+
+    client = MlflowClient(journal.uri)
+    experiment = client.get_experiment_by_name(TrackingConfig().experiment)
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    children = {name: run for name, run in found.items() if "mlflow.parentRunId" in run.data.tags}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {found["small-sweep"].info.run_id}
+    assert {run.data.params["model.mask_ratio"]: run.info.status for run in children.values()} == {
+        "0.6": "FINISHED",
+        "0.7": "FAILED",
+        "0.8": "RUNNING",
+    }
+    (best,) = (run for run in children.values() if run.data.params["model.mask_ratio"] == "0.6")
+    history = client.get_metric_history(best.info.run_id, "loss")
+    assert sorted((point.step, point.timestamp) for point in history) == [(1, 1001000), (2, 1002000), (3, 1003000)]
+    assert best.data.metrics["score"] == 0.75
+    assert {one.status for one in read_records(journal.folder).values()} == {"finished", "failed"}
+
+    again = journal_of(storage)
+    again.start()
+    assert again.close("FINISHED") is None
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert statuses["small-sweep"] == "FINISHED"
+    assert sorted(statuses.values()) == ["FAILED", "FINISHED", "FINISHED", "FINISHED", "KILLED"]
