@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import logging
+import re
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,8 @@ FILES = (".safetensors", ".pth", ".pt", ".bin")
 CARDS = ("model.json", "classifier.json")
 """What describes a pre-training folder and a classifier folder."""
 WEIGHTS, EXPORTED = "model.safetensors", "export.json"
+REGISTERED = re.compile("(models|runs):/")
+"""How a URI of MLflow begins."""
 USES = {"prepare": (), "pretrain": ("pretrain",)}
 """The sections whose weights a target needs; all others need both."""
 
@@ -69,7 +72,7 @@ def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
 
 def open_artifact(source: str, config: Config) -> Folder:
     """The folder that a path, a URL or a registry URI (models:/, runs:/) names; only the last is looked at."""
-    if source.startswith(("models:/", "runs:/")):
+    if REGISTERED.match(source):
         from raymae.tracking import Tracker
 
         return Folder(Tracker(config.tracking, open_storage(config.storage)).download_classifier(source))

@@ -1,5 +1,6 @@
 """jobs/embed.py: one row per clip, the same vectors as in a bare process, kept when the job is repeated."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
 from raymae.embed import read_embedder
-from raymae.encode import check_front_end, check_layers, embed_clips
+from raymae.encode import bring, check_front_end, check_layers, embed_clips
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.store import FeatureStore, iterate
@@ -60,6 +61,18 @@ def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: 
 
     with pytest.raises(ValueError, match="embeddings of other settings"):
         embed_clips(replace(frames, embed=replace(frames.embed, layers=(1,))))
+
+
+def test_a_registered_encoder_lies_where_all_nodes_see_it(encoder: Folder, tmp_path: Path) -> None:
+    storage = Folder(str(tmp_path / "storage"))
+    copies = [Folder(shutil.copytree(encoder.path(), str(tmp_path / name))) for name in ("one", "other")]
+    found = {bring(copy, storage).url for copy in copies}
+    assert len(found) == 1, "what is downloaded again is another encoder"
+    (url,) = found
+    assert url.startswith(storage.url)
+    weights = [Folder(place).read_bytes("model.safetensors") for place in (url, encoder.url)]
+    assert weights[0] == weights[1]
+    assert read_embedder(Folder(url)).audio == read_embedder(encoder).audio
 
 
 def test_another_front_end_is_named(encoder: Folder) -> None:
