@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from raymae.artifacts import Folder, digest, open_storage
+from raymae.artifacts import Folder, open_storage
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.inference import actor_pool, torch_device
 from raymae.order import Rows
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.store import FeatureStore, iterate
-from raymae.weights import REGISTERED, WEIGHTS, find, open_artifact
+from raymae.weights import find, open_shared
 
 PART = 1024
 """Clips in a file of the result."""
@@ -128,21 +127,7 @@ def find_encoder(config: Config, storage: Folder) -> Folder:
                 "or name an encoder with --embed.model"
             )
         return node.artifact
-    return bring(open_artifact(model, config), storage) if REGISTERED.match(model) else open_artifact(model, config)
-
-
-def bring(encoder: Folder, storage: Folder) -> Folder:
-    """The same folder in the storage: MLflow puts what is registered into a new one on the driver's own disk."""
-    from raymae.embed import read_card
-
-    contents = {name: encoder.read_bytes(name) for name in (read_card(encoder)[0], WEIGHTS)}
-    key = digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
-    target = storage / f"artifacts/encoders/{key}"
-    if not target.is_done():
-        for name, content in contents.items():
-            target.write_bytes(name, content)
-        target.finish({})
-    return target
+    return open_shared(model, config)
 
 
 def check_front_end(encoder: Folder, audio: AudioConfig) -> None:

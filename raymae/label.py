@@ -31,7 +31,7 @@ from raymae.outputs import Output, open_output, without_credentials
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.store import hash_column
 from raymae.submission import Submission, check_classes, read_submission
-from raymae.weights import find, open_artifact
+from raymae.weights import find, open_shared
 
 VERSION = 1
 """Part of every key; a change of what is said of a file raises it."""
@@ -171,7 +171,7 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
                 f"or name a classifier with {option}"
             )
         return final.artifact
-    folder = open_artifact(model, config)
+    folder = open_shared(model, config)
     if not folder.exists("classifier.json"):
         raise ValueError(f"{option} {redact(model)} is no classifier: it has no classifier.json")
     return folder

@@ -11,10 +11,11 @@ import pytest
 from raymae.artifacts import Folder
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
 from raymae.embed import read_embedder
-from raymae.encode import bring, check_front_end, check_layers, embed_clips
+from raymae.encode import check_front_end, check_layers, embed_clips
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.store import FeatureStore, iterate
+from raymae.weights import share
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, make_spec
 
@@ -66,7 +67,7 @@ def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: 
 def test_a_registered_encoder_lies_where_all_nodes_see_it(encoder: Folder, tmp_path: Path) -> None:
     storage = Folder(str(tmp_path / "storage"))
     copies = [Folder(shutil.copytree(encoder.path(), str(tmp_path / name))) for name in ("one", "other")]
-    found = {bring(copy, storage).url for copy in copies}
+    found = {share(copy, storage).url for copy in copies}
     assert len(found) == 1, "what is downloaded again is another encoder"
     (url,) = found
     assert url.startswith(storage.url)
