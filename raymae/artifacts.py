@@ -28,6 +28,9 @@ from raymae.retry import FULL_ERRNOS, PatientFile, StorageFullError, patiently
 
 Found = TypeVar("Found")
 
+PART = ".part"
+"""How the name of a local file ends that is being written."""
+
 
 def digest(value: Any) -> str:
     """16 hexadecimal digits that name `value` (anything that JSON can hold)."""
@@ -44,6 +47,9 @@ class Folder:
     @cached_property
     def _located(self) -> tuple[AbstractFileSystem, str]:
         fs, path = url_to_fs(self.url)
+        # other processes write here: what was listed once isn't what stands
+        fs.dircache.use_listings_cache = False
+        fs.dircache.clear()
         return fs, path.rstrip("/")
 
     @property
@@ -78,8 +84,9 @@ class Folder:
         return bool(self._try(lambda: self.fs.exists(self.path(name))))
 
     def names(self) -> list[str]:
-        """Names in the folder, sorted; none where there is no folder."""
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in self._listed(detail=False))
+        """Names in the folder, sorted; none where there is no folder. What a process that died left half is none."""
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in self._listed(detail=False))
+        return sorted(name for name in names if not name.endswith(PART))
 
     def sizes(self) -> dict[str, int]:
         """Name and size in bytes of everything in the folder, in one listing; nothing where there is no folder."""
@@ -124,7 +131,7 @@ class Folder:
         if not self.is_local:
             self.fs.pipe_file(self.path(name), content)
             return
-        part = Path(f"{self.path(name)}.{uuid.uuid4().hex[:8]}.part")
+        part = Path(f"{self.path(name)}.{uuid.uuid4().hex[:8]}{PART}")
         try:
             with open(part, "wb") as file:
                 file.write(content)

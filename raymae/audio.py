@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymae.config import AudioConfig
 from raymae.headers import find_fault
+from raymae.retry import passes
 from raymae.spectrum import KaldiSpectra, PowerSpectra, power_spectra
 
 FloatArray = NDArray[np.float32]
@@ -43,6 +44,10 @@ _BLOCK_WEIGHTS = 2_000
 
 class AudioError(ValueError):
     """Why a recording can't be used, in one line and without its path."""
+
+
+class UnreachableError(AudioError, ConnectionError):
+    """A recording that its storage doesn't give, although it was asked several times: later it may."""
 
 
 class TooLongError(AudioError):
@@ -76,10 +81,12 @@ def load(
 
     Raises AudioError for what is missing, not a regular file (it is not opened), not audio, empty, truncated or
     chained (`headers.find_fault`; or fewer frames than the header promises), and for NaN or infinite samples;
-    TooLongError for what is longer than `MAX_SAMPLES` or `max_seconds`, before it is decoded where the header says so.
+    TooLongError for what is longer than `MAX_SAMPLES` or `max_seconds`, before it is decoded where the header says so;
+    UnreachableError where the file's storage fails with what may pass.
     What libsndfile hides passes: the lost end of an Ogg file, and of an MP3 of variable bit rate without a Xing header,
     whose length it guesses.
     """
+    stream = None
     try:
         with _open(source) as stream:
             fault = find_fault(stream)
@@ -92,10 +99,8 @@ def load(
                 longest = inf if max_seconds is None else max_seconds * native_rate
                 limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), longest)
                 waveform = _read_part(file, int(limit), start_seconds, seconds)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"can't be decoded: {' '.join(error.error_string.split())}") from None
-    except OSError as error:
-        raise AudioError(error.strerror or type(error).__name__) from None
+    except (soundfile.LibsndfileError, OSError, AudioError) as error:
+        raise _said(error, stream) from None
     waveform = _to_full_scale(waveform)
     if native_rate != sample_rate:
         waveform = soxr.resample(waveform, native_rate, sample_rate, quality="HQ")
@@ -104,6 +109,17 @@ def load(
     if not len(waveform):
         raise AudioError(f"too short: no sample at {sample_rate} Hz")
     return waveform
+
+
+def _said(error: soundfile.LibsndfileError | OSError | AudioError, stream: BinaryIO | None) -> AudioError:
+    """What to say of an error. What the reads of a file at a URL raise, libsndfile takes for the file's end."""
+    if isinstance(hidden := getattr(getattr(stream, "raw", None), "error", None), AudioError):
+        return hidden
+    if isinstance(error, AudioError):
+        return error
+    if isinstance(error, OSError):
+        return (UnreachableError if passes(error) else AudioError)(error.strerror or type(error).__name__)
+    return AudioError(f"can't be decoded: {' '.join(error.error_string.split())}")
 
 
 def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:

@@ -31,6 +31,8 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
 START_SECONDS = 30.0
 """How long a job waits for the first answer of a server before it goes on."""
 LOOK_SECONDS = 0.1
+MARKED = 32
+"""Files that are marked as delivered at once: an outage repeats at most so many, which changes nothing."""
 
 
 class AwayError(ConnectionError):
@@ -154,7 +156,7 @@ class Delivery:
         self._await(lambda: not self._thread.is_alive(), patience)
         self._stop.set()
         self._thread.join(1)
-        return len(self.outbox.waiting())
+        return len(self.outbox.lacking())
 
     def _await(self, done: Callable[[], bool], patience: float) -> None:
         """Until it is done, or the server has been down for `patience` seconds since now; at work it may take long."""
@@ -213,7 +215,7 @@ class Delivery:
         while self._left:
             self._deliver_left(self._left[0])
             self._left.pop(0)
-        return not self.outbox.waiting()
+        return not self.outbox.lacking()
 
     def _connected(self) -> Receiver:
         try:
@@ -264,10 +266,12 @@ class Delivery:
     # Entries ----------------------------------------------------------------------------------------------------
 
     def _deliver(self, outbox: Outbox) -> None:
-        for name, entries in outbox.waiting():
-            for entry in entries:
+        lacking = outbox.lacking()
+        for start in range(0, len(lacking), MARKED):
+            names = lacking[start : start + MARKED]
+            for entry in (entry for name in names for entry in outbox.read(name)):
                 self._try(outbox, entry["run"], partial(self._apply, outbox, entry))
-            outbox.mark(name)
+            outbox.mark(*names)
         for run in outbox.open_runs():
             self._try(outbox, run, partial(self._pass_on, outbox, run))
 

@@ -102,7 +102,13 @@ def embed_clips(config: Config) -> dict[str, Any]:
             start_ray(config.compute)
             pool, threads = actor_pool(config.compute, len(lacking))
             write_parts(lacking, output, EmbedRows, (store, encoder, config.embed, threads), pool, bar.update)
-    result = {"job": "embed", "clips": len(store), "files": len(parts), "output": output.url, "encoder": encoder.url}
+    result = {
+        "job": "embed",
+        "clips": len(store),
+        "files": len(parts),
+        "output": redact(output.url),
+        "encoder": redact(encoder.url),
+    }
     output.write_json(DONE, to_dict(result))
     print(f"{len(store)} clips in {len(parts)} files: {redact(output.url)}")
     return result

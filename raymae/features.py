@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raymae.artifacts import Folder
+from raymae.blame import plainly
 from raymae.config import Config, redact
 from raymae.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
 from raymae.shards import DAMAGED, read_summary, standing
@@ -81,7 +82,7 @@ def featurize(
         fn_constructor_args=(shards, config, artifact),
     )
     computed, seconds = 0, 0.0
-    for row in written.iter_rows():
+    for row in plainly(written.iter_rows()):
         tally.add(row["shard"], json.loads(row["summary"]))
         progress(row["clips"])
         computed += row["computed"]

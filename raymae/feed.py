@@ -18,7 +18,7 @@ from raymae.spec import StageSpec
 from raymae.store import features_of
 from raymae.streaming import StreamedClips
 from raymae.windows import Window, read_window
-from raymae.workforce import reserved_cpus
+from raymae.workforce import alive, reserved_cpus
 
 AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
@@ -87,7 +87,7 @@ def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, fl
     its start. Decoding takes all CPUs that the workers leave.
     """
     compute = spec.config.compute
-    left = ray.cluster_resources().get("CPU", 1) - workers * reserved_cpus(compute, workers)
+    left = ray.cluster_resources().get("CPU", 1) - workers * reserved_cpus(compute, workers, alive())
     if not isinstance(spec.store, StreamedClips):
         readers = workers * (2 if windows > SHORT * workers else 1)
     else:

@@ -15,6 +15,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
+from raymae.blame import plainly
 from raymae.config import ComputeConfig
 from raymae.order import Rows
 from raymae.store import FeatureStore
@@ -129,7 +130,7 @@ def _over_rows(
         **pool,
     )
     found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in models}}
-    for block in done.iter_batches(batch_size=None):
+    for block in plainly(done.iter_batches(batch_size=None)):
         progress(len(block["row"]))
         for name in found:
             found[name].append(block[name])

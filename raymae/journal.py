@@ -53,7 +53,7 @@ class Journal:
     def has_waiting(self) -> bool:
         """Whether MLflow lacks something that this run or another one of the storage had to say."""
         known = self.tracking.uri or self.storage.is_local
-        return bool(known and (self.outbox.waiting() or self.outbox.open_runs() or self._left_over()))
+        return bool(known and (self.outbox.lacking() or self.outbox.open_runs() or self._left_over()))
 
     def start(self, *entries: Entry) -> None:
         """Begin to deliver, these entries and what waits.

@@ -236,7 +236,12 @@ def label_files(config: Config) -> dict[str, Any]:
             write_parts(list(lacking.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
     counts = hand_over(labels, output, submission)
     print(f"{counts['files']} files, {counts['failed']} of them not readable: {output}")
-    result = {"job": "predict", **counts, "output": config.predict.output, "classifier": redact(classifier.url)}
+    result = {
+        "job": "predict",
+        **counts,
+        "output": redact(config.predict.output or ""),
+        "classifier": redact(classifier.url),
+    }
     return result | {"parts": len(labels.parts), "reused": sum(part.name in standing for part in labels.parts)}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raymae.artifacts import Folder, write_event
+from raymae.blame import user_error
 from raymae.config import ComputeConfig
 from raymae.deadline import FOREVER, Deadline
 from raymae.feed import InOrder, factory, legs, read_leg, split_in_order, windows_of
@@ -97,7 +97,8 @@ class RaySession:
 
     def outgrown(self) -> bool:
         """Whether the cluster has room for more workers, as rank 0 sees it."""
-        return self.rank == 0 and self.crew.now() > self.world_size
+        more = self.crew.now() - self.world_size if self.rank == 0 else 0
+        return more > 0 and self.crew.is_idle(more)
 
     def report(self, event: dict[str, Any]) -> None:
         """To the artifact's events, which the driver follows, and to Ray's metrics; the stage's last to Ray Train too.
@@ -142,7 +143,7 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
     have room again, or Ray Train's controller died.
     """
     crew = workforce(specs)
-    workers, failures, compute = crew.now(), 0, crew.compute
+    workers, failures, compute = crew.wait(deadline), 0, crew.compute
     while workers:
         left = [spec for spec in specs if not spec.artifact.is_done()]
         try:
@@ -153,6 +154,8 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
             if failures > compute.max_failures or not isinstance(reason, AGAIN):
                 raise
             log.warning("training with %d workers was given up: %s", workers, type(reason).__name__)
+            if isinstance(reason, WorkerGroupStartupTimeoutError) and crew.now() == workers:
+                crew = crew.below(workers)  # others have taken the room, or it lies in pieces
         if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():
             return
         before, workers = workers, crew.wait(deadline)
@@ -192,12 +195,5 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
     except ray.train.ControllerError:
         raise
     except ray.train.TrainingFailedError as error:
-        raise user_error(error) or hang_error(str(error), hangs(artifacts) - known) or error from None
-
-
-def user_error(error: ray.train.TrainingFailedError) -> ValueError | None:
-    """What a user can mend (a damaged shard, a file that has gone, a full disk), from the text that Ray made of a
-    worker's error."""
-    texts = map(str, getattr(error, "worker_failures", {}).values())
-    found = [line for text in texts for line in re.findall(r"(?m)^.*\b(?:ValueError|StorageFullError): (.+)$", text)]
-    return ValueError(found[-1]) if found else None
+        failures = map(str, getattr(error, "worker_failures", {}).values())
+        raise user_error(failures) or hang_error(str(error), hangs(artifacts) - known) or error from None

@@ -52,13 +52,23 @@ class Outbox:
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         self.folder.write_json(name, [{"time": now, **to_dict(entry)} for entry in entries])
 
+    def names(self) -> list[str]:
+        """The files, in their order."""
+        return [name for name in self.folder.names() if name.endswith(".json")]
+
+    def read(self, name: str) -> list[Entry]:
+        """A file's entries."""
+        if name not in self._known:
+            self._known[name] = self.folder.read_json(name)
+        return self._known[name]
+
     def entries(self) -> Iterator[tuple[str, list[Entry]]]:
         """Every file's name and entries, in their order."""
-        for name in self.folder.names():
-            if name.endswith(".json"):
-                if name not in self._known:
-                    self._known[name] = self.folder.read_json(name)
-                yield name, self._known[name]
+        return ((name, self.read(name)) for name in self.names())
+
+    def lacking(self) -> list[str]:
+        """The files that the server doesn't have yet."""
+        return [name for name in self.names() if name not in self.delivered()]
 
     @property
     def is_known(self) -> bool:
@@ -78,7 +88,7 @@ class Outbox:
 
     def waiting(self) -> list[tuple[str, list[Entry]]]:
         """What the server doesn't have yet."""
-        return [(name, entries) for name, entries in self.entries() if name not in self.delivered()]
+        return [(name, self.read(name)) for name in self.lacking()]
 
     def begun(self) -> dict[str, Entry]:
         """By run, how it began last."""
@@ -100,4 +110,4 @@ def left_over(storage: Folder, server: str, but: Folder) -> list[Outbox]:
     """The outboxes of other runs and sweeps of which this server lacks something."""
     folders = [storage / kind / name for kind in ("runs", "sweeps") for name in (storage / kind).names()]
     boxes = [Outbox(folder, server) for folder in folders if folder.url != but.url]
-    return [box for box in boxes if box.is_known and box.waiting()]
+    return [box for box in boxes if box.is_known and box.lacking()]

@@ -14,6 +14,7 @@ import ray
 import ray.data
 
 from raymae.artifacts import Folder
+from raymae.blame import plainly
 from raymae.config import redact
 
 SETTINGS, DONE = "_settings.json", "_done.json"
@@ -68,7 +69,7 @@ def write_parts(
     done = ray.data.from_blocks(blocks).map_batches(
         WriteParts, batch_size=None, batch_format="pyarrow", fn_constructor_args=(folder, make, arguments), **pool
     )
-    for block in done.iter_batches(batch_size=None):
+    for block in plainly(done.iter_batches(batch_size=None)):
         progress(int(block["size"].sum()))
 
 

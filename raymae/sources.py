@@ -17,6 +17,7 @@ import os
 import re
 import stat
 import tarfile
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from raymae.audio import AudioError
+from raymae.audio import AudioError, UnreachableError
 from raymae.config import redact
 from raymae.retry import READ_SECONDS, passes, patiently
 
@@ -43,10 +44,6 @@ PACKED = r"(?s)^(?P<inner>(?:tar|parquet)://.+)::(?P<outer>.+)$"
 WHOLE = 2**24
 """Bytes up to which a clip is fetched in one piece; of a longer one, only what the decoder asks for."""
 _BUFFER = 2**20
-
-
-class UnreachableError(AudioError, ConnectionError):
-    """A recording that its storage didn't give, although it was asked several times: later it may."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,8 @@ def modified(info: dict[str, Any]) -> float:
 class _Part(io.RawIOBase):
     def __init__(self, container: Container, start: int, size: int) -> None:
         self._container, self._start, self._size, self._position = container, start, size, 0
+        self.error: UnreachableError | None = None
+        """What a read has failed with: decoders call it the file's end."""
 
     def readable(self) -> bool:
         return True
@@ -109,7 +108,12 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
         stop = min(self._position + len(buffer), self._size)
         start = min(self._position, stop)
-        content = self._container.read(self._start + start, self._start + stop)
+        try:
+            content = self._container.read(self._start + start, self._start + stop)
+        except Exception as error:  # file systems bring their own
+            if passes(error):
+                self.error = UnreachableError(_reason(error))
+            raise
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
@@ -167,12 +171,17 @@ _NOTHING = Contents(pa.array([], pa.string()), pa.array([], pa.int64()), pa.arra
 
 
 def look_into(kind: str, url: str) -> tuple[Contents, float]:
-    """What a container (kind tar or parquet) holds and when it was changed; the reason where it can't be read."""
+    """What a container (kind tar or parquet) holds and when it was changed; the reason where it can't be read.
+
+    UnreachableError where its storage fails for now.
+    """
     try:
         container = Container.open(url)
+        return (tar_contents if kind == "tar" else parquet_contents)(container), container.mtime
     except Exception as error:  # those of the file system
+        if passes(error):
+            raise UnreachableError(f"{redact(url)} can't be reached: {_reason(error)}") from None
         return _NOTHING._replace(problem=_reason(error)), 0.0
-    return (tar_contents if kind == "tar" else parquet_contents)(container), container.mtime
 
 
 # Tar shards ---------------------------------------------------------------------------------------------------------
@@ -198,6 +207,8 @@ def tar_contents(tar: Container) -> Contents:
                 file.members.clear()  # type: ignore[attr-defined]  # it keeps them all
             problem = _rest(tar, file.offset)
     except Exception as error:  # tarfile's own, and what a forged header leads it to
+        if passes(error):
+            raise  # or it would be taken for the archive's, for as long as this process lives
         problem = _reason(error)
     problem = f"not all of the archive can be read: {problem}" if problem and members else problem
     starts, sizes = (pa.array([place[part] for place in members.values()], pa.int64()) for part in (0, 1))
@@ -217,8 +228,12 @@ def _places(tar: Container) -> dict[str, int]:
     return {name: index for index, name in enumerate(tar_contents(tar).names.to_pylist())}
 
 
+_locks: dict[Container, threading.Lock] = {}
+
+
 def _open_member(tar: Container, name: str) -> bytes | BinaryIO:
-    contents, index = tar_contents(tar), _places(tar).get(name)
+    with _locks.setdefault(tar, threading.Lock()):  # who comes second waits, instead of going through it again
+        contents, index = tar_contents(tar), _places(tar).get(name)
     if index is None:
         raise AudioError(contents.problem or "no such member in the archive")
     start, size = contents.starts[index].as_py(), contents.sizes[index].as_py()
@@ -285,6 +300,9 @@ class _Rows:
         try:
             column = next(self._batches).column(0)
         except Exception as error:  # the rest of the row group can't be read either: it isn't tried for every row
+            if passes(error):
+                self._group = -1
+                raise
             self._failed, self._group = (self._group, self._first, _reason(error)), -1
             raise AudioError(self._failed[2]) from None
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
@@ -309,6 +327,8 @@ def parquet_contents(table: Container) -> Contents:
     try:
         rows = _Rows(table, "audio")
     except Exception as error:  # Arrow's and the file system's; an AudioError: no such column
+        if passes(error):
+            raise
         return _NOTHING._replace(problem="" if isinstance(error, AudioError) else _reason(error))
     count = sum(rows.counts)
     numbers = pa.array(np.arange(1, count + 1)).cast(pa.string())

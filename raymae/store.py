@@ -25,7 +25,7 @@ import json
 import mmap
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -37,12 +37,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
-from raymae.audio import AudioError, LogMel, fit_length, load
+from raymae.audio import AudioError, LogMel, UnreachableError, fit_length, load
 from raymae.config import AudioConfig, from_dict, redact, to_dict
 from raymae.order import Rows
 from raymae.retry import patiently
 from raymae.shards import BLANK, META, explain, moments, seal
-from raymae.sources import UnreachableError, open_clip
+from raymae.sources import open_clip
 
 ROW_GROUP = 4
 """Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
@@ -99,8 +99,14 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
         state.update(numbers.astype("<f8" if numbers.dtype.kind == "f" else "<i8").tobytes())
 
 
+Clip = tuple[NDArray[np.float16], int, float]
+"""A log-mel (T, F), its frames before padding, and the seconds that were read."""
+FETCH_SECONDS = 120.0
+"""How long a file's storage may take to give it, tries included: a tar is gone through before its first member."""
+
+
 class ClipReader:
-    """Reads one clip after the other: path or address to float16 log-mel, within a time limit per file.
+    """Reads one clip after the other: path or address to float16 log-mel, with a time limit for decoding a file.
 
     Files are read in a thread of its own. A daemon, unlike those of an executor: one that is stuck and left behind
     doesn't keep the process from ending.
@@ -120,29 +126,42 @@ class ClipReader:
     def __del__(self) -> None:
         self._asked.put(None)
 
-    def _read(self, path: str) -> tuple[NDArray[np.float16], int, float]:
-        waveform = load(open_clip(path), self.audio.sample_rate, seconds=self.audio.clip_seconds)
+    def _read(self, path: str, fetched: Callable[[bool], None]) -> Clip:
+        source = open_clip(path)
+        fetched(not isinstance(source, str | bytes))
+        waveform = load(source, self.audio.sample_rate, seconds=self.audio.clip_seconds)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
         return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
 
-    def __call__(self, path: str) -> tuple[NDArray[np.float16], int, float]:
-        """Log-mel (T, F) float16, its frames before padding and the seconds read; AudioError says what is wrong."""
+    def __call__(self, path: str) -> Clip:
+        """Log-mel (T, F) float16, its frames before padding and the seconds read.
+
+        AudioError says what is wrong; UnreachableError: nothing but its storage.
+        """
         with self._turn:  # or two callers could take each other's clips
             return self._ask(path)
 
-    def _ask(self, path: str) -> tuple[NDArray[np.float16], int, float]:
+    def _ask(self, path: str) -> Clip:
         self._asked.put((self._read, path))
+        answer = self._next(FETCH_SECONDS, UnreachableError(f"its storage gave nothing for {FETCH_SECONDS:g} s"))
+        if isinstance(answer, bool):
+            message = f"not decoded within {self.timeout:g} s"  # while parts of it come from elsewhere, if answer
+            answer = self._next(self.timeout, (UnreachableError if answer else AudioError)(message))
+        if isinstance(answer, OSError) and not isinstance(answer, AudioError):
+            raise AudioError(answer.strerror or str(answer)) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, tuple)
+        return answer
+
+    def _next(self, seconds: float, late: AudioError) -> Clip | bool | BaseException:
+        """What the thread says next: that the file is there, and whether only by and by; the clip; or an error."""
         try:
-            clip, error = self._found.get(timeout=self.timeout)
+            return self._found.get(timeout=seconds)
         except queue.Empty:
             self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
             self._start()
-            raise AudioError(f"not decoded within {self.timeout:g} s") from None
-        if isinstance(error, OSError) and not isinstance(error, AudioError):
-            raise AudioError(error.strerror or str(error)) from None
-        if error is not None:
-            raise error
-        return clip  # type: ignore[no-any-return]
+            raise late from None
 
 
 def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None:
@@ -150,9 +169,9 @@ def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None
         read, path = request
         del request  # or this thread would keep the reader alive while it waits
         try:
-            found.put((read(path), None))
+            found.put(read(path, found.put))
         except BaseException as error:  # handed to who asked, who raises it
-            found.put((None, error))
+            found.put(error)
         del read
 
 

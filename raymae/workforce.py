@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import ray.train
@@ -36,11 +36,24 @@ class Workforce:
         """The number below which the run waits."""
         return min(self.compute.min_workers, self.most)
 
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of workers that the run may have, the largest first: all shares are equal."""
+        return [count for count in range(self.most, self.fewest - 1, -1) if self.slots % count == 0]
+
     def now(self) -> int:
         """How many the cluster as it stands has room for, 0 where they are too few."""
-        room = min(self.most, int(room_for(self.compute, self.use_gpu)))
-        count = next((count for count in range(room, 0, -1) if self.slots % count == 0), 0)
-        return count if count >= self.fewest else 0
+        nodes = alive()
+        return next((count for count in self.counts if has_room(self.compute, self.use_gpu, count, nodes)), 0)
+
+    def is_idle(self, workers: int) -> bool:
+        """Whether nobody uses the GPUs that so many more workers would take."""
+        return not self.use_gpu or ray.available_resources().get("GPU", 0) >= workers
+
+    def below(self, workers: int) -> Workforce:
+        """The same with fewer workers than so many, which found no room although there should be some."""
+        fewer = next((count for count in self.counts if count < workers), workers)
+        return replace(self, most=fewer)
 
     def wait(self, deadline: Deadline) -> int:
         """How many there are, as soon as they are enough; 0 where the deadline comes first."""
@@ -54,7 +67,7 @@ class Workforce:
 
     def scaling(self, workers: int) -> ray.train.ScalingConfig:
         """What Ray Train is told of them."""
-        resources = {"CPU": reserved_cpus(self.compute, workers)} | ({"GPU": 1.0} if self.use_gpu else {})
+        resources = {"CPU": reserved_cpus(self.compute, workers, alive())} | ({"GPU": 1.0} if self.use_gpu else {})
         return ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=self.use_gpu,
@@ -74,39 +87,52 @@ def workforce(specs: Sequence[StageSpec]) -> Workforce:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
     workers = compute.num_workers or (gpus if use_gpu else 1)
-    kind, room = "GPU" if use_gpu else "CPU", room_for(compute, use_gpu)
-    if workers > room:
+    kind = "GPU" if use_gpu else "CPU"
+    if not has_room(compute, use_gpu, workers, alive()):
         raise ValueError(
             f"compute.num_workers = {workers} needs more {kind}s than the cluster's "
-            f"{ray.cluster_resources().get(kind, 0):g}"
+            f"{ray.cluster_resources().get(kind, 0):g}, or larger nodes (compute.cpus_per_worker = "
+            f"{compute.cpus_per_worker:g})"
         )
     crew = Workforce(compute, workers, math.gcd(*(spec.order().slots for spec in specs)), use_gpu)
     if compute.num_workers:
         for spec in specs:
             rank_slots(spec.order(), 0, workers)
-    elif crew.now() < workers:
+    if not crew.counts:
+        raise ValueError(
+            f"compute.min_workers = {compute.min_workers}: {crew.slots} micro-batches make a step, which no number of "
+            f"workers from {crew.fewest} to {workers} shares out equally"
+        )
+    if not compute.num_workers and crew.now() < workers:
         log.warning("%d of %d GPUs can be used: %d micro-batches make a step", crew.now(), workers, crew.slots)
     return crew
 
 
-def room_for(compute: ComputeConfig, use_gpu: bool) -> float:
-    """Workers that the cluster as it stands has room for."""
-    resources = ray.cluster_resources()
-    return resources.get("GPU", 0) if use_gpu else resources.get("CPU", 0) / compute.cpus_per_worker
+def alive() -> list[dict[str, float]]:
+    """The resources of each node of the cluster as it stands."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def reserved_cpus(compute: ComputeConfig, workers: int) -> float:
+def has_room(compute: ComputeConfig, use_gpu: bool, workers: int, nodes: Sequence[dict[str, float]]) -> bool:
+    """Whether some nodes have room for so many workers, each of which lies on one of them."""
+    cpus, found = reserved_cpus(compute, workers, nodes) if use_gpu else compute.cpus_per_worker, 0
+    for node in nodes:
+        most = int(node.get("CPU", 0) / cpus + 1e-6)
+        found += min(most, int(node.get("GPU", 0))) if use_gpu else most
+    return found >= workers
+
+
+def reserved_cpus(compute: ComputeConfig, workers: int, nodes: Sequence[dict[str, float]]) -> float:
     """CPUs reserved for each training worker: as configured, but half a CPU a worker is left to those who feed it.
 
     Where training reserved all of them, no reader could ever start.
     """
-    share = ray.cluster_resources().get("CPU", 1) / workers
+    share = sum(node.get("CPU", 0) for node in nodes) / workers
     return max(0.01, min(compute.cpus_per_worker, share - 0.5))
 
 
 def torch_threads(compute: ComputeConfig, workers: int, use_gpu: bool) -> int:
     """Threads of torch per worker: its node's cores, shared by the workers that share the node."""
-    kind = "GPU" if use_gpu else "CPU"
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0) > 0]
+    nodes = [node for node in alive() if node.get("GPU" if use_gpu else "CPU", 0) > 0]
     cores = max((node.get("CPU", 1) for node in nodes), default=1)
     return compute.torch_threads or max(1, int(cores // -(-workers // max(1, len(nodes)))))

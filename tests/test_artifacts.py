@@ -1,8 +1,11 @@
 """Folders that describe themselves."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from raymae.artifacts import Folder, digest, latest_step, open_storage, read_events, write_event
 
@@ -81,3 +84,47 @@ def test_only_finished_commits_count(tmp_path: Path) -> None:
     folder.write_json("commits/000000010/commit.json", {})
     folder.write_bytes("commits/000000020/model.safetensors", b"")
     assert latest_step(folder) == 10
+
+
+class Listing(MemoryFileSystem):
+    """`listing://`: believes what it has listed, as file systems of object stores do."""
+
+    protocol = "listing"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.replace("listing://", "memory://")))
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        path = self._strip_protocol(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True)
+        found = self.dircache.get(path) or super().ls(path, detail=True)
+        return found if detail else [entry["name"] for entry in found]
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        path = self._strip_protocol(path)
+        parent = path.rpartition("/")[0]
+        if parent in self.dircache and path not in (entry["name"] for entry in self.dircache[parent]):
+            raise FileNotFoundError(path)
+        return super().info(path, **kwargs)
+
+
+def test_what_other_processes_write_is_seen() -> None:
+    fsspec.register_implementation("listing", Listing, clobber=True)
+    folder = Folder("listing://bucket/run")
+    folder.write_bytes("a", b"1")
+    assert folder.names() == ["a"]
+    Listing.store["/bucket/run/b"] = MemoryFile(None, "/bucket/run/b", b"2")  # by another process
+    assert folder.exists("b")
+    assert folder.names() == ["a", "b"]
+    assert folder.open("b").read() == b"2"
+
+
+def test_what_a_dead_process_left_half_is_no_file(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("a.json", b"{}")
+    (tmp_path / "b.json.1a2b3c4d.part").write_bytes(b"{")
+    assert folder.names() == ["a.json"]

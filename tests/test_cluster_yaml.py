@@ -86,3 +86,12 @@ def test_the_manifest_for_kubernetes(cluster: dict[str, Any]) -> None:
     gpus = [group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for group in groups]
     assert gpus == [None, None, "1"]
     assert all(group["minReplicas"] <= group["maxReplicas"] for group in spec["workerGroupSpecs"])
+
+
+def test_every_command_with_a_storage_at_a_url_names_an_mlflow() -> None:
+    """Without one a job ends at once: the default is a file beside a local storage."""
+    for file in ("README.md", "cluster.yaml"):
+        text = (PATH.parent / file).read_text()
+        places = [found.end() for found in re.finditer(r"--storage s3://BUCKET", text)]
+        assert places
+        assert all("--tracking.uri" in text[place : place + 160] for place in places), file

@@ -38,6 +38,7 @@ FLOORS = [
     {"stages", "outlook", "follow", "pyfunc", "invariance", "views", "labels"},
     {"tracking", "teacher", "evaluate"},
     {"weights", "in_process"},
+    {"blame"},
     {"features", "gauges", "inference", "meeting", "workforce"},
     {"feed"},
     {"launch", "parts"},

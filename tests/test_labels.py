@@ -11,10 +11,9 @@ import pyarrow as pa
 import pytest
 
 from raymae.artifacts import Folder
-from raymae.audio import AudioError
+from raymae.audio import AudioError, UnreachableError
 from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.predict import BATCH, Predictor
-from raymae.sources import UnreachableError
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.classifiers import write_tiny
 from tests.test_loop import TINY

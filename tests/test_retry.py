@@ -186,9 +186,8 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost(
 
 
 def test_a_full_disk_on_a_worker_is_the_error_of_the_job() -> None:
-    from raymae.launch import user_error
+    from raymae.blame import user_error
 
-    failure = Exception()
     said = "/data/run can't be written to (No space left on device): make room there"
-    failure.worker_failures = {0: f"Traceback …\nraymae.retry.StorageFullError: {said}\n"}  # type: ignore[attr-defined]
-    assert str(user_error(failure)) == said  # type: ignore[arg-type]
+    assert str(user_error([f"Traceback …\nraymae.retry.StorageFullError: {said}\n"])) == said
+    assert user_error(["Traceback …\nTypeError: a mistake of ours"]) is None

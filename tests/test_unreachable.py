@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import threading
+import time
 from collections.abc import Iterator
+from functools import partialmethod
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from raymae import retry, sources
+from raymae import audio, retry, sources, store
 from raymae.artifacts import Folder
-from raymae.audio import AudioError
-from raymae.sources import WHOLE, UnreachableError, open_clip
+from raymae.audio import AudioError, UnreachableError, load
+from raymae.sources import WHOLE, open_clip
 from raymae.store import ClipReader, write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 from tests.failing_files import FailingFiles
@@ -79,6 +87,73 @@ def test_what_lasts_is_not_asked_for_again(
         open_clip("failing://bucket/a.wav")
     assert not isinstance(caught.value, UnreachableError)
     assert files.calls["read", "/bucket/a.wav"] == 1
+
+
+def test_a_storage_that_hangs_is_no_bad_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(store, "open_clip", lambda path: over.wait(60))
+    monkeypatch.setattr(store, "FETCH_SECONDS", 0.05)
+    with pytest.raises(UnreachableError, match=r"gave nothing for 0\.05 s"):
+        ClipReader(TINY_AUDIO, 10)("failing://bucket/a.wav")
+    over.set()
+
+
+def test_a_slow_fetch_is_not_slow_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = encoded()
+    monkeypatch.setattr(store, "open_clip", lambda path: time.sleep(0.5) or sound)
+    assert ClipReader(TINY_AUDIO, 0.4)("failing://bucket/a.wav")[1] == TINY_AUDIO.n_frames
+
+
+def test_a_long_recording_that_breaks_off_is_not_truncated(
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(files, "/bucket/long.wav", encoded(n_samples=4_000_000))
+    monkeypatch.setattr(sources, "WHOLE", 1000)  # fetched piece by piece
+    monkeypatch.setattr(sources._Part, "__init__", partialmethod(broken_after, sources._Part.__init__))
+    with pytest.raises(UnreachableError, match="reset by peer"):
+        load(open_clip("failing://bucket/long.wav"), TINY_AUDIO.sample_rate)
+
+
+def broken_after(self: Any, init: Any, container: Any, *arguments: Any) -> None:
+    """A part whose third read fails, and all after it."""
+    init(self, container, *arguments)
+    reads = count()
+
+    def read(start: int, stop: int) -> bytes:
+        if next(reads) > 2:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return bytes(container.read(start, stop))
+
+    self._container = SimpleNamespace(read=read)
+
+
+@pytest.mark.parametrize(("number", "unreachable"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)])
+def test_a_shared_file_system_has_bad_moments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, unreachable: bool
+) -> None:
+    def fail(source: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(audio, "_open", fail)
+    with pytest.raises(AudioError, match=os.strerror(number)) as caught:
+        load(tmp_path / "a.wav", 8000)
+    assert isinstance(caught.value, UnreachableError) == unreachable
+
+
+def test_an_archive_that_could_not_be_listed_is_listed_the_next_time(
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(files, "/bucket/s.tar", tar({"a.wav": encoded()}))
+    path = "tar://a.wav::failing://bucket/s.tar"
+    with monkeypatch.context() as outage:
+        outage.setattr(sources, "READ_SECONDS", 0.0)
+        outage.setattr(FailingFiles, "failures", 10**9)
+        outage.setattr(FailingFiles, "fault", lambda: TimeoutError("no answer"))
+        with pytest.raises(UnreachableError):
+            open_clip(path)
+        with pytest.raises(UnreachableError, match=r"failing://bucket/s.tar can't be reached"):
+            sources.look_into("tar", "failing://bucket/s.tar")
+    assert open_clip(path) == encoded()
 
 
 def test_a_clip_that_cannot_be_reached_is_no_bad_file(

@@ -14,7 +14,11 @@ from raymae.workforce import Workforce
 
 def crew(monkeypatch: pytest.MonkeyPatch, room: list[float], most: int, slots: int, fewest: int) -> Workforce:
     """A crew on a cluster that has room for `room` workers, one number for each look at it."""
-    monkeypatch.setattr(workforce, "room_for", lambda compute, use_gpu: room.pop(0) if len(room) > 1 else room[0])
+
+    def alive() -> list[dict[str, float]]:
+        return [{"CPU": 1000.0, "GPU": room.pop(0) if len(room) > 1 else room[0]}]
+
+    monkeypatch.setattr(workforce, "alive", alive)
     monkeypatch.setattr(workforce, "POLL_SECONDS", 0.0)
     return Workforce(ComputeConfig(min_workers=fewest), most, slots, use_gpu=True)
 
@@ -32,6 +36,24 @@ def test_too_few_are_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     assert crew(monkeypatch, [1, 1, 3, 4], most=8, slots=8, fewest=3).wait(FOREVER) == 4
     assert caplog.text.count("waiting for nodes: compute.min_workers = 3 workers have no room") == 1
     assert crew(monkeypatch, [1], most=8, slots=8, fewest=3).wait(Deadline(1.0, 0.0)) == 0
+
+
+def test_a_worker_lies_on_one_node() -> None:
+    pieces, compute = [{"CPU": 3.0}] * 3, ComputeConfig(cpus_per_worker=2)
+    assert workforce.has_room(compute, False, 3, pieces)
+    assert not workforce.has_room(compute, False, 4, pieces)
+    assert workforce.has_room(ComputeConfig(), True, 4, [{"CPU": 2.0, "GPU": 4.0}])
+    assert not workforce.has_room(ComputeConfig(cpus_per_worker=8), True, 2, [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 64.0}])
+
+
+def test_room_that_others_have_taken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = crew(monkeypatch, [8], most=8, slots=8, fewest=2)
+    assert found.now() == 8
+    assert found.below(8).now() == 4
+    assert found.below(8).below(4).below(2).now() == 2, "fewer than min_workers"
+    monkeypatch.setattr(workforce.ray, "available_resources", lambda: {"GPU": 3.0})
+    assert found.is_idle(3)
+    assert not found.is_idle(4)
 
 
 def test_cores_are_shared_by_the_workers_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:

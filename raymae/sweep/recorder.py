@@ -12,9 +12,13 @@ from ray.tune.experiment import Trial as TuneTrial
 from raymae.artifacts import Folder
 from raymae.config import to_text
 from raymae.journal import Journal, begin, finish, tell
+from raymae.outbox import Entry
 from raymae.sweep.ground import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values
+
+SAID_SECONDS = 30.0
+"""Between two entries of a trial's metrics for MLflow: each is a file. TensorBoard has them at once."""
 
 
 class Recorder(Callback):
@@ -46,6 +50,8 @@ class Recorder(Callback):
         self._history: dict[str, list[dict[str, float]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._begun: set[str] = set()
+        self._unsaid: dict[str, list[dict[str, Any]]] = {}
+        self._said: dict[str, float] = {}
         self._writers: dict[str, Any] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -116,14 +122,21 @@ class Recorder(Callback):
         return run
 
     def _pass_on(self, trial: TuneTrial, events: list[dict[str, Any]]) -> None:
-        if events:
-            self.journal.write({"do": "log", "run": self._begin(trial), "events": events})
+        self._unsaid.setdefault(trial.trial_id, []).extend(events)
+        if events and time.monotonic() - self._said.get(trial.trial_id, -SAID_SECONDS) >= SAID_SECONDS:
+            self.journal.write(*self._log(trial))
         if self.tensorboard is None:
             return
         writer = self._writer(trial)
         for event in events:
             for name, value in event["metrics"].items():
                 writer.add_scalar(name, value, event["step"], walltime=event["time"])
+
+    def _log(self, trial: TuneTrial) -> list[Entry]:
+        """The entry of what the trial has reported since the last one."""
+        self._said[trial.trial_id] = time.monotonic()
+        events = self._unsaid.pop(trial.trial_id, [])
+        return [{"do": "log", "run": self._begin(trial), "events": events}] if events else []
 
     def _writer(self, trial: TuneTrial) -> Any:
         if trial.trial_id not in self._writers:
@@ -139,8 +152,8 @@ class Recorder(Callback):
         if writer := self._writers.pop(trial.trial_id, None):
             writer.close()
         run = self._begin(trial)
-        said = [] if score is None else [tell(run, {"": {"score": score}})]
-        self.journal.write(*said, finish(run, status))
+        scored = [] if score is None else [tell(run, {"": {"score": score}})]
+        self.journal.write(*self._log(trial), *scored, finish(run, status))
 
 
 def line(record: Record) -> str:

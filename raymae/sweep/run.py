@@ -98,6 +98,7 @@ class Sweep:
         found = {name: one for name, one in read_records(self.folder).items() if one.counts}
         if self.points is None:
             return found
+        found = {name: one for name, one in found.items() if one.status != "refused"}  # it is looked at anew
         keys = {point.key for point in self.points if point.plan is not None}
         refused = {point.key: refusal(point) for point in self.points if point.plan is None}
         return {name: one for name, one in found.items() if one.key in keys} | refused

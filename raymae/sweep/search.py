@@ -76,11 +76,20 @@ def domain(axis: Axis) -> Any:
 
 
 def train_trial(
-    config: dict[str, Any], ground: Ground, axes: Sequence[Axis], deadline: Deadline, cpus: float, gpus: float
+    config: dict[str, Any],
+    ground: Ground,
+    axes: Sequence[Axis],
+    deadline: Deadline,
+    cpus: float,
+    gpus: float,
+    planned: bool,
 ) -> None:
     """One trial, in a process of Tune's: what becomes of it is its last report.
 
     An error is reported like a score; Tune starts again what lost its process.
+
+    Args:
+        planned: the driver could plan the point; what hinders this node (a path that it doesn't see) is its own.
     """
     import torch
 
@@ -92,7 +101,7 @@ def train_trial(
         deadline.check("before a trial")
         point = look_at(ground, values_of(config, axes))
         if point.plan is None:
-            outcome |= {"status": "refused", "error": point.refused}
+            outcome |= {"status": "failed" if planned else "refused", "error": point.refused}
         else:
             device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
             outcome = Trial(point.plan, tune.report, device, deadline).run()
@@ -125,6 +134,7 @@ def run_trials(
     sweep, (cpus, gpus) = ground.config.sweep, demand
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     parameters = {"ground": ground, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
+    parameters["planned"] = points is not None
     trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), {"CPU": cpus, "GPU": gpus})
     scheduler = None
     if sweep.early_stopping:
