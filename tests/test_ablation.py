@@ -134,6 +134,7 @@ def test_pre_training_has_no_random_start() -> None:
 # With Ray -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_every_row_lands_in_the_report(
     tmp_path: Path, classifier: str, ray_cluster: None, capsys: pytest.CaptureFixture[str]

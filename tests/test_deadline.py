@@ -79,6 +79,7 @@ def test_the_job_says_so_and_has_its_own_status(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_pipeline_goes_on_after_its_hours(tmp_path: Path, ray_cluster: None) -> None:
     table = write_table(tmp_path, write_clips(tmp_path, 40))

@@ -52,6 +52,7 @@ def test_memory_grows_with_the_clips_at_once_alone(peak: float, base: float, sta
     assert found.needed_mb(clips + 1) - found.needed_mb(clips) == pytest.approx(peak / 2, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_table(tmp_path, write_clips(tmp_path, 60))
     config = replace(

@@ -53,7 +53,7 @@ FLOORS = [
     {"inventory_job"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-ABOVE_RAY = FLOOR["features"]
+ABOVE_RAY = FLOOR["blame"]
 
 
 @cache

@@ -149,7 +149,7 @@ def assert_as_undisturbed(spec: StageSpec, other: StageSpec, kills: list[Kill]) 
         assert {step: events[step]["time"] for step in one.committed} == one.committed, "a committed step was repeated"
 
 
-@pytest.mark.parametrize(("kind", "count"), [("pretrain", 3), ("finetune", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("pretrain", 2), pytest.param("finetune", 2, marks=pytest.mark.slow)])
 def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster: None, kind: str, count: int) -> None:
     """Each kill costs a start of the worker group, up to half a minute on two busy cores: hence so few."""
     whole = undisturbed(stage(shards, tmp_path / "whole", kind))

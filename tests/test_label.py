@@ -226,6 +226,7 @@ def labelling_actors() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.fault
 def test_killed_driver_and_worker_cost_no_finished_part(ray_cluster: None, classifier: Folder, tmp_path: Path) -> None:

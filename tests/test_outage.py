@@ -39,7 +39,7 @@ from raymae.tracking import Tracker
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PATIENCE = 300.0
 SECRET = "hunter2"

@@ -213,7 +213,7 @@ def test_prepare_computes_only_what_is_missing(clips: pa.Table, tmp_path: Path, 
     assert len(FeatureStore(root / "more", root / SHARDS)) == 120
 
 
-@pytest.mark.parametrize(("workers", "parallel"), [(2, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(("workers", "parallel"), [(2, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)])
 def test_ray_train_computes_what_a_bare_process_does(
     store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int, parallel: Literal["ddp", "fsdp"]
 ) -> None:

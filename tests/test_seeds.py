@@ -77,6 +77,7 @@ def test_only_jobs_with_scores_take_seeds(tmp_path: Path) -> None:
         replace(TINY, seeds=0)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_finished_seeds_are_found_again(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,8 @@
 """The feature store: exact rows in any order, bad files quarantined, shards found again."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +79,14 @@ def test_a_stuck_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     release = threading.Event()
     reader = ClipReader(TINY_AUDIO, 0.2)
     real = reader._read
-    monkeypatch.setattr(reader, "_read", lambda path: release.wait(20) if path == "stuck" else real(path))
+
+    def read(path: str, fetched: Callable[[bool], None]) -> Any:
+        if path != "stuck":
+            return real(path, fetched)
+        fetched(False)
+        return release.wait(20)
+
+    monkeypatch.setattr(reader, "_read", read)
     with pytest.raises(AudioError, match=r"0\.2 s"):
         reader("stuck")
     assert reader(str(tmp_path / "good.wav"))[1] == TINY_AUDIO.n_frames

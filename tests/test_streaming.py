@@ -80,6 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[st
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_whole_way_gives_the_same_and_keeps_no_features(runs: dict[str, Config]) -> None:
     weights, quarantines, manifests = [], [], []

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 280
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.fault
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_cluster: None) -> None:

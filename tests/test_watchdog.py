@@ -48,6 +48,7 @@ def test_a_hanging_process_ends_with_its_stacks_and_goes_on(tmp_path: Path) -> N
     assert artifact.is_done()
 
 
+@pytest.mark.slow
 def test_a_process_that_keeps_the_interpreters_lock_ends_too(tmp_path: Path) -> None:
     done = train("locked", tmp_path / "it")
     assert done.returncode not in (0, EXIT_STATUS)
@@ -78,6 +79,7 @@ def test_a_limit_has_to_be_positive() -> None:
         ComputeConfig(stall_minutes=0)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.fault
 def test_ray_train_starts_a_hanging_worker_again(
