@@ -26,8 +26,9 @@ from raymae import launch
 from raymae.artifacts import Folder, open_storage
 from raymae.claims import Claim, claimed
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
-from raymae.deadline import Deadline, TimeIsUpError
+from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import Plan
+from raymae.sweep import search
 from raymae.sweep.figures import sweep_figure
 from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, stages_of, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
@@ -151,6 +152,17 @@ def test_a_trial_needs_the_feature_store(config: Config) -> None:
 
 
 # Points --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("planned", "status"), [(True, "failed"), (False, "refused")])
+def test_what_one_node_cannot_plan_is_tried_again(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, planned: bool, status: str
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(search.tune, "report", told.append)
+    monkeypatch.setattr(search, "look_at", lambda ground, values: Point(values, refused="/data/x can't be read"))
+    search.train_trial({search.POINT: {}}, ground, (), FOREVER, cpus=1, gpus=0, planned=planned)
+    assert [(one["status"], one["error"]) for one in told] == [(status, "/data/x can't be read")]
 
 
 def test_neighbours_in_time_share_no_pretraining(ground: Ground) -> None:

@@ -95,8 +95,7 @@ def _suffix(name: str) -> str:
 def names_below(folder: Folder, left_out: Counter[str]) -> Iterator[str]:
     """All files below a folder, relative to it; links to folders are counted in `left_out`."""
     if not folder.is_local:
-        root = folder.path().rstrip("/") + "/"
-        yield from (path.removeprefix(root) for path in folder.fs.find(folder.path()))
+        yield from folder.files()
         return
     for current, folders, files in os.walk(folder.path()):
         left_out["links to folders"] += sum(os.path.islink(os.path.join(current, item)) for item in folders)
