@@ -99,6 +99,8 @@ def load(
                 longest = inf if max_seconds is None else max_seconds * native_rate
                 limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), longest)
                 waveform = _read_part(file, int(limit), start_seconds, seconds)
+            if hidden := _hidden(stream):
+                raise hidden
     except (soundfile.LibsndfileError, OSError, AudioError) as error:
         raise _said(error, stream) from None
     waveform = _to_full_scale(waveform)
@@ -112,14 +114,20 @@ def load(
 
 
 def _said(error: soundfile.LibsndfileError | OSError | AudioError, stream: BinaryIO | None) -> AudioError:
-    """What to say of an error. What the reads of a file at a URL raise, libsndfile takes for the file's end."""
-    if isinstance(hidden := getattr(getattr(stream, "raw", None), "error", None), AudioError):
+    """What to say of an error."""
+    if hidden := _hidden(stream):
         return hidden
     if isinstance(error, AudioError):
         return error
     if isinstance(error, OSError):
         return (UnreachableError if passes(error) else AudioError)(error.strerror or type(error).__name__)
     return AudioError(f"can't be decoded: {' '.join(error.error_string.split())}")
+
+
+def _hidden(stream: BinaryIO | None) -> AudioError | None:
+    """What the reads of a file at a URL raised: libsndfile takes it for the file's end."""
+    error = getattr(getattr(stream, "raw", None), "error", None)
+    return error if isinstance(error, AudioError) else None
 
 
 def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:

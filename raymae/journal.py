@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raymae.artifacts import Folder
@@ -35,11 +36,26 @@ class Journal:
 
     def __init__(self, tracking: TrackingConfig, storage: Folder, folder: Folder) -> None:
         self.tracking, self.storage, self.folder = tracking, storage, folder
-        self.uri = tracking_uri(tracking, storage)
-        self.server = server_id(tracking, self.uri)
-        self.outbox = Outbox(folder, self.server)
-        self._delivery = Delivery(self.outbox, storage, self._connect, self._left_over)
         self._started = False
+
+    @cached_property
+    def uri(self) -> str:
+        """MLflow's; ValueError where none is named and the storage is no place for a default."""
+        return tracking_uri(self.tracking, self.storage)
+
+    @cached_property
+    def server(self) -> str:
+        """What the outbox calls it."""
+        return server_id(self.tracking, self.uri)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """What there is to tell."""
+        return Outbox(self.folder, self.server)
+
+    @cached_property
+    def _delivery(self) -> Delivery:
+        return Delivery(self.outbox, self.storage, self._connect, self._left_over)
 
     def _connect(self) -> Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the delivery tries again, and says so

@@ -143,11 +143,12 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
     have room again, or Ray Train's controller died.
     """
     crew = workforce(specs)
-    workers, failures, compute = crew.wait(deadline), 0, crew.compute
+    workers, failures, compute, limited = crew.wait(deadline), 0, crew.compute, crew
     while workers:
         left = [spec for spec in specs if not spec.artifact.is_done()]
         try:
             fit(left, storage, deadline, crew, workers)
+            limited = crew
         except (ray.train.ControllerError, ActorDiedError) as error:
             reason = getattr(error, "controller_failure", error)
             failures += not isinstance(reason, WorkerGroupStartupTimeoutError)
@@ -155,10 +156,10 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
                 raise
             log.warning("training with %d workers was given up: %s", workers, type(reason).__name__)
             if isinstance(reason, WorkerGroupStartupTimeoutError) and crew.now() == workers:
-                crew = crew.below(workers)  # others have taken the room, or it lies in pieces
+                limited = crew.below(workers)  # others have taken the room, or it lies in pieces
         if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():
             return
-        before, workers = workers, crew.wait(deadline)
+        before, workers = workers, limited.wait(deadline)
         log.warning("training goes on from the last commit; workers: %d, %d before", workers, before)
 
 

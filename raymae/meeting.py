@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,7 @@ class Meeting(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Called in the controller, when the workers have started."""
-        if not ipaddress.ip_address(worker_group.execute_single(0, ray.util.get_node_ip_address)).is_loopback:
+        if worker_group.execute_single(0, ray.util.get_node_ip_address) != LOOPBACK:
             super().on_start(worker_group, backend_config)
             return
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"

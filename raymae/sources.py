@@ -18,6 +18,7 @@ import re
 import stat
 import tarfile
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class _Part(io.RawIOBase):
         except Exception as error:  # file systems bring their own
             if passes(error):
                 self.error = UnreachableError(_reason(error))
+                raise self.error from None
             raise
         buffer[: len(content)] = content
         self._position += len(content)
@@ -141,9 +143,15 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
         raise (UnreachableError if unreachable else AudioError)(_reason(error)) from None
 
 
+answered: dict[int, float] = {}
+"""When a storage last gave something to a thread, by its ident; monotonic seconds."""
+
+
 def _read(call: Callable[[], Any], url: str) -> Any:
     """What storage at a URL says, asked for again while it fails for now."""
-    return patiently(call, f"reading {redact(url)}", READ_SECONDS)
+    found = patiently(call, f"reading {redact(url)}", READ_SECONDS)
+    answered[threading.get_ident()] = time.monotonic()
+    return found
 
 
 _located = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process

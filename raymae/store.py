@@ -25,6 +25,7 @@ import json
 import mmap
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
@@ -42,7 +43,7 @@ from raymae.config import AudioConfig, from_dict, redact, to_dict
 from raymae.order import Rows
 from raymae.retry import patiently
 from raymae.shards import BLANK, META, explain, moments, seal
-from raymae.sources import open_clip
+from raymae.sources import answered, open_clip
 
 ROW_GROUP = 4
 """Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
@@ -102,7 +103,7 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
 Clip = tuple[NDArray[np.float16], int, float]
 """A log-mel (T, F), its frames before padding, and the seconds that were read."""
 FETCH_SECONDS = 120.0
-"""How long a file's storage may take to give it, tries included: a tar is gone through before its first member."""
+"""How long a file's storage may give nothing, tries included: a tar is gone through before its first member."""
 
 
 class ClipReader:
@@ -121,14 +122,15 @@ class ClipReader:
     def _start(self) -> None:
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(self._asked, self._found), daemon=True).start()
+        self._thread = threading.Thread(target=_serve, args=(self._asked, self._found), daemon=True)
+        self._thread.start()
 
     def __del__(self) -> None:
         self._asked.put(None)
 
     def _read(self, path: str, fetched: Callable[[bool], None]) -> Clip:
         source = open_clip(path)
-        fetched(not isinstance(source, str | bytes))
+        fetched("://" in path.rpartition("::")[2] and not isinstance(source, str | bytes))
         waveform = load(source, self.audio.sample_rate, seconds=self.audio.clip_seconds)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
         return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
@@ -143,7 +145,8 @@ class ClipReader:
 
     def _ask(self, path: str) -> Clip:
         self._asked.put((self._read, path))
-        answer = self._next(FETCH_SECONDS, UnreachableError(f"its storage gave nothing for {FETCH_SECONDS:g} s"))
+        silent = UnreachableError(f"its storage gave nothing for {FETCH_SECONDS:g} s")
+        answer = self._next(FETCH_SECONDS, silent, fetching=True)
         if isinstance(answer, bool):
             message = f"not decoded within {self.timeout:g} s"  # while parts of it come from elsewhere, if answer
             answer = self._next(self.timeout, (UnreachableError if answer else AudioError)(message))
@@ -154,14 +157,20 @@ class ClipReader:
         assert isinstance(answer, tuple)
         return answer
 
-    def _next(self, seconds: float, late: AudioError) -> Clip | bool | BaseException:
-        """What the thread says next: that the file is there, and whether only by and by; the clip; or an error."""
-        try:
-            return self._found.get(timeout=seconds)
-        except queue.Empty:
-            self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
-            self._start()
-            raise late from None
+    def _next(self, seconds: float, late: AudioError, fetching: bool = False) -> Clip | bool | BaseException:
+        """What the thread says next: that the file is there, and whether only by and by; the clip; or an error.
+
+        While it is `fetching`, the time counts from the storage's last answer.
+        """
+        began = time.monotonic()
+        while (left := began + seconds - time.monotonic()) > 0:
+            try:
+                return self._found.get(timeout=left)
+            except queue.Empty:
+                began = max(began, answered.get(self._thread.ident or 0, 0.0)) if fetching else began
+        self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
+        self._start()
+        raise late
 
 
 def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None:

@@ -46,9 +46,10 @@ class Workforce:
         nodes = alive()
         return next((count for count in self.counts if has_room(self.compute, self.use_gpu, count, nodes)), 0)
 
-    def is_idle(self, workers: int) -> bool:
-        """Whether nobody uses the GPUs that so many more workers would take."""
-        return not self.use_gpu or ray.available_resources().get("GPU", 0) >= workers
+    def is_idle(self, more: int) -> bool:
+        """Whether nobody uses what so many more workers would take."""
+        free, cpus = ray.available_resources(), more * reserved_cpus(self.compute, self.most, alive())
+        return free.get("CPU", 0) > cpus - 1e-6 and (not self.use_gpu or free.get("GPU", 0) >= more)
 
     def below(self, workers: int) -> Workforce:
         """The same with fewer workers than so many, which found no room although there should be some."""
@@ -86,6 +87,8 @@ def workforce(specs: Sequence[StageSpec]) -> Workforce:
     compute = specs[0].config.compute
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
+    if use_gpu and not gpus:
+        raise ValueError("compute.use_gpu is set and the cluster has no GPU")
     workers = compute.num_workers or (gpus if use_gpu else 1)
     kind = "GPU" if use_gpu else "CPU"
     if not has_room(compute, use_gpu, workers, alive()):

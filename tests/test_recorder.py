@@ -24,6 +24,10 @@ def journal_of(storage: Folder, folder: str = "sweeps/one") -> Journal:
     return Journal(TrackingConfig(), storage, storage / folder)
 
 
+def test_a_storage_at_a_url_has_no_default_to_lack_something() -> None:
+    assert not Journal(TrackingConfig(), Folder("memory://storage"), Folder("memory://storage/runs/one")).has_waiting()
+
+
 def recorder_of(journal: Journal) -> Recorder:
     return Recorder(journal.folder, lambda values: dict(values), journal, "key", known=0, total=3, tensorboard=None)
 

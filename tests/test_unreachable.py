@@ -104,24 +104,44 @@ def test_a_slow_fetch_is_not_slow_decoding(monkeypatch: pytest.MonkeyPatch) -> N
     assert ClipReader(TINY_AUDIO, 0.4)("failing://bucket/a.wav")[1] == TINY_AUDIO.n_frames
 
 
+def test_a_storage_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone_through(path: str) -> bytes:
+        for _ in range(8):  # as the members of a large archive
+            time.sleep(0.1)
+            sources._read(lambda: b"", path)
+        return encoded()
+
+    monkeypatch.setattr(store, "open_clip", gone_through)
+    monkeypatch.setattr(store, "FETCH_SECONDS", 0.4)
+    assert ClipReader(TINY_AUDIO, 10)("failing://bucket/a.wav")[1] == TINY_AUDIO.n_frames
+
+
+class ServerDisconnectedError(Exception):
+    """As aiohttp's: no OSError."""
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(errno.ECONNRESET, "reset by peer"), ServerDisconnectedError("reset by peer")]
+)
+@pytest.mark.parametrize("after", [0, 2])
 def test_a_long_recording_that_breaks_off_is_not_truncated(
-    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch, error: Exception, after: int
 ) -> None:
     put(files, "/bucket/long.wav", encoded(n_samples=4_000_000))
     monkeypatch.setattr(sources, "WHOLE", 1000)  # fetched piece by piece
-    monkeypatch.setattr(sources._Part, "__init__", partialmethod(broken_after, sources._Part.__init__))
+    monkeypatch.setattr(sources._Part, "__init__", partialmethod(broken, sources._Part.__init__, error, after))
     with pytest.raises(UnreachableError, match="reset by peer"):
         load(open_clip("failing://bucket/long.wav"), TINY_AUDIO.sample_rate)
 
 
-def broken_after(self: Any, init: Any, container: Any, *arguments: Any) -> None:
-    """A part whose third read fails, and all after it."""
+def broken(self: Any, init: Any, error: Exception, after: int, container: Any, *arguments: Any) -> None:
+    """A part whose reads fail after some."""
     init(self, container, *arguments)
     reads = count()
 
     def read(start: int, stop: int) -> bytes:
-        if next(reads) > 2:
-            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        if next(reads) >= after:
+            raise error
         return bytes(container.read(start, stop))
 
     self._container = SimpleNamespace(read=read)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +41,13 @@ def test_too_few_are_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     assert crew(monkeypatch, [1], most=8, slots=8, fewest=3).wait(Deadline(1.0, 0.0)) == 0
 
 
+def test_a_cluster_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workforce.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig(use_gpu=True)))
+    with pytest.raises(ValueError, match="use_gpu is set and the cluster has no GPU"):
+        workforce.workforce([spec])
+
+
 def test_a_worker_lies_on_one_node() -> None:
     pieces, compute = [{"CPU": 3.0}] * 3, ComputeConfig(cpus_per_worker=2)
     assert workforce.has_room(compute, False, 3, pieces)
@@ -51,7 +61,7 @@ def test_room_that_others_have_taken_is_given_up(monkeypatch: pytest.MonkeyPatch
     assert found.now() == 8
     assert found.below(8).now() == 4
     assert found.below(8).below(4).below(2).now() == 2, "fewer than min_workers"
-    monkeypatch.setattr(workforce.ray, "available_resources", lambda: {"GPU": 3.0})
+    monkeypatch.setattr(workforce.ray, "available_resources", lambda: {"GPU": 3.0, "CPU": 1000.0})
     assert found.is_idle(3)
     assert not found.is_idle(4)
 

@@ -25,7 +25,7 @@ from raymae.spec import rows_of
 from raymae.sweep.space import Axis, Values, label
 from raymae.weights import bring, find
 
-VERSION = 1
+VERSION = 2
 """Part of a sweep's key; a change of what its records hold raises it."""
 
 

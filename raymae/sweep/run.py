@@ -145,8 +145,7 @@ class Sweep:
         tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
         self._say_where(tensorboard, ray._private.worker.get_dashboard_url())
         try:
-            self._run_trials(tensorboard, demand)
-            self._check_end()
+            self._check_end(self._run_trials(tensorboard, demand))
         except TimeIsUpError:
             self._tell()
             self.journal.abandon("KILLED")
@@ -157,7 +156,8 @@ class Sweep:
         self._tell()
         return self.journal.close("FINISHED")
 
-    def _run_trials(self, tensorboard: str | None, demand: tuple[float, float]) -> None:
+    def _run_trials(self, tensorboard: str | None, demand: tuple[float, float]) -> int:
+        """Run what is left; how many trials have ended, with those that were known."""
         from raymae.sweep.recorder import Recorder
         from raymae.sweep.search import run_trials, values_of
 
@@ -172,6 +172,7 @@ class Sweep:
             tensorboard=tensorboard,
         )
         run_trials(self.ground, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
+        return recorder.done
 
     def _tell(self) -> None:
         """The sweep's tables and its best score, as far as it has come, to MLflow."""
@@ -183,10 +184,10 @@ class Sweep:
         files = [file for file in (CSV, TABLE, HEAT_MAP, BEST) if self.folder.exists(file)]
         self.journal.write(tell("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
 
-    def _check_end(self) -> None:
+    def _check_end(self, done: int) -> None:
         """TimeIsUpError where trials are left over at the deadline."""
-        if self.deadline.is_over() and len(self.records) < self.total:
-            raise self.deadline.error(f"after {len(self.records)} of {self.total} trials")
+        if self.deadline.is_over() and done < self.total:
+            raise self.deadline.error(f"after {done} of {self.total} trials")
 
     def _prepare(self) -> None:
         """The feature store of every front end and data set among the points, by Ray Data; and given weights."""
