@@ -39,7 +39,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @dataclass
 class Run:
-    """A pre-training of some thousand short steps that commits every second, and what was seen of it."""
+    """A pre-training of some hundred short steps that commits every second, and what was seen of it."""
 
     nodes: Nodes
     folder: Path
@@ -55,7 +55,7 @@ class Run:
             "--json": self.folder / "result.json",
             "--data.dataset": "table",
             "--data.tables": self.table,
-            "--pretrain.epochs": 200,
+            "--pretrain.epochs": 150,
             "--pretrain.micro-batch-size": 16,
             "--pretrain.precision": "fp32",
             "--pretrain.report-steps": 1,
@@ -140,15 +140,11 @@ def test_a_run_outlives_its_nodes_and_its_driver(run: Run, nodes: Nodes, tmp_pat
 
     nodes.kill(nodes.nodes[1])  # nobody takes its place: one worker goes on
     run.on(40)
-    with nodes.training_halted():
-        nodes.add()  # both go on, from a commit
-    wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
-    run.on(20)
-
     os.kill(driver_of(job, nodes), signal.SIGKILL)
     assert job.wait(120) == 1
     run.on(0)
-    job = run.submit("second")
+    nodes.add()
+    job = run.submit("second")  # both go on
     assert job.wait(600) == 0, run.log[-3000:]
     assert_as_undisturbed(run, tmp_path)
 
@@ -161,7 +157,8 @@ def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, 
     wait_until(lambda: "training goes on" in run.log, "the departure", 300)
     nodes.kill(nodes.nodes[1])
     with nodes.training_halted():
-        nodes.add()
+        nodes.add()  # both go on, from a commit
+    wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
     run.on(20)
 
     assert ask(nodes, "stop", "third").returncode == 0

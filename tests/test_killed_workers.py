@@ -32,6 +32,8 @@ from tests.test_loop import TINY, trails
 pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1500)]
 
 PATIENCE = 450
+SIZES = [("pretrain", 1), *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("pretrain", "finetune"))]
+"""The stage, and how many workers of it are killed."""
 COMMIT_MINUTES = 0.002
 
 
@@ -149,7 +151,7 @@ def assert_as_undisturbed(spec: StageSpec, other: StageSpec, kills: list[Kill]) 
         assert {step: events[step]["time"] for step in one.committed} == one.committed, "a committed step was repeated"
 
 
-@pytest.mark.parametrize(("kind", "count"), [("pretrain", 2), pytest.param("finetune", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kind", "count"), SIZES)
 def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster: None, kind: str, count: int) -> None:
     """Each kill costs a start of the worker group, up to half a minute on two busy cores: hence so few."""
     whole = undisturbed(stage(shards, tmp_path / "whole", kind))
