@@ -73,7 +73,7 @@ class Rehearsal:
 class GeneratedReader(ClipReader):
     """Gives the log-mel of a recording that it makes, another one for each name."""
 
-    def _read(self, path: str, fetched: Callable[[bool], None]) -> Clip:
+    def _read(self, path: str, say: Callable[[object], None]) -> Clip:
         waveform = recording(self.audio.clip_seconds, sum(path.encode()), self.audio.sample_rate)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
         return features.astype(np.float16), valid_frames, self.audio.clip_seconds

@@ -102,12 +102,12 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
 
 Clip = tuple[NDArray[np.float16], int, float]
 """A log-mel (T, F), its frames before padding, and the seconds that were read."""
-FETCH_SECONDS = 120.0
-"""How long a file's storage may give nothing, tries included: a tar is gone through before its first member."""
+FETCHED = object()
+"""Said when a file is there, before it is decoded."""
 
 
 class ClipReader:
-    """Reads one clip after the other: path or address to float16 log-mel, with a time limit for decoding a file.
+    """Reads one clip after the other: path or address to float16 log-mel, with a time limit for each file.
 
     Files are read in a thread of its own. A daemon, unlike those of an executor: one that is stuck and left behind
     doesn't keep the process from ending.
@@ -128,9 +128,9 @@ class ClipReader:
     def __del__(self) -> None:
         self._asked.put(None)
 
-    def _read(self, path: str, fetched: Callable[[bool], None]) -> Clip:
+    def _read(self, path: str, say: Callable[[object], None]) -> Clip:
         source = open_clip(path)
-        fetched("://" in path.rpartition("::")[2] and not isinstance(source, str | bytes))
+        say(FETCHED)
         waveform = load(source, self.audio.sample_rate, seconds=self.audio.clip_seconds)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
         return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
@@ -138,39 +138,37 @@ class ClipReader:
     def __call__(self, path: str) -> Clip:
         """Log-mel (T, F) float16, its frames before padding and the seconds read.
 
-        AudioError says what is wrong; UnreachableError: nothing but its storage.
+        AudioError says what is wrong; UnreachableError: nothing but its storage, which refuses it for now.
         """
         with self._turn:  # or two callers could take each other's clips
             return self._ask(path)
 
     def _ask(self, path: str) -> Clip:
         self._asked.put((self._read, path))
-        silent = UnreachableError(f"its storage gave nothing for {FETCH_SECONDS:g} s")
-        answer = self._next(FETCH_SECONDS, silent, fetching=True)
-        if isinstance(answer, bool):
-            message = f"not decoded within {self.timeout:g} s"  # while parts of it come from elsewhere, if answer
-            answer = self._next(self.timeout, (UnreachableError if answer else AudioError)(message))
+        answer = self._next(fetching=True)
+        if answer is FETCHED:
+            answer = self._next()
         if isinstance(answer, OSError) and not isinstance(answer, AudioError):
             raise AudioError(answer.strerror or str(answer)) from None
         if isinstance(answer, BaseException):
             raise answer
-        assert isinstance(answer, tuple)
-        return answer
+        return answer  # type: ignore[no-any-return]
 
-    def _next(self, seconds: float, late: AudioError, fetching: bool = False) -> Clip | bool | BaseException:
-        """What the thread says next: that the file is there, and whether only by and by; the clip; or an error.
+    def _next(self, fetching: bool = False) -> Any:
+        """What the thread says next: `FETCHED`, the clip, or an error; AudioError where that takes too long.
 
-        While it is `fetching`, the time counts from the storage's last answer.
+        While it is `fetching`, the time counts from the storage's last answer: a tar is gone through before its first
+        member.
         """
         began = time.monotonic()
-        while (left := began + seconds - time.monotonic()) > 0:
+        while (left := began + self.timeout - time.monotonic()) > 0:
             try:
                 return self._found.get(timeout=left)
             except queue.Empty:
                 began = max(began, answered.get(self._thread.ident or 0, 0.0)) if fetching else began
         self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
         self._start()
-        raise late
+        raise AudioError(f"not decoded within {self.timeout:g} s")
 
 
 def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None:

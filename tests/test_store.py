@@ -80,11 +80,8 @@ def test_a_stuck_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     reader = ClipReader(TINY_AUDIO, 0.2)
     real = reader._read
 
-    def read(path: str, fetched: Callable[[bool], None]) -> Any:
-        if path != "stuck":
-            return real(path, fetched)
-        fetched(False)
-        return release.wait(20)
+    def read(path: str, say: Callable[[object], None]) -> Any:
+        return release.wait(20) if path == "stuck" else real(path, say)
 
     monkeypatch.setattr(reader, "_read", read)
     with pytest.raises(AudioError, match=r"0\.2 s"):
