@@ -86,10 +86,6 @@ class Outbox:
         self._delivered = self.delivered() | set(names)
         self.folder.write_json(f"{DELIVERED}/{self.server}.json", sorted(self._delivered))
 
-    def waiting(self) -> list[tuple[str, list[Entry]]]:
-        """What the server doesn't have yet."""
-        return [(name, self.read(name)) for name in self.lacking()]
-
     def begun(self) -> dict[str, Entry]:
         """By run, how it began last."""
         return {entry["run"]: entry for _, entries in self.entries() for entry in entries if entry["do"] == "begin"}

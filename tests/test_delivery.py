@@ -202,9 +202,9 @@ def test_a_job_that_dies_leaves_the_rest_to_the_next(storage: Folder, caplog: py
     sender = Delivery(other, storage, lambda: memory, lambda: left_over(storage, SERVER, storage / "runs/other"))
     sender.start()
     assert sender.close(PATIENCE) == 0
-    until(lambda: not outbox_of(storage).waiting())
+    until(lambda: not outbox_of(storage).lacking())
     assert_delivered(memory, outbox)
-    assert foreign.waiting() == list(outbox.entries())  # to whom it may be sent in full
+    assert foreign.lacking() == outbox.names()  # to whom it may be sent in full
     assert left_over(storage, SERVER, storage / "runs/other") == []
 
 
@@ -213,7 +213,7 @@ def test_one_line_when_an_outage_begins_and_one_when_it_ends(storage: Folder, ca
     memory, outbox = Memory(), filled(storage)
     sender = Delivery(outbox, storage, lambda: memory)
     sender.start()
-    until(lambda: not outbox.waiting())
+    until(lambda: not outbox.lacking())
     for _ in range(2):
         memory.down = True
         outbox.write({"do": "finish", "run": "", "status": "FINISHED"})
@@ -359,7 +359,7 @@ def test_a_call_waits_as_long_as_it_may(storage: Folder) -> None:
     memory = Memory()
     sender = Delivery(filled(storage), storage, lambda: memory)
     sender.start()
-    until(lambda: not sender.outbox.waiting())
+    until(lambda: not sender.outbox.lacking())
 
     def register(tracker: Memory, run_id: str) -> str:
         return str(tracker._do(lambda: "models:/one/1"))
@@ -382,7 +382,7 @@ def test_one_job_delivers_at_a_time(storage: Folder) -> None:
     memory, outbox = Memory(), filled(storage)
     first = Delivery(outbox, storage, lambda: memory)
     first.start()
-    until(lambda: not outbox.waiting())
+    until(lambda: not outbox.lacking())
     outbox.write({"do": "finish", "run": "", "status": "KILLED"})
     second = Delivery(outbox_of(storage), storage, lambda: memory)
     second.start(0.05)
