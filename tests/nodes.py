@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from raymae.benchmark.memory import process_tree
+from raymae.benchmark.recovery import title, training_workers
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -133,18 +134,19 @@ class Nodes:
         """The processes that work for a job, on any node, with the names that Ray gives them."""
         found = []
         for pid in (pid for node in self.processes for pid in process_tree(node.pid)):
-            try:
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0 ")
-            except OSError:
-                continue  # it has ended
-            if title.startswith(b"ray::") and not title.startswith(IDLE):
-                found.append((pid, title.decode(errors="replace")[5:]))
+            words = title(pid).strip(b"\0 ")
+            if words.startswith(b"ray::") and not words.startswith(IDLE):
+                found.append((pid, words.decode(errors="replace")[5:]))
         return sorted(found)
+
+    def training_workers(self) -> list[int]:
+        """The processes that train."""
+        return [pid for node in self.processes for pid in training_workers(node.pid)]
 
     @contextmanager
     def training_halted(self) -> Iterator[None]:
         """Training workers stand still meanwhile: a fast machine would be through before a node has joined."""
-        halted = [pid for pid, title in self.workers() if title.startswith("RayTrainWorker")]
+        halted = self.training_workers()
         for pid in halted:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -165,7 +167,7 @@ class Nodes:
     def node_id(self, node: subprocess.Popen[bytes]) -> str:
         """Ray's name for a node, from the command line of its raylet."""
         for pid in process_tree(node.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = title(pid).split(b"\0")
             found = [word.partition(b"=")[2] for word in words if word.startswith(b"--node_id=")]
             if words[0].endswith(b"raylet") and found:
                 return found[0].decode()

@@ -19,7 +19,7 @@ import torch
 
 from raymae import launch
 from raymae.artifacts import COMMITS, Folder, latest_step, read_events
-from raymae.benchmark.memory import process_tree
+from raymae.benchmark.recovery import training_workers
 from raymae.config import ComputeConfig
 from raymae.session import BareSession
 from raymae.spec import StageSpec
@@ -29,11 +29,11 @@ from raymae.watchdog import failures
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, trails
 
-pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PATIENCE = 450
-SIZES = [("pretrain", 1), *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("pretrain", "finetune"))]
-"""The stage, and how many workers of it are killed."""
+KILLS = 2
+"""How many workers of a stage are killed."""
 COMMIT_MINUTES = 0.002
 
 
@@ -81,19 +81,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
         if time.monotonic() > until:
             raise TimeoutError("what a worker was to be killed at never came")
         time.sleep(0.001)
-
-
-def training_workers() -> list[int]:
-    """The processes of the training workers of the tests' own Ray."""
-    found = []
-    for pid in process_tree(os.getpid()):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue  # it has ended
-        if title.startswith(b"ray::RayTrainWorker"):
-            found.append(pid)
-    return sorted(found)
 
 
 def kill(artifact: Folder, pid: int) -> Kill:
@@ -151,12 +138,12 @@ def assert_as_undisturbed(spec: StageSpec, other: StageSpec, kills: list[Kill]) 
         assert {step: events[step]["time"] for step in one.committed} == one.committed, "a committed step was repeated"
 
 
-@pytest.mark.parametrize(("kind", "count"), SIZES)
-def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster: None, kind: str, count: int) -> None:
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster: None, kind: str) -> None:
     """Each kill costs a start of the worker group, up to half a minute on two busy cores: hence so few."""
     whole = undisturbed(stage(shards, tmp_path / "whole", kind))
-    spec = stage(shards, tmp_path / "killed", kind, num_workers=1, max_failures=count)
-    *steps, in_commit = steps_inside_epochs(spec, count)
+    spec = stage(shards, tmp_path / "killed", kind, num_workers=1, max_failures=KILLS)
+    *steps, in_commit = steps_inside_epochs(spec, KILLS)
 
     def killer() -> list[Kill]:
         return [*(kill_at(spec, step) for step in steps), kill_in_commit(spec, in_commit)]
@@ -164,8 +151,8 @@ def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster:
     with ThreadPoolExecutor(1) as beside:
         kills = beside.submit(killer)
         launch.train([spec], Folder(str(tmp_path)))
-    assert len({one.pid for one in kills.result()}) == count
-    assert len(failures([spec.artifact])) == count
+    assert len({one.pid for one in kills.result()}) == KILLS
+    assert len(failures([spec.artifact])) == KILLS
     assert all("rank 0: " in line for line in failures([spec.artifact]))
     assert_as_undisturbed(spec, whole, kills.result())
     assert spec.artifact.read_bytes("model.safetensors") == whole.artifact.read_bytes("model.safetensors")

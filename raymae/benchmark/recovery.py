@@ -141,9 +141,9 @@ def killer(artifact: Folder, step: int) -> Iterator[list[Kill]]:
         thread.join()
 
 
-def training_workers() -> list[int]:
-    """Ray Train's workers below this process."""
-    return [pid for pid in process_tree(os.getpid()) if title(pid).startswith(WORKER)]
+def training_workers(root: int | None = None) -> list[int]:
+    """Ray Train's workers below a process, by default this one."""
+    return [pid for pid in process_tree(root or os.getpid()) if title(pid).startswith(WORKER)]
 
 
 def title(pid: int) -> bytes:
