@@ -30,8 +30,8 @@ from raymae.artifacts import EVENTS, Folder, latest_step, read_events
 from tests.audio_files import write_clips, write_table
 from tests.nodes import ROOT, Nodes, wait_until
 
-TARGETS = {"worker": 5, "node": 2, "driver": 2}
-"""What is killed, and how often in relation."""
+TARGETS = {"training worker": 4, "other process": 3, "node": 2, "driver": 2}
+"""What is killed, and how often in relation. Others of Ray's processes read, featurize, control or look after them."""
 SETTINGS = {
     "--data.dataset": "table",
     "--data.shard-mb": 0.1,
@@ -141,12 +141,13 @@ class Pipeline:
 def strike(run: Pipeline, rng: random.Random) -> tuple[str, str]:
     """Kill something; what kind of thing, and its name."""
     nodes, target = run.nodes, rng.choices(list(TARGETS), weights=list(TARGETS.values()))[0]
-    there = nodes.workers()
+    there, training = nodes.workers(), set(nodes.training_workers())
     run.remember()
-    if target == "worker" and there:
-        pid, name = rng.choice(there)
+    those = [one for one in there if (one[0] in training) == (target == "training worker")] or there
+    if target in ("training worker", "other process") and those:
+        pid, name = rng.choice(those)
         os.kill(pid, signal.SIGKILL)
-        return target, name
+        return "training worker" if pid in training else "other process", name
     if target == "node":
         nodes.kill(rng.choice(nodes.nodes))
         nodes.add()
