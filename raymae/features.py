@@ -15,10 +15,11 @@ import ray
 
 from raymae.artifacts import Folder
 from raymae.blame import plainly
+from raymae.clip_reader import ClipReader
 from raymae.config import Config, redact
 from raymae.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
 from raymae.shards import DAMAGED, read_summary, standing
-from raymae.store import ClipReader, ShardPlan, plan_shards, write_shard
+from raymae.store import ShardPlan, plan_shards, write_shard
 
 ASKED = "asked.parquet"
 """The clips that were asked for, bad ones included, as the workers read them: a row group per shard."""

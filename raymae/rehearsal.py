@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -23,10 +22,11 @@ import pyarrow.compute as pc
 from raymae.artifacts import Folder
 from raymae.audio import fit_length
 from raymae.benchmark.recordings import recording, write_store
+from raymae.clip_reader import Clip, ClipReader
 from raymae.config import Config
 from raymae.recipes import native_precision
 from raymae.spec import StageSpec, rows_of
-from raymae.store import Clip, ClipReader, FeatureStore
+from raymae.store import FeatureStore
 
 STEPS = 2
 CPU_CLIPS = 2
@@ -73,7 +73,7 @@ class Rehearsal:
 class GeneratedReader(ClipReader):
     """Gives the log-mel of a recording that it makes, another one for each name."""
 
-    def _read(self, path: str, say: Callable[[object], None]) -> Clip:
+    def _read(self, path: str) -> Clip:
         waveform = recording(self.audio.clip_seconds, sum(path.encode()), self.audio.sample_rate)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
         return features.astype(np.float16), valid_frames, self.audio.clip_seconds

@@ -18,14 +18,13 @@ import re
 import stat
 import tarfile
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,9 @@ from fsspec.core import url_to_fs
 from raymae.audio import AudioError, UnreachableError
 from raymae.config import redact
 from raymae.retry import READ_SECONDS, passes, patiently
+from raymae.waiting import asking, waiting
+
+Found = TypeVar("Found")
 
 AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf")
 """Endings of the names that are taken for recordings where no table names them."""
@@ -64,7 +66,7 @@ class Container:
             if info["type"] != "file" or info["size"] is None:
                 raise AudioError("not a file of known size")
             return cls(url, info["size"], modified(info))
-        status = os.stat(url)
+        status = _read(lambda: os.stat(url), url)
         if not stat.S_ISREG(status.st_mode):
             raise AudioError("not a regular file")
         return cls(url, status.st_size, status.st_mtime)
@@ -74,12 +76,17 @@ class Container:
         if "://" in self.url:
             fs, path = url_to_fs(self.url)
             return bytes(_read(lambda: fs.cat_file(path, start=start, end=stop), self.url))
-        with open(self.url, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), stop - start, start)
+        return _read(lambda: _read_local(self.url, start, stop), self.url)
 
     def part(self, start: int, size: int, buffer: int = _BUFFER) -> BinaryIO:
         """A part as a file of its own, of which only what is asked for is read, `buffer` bytes at a time."""
         return io.BufferedReader(_Part(self, start, size), buffer)
+
+
+def storage_of(path: str) -> str:
+    """Who gives the clip at an address: scheme and host of a URL, or the path of a file or container."""
+    outer = path.rpartition("::")[2]
+    return "/".join(outer.split("/", 3)[:3]) if "://" in outer else outer
 
 
 def modified(info: dict[str, Any]) -> float:
@@ -124,7 +131,7 @@ class _Part(io.RawIOBase):
 def open_clip(path: str) -> str | bytes | BinaryIO:
     """What `raymae.audio.load` reads the clip at an address from; AudioError where there is nothing to read.
 
-    Storage at a URL is asked again where it fails for now; UnreachableError where it goes on failing.
+    A storage is asked again where it fails for now; UnreachableError where it goes on failing.
     """
     try:
         if packed := re.match(PACKED, path):
@@ -139,19 +146,18 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
     except AudioError:
         raise
     except Exception as error:  # file systems and archives bring their own
-        unreachable = "://" in path.rpartition("::")[2] and passes(error)
-        raise (UnreachableError if unreachable else AudioError)(_reason(error)) from None
+        raise (UnreachableError if passes(error) else AudioError)(_reason(error)) from None
 
 
-answered: dict[int, float] = {}
-"""When a storage last gave something to a thread, by its ident; monotonic seconds."""
+def _read(call: Callable[[], Found], url: str) -> Found:
+    """What a storage says, asked for again while it fails for now."""
+    with waiting():
+        return patiently(lambda: asking(call), f"reading {redact(url)}", READ_SECONDS)
 
 
-def _read(call: Callable[[], Any], url: str) -> Any:
-    """What storage at a URL says, asked for again while it fails for now."""
-    found = patiently(call, f"reading {redact(url)}", READ_SECONDS)
-    answered[threading.get_ident()] = time.monotonic()
-    return found
+def _read_local(path: str, start: int, stop: int) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), stop - start, start)
 
 
 _located = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process
@@ -240,8 +246,13 @@ _locks: dict[Container, threading.Lock] = {}
 
 
 def _open_member(tar: Container, name: str) -> bytes | BinaryIO:
-    with _locks.setdefault(tar, threading.Lock()):  # who comes second waits, instead of going through it again
+    lock = _locks.setdefault(tar, threading.Lock())  # who comes second waits, instead of going through it again
+    with waiting():
+        asking(lock.acquire)
+    try:
         contents, index = tar_contents(tar), _places(tar).get(name)
+    finally:
+        lock.release()
     if index is None:
         raise AudioError(contents.problem or "no such member in the archive")
     start, size = contents.starts[index].as_py(), contents.sizes[index].as_py()

@@ -23,10 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -38,12 +35,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
-from raymae.audio import AudioError, LogMel, UnreachableError, fit_length, load
+from raymae.audio import AudioError, UnreachableError
+from raymae.clip_reader import ClipReader, SilentError
 from raymae.config import AudioConfig, from_dict, redact, to_dict
 from raymae.order import Rows
 from raymae.retry import patiently
 from raymae.shards import BLANK, META, explain, moments, seal
-from raymae.sources import answered, open_clip
+from raymae.sources import storage_of
 
 ROW_GROUP = 4
 """Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
@@ -100,113 +98,35 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
         state.update(numbers.astype("<f8" if numbers.dtype.kind == "f" else "<i8").tobytes())
 
 
-Clip = tuple[NDArray[np.float16], int, float]
-"""A log-mel (T, F), its frames before padding, and the seconds that were read."""
-FETCHED = object()
-"""Said when a file is there, before it is decoded."""
-
-
-class ClipReader:
-    """Reads one clip after the other: path or address to float16 log-mel, with a time limit for each file.
-
-    Files are read in a thread of its own. A daemon, unlike those of an executor: one that is stuck and left behind
-    doesn't keep the process from ending.
-    """
-
-    def __init__(self, audio: AudioConfig, timeout: float) -> None:
-        self.audio, self.timeout = audio, timeout
-        self._turn = threading.Lock()
-        self._start()
-        self.log_mel = LogMel(audio)
-
-    def _start(self) -> None:
-        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._asked, self._found), daemon=True)
-        self._thread.start()
-
-    def __del__(self) -> None:
-        self._asked.put(None)
-
-    def _read(self, path: str, say: Callable[[object], None]) -> Clip:
-        source = open_clip(path)
-        say(FETCHED)
-        waveform = load(source, self.audio.sample_rate, seconds=self.audio.clip_seconds)
-        features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
-        return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
-
-    def __call__(self, path: str) -> Clip:
-        """Log-mel (T, F) float16, its frames before padding and the seconds read.
-
-        AudioError says what is wrong; UnreachableError: nothing but its storage, which refuses it for now.
-        """
-        with self._turn:  # or two callers could take each other's clips
-            return self._ask(path)
-
-    def _ask(self, path: str) -> Clip:
-        self._asked.put((self._read, path))
-        answer = self._next(fetching=True)
-        if answer is FETCHED:
-            answer = self._next()
-        if isinstance(answer, OSError) and not isinstance(answer, AudioError):
-            raise AudioError(answer.strerror or str(answer)) from None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer  # type: ignore[no-any-return]
-
-    def _next(self, fetching: bool = False) -> Any:
-        """What the thread says next: `FETCHED`, the clip, or an error; AudioError where that takes too long.
-
-        While it is `fetching`, the time counts from the storage's last answer: a tar is gone through before its first
-        member.
-        """
-        began = time.monotonic()
-        while (left := began + self.timeout - time.monotonic()) > 0:
-            try:
-                return self._found.get(timeout=left)
-            except queue.Empty:
-                began = max(began, answered.get(self._thread.ident or 0, 0.0)) if fetching else began
-        self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
-        self._start()
-        raise AudioError(f"not decoded within {self.timeout:g} s")
-
-
-def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None:
-    while (request := asked.get()) is not None:
-        read, path = request
-        del request  # or this thread would keep the reader alive while it waits
-        try:
-            found.put(read(path, found.put))
-        except BaseException as error:  # handed to who asked, who raises it
-            found.put(error)
-        del read
-
-
 def write_shard(
     target: Folder, name: str, clips: pa.Table, reader: ClipReader, compression: str = "none", features: bool = True
 ) -> dict[str, Any]:
     """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it.
 
     Without `features` the shard holds all but the log-mels (`raymae.streaming`). ConnectionError where the storage of
-    the clips goes on failing: a clip that can't be had for now is no bad file.
+    the clips goes on failing, or is silent twice running: a clip that can't be had for now is no bad file. Silent once,
+    it is the address that is dead.
     """
     kept: list[tuple[str, int, float]] = []
     log_mels: list[bytes] = []
     found: list[tuple[float, float]] = []
-    quarantine = []
+    quarantine, silent = [], set()
     for clip_id, path in zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True):
         try:
             log_mel, valid_frames, seconds = patiently(partial(reader, path), "a clip's storage")
+            silent.discard(storage_of(path))
             kept.append((clip_id, valid_frames, seconds))
             found.append(moments(log_mel, valid_frames))
             if features:
                 log_mels.append(log_mel.tobytes())
-        except UnreachableError as error:
-            raise ConnectionError(
-                f"{redact(path)} can't be reached ({error}): the same command goes on from the shards that stand; take "
-                "a clip that stays so out of the table"
-            ) from None
         except AudioError as error:
+            storage = storage_of(path)
+            if isinstance(error, UnreachableError) or (isinstance(error, SilentError) and storage in silent):
+                raise ConnectionError(
+                    f"{redact(path)} can't be reached ({error}): the same command goes on from the shards that stand; "
+                    "take a clip that stays so out of the table"
+                ) from None
+            (silent.add if isinstance(error, SilentError) else silent.discard)(storage)
             quarantine.append({"clip_id": clip_id, "path": path, "reason": str(error)})
     audio = reader.audio
     summary = {

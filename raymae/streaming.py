@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.audio import AudioError
+from raymae.clip_reader import ClipReader
 from raymae.config import redact
 from raymae.order import Rows
-from raymae.store import ClipReader, FeatureStore
+from raymae.store import FeatureStore
 
 CHECKED = "artifacts/checked"
 """Where the shards without features lie."""

@@ -12,12 +12,13 @@ import pytest
 
 from raymae.artifacts import Folder
 from raymae.audio import LogMel, load
+from raymae.clip_reader import ClipReader
 from raymae.config import DataConfig
 from raymae.datasets import CLIPS, summary
 from raymae.datasets import load as load_clips
 from raymae.datasets.table import ROWS, read_filenames, read_table
 from raymae.sources import open_clip
-from raymae.store import ClipReader, write_shard
+from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 
 SOUNDS = {f"{index}.flac": encoded(index, format="FLAC") for index in range(6)}

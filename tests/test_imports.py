@@ -11,10 +11,21 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raymae"
 
 FLOORS = [
-    {"config", "headers", "spectrum", "parallel", "deadline", "departure", "loopback", "resampling", "retry"},
+    {
+        "config",
+        "headers",
+        "spectrum",
+        "parallel",
+        "deadline",
+        "departure",
+        "loopback",
+        "resampling",
+        "retry",
+        "waiting",
+    },
     {"audio", "optim", "metrics", "order", "artifacts", "targets", "ablation", "consistency", "rounds"},
     {"sources", "shards", "selection", "pace", "watchdog", "profiling", "split_file", "units", "intervals", "compare"},
-    {"splits"},
+    {"splits", "clip_reader"},
     {"store", "datasets", "recipes", "augment", "responses", "models"},
     {
         "submission",

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymae.artifacts import Folder
+from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
 from raymae.features import prepare
-from raymae.store import SHARDS, ClipReader, FeatureStore, features_of
+from raymae.store import SHARDS, FeatureStore, features_of
 from tests.audio_files import TINY_AUDIO, encoded, tar, write_tone
 from tests.test_audio import ODD, REFUSED_BY_US, odd_files
 from tests.test_bad_audio import changing_flac, encode, noise, ogg_with_serial, write_odd_files
@@ -207,7 +208,7 @@ def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, serve
 
     started = time.perf_counter()
     _, quarantine, _ = run(Folder(str(tmp_path / "out")), clips, file_timeout=3.0, max_bad_share=0.1, shard_mb=0.1)
-    assert quarantine == {str(number): "not decoded within 3 s" for number in stuck}
+    assert quarantine == {str(number): "its storage gave nothing for 3 s" for number in stuck}
     assert time.perf_counter() - started < 60  # far from the five minutes after which fsspec gives up by itself
     asked = {server.asked.get(timeout=1) for _ in stuck}
     assert {server.gone.get(timeout=30) for _ in stuck} == asked  # the workers have ended
@@ -216,7 +217,7 @@ def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, serve
 def test_a_process_ends_that_left_a_stuck_file_behind(server: Server) -> None:
     code = f"""
 from raymae.audio import AudioError
-from raymae.store import ClipReader
+from raymae.clip_reader import ClipReader
 from tests.audio_files import TINY_AUDIO
 
 reader = ClipReader(TINY_AUDIO, 0.5)
@@ -226,4 +227,4 @@ except AudioError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "not decoded within 0.5 s", "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "its storage gave nothing for 0.5 s", "")

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from raymae.artifacts import Folder
 from raymae.audio import LogMel, fit_length, load
+from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
 from raymae.manifest import Tally
 from raymae.plan import Plan
 from raymae.rivals import statistics
 from raymae.shards import DAMAGED, intact, moments, read_summary, widen
-from raymae.store import SHARDS, ClipReader, FeatureStore, plan_shards, write_shard
+from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips
 from tests.test_audio import ODD
 from tests.test_loop import TINY

@@ -1,6 +1,5 @@
 """The feature store: exact rows in any order, bad files quarantined, shards found again."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 
 from raymae.artifacts import Folder
 from raymae.audio import AudioError, LogMel, load
+from raymae.clip_reader import ClipReader
 from raymae.shards import read_summary
-from raymae.store import ClipReader, FeatureStore, plan_shards, shard_rows, write_shard
+from raymae.store import FeatureStore, plan_shards, shard_rows, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 
 
@@ -80,8 +80,8 @@ def test_a_stuck_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     reader = ClipReader(TINY_AUDIO, 0.2)
     real = reader._read
 
-    def read(path: str, say: Callable[[object], None]) -> Any:
-        return release.wait(20) if path == "stuck" else real(path, say)
+    def read(path: str) -> Any:
+        return release.wait(20) if path == "stuck" else real(path)
 
     monkeypatch.setattr(reader, "_read", read)
     with pytest.raises(AudioError, match=r"0\.2 s"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partialmethod
 from itertools import count
 from pathlib import Path
@@ -16,11 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raymae import audio, retry, sources, store
+from raymae import audio, clip_reader, retry, sources
 from raymae.artifacts import Folder
 from raymae.audio import AudioError, UnreachableError, load
+from raymae.clip_reader import ClipReader
 from raymae.sources import WHOLE, open_clip
-from raymae.store import ClipReader, write_shard
+from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 from tests.failing_files import FailingFiles
 
@@ -88,15 +91,84 @@ def test_what_lasts_is_not_asked_for_again(
     assert files.calls["read", "/bucket/a.wav"] == 1
 
 
-def test_a_storage_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone_through(path: str) -> bytes:
-        for _ in range(8):  # as the members of a large archive
-            time.sleep(0.1)
-            sources._read(lambda: b"", path)
+LIMIT = 1.5
+"""Seconds that a clip may take in these tests, of which a busy machine takes some itself."""
+
+
+def slow_tar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float) -> str:
+    """The last member of a tar on a disk that takes so long for each read."""
+    real = os.pread
+
+    def pread(*arguments: int) -> bytes:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    large = bytes(2**17)  # more than is read at once
+    (tmp_path / "s.tar").write_bytes(tar({**{f"{number}.bin": large for number in range(8)}, "a.wav": encoded()}))
+    return f"tar://a.wav::{tmp_path}/s.tar"
+
+
+def test_a_storage_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = slow_tar(monkeypatch, tmp_path, LIMIT / 5)
+    began = time.monotonic()
+    assert ClipReader(TINY_AUDIO, LIMIT)(path)[1] == TINY_AUDIO.n_frames
+    assert time.monotonic() - began > LIMIT
+
+
+def test_a_storage_that_refuses_is_not_silent(files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    put(files, "/bucket/a.wav", encoded())
+    monkeypatch.setattr(retry, "FIRST_DELAY", LIMIT / 4)
+    monkeypatch.setattr(sources, "READ_SECONDS", 1.5 * LIMIT)
+    monkeypatch.setattr(FailingFiles, "failures", 10**9)
+    monkeypatch.setattr(FailingFiles, "fault", lambda: TimeoutError("slow down"))
+    with pytest.raises(UnreachableError, match="slow down"):
+        ClipReader(TINY_AUDIO, LIMIT)("failing://bucket/a.wav")
+
+
+def test_pieces_of_a_long_recording_may_take_their_time(
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(files, "/bucket/long.wav", encoded(n_samples=4_000_000))  # 8 pieces
+    monkeypatch.setattr(files, "failures", 0)
+    monkeypatch.setattr(sources, "WHOLE", 1000)
+    real = FailingFiles.cat_file
+
+    def cat_file(self: FailingFiles, *arguments: Any, **named: Any) -> bytes:
+        time.sleep(LIMIT / 5)
+        return bytes(real(self, *arguments, **named))
+
+    monkeypatch.setattr(FailingFiles, "cat_file", cat_file)
+    began = time.monotonic()
+    whole = replace(TINY_AUDIO, clip_seconds=500.0)
+    assert ClipReader(whole, LIMIT)("failing://bucket/long.wav")[1] == whole.n_frames
+    assert time.monotonic() - began > LIMIT
+
+
+def test_one_silent_address_is_a_bad_file_and_two_running_are_an_outage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    release = threading.Event()
+
+    def silent(path: str) -> bytes:
+        if "dead" in path:
+            sources._read(lambda: release.wait(60), path)
         return encoded()
 
-    monkeypatch.setattr(store, "open_clip", gone_through)
-    assert ClipReader(TINY_AUDIO, 0.4)("failing://bucket/a.wav")[1] == TINY_AUDIO.n_frames
+    monkeypatch.setattr(clip_reader, "open_clip", silent)
+
+    def shard(*paths: str) -> dict[str, Any]:
+        clips = pa.table({"clip_id": paths, "path": paths})
+        return write_shard(Folder(str(tmp_path)), "one", clips, ClipReader(TINY_AUDIO, 0.5))
+
+    summary = shard("s3://a/dead1", "s3://a/1", "s3://a/dead2", "gs://b/dead", "s3://a/2")
+    assert summary["rows"] == 2
+    assert {one["reason"] for one in summary["quarantine"]} == {"its storage gave nothing for 0.5 s"}
+    (tmp_path / "one").unlink()
+    with pytest.raises(ConnectionError, match=r"s3://a/dead2 can't be reached \(its storage gave nothing"):
+        shard("s3://a/1", "s3://a/dead1", "gs://b/1", "s3://a/dead2")
+    assert not (tmp_path / "one").exists()
+    release.set()
 
 
 class ServerDisconnectedError(Exception):
@@ -141,6 +213,22 @@ def test_a_shared_file_system_has_bad_moments(
     with pytest.raises(AudioError, match=os.strerror(number)) as caught:
         load(tmp_path / "a.wav", 8000)
     assert isinstance(caught.value, UnreachableError) == unreachable
+
+
+def test_an_archive_on_a_shared_file_system_has_bad_moments_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "s.tar").write_bytes(tar({"a.wav": encoded()}))
+    path = f"tar://a.wav::{tmp_path}/s.tar"
+    assert open_clip(path) == encoded()
+
+    def fail(*_: Any) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(sources, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(UnreachableError, match=os.strerror(errno.ESTALE)):
+        open_clip(path)
 
 
 def test_an_archive_that_could_not_be_listed_is_listed_the_next_time(

@@ -20,9 +20,9 @@ from raymae.benchmark.prepare import GROWTH, memory_row
 from raymae.benchmark.recordings import noise_clips, write_store
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, pace
+from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.spec import StageSpec
-from raymae.store import ClipReader
 from raymae.windows import MicroBatch, micro_batches
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from raymae.benchmark.memory import PeakMemory, process_tree
 from raymae.benchmark.recordings import SAMPLE_RATE, write_corpus
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, cpu_between, cpu_seconds, pace
+from raymae.clip_reader import ClipReader
 from raymae.config import Config, DataConfig
-from raymae.store import ClipReader, plan_shards, write_shard
+from raymae.store import plan_shards, write_shard
 
 GROWTH = 10
 """How many times the base corpus the large one is."""

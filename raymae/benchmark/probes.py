@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from raymae.artifacts import Folder
 from raymae.benchmark.recordings import write_store
 from raymae.benchmark.result import Result
+from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
 from raymae.datasets import load
 from raymae.order import Rows
 from raymae.spec import class_names, find_rows
-from raymae.store import ClipReader, FeatureStore
+from raymae.store import FeatureStore
 
 if TYPE_CHECKING:
     from raymae.embed import Embedder

@@ -11,8 +11,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
+from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
-from raymae.store import SHARDS, ClipReader, FeatureStore, plan_shards, write_shard
+from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
 
 SAMPLE_RATE = 44_100
 
