@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -97,8 +98,7 @@ class RaySession:
 
     def outgrown(self) -> bool:
         """Whether the cluster has room for more workers, as rank 0 sees it."""
-        more = self.crew.now() - self.world_size if self.rank == 0 else 0
-        return more > 0 and self.crew.is_idle(more)
+        return self.rank == 0 and self.crew.outgrown(self.world_size)
 
     def report(self, event: dict[str, Any]) -> None:
         """To the artifact's events, which the driver follows, and to Ray's metrics; the stage's last to Ray Train too.
@@ -142,8 +142,8 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
     Another group takes over, from a commit, where nodes were lost for longer than `compute.wait_minutes`, more workers
     have room again, or Ray Train's controller died.
     """
-    crew = workforce(specs)
-    workers, failures, compute, limited = crew.wait(deadline), 0, crew.compute, crew
+    crew = limited = workforce(specs)
+    workers, failures, misses, compute = crew.wait(deadline), 0, 0, crew.compute
     while workers:
         left = [spec for spec in specs if not spec.artifact.is_done()]
         try:
@@ -155,8 +155,11 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
             if failures > compute.max_failures or not isinstance(reason, AGAIN):
                 raise
             log.warning("training with %d workers was given up: %s", workers, type(reason).__name__)
-            if isinstance(reason, WorkerGroupStartupTimeoutError) and crew.now() == workers:
-                limited = crew.below(workers)  # others have taken the room, or it lies in pieces
+            if isinstance(reason, WorkerGroupStartupTimeoutError) and limited.now() == workers:
+                # others have taken the room, or it lies in pieces: what looks idle is asked for ever more seldom
+                misses += 1
+                crew = replace(crew, grows_from=time.time() + 60 * compute.wait_minutes * 2**misses)
+                limited = limited.below(workers)
         if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():
             return
         before, workers = workers, limited.wait(deadline)

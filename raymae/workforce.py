@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import ray
 import ray.train
+from ray._private.state import state  # what Ray Train itself asks; its public functions tell neither
 
 from raymae.config import ComputeConfig
 from raymae.deadline import Deadline
@@ -30,6 +31,8 @@ class Workforce:
     slots: int
     """What has to be shared out equally: the greatest common divisor of the stages' micro-batches a step."""
     use_gpu: bool
+    grows_from: float = 0.0
+    """Unix time before which it asks for no more workers."""
 
     @property
     def fewest(self) -> int:
@@ -46,10 +49,19 @@ class Workforce:
         nodes = alive()
         return next((count for count in self.counts if has_room(self.compute, self.use_gpu, count, nodes)), 0)
 
+    def outgrown(self, workers: int) -> bool:
+        """Whether more could take part than so many, in room that nobody uses."""
+        more = self.now() - workers
+        return more > 0 and time.time() >= self.grows_from and self.is_idle(more)
+
     def is_idle(self, more: int) -> bool:
-        """Whether nobody uses what so many more workers would take."""
-        free, cpus = ray.available_resources(), more * reserved_cpus(self.compute, self.most, alive())
-        return free.get("CPU", 0) > cpus - 1e-6 and (not self.use_gpu or free.get("GPU", 0) >= more)
+        """Whether nobody uses what so many more workers would take.
+
+        Of GPU workers their GPUs: the CPUs, which what feeds this run may hold, are shared out anew with the workers.
+        """
+        if self.use_gpu:
+            return sum(node.get("GPU", 0) for node in idle()) >= more
+        return has_room(self.compute, False, more, idle())
 
     def below(self, workers: int) -> Workforce:
         """The same with fewer workers than so many, which found no room although there should be some."""
@@ -112,8 +124,20 @@ def workforce(specs: Sequence[StageSpec]) -> Workforce:
 
 
 def alive() -> list[dict[str, float]]:
-    """The resources of each node of the cluster as it stands."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """The resources of each node of the cluster as it stands, without those that are about to be taken away."""
+    going = draining()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
+
+
+def idle() -> list[dict[str, float]]:
+    """What nobody uses of each of these nodes."""
+    going = draining()
+    return [free for node, free in state.available_resources_per_node().items() if node not in going]
+
+
+def draining() -> dict[str, int]:
+    """The nodes that are about to be taken away, on which Ray starts nothing any more; with their ends."""
+    return state.get_draining_nodes()  # type: ignore[no-any-return]
 
 
 def has_room(compute: ComputeConfig, use_gpu: bool, workers: int, nodes: Sequence[dict[str, float]]) -> bool:

@@ -45,10 +45,12 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_cluster: None) 
     words = [str(word) for pair in fields.items() for word in pair]
     command = [sys.executable, str(ROOT / "jobs/sweep.py"), "synthetic", *words, *space, "--sweep.no-early-stopping"]
 
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "first.log"
+    with log.open("wb") as output:
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     until = time.monotonic() + PATIENCE
     while not (before := list(storage.glob("sweeps/synthetic-*/trials/*.json"))):
-        assert driver.poll() is None
+        assert driver.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < until
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray.train
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from raymae import workforce
+from raymae import launch, workforce
+from raymae.artifacts import Folder
 from raymae.config import ComputeConfig
 from raymae.deadline import FOREVER, Deadline
 from raymae.workforce import Workforce
@@ -61,15 +66,55 @@ def test_room_that_others_have_taken_is_given_up(monkeypatch: pytest.MonkeyPatch
     assert found.now() == 8
     assert found.below(8).now() == 4
     assert found.below(8).below(4).below(2).now() == 2, "fewer than min_workers"
-    monkeypatch.setattr(workforce.ray, "available_resources", lambda: {"GPU": 3.0, "CPU": 1000.0})
-    assert found.is_idle(3)
-    assert not found.is_idle(4)
+
+
+def test_only_room_that_nobody_uses_is_grown_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = crew(monkeypatch, [8], most=8, slots=8, fewest=2)
+    free = [{"GPU": 1.0}, {"CPU": 64.0}, {"GPU": 3.0, "CPU": 1.0}]
+    monkeypatch.setattr(workforce, "idle", lambda: free)
+    assert found.outgrown(4)
+    assert not found.outgrown(8)
+    assert not replace(found, grows_from=time.time() + 60).outgrown(4)
+    free.pop()
+    assert not found.outgrown(4)
+    on_cpus = Workforce(ComputeConfig(cpus_per_worker=2), 8, 8, use_gpu=False)
+    free[:] = [{"CPU": 1.0}] * 8  # in pieces
+    assert not on_cpus.outgrown(4)
+    free[:] = [{"CPU": 5.0}, {"CPU": 4.5}]
+    assert on_cpus.outgrown(4)
+
+
+def test_what_is_about_to_be_taken_away_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": name != "dead", "NodeID": name, "Resources": {"GPU": 1.0}} for name in ("a", "b", "dead")]
+    free = {"a": {"GPU": 1.0}, "b": {"GPU": 1.0}}
+    monkeypatch.setattr(workforce.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(workforce.state, "available_resources_per_node", lambda: free)
+    for going, left in (({}, 2), ({"b": 0}, 1), ({"b": 5, "a": 7}, 0)):
+        monkeypatch.setattr(workforce.state, "get_draining_nodes", lambda found=going: found)
+        assert len(workforce.alive()) == len(workforce.idle()) == left
+
+
+def test_fewer_and_fewer_workers_are_started_until_they_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, artifact, tried = crew(monkeypatch, [8], most=8, slots=8, fewest=1), SimpleNamespace(done=False), []
+    artifact.is_done = lambda: artifact.done
+
+    def fit(specs: Any, storage: Any, deadline: Any, crew: Workforce, workers: int) -> None:
+        tried.append((workers, crew.grows_from - time.time()))
+        if workers > 2:
+            raise ray.train.ControllerError(WorkerGroupStartupTimeoutError(workers))
+        artifact.done = True
+
+    monkeypatch.setattr(launch, "workforce", lambda specs: found)
+    monkeypatch.setattr(launch, "fit", fit)
+    launch.train([SimpleNamespace(artifact=artifact)], Folder("/nowhere"))  # type: ignore[list-item]
+    assert [workers for workers, _ in tried] == [8, 4, 2]
+    minutes = [pause / 60 for _, pause in tried[1:]]
+    assert minutes == pytest.approx([2 * found.compute.wait_minutes, 4 * found.compute.wait_minutes], rel=0.05)
 
 
 def test_cores_are_shared_by_the_workers_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = {"Alive": True, "Resources": {"CPU": 0.0}}
-    nodes = [{"Alive": alive, "Resources": {"CPU": 16.0, "GPU": 4.0}} for alive in (True, True, False)]
-    monkeypatch.setattr(workforce.ray, "nodes", lambda: [head, *nodes, {"Alive": True, "Resources": {"CPU": 64.0}}])
+    with_gpus = {"CPU": 16.0, "GPU": 4.0}
+    monkeypatch.setattr(workforce, "alive", lambda: [{"CPU": 0.0}, with_gpus, with_gpus, {"CPU": 64.0}])
     assert workforce.torch_threads(ComputeConfig(), 8, use_gpu=True) == 4
     assert workforce.torch_threads(ComputeConfig(), 3, use_gpu=False) == 64
     assert workforce.torch_threads(ComputeConfig(), 4, use_gpu=False) == 32
