@@ -24,16 +24,17 @@ from matplotlib.patches import Rectangle
 
 from raymae import launch
 from raymae.artifacts import Folder, open_storage
+from raymae.audio import UnreachableError
 from raymae.claims import Claim, claimed
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import Plan
 from raymae.sweep import search
 from raymae.sweep.figures import sweep_figure
-from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, stages_of, sweep_key
+from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, plan_of, stages_of, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
 from raymae.sweep.run import Sweep, run_sweep
-from raymae.sweep.space import Values, grid, parse_axis, parse_space
+from raymae.sweep.space import grid, parse_axis, parse_space
 from raymae.sweep.trial import Trial
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
@@ -85,12 +86,6 @@ def ground(config: Config) -> Ground:
 
 def points(ground: Ground) -> list[Point]:
     return [look_at(ground, values) for values in grid(parse_space(ground.config))]
-
-
-def plan_of(ground: Ground, values: Values) -> Plan:
-    plan = look_at(ground, values).plan
-    assert plan is not None
-    return plan
 
 
 # Trials --------------------------------------------------------------------------------------------------------------
@@ -154,15 +149,27 @@ def test_a_trial_needs_the_feature_store(config: Config) -> None:
 # Points --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("planned", "status"), [(True, "failed"), (False, "refused")])
+@pytest.mark.parametrize(
+    ("error", "planned", "status"),
+    [
+        (ValueError("no such class"), True, "failed"),
+        (ValueError("no such class"), False, "refused"),
+        (FileNotFoundError("/data/x"), False, "failed"),
+        (UnreachableError("no answer"), False, "failed"),
+    ],
+)
 def test_what_one_node_cannot_plan_is_tried_again(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch, planned: bool, status: str
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, error: Exception, planned: bool, status: str
 ) -> None:
+    def plan(*_: Any) -> None:
+        raise error
+
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(search.tune, "report", told.append)
-    monkeypatch.setattr(search, "look_at", lambda ground, values: Point(values, refused="/data/x can't be read"))
+    monkeypatch.setattr(search, "plan_of", plan)
     search.train_trial({search.POINT: {}}, ground, (), FOREVER, cpus=1, gpus=0, planned=planned)
-    assert [(one["status"], one["error"]) for one in told] == [(status, "/data/x can't be read")]
+    assert [one["status"] for one in told] == [status]
+    assert str(error) in told[0]["error"]
 
 
 def test_neighbours_in_time_share_no_pretraining(ground: Ground) -> None:

@@ -119,11 +119,16 @@ class Point:
 def look_at(ground: Ground, values: Values) -> Point:
     """A point with its plan; one that is refused says why."""
     try:
-        plan = ground.plan(values)
-        plan.nodes  # noqa: B018  what the keys need is read here: impulse responses, say
-        return Point(values, plan)
+        return Point(values, plan_of(ground, values))
     except (ValueError, OSError) as error:
         return Point(values, refused=str(error))
+
+
+def plan_of(ground: Ground, values: Values) -> Plan:
+    """The plan of a point. ValueError and OSError say why there can be none."""
+    plan = ground.plan(values)
+    plan.nodes  # noqa: B018  what the keys need is read here: impulse responses, say
+    return plan
 
 
 def interleaved(points: Sequence[Point]) -> list[Point]:

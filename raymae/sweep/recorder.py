@@ -54,6 +54,10 @@ class Recorder(Callback):
         self._said: dict[str, float] = {}
         self._writers: dict[str, Any] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune stores a copy, to restore a sweep from: ours goes on from its records, and its journal has threads."""
+        return Callback, ()
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial begins (or begins again after its process died)."""
         self._started.setdefault(trial.trial_id, time.time())

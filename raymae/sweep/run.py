@@ -55,6 +55,8 @@ def run_sweep(config: Config, storage: Folder) -> dict[str, Any]:
     """
     sweep = Sweep(config, storage)
     sweep.announce()
+    if sweep.left:
+        sweep.journal.uri  # noqa: B018  a missing one is said before anything is begun
     if config.dry_run:
         return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
     waiting = sweep.search() if sweep.left else sweep.deliver()

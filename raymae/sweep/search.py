@@ -20,7 +20,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raymae.config import ComputeConfig, SweepConfig, to_text
 from raymae.deadline import Deadline, TimeIsUpError
-from raymae.sweep.ground import Ground, Point, look_at
+from raymae.sweep.ground import Ground, Point, plan_of
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
 from raymae.sweep.space import Axis, Values
@@ -99,12 +99,15 @@ def train_trial(
     outcome: dict[str, Any] = {SCORE: math.nan}
     try:
         deadline.check("before a trial")
-        point = look_at(ground, values_of(config, axes))
-        if point.plan is None:
-            outcome |= {"status": "failed" if planned else "refused", "error": point.refused}
+        try:
+            plan = plan_of(ground, values_of(config, axes))
+        except ValueError as error:
+            if planned or isinstance(error, OSError):
+                raise  # of this node or moment: it is tried again
+            outcome |= {"status": "refused", "error": str(error)}
         else:
             device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-            outcome = Trial(point.plan, tune.report, device, deadline).run()
+            outcome = Trial(plan, tune.report, device, deadline).run()
             outcome |= {"status": "finished", PERCENT: 100.0}
     except TimeIsUpError:
         outcome |= {"status": "cut"}
