@@ -165,7 +165,8 @@ def test_a_run_outlives_a_worker_a_node_and_its_driver(run: Run, nodes: Nodes, t
         assert job.wait(120) == 1
         run.on(0)
         nodes.add()
-        job = run.submit("second")  # both go on
+        job = run.submit("second")
+        wait_until(lambda: len(nodes.training_workers()) == 2, "the second worker")
         assert job.wait(600) == 0, run.log[-3000:]
     assert_as_undisturbed(run, alone)
 
@@ -175,8 +176,9 @@ def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, 
     job = run.submit("third")
     run.on(20)
     nodes.drain(nodes.nodes[1], seconds=12)
-    wait_until(lambda: "training goes on" in run.log, "the departure", 300)
+    wait_until(lambda: "workers: 1, 2 before" in run.log, "the departure", 300)
     nodes.kill(nodes.nodes[1])
+    run.on(1)
     with nodes.training_halted():
         nodes.add()  # both go on, from a commit
     wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
