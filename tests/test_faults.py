@@ -186,7 +186,7 @@ def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, 
 
     assert ask(nodes, "stop", "third").returncode == 0
     job.wait(120)  # no failure, to the client
-    assert "STOPPED" in ask(nodes, "status", "third").stdout
+    assert "was stopped" in ask(nodes, "status", "third").stdout
     run.on(0)
     with run.undisturbed(tmp_path) as alone:
         job = run.submit("fourth")
