@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,11 @@ class ClipReader:
         while True:
             now, waited = time.monotonic(), waits(self._thread)
             silent, own = waited.silent(now), now - began - (waited.total(now) - before)
-            if max(silent, own) >= self.timeout:
+            left = self.timeout - max(silent, own)
+            with suppress(queue.Empty):
+                return self._found.get(timeout=max(left, 0.0))  # at the end too: this process may have slept itself
+            if left <= 0:
                 break
-            try:
-                return self._found.get(timeout=self.timeout - max(silent, own))
-            except queue.Empty:
-                continue
         self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
         self._start()
         if silent >= self.timeout:

@@ -36,6 +36,9 @@ AGAIN = (ActorDiedError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeou
 """Not an error of a training worker: Ray Train's controller died, or the group couldn't be started (these two have no
 public names)."""
 
+SELDOM = 4
+"""How often the pause before more workers are asked for doubles: up to 16 times `compute.wait_minutes`."""
+
 
 def start_ray(compute: ComputeConfig) -> None:
     """Connect to the configured cluster, the one of the job, or start a local one."""
@@ -148,7 +151,8 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
         left = [spec for spec in specs if not spec.artifact.is_done()]
         try:
             fit(left, storage, deadline, crew, workers)
-            limited = crew
+            if time.time() >= crew.grows_from:
+                limited, misses = crew, 0
         except (ray.train.ControllerError, ActorDiedError) as error:
             reason = getattr(error, "controller_failure", error)
             failures += not isinstance(reason, WorkerGroupStartupTimeoutError)
@@ -157,7 +161,7 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
             log.warning("training with %d workers was given up: %s", workers, type(reason).__name__)
             if isinstance(reason, WorkerGroupStartupTimeoutError) and limited.now() == workers:
                 # others have taken the room, or it lies in pieces: what looks idle is asked for ever more seldom
-                misses += 1
+                misses = min(misses + 1, SELDOM)
                 crew = replace(crew, grows_from=time.time() + 60 * compute.wait_minutes * 2**misses)
                 limited = limited.below(workers)
         if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():

@@ -20,6 +20,7 @@ import tarfile
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -84,9 +85,9 @@ class Container:
 
 
 def storage_of(path: str) -> str:
-    """Who gives the clip at an address: scheme and host of a URL, or the path of a file or container."""
+    """Who gives the clip at an address: scheme and host of a URL, or the folder of a file."""
     outer = path.rpartition("::")[2]
-    return "/".join(outer.split("/", 3)[:3]) if "://" in outer else outer
+    return "/".join(outer.split("/", 3)[:3]) if "://" in outer else os.path.dirname(outer)
 
 
 def modified(info: dict[str, Any]) -> float:
@@ -139,6 +140,7 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
             container = (_located if "://" in packed["outer"] else Container.open)(packed["outer"])
             return (_open_member if kind == "tar" else _open_row)(container, name)
         if "://" not in path:
+            _touch(path)
             return path
         fs, name = url_to_fs(path)
         content = bytes(_read(lambda: fs.cat_file(name, start=0, end=WHOLE + 1), path))
@@ -147,6 +149,13 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
         raise
     except Exception as error:  # file systems and archives bring their own
         raise (UnreachableError if passes(error) else AudioError)(_reason(error)) from None
+
+
+def _touch(path: str) -> None:
+    """Read the first byte of a file: where its disk hangs, it is here, and not in the decoder."""
+    with suppress(OSError, ValueError):  # what is wrong with it is for the decoder to say
+        if stat.S_ISREG(_read(lambda: os.stat(path), path).st_mode):
+            _read(lambda: _read_local(path, 0, 1), path)
 
 
 def _read(call: Callable[[], Found], url: str) -> Found:
@@ -247,12 +256,12 @@ _locks: dict[Container, threading.Lock] = {}
 
 def _open_member(tar: Container, name: str) -> bytes | BinaryIO:
     lock = _locks.setdefault(tar, threading.Lock())  # who comes second waits, instead of going through it again
-    with waiting():
+    with waiting():  # tarfile's own work included: the time limit is for the clip
         asking(lock.acquire)
-    try:
-        contents, index = tar_contents(tar), _places(tar).get(name)
-    finally:
-        lock.release()
+        try:
+            contents, index = tar_contents(tar), _places(tar).get(name)
+        finally:
+            lock.release()
     if index is None:
         raise AudioError(contents.problem or "no such member in the archive")
     start, size = contents.starts[index].as_py(), contents.sizes[index].as_py()

@@ -21,9 +21,10 @@ Damage: every page has a checksum that reading verifies, which takes a core from
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 
 from raymae.artifacts import Folder
 from raymae.audio import AudioError, UnreachableError
-from raymae.clip_reader import ClipReader, SilentError
+from raymae.clip_reader import Clip, ClipReader, SilentError
 from raymae.config import AudioConfig, from_dict, redact, to_dict
 from raymae.order import Rows
 from raymae.retry import patiently
@@ -98,54 +99,74 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
         state.update(numbers.astype("<f8" if numbers.dtype.kind == "f" else "<i8").tobytes())
 
 
+def read_all(reader: ClipReader, paths: Sequence[str]) -> Iterator[tuple[int, Clip | AudioError]]:
+    """The clip at each address, or what is wrong with it, with its number.
+
+    A clip whose storage is silent is asked for again after all others: if that storage gave others, its address may be
+    dead. ConnectionError where a storage goes on failing, or is silent twice running.
+    """
+    silent: set[str] = set()
+    again: list[int] = []
+    for row in itertools.chain(range(len(paths)), again):  # grows while it is gone through
+        storage, first = storage_of(paths[row]), row not in again
+        try:
+            answer: Clip | AudioError = patiently(partial(reader, paths[row]), "a clip's storage")
+        except AudioError as error:
+            answer = error
+        if isinstance(answer, UnreachableError) or (isinstance(answer, SilentError) and first and storage in silent):
+            raise ConnectionError(
+                f"{redact(paths[row])} can't be reached ({answer}): the same command goes on from the shards that "
+                "stand; take a clip that stays so out of the table"
+            )
+        if isinstance(answer, SilentError) and first:
+            silent.add(storage)
+            again.append(row)
+            continue
+        silent.discard(storage)
+        yield row, answer
+
+
 def write_shard(
     target: Folder, name: str, clips: pa.Table, reader: ClipReader, compression: str = "none", features: bool = True
 ) -> dict[str, Any]:
     """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it.
 
     Without `features` the shard holds all but the log-mels (`raymae.streaming`). ConnectionError where the storage of
-    the clips goes on failing, or is silent twice running: a clip that can't be had for now is no bad file. Silent once,
-    it is the address that is dead.
+    the clips goes on failing: a clip that can't be had for now is no bad file.
     """
-    kept: list[tuple[str, int, float]] = []
-    log_mels: list[bytes] = []
-    found: list[tuple[float, float]] = []
-    quarantine, silent = [], set()
-    for clip_id, path in zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True):
-        try:
-            log_mel, valid_frames, seconds = patiently(partial(reader, path), "a clip's storage")
-            silent.discard(storage_of(path))
-            kept.append((clip_id, valid_frames, seconds))
-            found.append(moments(log_mel, valid_frames))
-            if features:
-                log_mels.append(log_mel.tobytes())
-        except AudioError as error:
-            storage = storage_of(path)
-            if isinstance(error, UnreachableError) or (isinstance(error, SilentError) and storage in silent):
-                raise ConnectionError(
-                    f"{redact(path)} can't be reached ({error}): the same command goes on from the shards that stand; "
-                    "take a clip that stays so out of the table"
-                ) from None
-            (silent.add if isinstance(error, SilentError) else silent.discard)(storage)
-            quarantine.append({"clip_id": clip_id, "path": path, "reason": str(error)})
+    kept: dict[int, tuple[str, int, float]] = {}
+    log_mels: dict[int, bytes] = {}
+    found: dict[int, tuple[float, float]] = {}
+    bad: dict[int, str] = {}
+    ids, paths = clips["clip_id"].to_pylist(), clips["path"].to_pylist()
+    for row, answer in read_all(reader, paths):
+        if isinstance(answer, AudioError):
+            bad[row] = str(answer)
+            continue
+        log_mel, valid_frames, seconds = answer
+        kept[row], found[row] = (ids[row], valid_frames, seconds), moments(log_mel, valid_frames)
+        if features:
+            log_mels[row] = log_mel.tobytes()
+    rows = sorted(kept)
+    quarantine = [{"clip_id": ids[row], "path": paths[row], "reason": bad[row]} for row in sorted(bad)]
     audio = reader.audio
     summary = {
-        "rows": len(kept),
-        "seconds": sum(row[2] for row in kept),
+        "rows": len(rows),
+        "seconds": sum(kept[row][2] for row in rows),
         "quarantine": quarantine,
         "compression": compression,
         "crc32": BLANK,
         "clips": {
-            "frames": [row[1] for row in kept],
-            "seconds": [row[2] for row in kept],
-            "mean": [float(f"{mean:.8g}") for mean, _ in found],
-            "mean_square": [float(f"{square:.8g}") for _, square in found],
+            "frames": [kept[row][1] for row in rows],
+            "seconds": [kept[row][2] for row in rows],
+            "mean": [float(f"{found[row][0]:.8g}") for row in rows],
+            "mean_square": [float(f"{found[row][1]:.8g}") for row in rows],
         },
     }
-    clip_ids, frames, lengths = zip(*kept, strict=True) if kept else ((), (), ())
+    clip_ids, frames, lengths = zip(*(kept[row] for row in rows), strict=True) if rows else ((), (), ())
     columns = {"clip_id": pa.array(clip_ids, pa.string())}
     if features:
-        columns["log_mel"] = pa.array(log_mels, pa.binary(2 * audio.n_frames * audio.n_mels))
+        columns["log_mel"] = pa.array([log_mels[row] for row in rows], pa.binary(2 * audio.n_frames * audio.n_mels))
     columns |= {"valid_frames": pa.array(frames, pa.int32()), "seconds": pa.array(lengths, pa.float32())}
     table = pa.table(columns)
     sink = pa.BufferOutputStream()

@@ -41,9 +41,12 @@ def waits(thread: threading.Thread) -> Waits:
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """What the block takes, this thread waits for a storage."""
+    """What the block takes, this thread waits for a storage; blocks within it change nothing."""
     ident, began = threading.get_ident(), time.monotonic()
-    ended = _threads.get(ident, Waits()).ended
+    ended, since, _ = _threads.get(ident, Waits())
+    if since != math.inf:
+        yield
+        return
     _threads[ident] = Waits(ended, began)
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -61,7 +61,8 @@ class Workforce:
         """
         if self.use_gpu:
             return sum(node.get("GPU", 0) for node in idle()) >= more
-        return has_room(self.compute, False, more, idle())
+        cpus = reserved_cpus(self.compute, self.now(), alive())
+        return sum(int(node.get("CPU", 0) / cpus + 1e-6) for node in idle()) >= more
 
     def below(self, workers: int) -> Workforce:
         """The same with fewer workers than so many, which found no room although there should be some."""
@@ -103,7 +104,7 @@ def workforce(specs: Sequence[StageSpec]) -> Workforce:
         raise ValueError("compute.use_gpu is set and the cluster has no GPU")
     workers = compute.num_workers or (gpus if use_gpu else 1)
     kind = "GPU" if use_gpu else "CPU"
-    if not has_room(compute, use_gpu, workers, alive()):
+    if not has_room(compute, use_gpu, workers, alive(going={})):  # what has notice is replaced, or done without
         raise ValueError(
             f"compute.num_workers = {workers} needs more {kind}s than the cluster's "
             f"{ray.cluster_resources().get(kind, 0):g}, or larger nodes (compute.cpus_per_worker = "
@@ -123,9 +124,9 @@ def workforce(specs: Sequence[StageSpec]) -> Workforce:
     return crew
 
 
-def alive() -> list[dict[str, float]]:
+def alive(going: Container[str] | None = None) -> list[dict[str, float]]:
     """The resources of each node of the cluster as it stands, without those that are about to be taken away."""
-    going = draining()
+    going = draining() if going is None else going
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
 
 

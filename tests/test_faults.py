@@ -68,7 +68,7 @@ class Run:
             "--compute.num-workers": 2,
             "--compute.cpus-per-worker": 2,
             "--compute.torch-threads": 1,
-            "--compute.wait-minutes": 0.8,
+            "--compute.wait-minutes": 0.6,
         }
         return ["synthetic", *(str(word) for pair in fields.items() for word in pair)]
 

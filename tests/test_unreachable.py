@@ -7,6 +7,7 @@ import io
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partialmethod
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raymae import audio, clip_reader, retry, sources
@@ -145,30 +147,70 @@ def test_pieces_of_a_long_recording_may_take_their_time(
     assert time.monotonic() - began > LIMIT
 
 
-def test_one_silent_address_is_a_bad_file_and_two_running_are_an_outage(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    release = threading.Event()
+class Silence:
+    """Storage that answers for an address with "dead" in it not at all, with "late" not the first time."""
 
-    def silent(path: str) -> bytes:
-        if "dead" in path:
-            sources._read(lambda: release.wait(60), path)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.release, self.folder, self.asked = threading.Event(), folder, Counter[str]()
+        monkeypatch.setattr(clip_reader, "open_clip", self.open)
+
+    def open(self, path: str) -> bytes:
+        self.asked[path] += 1
+        if "dead" in path or ("late" in path and self.asked[path] == 1):
+            sources._read(lambda: self.release.wait(60), path)
         return encoded()
 
-    monkeypatch.setattr(clip_reader, "open_clip", silent)
-
-    def shard(*paths: str) -> dict[str, Any]:
+    def shard(self, *paths: str) -> dict[str, Any]:
         clips = pa.table({"clip_id": paths, "path": paths})
-        return write_shard(Folder(str(tmp_path)), "one", clips, ClipReader(TINY_AUDIO, 0.5))
+        return write_shard(Folder(str(self.folder)), "one", clips, ClipReader(TINY_AUDIO, LIMIT))
 
-    summary = shard("s3://a/dead1", "s3://a/1", "s3://a/dead2", "gs://b/dead", "s3://a/2")
-    assert summary["rows"] == 2
-    assert {one["reason"] for one in summary["quarantine"]} == {"its storage gave nothing for 0.5 s"}
-    (tmp_path / "one").unlink()
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Silence]:
+    found = Silence(monkeypatch, tmp_path)
+    yield found
+    found.release.set()
+
+
+def test_one_silent_address_is_a_bad_file(silence: Silence, tmp_path: Path) -> None:
+    summary = silence.shard("s3://a/late", "s3://a/1", "s3://a/dead", "gs://b/dead", "s3://a/2")
+    assert {one["path"]: one["reason"] for one in summary["quarantine"]} == {
+        "s3://a/dead": "its storage gave nothing for 1.5 s",
+        "gs://b/dead": "its storage gave nothing for 1.5 s",
+    }
+    table = pq.read_table(tmp_path / "one")
+    assert table["clip_id"].to_pylist() == ["s3://a/late", "s3://a/1", "s3://a/2"]
+
+
+def test_two_running_are_an_outage(silence: Silence, tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match=r"s3://a/dead2 can't be reached \(its storage gave nothing"):
-        shard("s3://a/1", "s3://a/dead1", "gs://b/1", "s3://a/dead2")
+        silence.shard("s3://a/1", "s3://a/dead1", "gs://b/1", "s3://a/dead2")
     assert not (tmp_path / "one").exists()
+
+
+def test_a_disk_that_hangs_is_an_outage_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    release = threading.Event()
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(encoded())
+    monkeypatch.setattr(sources, "_read_local", lambda *_: release.wait(60))
+    paths = [f"{tmp_path}/a.wav", f"{tmp_path}/b.wav"]
+    with pytest.raises(ConnectionError, match=r"b\.wav can't be reached"):
+        write_shard(
+            Folder(str(tmp_path)), "one", pa.table({"clip_id": paths, "path": paths}), ClipReader(TINY_AUDIO, LIMIT)
+        )
     release.set()
+
+
+def test_going_through_an_archive_is_no_clips_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = sources.tarfile.TarFile.next
+
+    def slow(self: Any) -> Any:
+        time.sleep(LIMIT / 5)  # tarfile's own work
+        return real(self)
+
+    (tmp_path / "s.tar").write_bytes(tar({**{f"{number}.bin": b"" for number in range(8)}, "a.wav": encoded()}))
+    monkeypatch.setattr(sources.tarfile.TarFile, "next", slow)
+    assert ClipReader(TINY_AUDIO, LIMIT)(f"tar://a.wav::{tmp_path}/s.tar")[1] == TINY_AUDIO.n_frames
 
 
 class ServerDisconnectedError(Exception):

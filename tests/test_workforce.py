@@ -77,11 +77,15 @@ def test_only_room_that_nobody_uses_is_grown_into(monkeypatch: pytest.MonkeyPatc
     assert not replace(found, grows_from=time.time() + 60).outgrown(4)
     free.pop()
     assert not found.outgrown(4)
-    on_cpus = Workforce(ComputeConfig(cpus_per_worker=2), 8, 8, use_gpu=False)
-    free[:] = [{"CPU": 1.0}] * 8  # in pieces
-    assert not on_cpus.outgrown(4)
+
+
+def test_of_cpus_a_worker_lies_on_one_node_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workforce, "alive", lambda *_: [{"CPU": 16.0}] * 2)
+    found, free = Workforce(ComputeConfig(cpus_per_worker=2), 8, 8, use_gpu=False), [{"CPU": 1.0}] * 8
+    monkeypatch.setattr(workforce, "idle", lambda: free)
+    assert not found.outgrown(4)  # in pieces
     free[:] = [{"CPU": 5.0}, {"CPU": 4.5}]
-    assert on_cpus.outgrown(4)
+    assert found.outgrown(4)
 
 
 def test_what_is_about_to_be_taken_away_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +114,37 @@ def test_fewer_and_fewer_workers_are_started_until_they_find_room(monkeypatch: p
     assert [workers for workers, _ in tried] == [8, 4, 2]
     minutes = [pause / 60 for _, pause in tried[1:]]
     assert minutes == pytest.approx([2 * found.compute.wait_minutes, 4 * found.compute.wait_minutes], rel=0.05)
+
+
+def test_a_run_that_waits_for_room_grows_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, artifact, tried = crew(monkeypatch, [2], most=2, slots=2, fewest=1), SimpleNamespace(done=False), []
+    artifact.is_done = lambda: artifact.done
+    clock = [1e9]
+
+    def fit(specs: Any, storage: Any, deadline: Any, crew: Workforce, workers: int) -> None:
+        tried.append((workers, crew.grows_from))
+        clock[0] += 60 * crew.compute.wait_minutes
+        if len(tried) <= 2000:
+            raise ray.train.ControllerError(WorkerGroupStartupTimeoutError(workers))
+        artifact.done = len(tried) == 2003
+        if len(tried) == 2002:
+            clock[0] = crew.grows_from  # it stopped to grow
+
+    monkeypatch.setattr(launch.time, "time", lambda: clock[0])
+    monkeypatch.setattr(launch, "workforce", lambda specs: found)
+    monkeypatch.setattr(launch, "fit", fit)
+    launch.train([SimpleNamespace(artifact=artifact)], Folder("/nowhere"))  # type: ignore[list-item]
+    assert [workers for workers, _ in tried[-3:]] == [1, 1, 2], "it grew before its time, or never"
+    assert tried[-1][1] - 1e9 <= 60 * found.compute.wait_minutes * (2000 + 16)
+
+
+def test_a_node_with_notice_is_no_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "NodeID": name, "Resources": {"CPU": 8.0, "GPU": 2.0}} for name in "ab"]
+    monkeypatch.setattr(workforce.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(workforce.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    monkeypatch.setattr(workforce.state, "get_draining_nodes", lambda: {"b": 0})
+    spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig()), order=lambda: SimpleNamespace(slots=4))
+    assert workforce.workforce([spec]).wait(FOREVER) == 2
 
 
 def test_cores_are_shared_by_the_workers_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
