@@ -244,7 +244,7 @@ class DataConfig:
     max_bad_share: float = 0.05
     """The job stops when a larger share of the files can't be read; below it they are quarantined and listed."""
     file_timeout: float = 30.0
-    """Seconds after which the decoding of one file is given up."""
+    """Seconds after which the decoding of one file is given up; the same for a storage that answers nothing."""
     shard_mb: float = 128.0
     """Largest size of a shard of the feature store, MB."""
     store: Literal["parquet", "none"] = "parquet"
