@@ -30,10 +30,10 @@ from raymae.config import (
     with_decoder,
     with_size,
 )
+from raymae.config.recipes import RECIPES
+from raymae.config.stages import Target
 from raymae.deadline import EXIT_STATUS, TimeIsUpError
 from raymae.loopback import stay_local
-from raymae.plan import Target
-from raymae.recipes import RECIPES
 
 DEFAULT_RECIPE = "synthetic"
 

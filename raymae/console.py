@@ -7,9 +7,9 @@ from typing import Any
 
 from raymae.artifacts import latest_step
 from raymae.config import redact
+from raymae.config.stages import DOES, turn_of
 from raymae.datasets import summary
-from raymae.plan import DOES, Plan
-from raymae.rounds import turn_of
+from raymae.plan import Plan
 from raymae.splits import split_name
 
 

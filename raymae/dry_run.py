@@ -18,8 +18,9 @@ from raymae.augment import crop_frames
 from raymae.benchmark.plan import UNIT_SECONDS, Rates, duration, size
 from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
 from raymae.config import Config
+from raymae.config.stages import Target
 from raymae.pipeline import make_plan
-from raymae.plan import Plan, Target
+from raymae.plan import Plan
 from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
 from raymae.spec import rows_of
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from raymae.artifacts import Folder
 from raymae.claims import claimed
 from raymae.config import to_dict
+from raymae.config.stages import FINETUNED
 from raymae.deadline import FOREVER, Deadline
 from raymae.evaluate import evaluate
 from raymae.invariance import Reading
-from raymae.keys import FINETUNED
 from raymae.order import Rows
 from raymae.plan import Node, Plan
 from raymae.session import BareSession

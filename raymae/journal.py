@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymae.artifacts import Folder
 from raymae.config import Config, TrackingConfig, redact, to_dict
+from raymae.config.stages import TRAININGS
 from raymae.delivery import START_SECONDS, Delivery
-from raymae.keys import FINETUNED
 from raymae.outbox import Entry, Outbox, left_over, server_id
 from raymae.plan import Node, Plan, tracking_uri
 from raymae.provenance import source
@@ -173,9 +173,6 @@ class PlanJournal(Journal):
             lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags), run_id), self.patience
         )
         return {"model_uri": model_uri, "version": version, "mlflow_run_id": run_id}
-
-
-TRAININGS = ("pretrain", *FINETUNED)
 
 
 def begin(

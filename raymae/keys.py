@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from raymae.artifacts import digest
 from raymae.config import RANDOM, Config, to_dict
+from raymae.config.stages import FINETUNED, teacher_of, turn_of
 from raymae.manifest import FORMAT
 from raymae.responses import Responses, read_responses
-from raymae.rounds import teacher_of, turn_of
 from raymae.selection import selection
 from raymae.spec import class_names, rows_of
 from raymae.split_file import split_name
@@ -32,8 +32,7 @@ LABELLING = 2
 
 PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
 """Fields of a training section that don't change its result."""
-FINETUNED = ("finetune", "cnn", "student", "consistency")
-"""The stages that train a classifier."""
+
 AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
 """The field of every training section that augments."""
 

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
+from raymae.config.stages import FINETUNED, TRAININGS, Target
 from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets import absent, load, load_nominal
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.delivery import AwayError
 from raymae.inventory import STAGES
-from raymae.journal import TRAININGS, PlanJournal
-from raymae.keys import FINETUNED
-from raymae.plan import Node, Plan, Target, ui_command
+from raymae.journal import PlanJournal
+from raymae.plan import Node, Plan, ui_command
 from raymae.selection import described
 from raymae.splits import write_split
 from raymae.weights import bring, find

@@ -5,52 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import pyarrow as pa
 
 from raymae.ablation import ablated
 from raymae.artifacts import Folder, digest
 from raymae.config import RANDOM, Config, TrackingConfig, redact
-from raymae.keys import FINETUNED, Keys, clips_of, fingerprint
-from raymae.rounds import REPEATED, place, round_name, teacher_of, turn_of
+from raymae.config.stages import (
+    FINETUNED,
+    LEARNERS,
+    NEEDS,
+    ORDER,
+    REPEATED,
+    Target,
+    place,
+    round_name,
+    teacher_of,
+    turn_of,
+)
+from raymae.keys import Keys, clips_of, fingerprint
 from raymae.shards import all_stand
 from raymae.spec import Kind, StageSpec, class_names, rows_of
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 from raymae.truth import read_truth
 
-Target = Literal["prepare", "pretrain", "finetune", "pseudo_label", "consistency", "evaluate", "register"]
-
 REGISTRY = "mlflow.db"
 """MLflow's SQLite file in a local storage."""
-
-ORDER = ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student", "consistency", "evaluate", "register")
-NEEDS: dict[str, tuple[str, ...]] = {
-    "prepare": (),
-    "pretrain": ("prepare",),
-    "finetune": ("prepare", "pretrain"),
-    "cnn": ("prepare", "finetune"),
-    "pseudo_label": ("prepare", "finetune"),
-    "student": ("prepare", "pretrain", "pseudo_label"),
-    "consistency": ("prepare", "finetune"),
-    "evaluate": ("prepare", "finetune"),
-    "register": ("evaluate",),
-}
-"""What a stage reads; `Plan.needs` adds what the settings say."""
-LEARNERS = {"pseudo_labels": "student", "consistency": "consistency"}
-"""By the use of the unlabelled clips (`Config.unlabelled`), the stage that its classifier is."""
-DOES = {
-    "prepare": "audio to log-mel feature store",
-    "pretrain": "masked autoencoder on unlabelled clips",
-    "finetune": "classifier on the labelled clips (teacher)",
-    "cnn": "rival: CNN from scratch",
-    "pseudo_label": "teacher labels the unlabelled clips",
-    "student": "classifier on labels and pseudo-labels",
-    "consistency": "classifier on labels and its own guesses",
-    "evaluate": "every model on every held-out split",
-    "register": "model registry",
-}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from raymae.audio import fit_length
 from raymae.benchmark.recordings import recording, write_store
 from raymae.clip_reader import Clip, ClipReader
 from raymae.config import Config
-from raymae.recipes import native_precision
+from raymae.config.recipes import native_precision
 from raymae.spec import StageSpec, rows_of
 from raymae.store import FeatureStore
 

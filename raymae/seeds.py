@@ -16,8 +16,8 @@ from typing import Any
 
 from raymae.artifacts import Folder, digest
 from raymae.config import Config, redact, to_dict
+from raymae.config.stages import Target
 from raymae.pipeline import run_plan
-from raymae.plan import Target
 from raymae.report import model_title, result_table
 
 METRICS = {"single": "macro_accuracy", "multi": "mAP"}

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from raymae.artifacts import Folder
 from raymae.config import redact
-from raymae.keys import FINETUNED
+from raymae.config.stages import FINETUNED
 from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
 from raymae.store import FeatureStore
 

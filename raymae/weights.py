@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from raymae.artifacts import Folder, digest, open_storage
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
-from raymae.plan import Given, Target
+from raymae.config.stages import Target
+from raymae.plan import Given
 
 if TYPE_CHECKING:
     from torch import Tensor

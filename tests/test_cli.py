@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from raymae import cli, launch
 from raymae.cli import main, parse
 from raymae.config import Config
-from raymae.recipes import RECIPES
+from raymae.config.recipes import RECIPES
 from tests.audio_files import write_tone
 
 ROOT = Path(__file__).resolve().parents[1]

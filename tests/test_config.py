@@ -17,7 +17,7 @@ from raymae.config import (
     redact,
     to_dict,
 )
-from raymae.recipes import RECIPES
+from raymae.config.recipes import RECIPES
 
 
 def test_the_papers_clip_is_640_by_256() -> None:

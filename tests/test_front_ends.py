@@ -15,8 +15,8 @@ from raymae.audio import LogMel, load, mel_bank
 from raymae.augment import crop_frames
 from raymae.benchmark.reference import TorchLogMel, kaldi_bank
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig
+from raymae.config.recipes import RECIPES
 from raymae.models.patches import grid_size
-from raymae.recipes import RECIPES
 from raymae.spectrum import KaldiSpectra
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10" / "audio"

@@ -10,7 +10,7 @@ import pytest
 
 from raymae.artifacts import Folder, write_event
 from raymae.benchmark.loop import Loop, Run, check_equal, median, run_bare, train_bare
-from raymae.recipes import SMALL_MODEL
+from raymae.config.recipes import SMALL_MODEL
 from raymae.spec import StageSpec
 
 TINY = Loop(steps=3, before=2, after=1, threads=1, model=replace(SMALL_MODEL, embed_dim=24, depth=1, decoder_depth=1))

@@ -16,12 +16,13 @@ from torch.nn import functional
 
 from raymae.artifacts import Folder, read_events
 from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
+from raymae.config.stages import Target
 from raymae.datasets import check_labels
 from raymae.evaluate import evaluate, predictions_table
 from raymae.in_process import InProcess
 from raymae.order import Rows
 from raymae.pipeline import run_plan
-from raymae.plan import Plan, Target
+from raymae.plan import Plan
 from raymae.predict import PRESENT, Predictor, class_probabilities
 from raymae.report import evaluation
 from raymae.session import BareSession

@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pytest
 
 from raymae.artifacts import open_storage
+from raymae.config.recipes import RECIPES
 from raymae.datasets import absent, load_nominal
 from raymae.datasets.nominal import SHAPES, nominal
 from raymae.pipeline import make_plan
-from raymae.recipes import RECIPES
 from tests.audio_files import write_clips, write_table
 
 

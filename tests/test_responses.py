@@ -19,8 +19,8 @@ from raymae.artifacts import Folder
 from raymae.audio import LogMel
 from raymae.augment import colour
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig, Config, FinetuneConfig, PretrainConfig
+from raymae.config.recipes import SMALL_AUDIO
 from raymae.plan import Plan
-from raymae.recipes import SMALL_AUDIO
 from raymae.responses import band_offsets, read_responses, share_outside
 from tests.audio_files import TINY_AUDIO
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raymae.cli import parse
 from raymae.config import Config, SweepConfig, changed, differences, field_type, from_text, to_dict, to_text, typed
-from raymae.recipes import RECIPES
+from raymae.config.recipes import RECIPES
 from raymae.sweep.results import settings_of
 from raymae.sweep.space import Axis, drawn, grid, label, parse_axis, parse_space, size
 

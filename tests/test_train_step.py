@@ -19,9 +19,9 @@ from raymae.benchmark.command import main
 from raymae.benchmark.steps import Stepper, take_turns
 from raymae.benchmark.train_step import WINDOW_PATCHES, TrainStep, gpu_rows, useful_flops
 from raymae.config import ModelConfig, with_decoder
+from raymae.config.recipes import native_precision
 from raymae.models.decoder import WINDOW
 from raymae.optim import clip_gradients
-from raymae.recipes import native_precision
 
 torch.set_num_threads(1)
 

@@ -18,8 +18,8 @@ from raymae.benchmark.transfer import (
     run_config,
     scores_figure,
 )
+from raymae.config.recipes import small
 from raymae.figures import png
-from raymae.recipes import small
 
 SPLITS = ("test_seen", "test_unseen")
 

@@ -14,7 +14,7 @@ from raymae.artifacts import Folder
 from raymae.benchmark.probes import tables_store
 from raymae.benchmark.result import Result
 from raymae.config import Config, LatentConfig, to_dict
-from raymae.recipes import RECIPES
+from raymae.config.recipes import RECIPES
 from raymae.spec import StageSpec, rows_of
 from raymae.store import FeatureStore
 

@@ -19,7 +19,7 @@ from raymae.benchmark.memory import process_tree
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import ComputeConfig, ModelConfig
-from raymae.recipes import SMALL_MODEL, small
+from raymae.config.recipes import SMALL_MODEL, small
 from raymae.spec import StageSpec
 
 

@@ -16,8 +16,8 @@ from raymae.benchmark.prepare import Job
 from raymae.benchmark.recordings import write_corpus
 from raymae.benchmark.result import Result, Row
 from raymae.config import Config, DataConfig
+from raymae.config.recipes import SMALL_MODEL, small
 from raymae.inputs import INPUTS
-from raymae.recipes import SMALL_MODEL, small
 
 PARTS = ("prepare", "train", "predict")
 GOAL = 0.9

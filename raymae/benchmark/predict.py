@@ -24,8 +24,8 @@ from raymae.benchmark.recordings import write_corpus
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave
 from raymae.config import Config
+from raymae.config.recipes import RECIPES
 from raymae.inputs import INPUTS
-from raymae.recipes import RECIPES
 
 TOLERANCE = 1e-5
 """Largest difference of a probability between the job and the plain loop."""

@@ -25,7 +25,7 @@ from raymae.benchmark.recordings import SAMPLE_RATE, recording
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import AudioConfig, ComputeConfig, FinetuneConfig, ModelConfig, ServeConfig
-from raymae.recipes import SMALL_MODEL
+from raymae.config.recipes import SMALL_MODEL
 
 if TYPE_CHECKING:
     from raymae.predict import Predictor

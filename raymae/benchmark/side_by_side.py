@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from raymae.artifacts import Folder
 from raymae.config import Config
+from raymae.config.stages import Target
 from raymae.datasets import load
 from raymae.in_process import InProcess
 from raymae.launch import start_ray
 from raymae.pipeline import record, run_plan
-from raymae.plan import Plan, Target
+from raymae.plan import Plan
 from raymae.sweep.ground import bring_weights
 from raymae.sweep.search import room
 from raymae.weights import find

@@ -79,7 +79,7 @@ class TrainStep:
         import torch
 
         from raymae.benchmark.steps import Product, Stepper, take_turns
-        from raymae.recipes import native_precision
+        from raymae.config.recipes import native_precision
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = self.threads or cores

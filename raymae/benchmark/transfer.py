@@ -16,7 +16,7 @@ from raymae.artifacts import open_storage
 from raymae.benchmark.result import Result
 from raymae.config import AugmentConfig, Config
 from raymae.config.paths import changed, from_text
-from raymae.recipes import RECIPES
+from raymae.config.recipes import RECIPES
 from raymae.rivals import SVMS, SvmKind
 
 if TYPE_CHECKING:

@@ -1,38 +1,26 @@
 """Every setting of a run: frozen, typed sections with their documentation under each field.
 
-A recipe (`raymae.recipes`) is a function that returns a whole `Config`; the command line overrides any field by its
+A recipe (`raymae.config.recipes`) is a function that returns a whole `Config`; the command line overrides any field by its
 path. A section checks itself; what two sections have to agree on is checked in `Config`. Wrong settings are
 `ValueError`s that say what would be right.
 """
 
-from raymae.config.consistency import ConsistencyConfig
-from raymae.config.data import FRONT_ENDS, AudioConfig, DataConfig, SyntheticConfig
-from raymae.config.model import (
-    DECODERS,
-    MODEL_SIZES,
-    AugmentConfig,
-    LatentConfig,
-    ModelConfig,
-    ModelSize,
-    with_decoder,
-    with_size,
-)
-from raymae.config.paths import changed, differences, field_type, from_text, leaves, to_text, typed
-from raymae.config.pseudo_label import PseudoLabelConfig
-from raymae.config.run import (
+from raymae.config.audio import FRONT_ENDS, AudioConfig
+from raymae.config.augment import AugmentConfig
+from raymae.config.data import DataConfig, SplitConfig, SplitKind, SyntheticConfig
+from raymae.config.jobs import (
     AuditConfig,
-    ComputeConfig,
-    Config,
     EmbedConfig,
     ExportConfig,
     LabelLevel,
     PredictConfig,
     PromoteConfig,
-    TrackingConfig,
+    ServeConfig,
+    SweepConfig,
 )
-from raymae.config.serve import ServeConfig
-from raymae.config.split import SplitConfig, SplitKind
-from raymae.config.sweep import SweepConfig
+from raymae.config.model import DECODERS, MODEL_SIZES, LatentConfig, ModelConfig, ModelSize, with_decoder, with_size
+from raymae.config.paths import changed, differences, field_type, from_text, leaves, to_text, typed
+from raymae.config.run import ComputeConfig, Config, TrackingConfig
 from raymae.config.training import (
     RANDOM,
     Ablation,
@@ -41,6 +29,7 @@ from raymae.config.training import (
     PretrainConfig,
     TrainConfig,
 )
+from raymae.config.unlabelled import ConsistencyConfig, PseudoLabelConfig
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [

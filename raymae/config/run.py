@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from raymae.config.consistency import ConsistencyConfig, Unlabelled
-from raymae.config.data import AudioConfig, DataConfig
+from raymae.config.audio import AudioConfig
+from raymae.config.data import DataConfig
+from raymae.config.jobs import (
+    AuditConfig,
+    EmbedConfig,
+    ExportConfig,
+    PredictConfig,
+    PromoteConfig,
+    ServeConfig,
+    SweepConfig,
+)
 from raymae.config.model import ModelConfig
-from raymae.config.pseudo_label import PseudoLabelConfig
-from raymae.config.serve import ServeConfig
-from raymae.config.sweep import SweepConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
+from raymae.config.unlabelled import ConsistencyConfig, PseudoLabelConfig, Unlabelled
 from raymae.config.values import require, require_choice, to_dict
-
-LabelLevel = Literal["file", "window"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,78 +79,6 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         require(self.patience_minutes >= 0, f"tracking.patience_minutes = {self.patience_minutes} must not be negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """What jobs/predict.py labels."""
-
-    inputs: tuple[str, ...] = ()
-    """Audio files, folders of them, or tables with a filename column; paths or URLs."""
-    output: str | None = None
-    """CSV or Parquet file to write, or a folder of Parquet files; a path or URL."""
-    level: LabelLevel = "file"
-    """A row per file, or per window of it as long as the clips that the classifier learnt from, with its start and
-    end."""
-    model: str | None = None
-    """Folder of a classifier, or a models:/ URI; the default is the final model of the recipe's own pipeline."""
-    submission: str | None = None
-    """The CAS 2023 challenge's evaluation CSV; output is then this table with scene_label filled in from the
-    recordings among the inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """What jobs/embed.py writes."""
-
-    model: str | None = None
-    """Folder of a pre-training or of a classifier, or a models:/ URI; the default is the recipe's own pre-training."""
-    layers: tuple[int, ...] = ()
-    """Blocks of the encoder, counted from 1, whose outputs are averaged; the default is the last."""
-    level: Literal["clip", "frame"] = "clip"
-    """One vector per clip, or one per time column of patches."""
-    pool: Literal["row_stats", "mean", "cls"] = "row_stats"
-    """Of a clip: mean and deviation of every frequency row of patches; the mean of all; the class token."""
-    output: str | None = None
-    """Folder or URL of the Parquet files."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.level == "clip" or self.pool == "row_stats",
-            f"embed.pool = {self.pool} is of no use to embed.level = frame, which averages each column's patches",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditConfig:
-    """What jobs/audit.py looks at beside the metadata."""
-
-    listen: bool = False
-    """Look for held-out clips that sound as if they were cut from a recording of the training side."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """What jobs/export.py writes, for use without raymae."""
-
-    model: str | None = None
-    """Folder or URL of a classifier or of a pre-training, or a models:/ or runs:/ URI."""
-    output: str | None = None
-    """Folder or URL to write to: vit.safetensors in timm's names, classifier.onnx or encoder.onnx (with the packages of
-    raymae[export]), and export.json, which says how both are used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromoteConfig:
-    """When jobs/promote.py makes the candidate (tracking.alias) the champion."""
-
-    alias: str = "champion"
-    """Alias that is moved to it."""
-    level: float = 0.05
-    """Largest p of the paired test over groups: by it the candidate has to be better on a test split, worse on none."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.level < 1, f"promote.level = {self.level} must lie in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from raymae.config.model import AugmentConfig
+from raymae.config.augment import AugmentConfig
 from raymae.config.values import require, require_choice, require_share
 
 RANDOM = "random"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from raymae.config.stages import turn_of
 from raymae.report.document import Section, Table
 from raymae.report.evaluation import DOMAINS, KINDS, MISTAKES, UNKNOWN, Evaluation
 from raymae.resampling import MIN_GROUPS
-from raymae.rounds import turn_of
 
 Report = Mapping[str, Any]
 Block = str | Table
