@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymae.config import AudioConfig
 from raymae.headers import find_fault
-from raymae.retry import passes
 from raymae.spectrum import KaldiSpectra, PowerSpectra, power_spectra
+from raymae.storage.retry import passes
 
 FloatArray = NDArray[np.float32]
 

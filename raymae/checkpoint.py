@@ -18,10 +18,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from raymae.artifacts import COMMITS, Folder
 from raymae.config import redact
 from raymae.parallel import full, like
-from raymae.retry import StorageFullError
+from raymae.storage.folder import COMMITS, Folder
+from raymae.storage.retry import StorageFullError
 
 log = logging.getLogger(__name__)
 

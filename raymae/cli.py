@@ -15,7 +15,6 @@ from typing import Any, Literal, NoReturn
 
 import tyro
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import (
     DECODERS,
     MODEL_SIZES,
@@ -34,6 +33,7 @@ from raymae.config.recipes import RECIPES
 from raymae.config.stages import Target
 from raymae.deadline import EXIT_STATUS, TimeIsUpError
 from raymae.loopback import stay_local
+from raymae.storage.folder import Folder, open_storage
 
 DEFAULT_RECIPE = "synthetic"
 

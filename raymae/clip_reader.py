@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raymae.audio import AudioError, LogMel, fit_length, load
 from raymae.config import AudioConfig
 from raymae.sources import open_clip
-from raymae.waiting import waits
+from raymae.storage.io_wait import waits
 
 Clip = tuple[NDArray[np.float16], int, float]
 """A log-mel (T, F), its frames before padding, and the seconds that were read."""

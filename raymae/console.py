@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raymae.artifacts import latest_step
 from raymae.config import redact
 from raymae.config.stages import DOES, turn_of
 from raymae.datasets import summary
 from raymae.plan import Plan
 from raymae.splits import split_name
+from raymae.storage.events import latest_step
 
 
 def print_plan(plan: Plan) -> None:

@@ -15,10 +15,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from raymae.artifacts import Folder, committed_events
-from raymae.claims import Claim
 from raymae.config import redact
 from raymae.outbox import Entry, Outbox
+from raymae.storage.events import committed_events
+from raymae.storage.folder import Folder
+from raymae.storage.lease import Claim
 
 log = logging.getLogger(__name__)
 

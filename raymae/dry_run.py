@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from math import ceil
 from typing import Any
 
-from raymae.artifacts import Folder
 from raymae.augment import crop_frames
 from raymae.benchmark.plan import UNIT_SECONDS, Rates, duration, size
 from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
@@ -23,6 +22,7 @@ from raymae.pipeline import make_plan
 from raymae.plan import Plan
 from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
 from raymae.spec import rows_of
+from raymae.storage.folder import Folder
 
 REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}
 """What is rehearsed for a training stage. The rival cnn is given seconds, whatever it does in them."""

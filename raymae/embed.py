@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from raymae.artifacts import Folder
 from raymae.augment import crop_frames, segment_frames
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
 from raymae.models import AudioClassifier, Encoder
@@ -21,6 +20,7 @@ from raymae.models.encoder import select
 from raymae.models.masking import index
 from raymae.models.pooling import row_stats, token_mean
 from raymae.models.segments import cut_segments, segment_starts
+from raymae.storage.folder import Folder
 
 Pool = Literal["row_stats", "mean", "cls"]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.inference import actor_pool, torch_device
 from raymae.order import Rows
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
+from raymae.storage.folder import Folder, open_storage
 from raymae.store import FeatureStore, iterate
 from raymae.weights import find, open_shared
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae import report
-from raymae.artifacts import Folder
 from raymae.config import to_dict
 from raymae.datasets.synthetic import STAMP
 from raymae.order import Rows, sample
@@ -20,6 +19,7 @@ from raymae.plan import Plan
 from raymae.rivals import SVMS, SvmKind, fit_svm, statistics
 from raymae.spec import class_names, rows_of
 from raymae.split_file import split_name
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore, iterate
 from raymae.targets import Labels, target_matrix
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from raymae.artifacts import Folder, open_storage
 from raymae.augment import crop_frames, segment_frames
 from raymae.config import AudioConfig, Config, redact, to_dict
 from raymae.embed import Embedder, read_embedder
@@ -27,6 +26,7 @@ from raymae.models.masking import index, keep_all
 from raymae.models.patches import Grid, unpatchify
 from raymae.models.transfer import timm_names
 from raymae.predict import one_line, read_classifier
+from raymae.storage.folder import Folder, open_storage
 from raymae.weights import open_artifact
 
 VIT, CARD = "vit.safetensors", "export.json"

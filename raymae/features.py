@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from raymae.artifacts import Folder
 from raymae.blame import plainly
 from raymae.clip_reader import ClipReader
 from raymae.config import Config, redact
 from raymae.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
 from raymae.shards import DAMAGED, read_summary, standing
+from raymae.storage.folder import Folder
 from raymae.store import ShardPlan, plan_shards, write_shard
 
 ASKED = "asked.parquet"

@@ -12,9 +12,9 @@ import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from raymae.artifacts import latest_step
 from raymae.config import AudioConfig
 from raymae.spec import StageSpec
+from raymae.storage.events import latest_step
 from raymae.store import features_of
 from raymae.streaming import StreamedClips
 from raymae.windows import Window, read_window

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
+
 CURVES = {
     "loss": ("loss",),
     "training score": ("train_accuracy", "train_precision"),
@@ -25,19 +25,9 @@ CURVES = {
     "gradient norm": ("grad_norm",),
 }
 """Panels of the learning curves and how the names of their metrics begin; other names share one last panel."""
+
 UNDRAWN = ("epoch", "clips_per_second", "data_wait_share")
 """Metrics of the machine and of the clock, which MLflow shows."""
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a class may be named "$a$", and "$\a" would end the drawing
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110)
-    return sink.getvalue()
 
 
 def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:

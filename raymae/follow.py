@@ -10,8 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raymae.artifacts import latest_step, read_events
 from raymae.spec import StageSpec
+from raymae.storage.events import latest_step, read_events
 from raymae.watchdog import failures, hangs
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 Ray Train and Ray Data take longer to start than a small stage to run, so trials of a sweep and runs of a benchmark are
 made so, several of them side by side. Keys and artifacts are those of the pipeline. The feature store has to stand. A
-stage that another process is making is waited for (`raymae.claims`); one that was cut off goes on from its newest
+stage that another process is making is waited for (`raymae.storage.lease`); one that was cut off goes on from its newest
 commit. Works without Ray.
 """
 
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
-from raymae.claims import claimed
 from raymae.config import to_dict
 from raymae.config.stages import FINETUNED
 from raymae.deadline import FOREVER, Deadline
@@ -28,6 +26,8 @@ from raymae.plan import Node, Plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
+from raymae.storage.folder import Folder
+from raymae.storage.lease import claimed
 from raymae.store import iterate
 from raymae.teacher import run_round
 from raymae.views import classify

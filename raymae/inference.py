@@ -14,10 +14,10 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.blame import plainly
 from raymae.config import ComputeConfig
 from raymae.order import Rows
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from fsspec.core import url_to_fs
 
 from raymae.config import redact
 from raymae.datasets.table import LOCATED, MetadataTable
-from raymae.retry import READ_SECONDS, patiently
 from raymae.sources import AUDIO, PACKED, modified
+from raymae.storage.retry import READ_SECONDS, patiently
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")
 INPUTS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.float64())])

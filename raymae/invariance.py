@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
-from raymae.artifacts import Folder
 from raymae.augment import segment_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
 from raymae.config.stages import turn_of
@@ -25,6 +24,7 @@ from raymae.embed import Embedder, Pool, make_embedder, read_card
 from raymae.models import AudioClassifier, load_encoder
 from raymae.plan import Plan
 from raymae.probe import FOLDS, cross_validated
+from raymae.storage.folder import Folder
 from raymae.targets import Labels
 
 TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from raymae.artifacts import CHECKSUMS, COMMITS, Folder, checksum_of
 from raymae.config import redact
 from raymae.shards import DAMAGED, read_summary
+from raymae.storage.folder import CHECKSUMS, COMMITS, Folder, checksum_of
 from raymae.store import SHARDS
 
 STAGES = "stages.json"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from raymae.artifacts import Folder
 from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.config.stages import TRAININGS
 from raymae.delivery import START_SECONDS, Delivery
@@ -17,6 +16,7 @@ from raymae.outbox import Entry, Outbox, left_over, server_id
 from raymae.plan import Node, Plan, tracking_uri
 from raymae.provenance import source
 from raymae.split_file import DESCRIPTION
+from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
     from raymae.tracking import Tracker

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import digest
 from raymae.config import RANDOM, Config, to_dict
 from raymae.config.stages import FINETUNED, teacher_of, turn_of
 from raymae.manifest import FORMAT
@@ -20,6 +19,7 @@ from raymae.responses import Responses, read_responses
 from raymae.selection import selection
 from raymae.spec import class_names, rows_of
 from raymae.split_file import split_name
+from raymae.storage.folder import digest
 
 VERSION = 1
 """Part of every key; a change of what the stages compute raises it."""

@@ -18,7 +18,6 @@ import ray.train
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from raymae.artifacts import Folder, write_event
 from raymae.blame import user_error
 from raymae.config import ComputeConfig
 from raymae.deadline import FOREVER, Deadline
@@ -26,6 +25,8 @@ from raymae.feed import InOrder, factory, legs, read_leg, split_in_order, window
 from raymae.gauges import Gauges
 from raymae.order import Order
 from raymae.spec import StageSpec
+from raymae.storage.events import write_event
+from raymae.storage.folder import Folder
 from raymae.watchdog import hang_error, hangs, write_failure
 from raymae.windows import MicroBatch, Window, micro_batches
 from raymae.workforce import Workforce, torch_threads, workforce

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from raymae import parallel
-from raymae.artifacts import Folder, latest_step, take_back_events
 from raymae.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
 from raymae.deadline import FOREVER, Deadline
 from raymae.departure import Departure
@@ -31,6 +30,8 @@ from raymae.pictures import Pictures
 from raymae.profiling import device_use, profiled
 from raymae.provenance import check_commit, provenance
 from raymae.session import Session
+from raymae.storage.events import latest_step, take_back_events
+from raymae.storage.folder import Folder
 from raymae.task import Progress, Task, TrainingError
 from raymae.windows import MicroBatch
 

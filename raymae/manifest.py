@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import digest
 from raymae.config import AudioConfig, to_dict
+from raymae.storage.folder import digest
 from raymae.store import ShardPlan
 
 FORMAT = 2

@@ -20,8 +20,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from raymae.artifacts import Folder, digest
 from raymae.config import TrackingConfig, redact, to_dict
+from raymae.storage.folder import Folder, digest
 
 OUTBOX, DELIVERED, CLAIMS = "outbox", "delivered", "claims"
 

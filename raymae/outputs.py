@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import redact
+from raymae.storage.folder import Folder, open_storage
 
 FILES = (".csv", ".parquet")
 FORMULA = r"^([=+\-@\t\r])"

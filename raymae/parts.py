@@ -13,9 +13,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raymae.artifacts import Folder
 from raymae.blame import plainly
 from raymae.config import redact
+from raymae.storage.folder import Folder
 
 SETTINGS, DONE = "_settings.json", "_done.json"
 """Names with an underscore are skipped by whoever reads the folder as a Parquet data set."""

@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raymae.artifacts import Folder, read_events
-from raymae.figures import learning_curves, png
+from raymae.figures import learning_curves
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
+from raymae.storage.png import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

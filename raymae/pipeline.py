@@ -12,7 +12,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raymae.artifacts import Folder, latest_step
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import FINETUNED, TRAININGS, Target
 from raymae.console import print_plan, print_result, said_of_round
@@ -24,6 +23,8 @@ from raymae.journal import PlanJournal
 from raymae.plan import Node, Plan, ui_command
 from raymae.selection import described
 from raymae.splits import write_split
+from raymae.storage.events import latest_step
+from raymae.storage.folder import Folder
 from raymae.weights import bring, find
 
 log = logging.getLogger(__name__)

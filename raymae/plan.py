@@ -9,7 +9,6 @@ from functools import cached_property
 import pyarrow as pa
 
 from raymae.ablation import ablated
-from raymae.artifacts import Folder, digest
 from raymae.config import RANDOM, Config, TrackingConfig, redact
 from raymae.config.stages import (
     FINETUNED,
@@ -26,6 +25,7 @@ from raymae.config.stages import (
 from raymae.keys import Keys, clips_of, fingerprint
 from raymae.shards import all_stand
 from raymae.spec import Kind, StageSpec, class_names, rows_of
+from raymae.storage.folder import Folder, digest
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips
 from raymae.truth import read_truth

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from raymae.artifacts import Folder
 from raymae.config import redact
+from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymae.artifacts import Folder
 from raymae.config import Config, PromoteConfig, redact, to_dict
 from raymae.report import result_table
 from raymae.report.evaluation import KINDS, comparisons
 from raymae.report.sections import difference_cells, number
+from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raymae.artifacts import COMMITS, latest_step
 from raymae.config import redact, to_dict
 from raymae.keys import fingerprint
 from raymae.spec import StageSpec, class_names, labelled_rows, unlabelled_rows
+from raymae.storage.events import latest_step
+from raymae.storage.folder import COMMITS
 
 
 def provenance(spec: StageSpec) -> dict[str, Any]:

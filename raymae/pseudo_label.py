@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.acceptance import Acceptance, decide, guesses
-from raymae.artifacts import Folder
 from raymae.calibration import Calibration, soften
 from raymae.config import PseudoLabelConfig, redact
+from raymae.storage.folder import Folder
 
 FILE = "pseudo_labels.parquet"
 

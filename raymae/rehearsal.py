@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import Folder
 from raymae.audio import fit_length
 from raymae.benchmark.recordings import recording, write_store
 from raymae.clip_reader import Clip, ClipReader
 from raymae.config import Config
 from raymae.config.recipes import native_precision
 from raymae.spec import StageSpec, rows_of
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 
 STEPS = 2

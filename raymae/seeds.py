@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymae.artifacts import Folder, digest
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import Target
 from raymae.pipeline import run_plan
 from raymae.report import model_title, result_table
+from raymae.storage.folder import Folder, digest
 
 METRICS = {"single": "macro_accuracy", "multi": "mAP"}
 """The score of a split, by `finetune.labels`."""

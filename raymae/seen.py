@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import Folder
 from raymae.config import redact
 from raymae.config.stages import FINETUNED
 from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 
 FILE = "seen.parquet"

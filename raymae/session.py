@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from raymae import parallel
-from raymae.artifacts import Folder, write_event
 from raymae.order import Order
+from raymae.storage.events import write_event
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from raymae.windows import MicroBatch, ahead, micro_batches, read_window
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.config import redact
+from raymae.storage.folder import Folder
 
 META = b"raymae"
 DAMAGED = ".damaged"

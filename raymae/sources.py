@@ -35,8 +35,8 @@ from fsspec.core import url_to_fs
 
 from raymae.audio import AudioError, UnreachableError
 from raymae.config import redact
-from raymae.retry import READ_SECONDS, passes, patiently
-from raymae.waiting import asking, waiting
+from raymae.storage.io_wait import asking, waiting
+from raymae.storage.retry import READ_SECONDS, passes, patiently
 
 Found = TypeVar("Found")
 

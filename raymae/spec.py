@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from raymae.artifacts import Folder
 from raymae.config import Config, FinetuneConfig, TrainConfig
 from raymae.order import Order, PairedOrder, Rows, mix
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from raymae.targets import Labels, class_set, target_matrix
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import Folder
 from raymae.config import SplitConfig, from_dict, redact, to_dict
+from raymae.storage.folder import Folder
 
 TABLE, DESCRIPTION = "split.parquet", "split.json"
 COLUMNS = ("clip_id", "group", "split", "labelled")

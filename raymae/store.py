@@ -35,14 +35,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, UnreachableError
 from raymae.clip_reader import Clip, ClipReader, SilentError
 from raymae.config import AudioConfig, from_dict, redact, to_dict
 from raymae.order import Rows
-from raymae.retry import patiently
 from raymae.shards import BLANK, META, explain, moments, seal
 from raymae.sources import storage_of
+from raymae.storage.folder import Folder
+from raymae.storage.retry import patiently
 
 ROW_GROUP = 4
 """Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""

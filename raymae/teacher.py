@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.calibration import Calibration, by_probe, can_cross_fit, enough_groups, nothing, on_val, too_few
 from raymae.config.stages import round_name, teacher_of, turn_of
 from raymae.invariance import Reading
@@ -22,6 +21,7 @@ from raymae.plan import Plan
 from raymae.pseudo_label import FILE, Round, against_truth, agreement, check_teacher, pseudo_label, summary
 from raymae.report import write_round
 from raymae.spec import class_names, rows_of
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 
 PROBED = 2000

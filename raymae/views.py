@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.augment import colour
 from raymae.config import AudioConfig, AugmentConfig
 from raymae.models.classifier import centre
 from raymae.order import Rows
 from raymae.predict import Predictor, Probabilities
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore, iterate
 
 BATCH = 64

@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Mapping
 from types import TracebackType
 
-from raymae.artifacts import Folder
 from raymae.config import redact
+from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)
 

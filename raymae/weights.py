@@ -16,10 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from raymae.artifacts import Folder, digest, open_storage
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
 from raymae.config.stages import Target
 from raymae.plan import Given
+from raymae.storage.folder import Folder, digest, open_storage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import soundfile as sf
 
-from raymae.artifacts import Folder
 from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
+from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
 
 TINY_AUDIO = AudioConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=32, clip_seconds=0.64)

@@ -26,7 +26,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raymae.artifacts import EVENTS, Folder, latest_step, read_events
+from raymae.storage.events import latest_step, read_events
+from raymae.storage.folder import EVENTS, Folder
 from tests.audio_files import write_clips, write_table
 from tests.nodes import ROOT, Nodes, wait_until
 

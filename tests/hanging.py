@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raymae import watchdog
-from raymae.artifacts import Folder
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
+from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY

@@ -7,7 +7,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from raymae.artifacts import Folder, digest, latest_step, open_storage, read_events, write_event
+from raymae.storage.events import latest_step, read_events, write_event
+from raymae.storage.folder import Folder, digest, open_storage
 
 
 def test_digest_names_the_content_not_its_order() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.audit import audit, audit_splits, average
 from raymae.audit_report import audit_run, audit_text
 from raymae.config import Config, DataConfig, SplitConfig
 from raymae.splits import assign
+from raymae.storage.folder import Folder
 from tests.clip_tables import METADATA, START, cas2023, clip_table, random_table
 
 needs_metadata = pytest.mark.skipif(not METADATA.exists(), reason=f"the true tables are not at {METADATA}")

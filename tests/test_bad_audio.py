@@ -11,11 +11,11 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, load
 from raymae.clip_reader import ClipReader
 from raymae.datasets.table import read_table
 from raymae.headers import find_fault
+from raymae.storage.folder import Folder
 from raymae.store import plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, encoded
 

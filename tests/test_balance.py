@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.config import ConsistencyConfig, FinetuneConfig
 from raymae.order import Order, PairedOrder
 from raymae.spec import StageSpec, labelled_rows, rows_of
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from tests.test_loop import TINY
 

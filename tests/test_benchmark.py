@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.benchmark import command
 from raymae.benchmark.command import PARTS, main
 from raymae.benchmark.front_end import FrontEnd, bands_below, require_equal
@@ -32,6 +31,7 @@ from raymae.benchmark.result import Result, Row, load_rows, markdown
 from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.config import AudioConfig, Config
 from raymae.inputs import INPUTS
+from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO
 
 ROW = Row("front-end", "LogMel", "5 ms", "20 ms (torch)", 4.0, 3.5)

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from raymae.artifacts import Folder, read_events
 from raymae.cli import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
 from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
@@ -26,6 +25,8 @@ from raymae.predict import read_classifier
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
 from raymae.stages import build_task, run_stage
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from raymae.windows import micro_batches, read_window
 from tests.test_loop import EVERYTHING, RESPONSES, TINY, losses, make_spec, train, train_in_two

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.audio import LogMel, load
 from raymae.clip_reader import ClipReader
 from raymae.config import DataConfig
@@ -18,6 +17,7 @@ from raymae.datasets import CLIPS, summary
 from raymae.datasets import load as load_clips
 from raymae.datasets.table import ROWS, read_filenames, read_table
 from raymae.sources import open_clip
+from raymae.storage.folder import Folder
 from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 

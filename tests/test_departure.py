@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from raymae import departure
-from raymae.artifacts import latest_step
 from raymae.config import ComputeConfig
 from raymae.departure import MARGIN_SECONDS, Departure
 from raymae.session import BareSession
 from raymae.stages import run_stage
+from raymae.storage.events import latest_step
 from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec, train
 

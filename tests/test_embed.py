@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.augment import crop_frames
 from raymae.config import AugmentConfig
 from raymae.embed import Embedder, make_embedder, read_embedder
@@ -17,6 +16,7 @@ from raymae.models import Encoder
 from raymae.models.segments import cut_segments, segment_starts
 from raymae.session import BareSession
 from raymae.stages import run_stage
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from tests.audio_files import TINY_AUDIO
 from tests.test_loop import TINY, make_spec
@@ -129,7 +129,7 @@ def test_folders_describe_themselves(store: FeatureStore, tmp_path: Path, name) 
 
 
 def test_pretraining_is_probed_at_every_mark(store: FeatureStore, tmp_path: Path) -> None:
-    from raymae.artifacts import read_events
+    from raymae.storage.events import read_events
 
     torch.set_num_threads(1)
     spec = make_spec(store, tmp_path)

@@ -20,7 +20,6 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae.artifacts import Folder, latest_step, read_events
 from raymae.benchmark.memory import process_tree
 from raymae.benchmark.recovery import title
 from raymae.cli import parse
@@ -28,6 +27,8 @@ from raymae.pipeline import make_plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
+from raymae.storage.events import latest_step, read_events
+from raymae.storage.folder import Folder
 from tests.audio_files import write_clips, write_table
 from tests.nodes import RAY, ROOT, Nodes, wait_until
 from tests.test_loop import trails

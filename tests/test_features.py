@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, load
 from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig
 from raymae.features import missing_shards
 from raymae.manifest import Tally, quarantine_csv
 from raymae.shards import DAMAGED, read_summary
+from raymae.storage.folder import Folder
 from raymae.store import features_of, plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 from tests.test_audio import ODD, REFUSED_BY_US, odd_files

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from raymae.artifacts import Folder
 from raymae.config import Config
 from raymae.loop import Trainer
 from raymae.models import AudioClassifier, build_classifier
@@ -16,6 +15,7 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task
 from raymae.stages.head import embed, start_head
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from tests.test_loop import TINY
 

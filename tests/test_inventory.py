@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, DataConfig, PseudoLabelConfig
 from raymae.in_process import InProcess
 from raymae.inventory import DAY, damage, nobodys, remove, take
@@ -20,6 +19,7 @@ from raymae.inventory_job import main
 from raymae.pipeline import record
 from raymae.plan import Plan
 from raymae.seen import models_that_saw
+from raymae.storage.folder import Folder, open_storage
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raymae.artifacts import Folder
 from raymae.benchmark.memory import process_tree
 from raymae.config import ComputeConfig, Config, PredictConfig
 from raymae.inputs import INPUTS
 from raymae.label import LEAST, PART, PART_BYTES, Labels, classifier_key, label_files, label_pool, part_rows, plan_parts
 from raymae.labels import Labeller, schema
 from raymae.predict import Predictor
+from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.classifiers import write_tiny
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, UnreachableError
 from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.predict import BATCH, Predictor
+from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.classifiers import write_tiny
 from tests.test_loop import TINY

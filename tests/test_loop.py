@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymae.artifacts import Folder, read_events
 from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
 from raymae.loop import Trainer
@@ -19,6 +18,8 @@ from raymae.order import mix
 from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, pretrain_sources
 from raymae.stages import build_task, run_stage
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from raymae.task import TrainingError
 from raymae.windows import MicroBatch, micro_batches, read_window

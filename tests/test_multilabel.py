@@ -14,7 +14,6 @@ import soundfile as sf
 import torch
 from torch.nn import functional
 
-from raymae.artifacts import Folder, read_events
 from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
 from raymae.config.stages import Target
 from raymae.datasets import check_labels
@@ -29,6 +28,8 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
 from raymae.stages import run_stage
 from raymae.stages.finetune import multi_loss
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY, make_spec

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from raymae.artifacts import open_storage
 from raymae.config.recipes import RECIPES
 from raymae.datasets import absent, load_nominal
 from raymae.datasets.nominal import SHAPES, nominal
 from raymae.pipeline import make_plan
+from raymae.storage.folder import open_storage
 from tests.audio_files import write_clips, write_table
 
 

@@ -22,7 +22,6 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from raymae import delivery, launch, pictures
-from raymae.artifacts import Folder, open_storage, read_events
 from raymae.cli import lacks_model
 from raymae.config import Config, DataConfig, TrackingConfig
 from raymae.datasets import load
@@ -35,6 +34,8 @@ from raymae.plan import Plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder, open_storage
 from raymae.tracking import Tracker
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY

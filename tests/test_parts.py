@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.parts import claim, part_name
+from raymae.storage.folder import Folder
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from raymae import launch
-from raymae.artifacts import Folder, open_storage, read_events
 from raymae.benchmark.side_by_side import plan_of, run_side_by_side
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
 from raymae.features import prepare
@@ -28,6 +27,8 @@ from raymae.pipeline import run_plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder, open_storage
 from raymae.store import SHARDS, FeatureStore
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, LogMel, fit_length
 from raymae.config import AugmentConfig, from_dict
 from raymae.models import build_classifier
 from raymae.predict import FORMAT, Predictor, class_probabilities, read_classifier, views, write_classifier
+from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.test_loop import TINY
 

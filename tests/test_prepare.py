@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
 from raymae.features import prepare
+from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore, features_of
 from tests.audio_files import TINY_AUDIO, encoded, tar, write_tone
 from tests.test_audio import ODD, REFUSED_BY_US, odd_files

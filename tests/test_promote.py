@@ -9,9 +9,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, PromoteConfig, TrackingConfig
 from raymae.promote import promote, verdict
+from raymae.storage.folder import Folder, open_storage
 from raymae.tracking import Tracker
 from tests.test_compared import finish
 

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raymae.artifacts import COMMITS, Folder
 from raymae.config import Config, from_dict
 from raymae.deadline import Deadline
 from raymae.loop import Trainer
@@ -20,6 +19,7 @@ from raymae.provenance import check_commit, source, trained_clips
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import build_task, run_stage
+from raymae.storage.folder import COMMITS, Folder
 from raymae.store import SHARDS, FeatureStore
 from tests.audio_files import make_store
 from tests.test_loop import make_spec

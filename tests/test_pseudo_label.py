@@ -12,11 +12,11 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from raymae.acceptance import decide
-from raymae.artifacts import Folder
 from raymae.calibration import Calibration, nothing, on_val, soften
 from raymae.config import PseudoLabelConfig
 from raymae.pseudo_label import Round, against_truth, agreement, check_teacher, pseudo_label, summary
 from raymae.report import write_round
+from raymae.storage.folder import Folder
 from raymae.truth import read_truth
 from tests.clip_tables import clip_table
 from tests.test_acceptance import FREEMATCH, coverage, flexmatch, guesses, in_groups, probabilities, shares, threshold

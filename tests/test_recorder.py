@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.config import TrackingConfig
 from raymae.journal import Journal, begin
+from raymae.storage.folder import Folder
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import read_records
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from raymae.artifacts import Folder, write_event
 from raymae.benchmark import recovery
 from raymae.benchmark.nodes import Nodes
 from raymae.benchmark.recovery import Recovery, disturbed
 from raymae.spec import StageSpec
+from raymae.storage.events import write_event
+from raymae.storage.folder import Folder
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
-from raymae.artifacts import Folder
 from raymae.config import AugmentConfig, Config, PseudoLabelConfig
 from raymae.invariance import Reading
 from raymae.models.classifier import centre
@@ -27,6 +26,7 @@ from raymae.report import model_title
 from raymae.session import BareSession
 from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
 from raymae.stages import build_task, run_stage
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from raymae.teacher import run_round
 from raymae.views import averaged, classify, coloured

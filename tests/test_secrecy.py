@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae import cli
-from raymae.artifacts import Folder
 from raymae.config import Config, DataConfig, TrackingConfig, redact
 from raymae.loopback import stay_local
 from raymae.spec import StageSpec
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from tests.audio_files import write_table
 

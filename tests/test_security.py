@@ -26,18 +26,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, load
 from raymae.checkpoint import load_commit
 from raymae.datasets.table import read_table
 from raymae.evaluate import judge
-from raymae.figures import png
 from raymae.report import evaluation
 from raymae.report.document import Picture, Section, page
 from raymae.report.figures import confusion_figure
 from raymae.report.sections import tables
 from raymae.sources import look_into, open_clip
 from raymae.split_file import COLUMNS, TABLE
+from raymae.storage.folder import Folder
+from raymae.storage.png import png
 from raymae.store import FeatureStore
 from raymae.weights import bring
 from tests.audio_files import tar

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.config import Config, DataConfig
 from raymae.loop import Trainer
 from raymae.order import Rows
@@ -24,6 +23,7 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import build_task, run_stage
 from raymae.stages.finetune import FinetuneTask
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, KilledError, make_spec

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.audio import band_centres
 from raymae.config import ServeConfig
 from raymae.predict import Predictor
 from raymae.serve.batching import Batcher
 from raymae.serve.spectrogram import COLUMNS, Spectrogram
 from raymae.serve.upload import TooLargeError, UploadError, file_of, read_body
+from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, encoded
 from tests.serving import NAMES, Held, ask, serving, until, write_small_classifier
 from tests.test_audio import flac_of_count

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.benchmark.serve import CLIPS, Load, Serve, classify_together, expect, wav
 from raymae.config import ModelConfig, ServeConfig
 from raymae.predict import Predictor
+from raymae.storage.folder import Folder
 from tests.audio_files import encoded
 from tests.serving import Held, ask, serving, until, write_small_classifier
 

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.audio import LogMel, fit_length, load
 from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
@@ -22,6 +21,7 @@ from raymae.manifest import Tally
 from raymae.plan import Plan
 from raymae.rivals import statistics
 from raymae.shards import DAMAGED, intact, moments, read_summary, widen
+from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips
 from tests.test_audio import ODD

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.config import SplitConfig, from_dict, to_dict
 from raymae.datasets import check_groups
 from raymae.splits import assign, split_name, write_split
+from raymae.storage.folder import Folder
 from raymae.units import unit_codes, visit_codes
 from tests.clip_tables import METADATA, START, cas2023, clip_table, random_table, tau2020
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.artifacts import Folder
 from raymae.audio import AudioError, LogMel, load
 from raymae.clip_reader import ClipReader
 from raymae.shards import read_summary
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore, plan_shards, shard_rows, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
 from raymae import launch
-from raymae.artifacts import Folder, open_storage
 from raymae.audio import UnreachableError
-from raymae.claims import Claim, claimed
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import Plan
+from raymae.storage.folder import Folder, open_storage
+from raymae.storage.lease import Claim, claimed
 from raymae.sweep import search
 from raymae.sweep.figures import sweep_figure
 from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, plan_of, stages_of, sweep_key

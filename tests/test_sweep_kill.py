@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raymae.artifacts import Folder
+from raymae.storage.folder import Folder
 from raymae.sweep.results import read_records
 from tests.audio_files import write_clips, write_table
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raymae.artifacts import open_storage
 from raymae.cli import parse, run
+from raymae.storage.folder import open_storage
 from raymae.sweep.results import read_records
 from tests.audio_files import write_clips, write_table
 

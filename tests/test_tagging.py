@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.artifacts import Folder
 from raymae.config import to_dict
 from raymae.evaluate import judge
 from raymae.report import Evaluation, evaluation, write_report
 from raymae.report.figures import class_figure
 from raymae.report.sections import ROWS_SHOWN, precision_tables, ranking
+from raymae.storage.folder import Folder
 
 NAMES = ["dog", "rain", "speech", "whale"]
 

@@ -21,12 +21,12 @@ import pytest
 import soundfile
 import torch
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import Config, TrackingConfig, to_dict
 from raymae.delivery import AwayError
 from raymae.journal import flat
 from raymae.models import build_classifier
 from raymae.predict import Predictor, write_classifier
+from raymae.storage.folder import Folder, open_storage
 from raymae.tracking import BATCH, KEY, MAX_PARAM, Tracker
 from raymae.tracking.registry import REQUIREMENTS
 from tests.audio_files import TINY_AUDIO, write_tone

@@ -19,7 +19,7 @@ from raymae.benchmark.transfer import (
     scores_figure,
 )
 from raymae.config.recipes import small
-from raymae.figures import png
+from raymae.storage.png import png
 
 SPLITS = ("test_seen", "test_unseen")
 

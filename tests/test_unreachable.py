@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae import audio, clip_reader, retry, sources
-from raymae.artifacts import Folder
+from raymae import audio, clip_reader, sources
 from raymae.audio import AudioError, UnreachableError, load
 from raymae.clip_reader import ClipReader
 from raymae.sources import WHOLE, open_clip
+from raymae.storage import retry
+from raymae.storage.folder import Folder
 from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 from tests.failing_files import FailingFiles

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from raymae import launch, watchdog
-from raymae.artifacts import Folder, latest_step
 from raymae.config import ComputeConfig
 from raymae.follow import Follower
+from raymae.storage.events import latest_step
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 from raymae.watchdog import EXIT_STATUS, STACKS, Watchdog, hang_error, hangs
 from tests.hanging import STEP, HangingFolder, hanging_spec

@@ -16,7 +16,6 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from raymae.artifacts import Folder, open_storage
 from raymae.config import FRONT_ENDS, AudioConfig, Config, DataConfig, ModelConfig
 from raymae.config.stages import Target
 from raymae.loop import Trainer
@@ -28,6 +27,7 @@ from raymae.predict import read_classifier, write_classifier
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
+from raymae.storage.folder import Folder, open_storage
 from raymae.store import FeatureStore
 from raymae.weights import bring, find, open_artifact
 from tests.audio_files import write_clips, write_table

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raymae import launch, workforce
-from raymae.artifacts import Folder
 from raymae.config import ComputeConfig
 from raymae.deadline import FOREVER, Deadline
+from raymae.storage.folder import Folder
 from raymae.workforce import Workforce
 
 

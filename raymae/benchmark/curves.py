@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raymae.artifacts import Folder
 from raymae.benchmark.probes import tables_store
 from raymae.benchmark.result import Result
 from raymae.config import Config, LatentConfig, to_dict
 from raymae.config.recipes import RECIPES
 from raymae.spec import StageSpec, rows_of
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Curves:
         if self.json:
             result.save(self.json)
         if self.figure:
-            from raymae.figures import png
+            from raymae.storage.png import png
 
             Path(self.figure).write_bytes(png(curves_figure(runs)))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.memory import PeakMemory
 from raymae.benchmark.plan import Rates
@@ -23,6 +22,7 @@ from raymae.benchmark.timing import Pace, pace
 from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.spec import StageSpec
+from raymae.storage.folder import Folder
 from raymae.windows import MicroBatch, micro_batches
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 
-from raymae.artifacts import Folder, read_events
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.ingest import make_spec
 from raymae.benchmark.memory import process_tree
@@ -21,6 +20,8 @@ from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import ComputeConfig, ModelConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.spec import StageSpec
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
 
 
 @dataclass(frozen=True, kw_only=True)

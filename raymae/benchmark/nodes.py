@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymae.artifacts import Folder
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.loop import Loop, train_on_ray
 from raymae.benchmark.predict import run_job, write_untrained
@@ -18,6 +17,7 @@ from raymae.benchmark.result import Result, Row
 from raymae.config import Config, DataConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.inputs import INPUTS
+from raymae.storage.folder import Folder
 
 PARTS = ("prepare", "train", "predict")
 GOAL = 0.9

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from raymae.artifacts import Folder
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.front_end import require_equal
 from raymae.benchmark.memory import process_tree
@@ -26,6 +25,7 @@ from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
 from raymae.inputs import INPUTS
+from raymae.storage.folder import Folder
 
 TOLERANCE = 1e-5
 """Largest difference of a probability between the job and the plain loop."""

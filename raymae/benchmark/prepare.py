@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raymae.artifacts import Folder
 from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.front_end import CHAIN_HERTZ, CHAIN_TOLERANCE, bands_below, difference, require_equal
 from raymae.benchmark.memory import PeakMemory, process_tree
@@ -22,6 +21,7 @@ from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, cpu_between, cpu_seconds, pace
 from raymae.clip_reader import ClipReader
 from raymae.config import Config, DataConfig
+from raymae.storage.folder import Folder
 from raymae.store import plan_shards, write_shard
 
 GROWTH = 10

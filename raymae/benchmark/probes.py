@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.benchmark.recordings import write_store
 from raymae.benchmark.result import Result
 from raymae.clip_reader import ClipReader
@@ -22,6 +21,7 @@ from raymae.config import AudioConfig, DataConfig
 from raymae.datasets import load
 from raymae.order import Rows
 from raymae.spec import class_names, find_rows
+from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from raymae.artifacts import Folder
 from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
+from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
 
 SAMPLE_RATE = 44_100

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymae.artifacts import Folder, latest_step, read_events
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.loop import Loop, train_on_ray
 from raymae.benchmark.memory import process_tree
 from raymae.benchmark.result import Result, Row
 from raymae.spec import StageSpec
+from raymae.storage.events import latest_step, read_events
+from raymae.storage.folder import Folder
 
 WORKER = b"ray::RayTrainWorker"
 

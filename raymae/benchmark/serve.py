@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import soundfile
 
-from raymae.artifacts import Folder
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.memory import process_tree
 from raymae.benchmark.recordings import SAMPLE_RATE, recording
@@ -26,6 +25,7 @@ from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import AudioConfig, ComputeConfig, FinetuneConfig, ModelConfig, ServeConfig
 from raymae.config.recipes import SMALL_MODEL
+from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
     from raymae.predict import Predictor

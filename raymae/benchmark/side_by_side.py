@@ -13,7 +13,6 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from raymae.artifacts import Folder
 from raymae.config import Config
 from raymae.config.stages import Target
 from raymae.datasets import load
@@ -21,6 +20,7 @@ from raymae.in_process import InProcess
 from raymae.launch import start_ray
 from raymae.pipeline import record, run_plan
 from raymae.plan import Plan
+from raymae.storage.folder import Folder
 from raymae.sweep.ground import bring_weights
 from raymae.sweep.search import room
 from raymae.weights import find

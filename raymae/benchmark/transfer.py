@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raymae.artifacts import open_storage
 from raymae.benchmark.result import Result
 from raymae.config import AugmentConfig, Config
 from raymae.config.paths import changed, from_text
 from raymae.config.recipes import RECIPES
 from raymae.rivals import SVMS, SvmKind
+from raymae.storage.folder import open_storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ class Transfer:
         if self.figure:
             from pathlib import Path
 
-            from raymae.figures import png
+            from raymae.storage.png import png
 
             Path(self.figure).write_bytes(png(scores_figure(result.values["scores"])))
         return result

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raymae.artifacts import Folder
 from raymae.config import DataConfig, redact
 from raymae.datasets.corpus import names_below
 from raymae.datasets.locate import locate, reject
 from raymae.datasets.official import audio_below, clip_rows, examples, root_of, warn_of_extra
 from raymae.datasets.table import repeats
+from raymae.storage.folder import Folder
 from raymae.targets import SEPARATOR
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import Folder
 from raymae.config import redact
 from raymae.datasets.locate import LISTINGS, locate
 from raymae.sources import AUDIO, look_into
+from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)
 

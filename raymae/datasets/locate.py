@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.artifacts import Folder
 from raymae.config import redact
 from raymae.sources import PACKED, look_into, modified
+from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)
 

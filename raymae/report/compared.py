@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raymae.artifacts import Folder
 from raymae.config import redact, to_dict
 from raymae.report.document import result_table
 from raymae.report.evaluation import KINDS, comparisons
 from raymae.report.sections import difference_cells, model_title, number
+from raymae.storage.folder import Folder
 
 
 def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:

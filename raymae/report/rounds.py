@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raymae.artifacts import Folder
-from raymae.figures import png
 from raymae.report.document import Picture, Section, Table, markdown
 from raymae.report.figures import NAMES_SHOWN
 from raymae.report.sections import number
+from raymae.storage.folder import Folder
+from raymae.storage.png import png
 
 Found = Mapping[str, Any]
 

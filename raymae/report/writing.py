@@ -7,12 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from raymae.artifacts import Folder
-from raymae.figures import png
 from raymae.report.document import Picture, Section, markdown, page
 from raymae.report.evaluation import DOMAINS, KINDS, UNKNOWN
 from raymae.report.figures import class_figure, confusion_figure, domain_figure, reliability_figure
 from raymae.report.sections import final, model_title, tables, under
+from raymae.storage.folder import Folder
+from raymae.storage.png import png
 
 FILES = ("report.md", "report.html", "report.json")
 

@@ -17,11 +17,11 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
-from raymae.artifacts import Folder
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
 from raymae.inference import torch_device
 from raymae.label import find_classifier
 from raymae.launch import start_ray
+from raymae.storage.folder import Folder
 
 APPLICATION = "raymae"
 LOOK_SECONDS = 10.0

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from raymae.artifacts import read_events
 from raymae.config import to_dict
 from raymae.deadline import FOREVER, Deadline
-from raymae.figures import learning_curves, png
+from raymae.figures import learning_curves
 from raymae.loop import Trainer
 from raymae.pictures import CURVES
 from raymae.seen import FILE as SEEN
@@ -24,6 +23,8 @@ from raymae.spec import StageSpec
 from raymae.stages.consistency import ConsistencyTask
 from raymae.stages.finetune import FinetuneTask
 from raymae.stages.pretrain import PretrainTask
+from raymae.storage.events import read_events
+from raymae.storage.png import png
 from raymae.task import Progress, Task
 from raymae.watchdog import Watchdog
 

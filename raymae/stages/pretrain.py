@@ -14,13 +14,14 @@ from raymae.augment import crop_frames, recut, restyle
 from raymae.checkpoint import save_weights
 from raymae.config import to_dict
 from raymae.embed import make_embedder
-from raymae.figures import component_figure, png, reconstruction_figure
+from raymae.figures import component_figure, reconstruction_figure
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.order import mix
 from raymae.selection import LAST
 from raymae.session import Session
 from raymae.spec import StageSpec
 from raymae.stages.monitor import monitor
+from raymae.storage.png import png
 from raymae.windows import MicroBatch
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from raymae.artifacts import Folder
 from raymae.config import to_text
 from raymae.journal import Journal, begin, finish, tell
 from raymae.outbox import Entry
+from raymae.storage.folder import Folder
 from raymae.sweep.ground import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from raymae.artifacts import Folder
 from raymae.config import Config, changed, differences, redact, to_dict, to_text
 from raymae.config.recipes import RECIPES
 from raymae.report import result_table
+from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
 
 TRIALS, CSV, TABLE, BEST = "trials", "sweep.csv", "sweep.md", "best.json"

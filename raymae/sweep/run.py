@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from raymae.artifacts import Folder
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.config.stages import DOES
 from raymae.deadline import Deadline, TimeIsUpError
-from raymae.figures import png
 from raymae.journal import Journal, begin, flat, tell
 from raymae.pipeline import run_plan
 from raymae.plan import Node, Plan, ui_command
+from raymae.storage.folder import Folder
+from raymae.storage.png import png
 from raymae.sweep.figures import sweep_figure
 from raymae.sweep.ground import (
     Ground,

@@ -22,10 +22,10 @@ from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
-from raymae.artifacts import Folder
 from raymae.config import TrackingConfig, redact
 from raymae.delivery import AwayError
 from raymae.plan import tracking_uri
+from raymae.storage.folder import Folder
 from raymae.tracking.registry import Registry, Version, clean
 
 __all__ = ["Registry", "Tracker", "Version"]

@@ -19,8 +19,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from raymae import pyfunc
-from raymae.artifacts import Folder
 from raymae.config import TrackingConfig, redact
+from raymae.storage.folder import Folder
 
 REQUIREMENTS = (
     "fsspec",

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from raymae.artifacts import digest
 from raymae.config import SyntheticConfig, to_dict
 from raymae.datasets.synthetic.scenes import (
     CITIES,
@@ -42,6 +41,7 @@ from raymae.datasets.synthetic.scenes import (
     generator,
 )
 from raymae.datasets.synthetic.session import Session
+from raymae.storage.folder import digest
 
 STAMP = "synthetic: checks the pipeline, proves nothing about scenes"
 VERSION = 1

@@ -2,7 +2,7 @@
 
 A key is a hash of the settings that change the result, the keys of the inputs and the stage's version; worker counts,
 paths and tracking are no part of it. A folder counts once its `done.json` stands, which is written last, because
-object stores have no atomic rename. What a storage refuses for a moment is tried again (`raymae.retry`).
+object stores have no atomic rename. What a storage refuses for a moment is tried again (`raymae.storage.retry`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from raymae.config import redact
-from raymae.retry import FULL_ERRNOS, PatientFile, StorageFullError, patiently
+from raymae.storage.retry import FULL_ERRNOS, PatientFile, StorageFullError, patiently
 
 Found = TypeVar("Found")
 
@@ -241,54 +241,9 @@ def checksum_of(folder: Folder, name: str) -> str:
 # What a training stage writes while it runs -------------------------------------------------------------------------
 
 EVENTS, COMMITS = "events", "commits"
+
 PASSING = (EVENTS, COMMITS, "figures", "stacks", "failures", "profile", "done.json")
 """In the folder of a stage: what no later stage reads."""
-
-
-def write_event(artifact: Folder, event: dict[str, Any]) -> None:
-    """Keep a step's metrics beside the run: a file per event, so that a repeated step replaces its own."""
-    artifact.write_bytes(f"{EVENTS}/{event['step']:09d}.json", json.dumps(event).encode())
-
-
-def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
-    """The events of the steps after `after`, in order."""
-    folder, found = artifact / EVENTS, []
-    for step, name in event_names(artifact):
-        if step > after:
-            try:
-                found.append(folder.read_json(name))
-            except FileNotFoundError:  # a restart has just taken it back
-                continue
-    return found
-
-
-def committed_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
-    """Those that no restart takes back: up to the newest commit, all of a finished stage."""
-    done, step = artifact.is_done(), latest_step(artifact) or 0
-    if not done and step <= after:
-        return []
-    return [event for event in read_events(artifact, after) if done or event["step"] <= step]
-
-
-def take_back_events(artifact: Folder, after: int) -> None:
-    """Remove the events of the steps after `after`: the run begins there again, and may report at others."""
-    for step, name in event_names(artifact):
-        if step > after:
-            (artifact / EVENTS).remove(name)
-
-
-def event_names(artifact: Folder) -> list[tuple[int, str]]:
-    """Step and file of every event, in order."""
-    return [(int(name[:9]), name) for name in (artifact / EVENTS).names() if name[:9].isdigit()]
-
-
-def latest_step(artifact: Folder) -> int | None:
-    """The step of the newest finished commit, or None."""
-    folder = artifact / COMMITS
-    for name in reversed(folder.names()):
-        if (folder / name).exists("commit.json"):
-            return int(name)
-    return None
 
 
 def open_storage(url: str, option: str = "--storage") -> Folder:

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from raymae.artifacts import Folder
+from raymae.storage.folder import Folder
 
 RENEW_SECONDS = 5.0
 EXPIRE_SECONDS = 45.0

@@ -1,0 +1,54 @@
+"""Events of a training stage: JSON files in its folder, taken back to the last checkpoint on resume."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raymae.storage.folder import COMMITS, EVENTS, Folder
+
+
+def write_event(artifact: Folder, event: dict[str, Any]) -> None:
+    """Keep a step's metrics beside the run: a file per event, so that a repeated step replaces its own."""
+    artifact.write_bytes(f"{EVENTS}/{event['step']:09d}.json", json.dumps(event).encode())
+
+
+def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
+    """The events of the steps after `after`, in order."""
+    folder, found = artifact / EVENTS, []
+    for step, name in event_names(artifact):
+        if step > after:
+            try:
+                found.append(folder.read_json(name))
+            except FileNotFoundError:  # a restart has just taken it back
+                continue
+    return found
+
+
+def committed_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
+    """Those that no restart takes back: up to the newest commit, all of a finished stage."""
+    done, step = artifact.is_done(), latest_step(artifact) or 0
+    if not done and step <= after:
+        return []
+    return [event for event in read_events(artifact, after) if done or event["step"] <= step]
+
+
+def take_back_events(artifact: Folder, after: int) -> None:
+    """Remove the events of the steps after `after`: the run begins there again, and may report at others."""
+    for step, name in event_names(artifact):
+        if step > after:
+            (artifact / EVENTS).remove(name)
+
+
+def event_names(artifact: Folder) -> list[tuple[int, str]]:
+    """Step and file of every event, in order."""
+    return [(int(name[:9]), name) for name in (artifact / EVENTS).names() if name[:9].isdigit()]
+
+
+def latest_step(artifact: Folder) -> int | None:
+    """The step of the newest finished commit, or None."""
+    folder = artifact / COMMITS
+    for name in reversed(folder.names()):
+        if (folder / name).exists("commit.json"):
+            return int(name)
+    return None

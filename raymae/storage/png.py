@@ -1,0 +1,20 @@
+"""Encode a figure as PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be named "$a$", and "$\a" would end the drawing
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110)
+    return sink.getvalue()
