@@ -13,12 +13,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from raymae.config import redact
+from raymae.models.weights_file import _load
 from raymae.parallel import full, like
 from raymae.storage.folder import COMMITS, Folder
 from raymae.storage.retry import StorageFullError
@@ -43,36 +42,6 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def read_weights(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError for NaN and infinite values, and for what is no such file."""
-    return finite(_load(content))
-
-
-def _load(content: bytes) -> dict[str, Tensor]:
-    try:
-        return load_tensors(content)
-    except SafetensorError as error:
-        raise ValueError(f"no safetensors: {error}") from None
-
-
-def finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights themselves; ValueError names a tensor with NaN or infinite values: every answer would be NaN."""
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name} has NaN or infinite values")
-    return weights
-
-
-def load_weights(model: nn.Module, content: bytes) -> None:
-    """Load safetensors into a model, strictly."""
-    model.load_state_dict(read_weights(content))
-
-
-def save_weights(model: nn.Module) -> bytes:
-    """A model's weights as safetensors."""
-    return bytes(save_tensors({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}))
 
 
 def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

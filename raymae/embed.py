@@ -18,8 +18,7 @@ from raymae.models import AudioClassifier, Encoder
 from raymae.models.classifier import centre
 from raymae.models.encoder import select
 from raymae.models.masking import index
-from raymae.models.pooling import row_stats, token_mean
-from raymae.models.segments import cut_segments, segment_starts
+from raymae.models.pooling import cut_segments, row_stats, segment_starts, token_mean
 from raymae.storage.folder import Folder
 
 Pool = Literal["row_stats", "mean", "cls"]

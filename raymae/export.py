@@ -24,7 +24,7 @@ from raymae.embed import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
 from raymae.models.masking import index, keep_all
 from raymae.models.patches import Grid, unpatchify
-from raymae.models.transfer import timm_names
+from raymae.models.timm_weights import timm_names
 from raymae.predict import one_line, read_classifier
 from raymae.storage.folder import Folder, open_storage
 from raymae.weights import open_artifact

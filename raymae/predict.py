@@ -22,9 +22,9 @@ from torch import nn
 
 from raymae.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, LogMel, fit_length, load
 from raymae.augment import crop_frames
-from raymae.checkpoint import read_weights, save_weights
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.models import build_classifier
+from raymae.models.weights_file import read_weights, save_weights
 from raymae.storage.folder import Folder
 from raymae.targets import SEPARATOR
 

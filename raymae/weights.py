@@ -142,7 +142,7 @@ def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
     assert isinstance(given, Found)
     from safetensors.torch import save
 
-    from raymae.checkpoint import finite
+    from raymae.models.weights_file import finite
 
     try:
         state, card = read(given, _rows(config))
@@ -165,7 +165,7 @@ def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] |
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from raymae.models.transfer import own_names
+    from raymae.models.timm_weights import own_names
 
     content = found.folder.read_bytes(found.file)
     try:
@@ -221,7 +221,7 @@ def check(state: dict[str, Tensor], card: dict[str, Any] | None, section: str, c
     import torch
 
     from raymae.models import MODELS, build_classifier
-    from raymae.models.transfer import AUDIO_MAE_GRID, blocks_of, encoder_weights, pretrained_weights
+    from raymae.models.timm_weights import AUDIO_MAE_GRID, blocks_of, encoder_weights, pretrained_weights
 
     with torch.device("meta"):
         if section == "pretrain":

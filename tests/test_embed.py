@@ -13,7 +13,7 @@ from raymae.augment import crop_frames
 from raymae.config import AugmentConfig
 from raymae.embed import Embedder, make_embedder, read_embedder
 from raymae.models import Encoder
-from raymae.models.segments import cut_segments, segment_starts
+from raymae.models.pooling import cut_segments, segment_starts
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder

@@ -18,10 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from raymae import export as module
-from raymae.checkpoint import save_weights
 from raymae.config import AugmentConfig, Config, ExportConfig, to_dict
 from raymae.export import check_onnx, check_timm, export, read_model, timm_arguments, timm_state, write_onnx
 from raymae.models import MaskedAutoencoder, build_classifier
+from raymae.models.weights_file import save_weights
 from raymae.predict import Predictor, write_classifier
 from raymae.storage.folder import Folder
 from raymae.weights import bring, find

@@ -1,13 +1,12 @@
 """The networks: `MODELS` are those that pre-train, `AudioClassifier` and `Cnn` those that classify."""
 
-from raymae.models.attention import choose_attention
 from raymae.models.classifier import AudioClassifier, Cnn, build_classifier
-from raymae.models.encoder import Encoder
+from raymae.models.encoder import Encoder, choose_attention
 from raymae.models.latent import LatentAutoencoder
 from raymae.models.mae import MaeOutput, MaskedAutoencoder
 from raymae.models.masking import kept_tokens
 from raymae.models.patches import grid_size
-from raymae.models.transfer import load_encoder, load_pretrained
+from raymae.models.timm_weights import load_encoder, load_pretrained
 
 MODELS: dict[str, type[MaskedAutoencoder]] = {"mae": MaskedAutoencoder, "latent": LatentAutoencoder}
 

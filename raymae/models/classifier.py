@@ -15,8 +15,7 @@ from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models.encoder import Encoder
 from raymae.models.masking import Masking, choose_structured, index
 from raymae.models.patches import Patches, grid_size
-from raymae.models.pooling import row_stats, token_mean
-from raymae.models.segments import cut_segments, segment_starts
+from raymae.models.pooling import cut_segments, row_stats, segment_starts, token_mean
 
 ParameterGroup = dict[str, Any]
 

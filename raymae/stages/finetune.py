@@ -15,9 +15,9 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import augment, mixup
-from raymae.checkpoint import load_weights
 from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
+from raymae.models.weights_file import load_weights
 from raymae.order import mix
 from raymae.predict import class_probabilities, write_classifier
 from raymae.pseudo_label import check_teacher
