@@ -56,7 +56,7 @@ def restyle(
 ) -> Tensor:
     """Apply `device_response` and the other ones: the same frames as through another device, with stripes masked.
 
-    `responses` (n, F) are the offsets of `config.responses`, as `raymae.responses` reads them.
+    `responses` (n, F) are the offsets of `config.responses`, as `raymae.audio.impulse_responses` reads them.
     """
     log_mel, valid_frames = device_response(log_mel, valid_frames, config, responses, generator)
     for name, augmentation in AUGMENTATIONS.items():

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from raymae.audio.clip_reader import ClipReader
 from raymae.blame import plainly
-from raymae.clip_reader import ClipReader
 from raymae.config import Config, redact
 from raymae.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
 from raymae.shards import DAMAGED, read_summary, standing

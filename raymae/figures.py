@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio import mel_bank
+from raymae.audio.logmel import mel_bank
 from raymae.config import AudioConfig
 
 if TYPE_CHECKING:

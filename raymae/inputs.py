@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
+from raymae.audio.containers import AUDIO, PACKED, modified
 from raymae.config import redact
 from raymae.datasets.table import LOCATED, MetadataTable
-from raymae.sources import AUDIO, PACKED, modified
 from raymae.storage.retry import READ_SECONDS, patiently
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")

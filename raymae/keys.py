@@ -12,10 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymae.audio.impulse_responses import Responses, read_responses
 from raymae.config import RANDOM, Config, to_dict
 from raymae.config.stages import FINETUNED, teacher_of, turn_of
 from raymae.manifest import FORMAT
-from raymae.responses import Responses, read_responses
 from raymae.selection import selection
 from raymae.spec import class_names, rows_of
 from raymae.split_file import split_name

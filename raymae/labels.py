@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymae.audio import AudioError, UnreachableError
+from raymae.audio.decode import AudioError, UnreachableError
+from raymae.audio.sources import open_clip
 from raymae.config import LabelLevel
-from raymae.sources import open_clip
 
 if TYPE_CHECKING:
     from raymae.predict import Predictor

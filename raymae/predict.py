@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raymae.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, LogMel, fit_length, load
+from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, load
+from raymae.audio.logmel import LogMel, fit_length
 from raymae.augment import crop_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.models import build_classifier

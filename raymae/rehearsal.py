@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.audio import fit_length
+from raymae.audio.clip_reader import Clip, ClipReader
+from raymae.audio.logmel import fit_length
 from raymae.benchmark.recordings import recording, write_store
-from raymae.clip_reader import Clip, ClipReader
 from raymae.config import Config
 from raymae.config.recipes import native_precision
 from raymae.spec import StageSpec, rows_of

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio import AudioError
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import AudioError
 from raymae.config import redact
 from raymae.order import Rows
 from raymae.store import FeatureStore

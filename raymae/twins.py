@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.ndimage import gaussian_filter1d
 
-from raymae.audio import AudioError, LogMel, load
+from raymae.audio.decode import AudioError, load
+from raymae.audio.logmel import LogMel
+from raymae.audio.sources import open_clip
 from raymae.config import AudioConfig
-from raymae.sources import open_clip
 
 FRONT_END = AudioConfig(
     sample_rate=16_000, n_fft=2048, win_length=2048, hop_length=640, n_mels=128, f_min=50.0, pre_emphasis=0.0,

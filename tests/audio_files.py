@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import soundfile as sf
 
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
 from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard

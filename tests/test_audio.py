@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from raymae.audio import MAX_CHANNELS, AudioError, LogMel, TooLongError, fit_length, load, mel_bank
+from raymae.audio.decode import MAX_CHANNELS, AudioError, TooLongError, load
+from raymae.audio.logmel import LogMel, fit_length, mel_bank
 from raymae.config import AudioConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -153,7 +154,7 @@ def test_fit_length() -> None:
 
 
 def test_no_torch_in_a_worker() -> None:
-    code = "import sys, raymae.audio; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    code = "import sys, raymae.audio.decode; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
@@ -335,7 +336,7 @@ def test_absurd_headers_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "channels" in reason(encode(np.zeros((10, MAX_CHANNELS + 1))))
     assert "at 10 Hz" in reason(encode(noise(100), 10))
     assert "not a waveform" in reason(encode(np.full(9, 1e20)))
-    monkeypatch.setattr("raymae.audio.MAX_SAMPLES", 64_000)
+    monkeypatch.setattr("raymae.audio.decode.MAX_SAMPLES", 64_000)
     bomb = encode(silence(70_000), 16_000, format="FLAC", subtype="PCM_16")
     assert len(load(bomb, 32_000, seconds=1)) == 32_000
     assert "minutes" in reason(bomb, TooLongError)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.signal import firwin2, lfilter
 from torch import Tensor
 
-from raymae.audio import LogMel
+from raymae.audio.logmel import LogMel
 from raymae.augment import (
     AUGMENTATIONS,
     augment,

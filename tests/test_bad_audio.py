@@ -11,10 +11,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.audio import AudioError, load
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import AudioError, load
+from raymae.audio.headers import find_fault
 from raymae.datasets.table import read_table
-from raymae.headers import find_fault
 from raymae.storage.folder import Folder
 from raymae.store import plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, encoded

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.audio import LogMel, load
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import load
+from raymae.audio.logmel import LogMel
+from raymae.audio.sources import open_clip
 from raymae.config import DataConfig
 from raymae.datasets import CLIPS, summary
 from raymae.datasets import load as load_clips
 from raymae.datasets.table import ROWS, read_filenames, read_table
-from raymae.sources import open_clip
 from raymae.storage.folder import Folder
 from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar

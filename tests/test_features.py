@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.audio import AudioError, load
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import AudioError, load
 from raymae.config import AudioConfig
 from raymae.features import missing_shards
 from raymae.manifest import Tally, quarantine_csv

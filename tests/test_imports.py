@@ -35,7 +35,7 @@ def files() -> list[Path]:
 
 
 def module_of(path: Path) -> str:
-    """The dotted name of a file: raymae.audio.logmel, jobs.pretrain."""
+    """The dotted name of a file: raymae.audio.decode.logmel, jobs.pretrain."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.audio import AudioError, UnreachableError
+from raymae.audio.decode import AudioError, UnreachableError
 from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.predict import BATCH, Predictor
 from raymae.storage.folder import Folder

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
 from raymae.features import prepare
 from raymae.storage.folder import Folder
@@ -217,8 +217,8 @@ def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, serve
 
 def test_a_process_ends_that_left_a_stuck_file_behind(server: Server) -> None:
     code = f"""
-from raymae.audio import AudioError
-from raymae.clip_reader import ClipReader
+from raymae.audio.decode import AudioError
+from raymae.audio.clip_reader import ClipReader
 from tests.audio_files import TINY_AUDIO
 
 reader = ClipReader(TINY_AUDIO, 0.5)

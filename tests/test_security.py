@@ -26,7 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from raymae.audio import AudioError, load
+from raymae.audio.decode import AudioError, load
+from raymae.audio.sources import look_into, open_clip
 from raymae.checkpoint import load_commit
 from raymae.datasets.table import read_table
 from raymae.evaluate import judge
@@ -34,7 +35,6 @@ from raymae.report import evaluation
 from raymae.report.document import Picture, Section, page
 from raymae.report.figures import confusion_figure
 from raymae.report.sections import tables
-from raymae.sources import look_into, open_clip
 from raymae.split_file import COLUMNS, TABLE
 from raymae.storage.folder import Folder
 from raymae.storage.png import png

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.audio import band_centres
+from raymae.audio.logmel import band_centres
 from raymae.config import ServeConfig
 from raymae.predict import Predictor
 from raymae.serve.batching import Batcher
@@ -391,7 +391,7 @@ def test_a_tone_is_drawn_where_and_when_it_sounds(predictor: Predictor, seconds:
 
 
 def test_bands_lie_where_the_filters_are_largest() -> None:
-    from raymae.audio import mel_bank
+    from raymae.audio.logmel import mel_bank
 
     for audio in (TINY_AUDIO, replace(TINY_AUDIO, mel_scale="slaney")):
         fine = replace(audio, n_fft=2**14, clip_seconds=5.0)

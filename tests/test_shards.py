@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.audio import LogMel, fit_length, load
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import load
+from raymae.audio.logmel import LogMel, fit_length
 from raymae.config import AudioConfig, DataConfig
 from raymae.manifest import Tally
 from raymae.plan import Plan

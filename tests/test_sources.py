@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae import sources
-from raymae.audio import AudioError, load
-from raymae.sources import Container, holds_audio, look_into, open_clip
+from raymae.audio import containers, sources
+from raymae.audio.containers import Container, holds_audio
+from raymae.audio.decode import AudioError, load
+from raymae.audio.sources import look_into, open_clip
 from tests.audio_files import encoded, tar
 
 CLIPS = {f"sub/{index:02d}.wav": encoded(index, 800 + index) for index in range(8)}
@@ -217,6 +218,7 @@ def test_of_a_long_member_only_the_part_is_read(tmp_path: Path, monkeypatch: pyt
     url = put("disk", tmp_path, "shard.tar", tar({"a.wav": b"1", "long.wav": clip}))
     expected = load(clip, 8000, start_seconds=300, seconds=1)
     monkeypatch.setattr(sources, "WHOLE", 2**20)
+    monkeypatch.setattr(containers, "WHOLE", 2**20)
     reads = Reads(monkeypatch)
     np.testing.assert_array_equal(
         load(open_clip(f"tar://long.wav::{url}"), 8000, start_seconds=300, seconds=1), expected
@@ -229,6 +231,7 @@ def test_of_a_long_object_only_the_part_is_read(tmp_path: Path, monkeypatch: pyt
     url = put("memory", tmp_path, "long.wav", clip)
     assert open_clip(url) == clip
     monkeypatch.setattr(sources, "WHOLE", 2**20)
+    monkeypatch.setattr(containers, "WHOLE", 2**20)
     reads = Reads(monkeypatch)
     part = load(open_clip(url), 8000, seconds=1)
     np.testing.assert_array_equal(part, load(clip, 8000, seconds=1))
@@ -290,6 +293,7 @@ def test_a_great_row_group_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest
     contents = [os.urandom(100_000) for _ in range(100)]
     url = write_parquet(tmp_path, table("binary", contents), row_group_size=100, write_batch_size=5)
     monkeypatch.setattr(sources, "WHOLE", 2**20)
+    monkeypatch.setattr(containers, "WHOLE", 2**20)
     reads = Reads(monkeypatch)
     assert open_clip(f"parquet://audio/1::{url}") == contents[0]
     assert reads.bytes() < 4_500_000
@@ -374,6 +378,7 @@ def test_damage_stays_within_its_row_group(tmp_path: Path) -> None:
 def test_a_thread_left_behind_disturbs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = [os.urandom(300_000) for _ in range(30)]
     monkeypatch.setattr(sources, "WHOLE", 2**19)
+    monkeypatch.setattr(containers, "WHOLE", 2**19)
     url = write_parquet(tmp_path, table("binary", contents), row_group_size=30, write_batch_size=2)
     open_clip(f"parquet://audio/1::{url}")
     stuck, release = threading.Event(), threading.Event()

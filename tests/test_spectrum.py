@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.spectrum import CompiledSpectra, PowerSpectra, _compiled, power_spectra
+from raymae.audio.power_spectrum import CompiledSpectra, PowerSpectra, _compiled, power_spectra
 
 
 def reference(samples: np.ndarray, window: np.ndarray, n_fft: int, hop: int, count: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_code_that_cannot_be_cached_is_still_compiled() -> None:
 
 def test_the_process_that_compiles_computes_the_same_bits_as_later_ones(tmp_path: Path) -> None:
     code = (
-        "import hashlib, numpy as np; from raymae.audio import LogMel; "
+        "import hashlib, numpy as np; from raymae.audio.logmel import LogMel; "
         "noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32); "
         "print(hashlib.sha256(LogMel()(noise).tobytes()).hexdigest())"
     )

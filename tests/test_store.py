@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.audio import AudioError, LogMel, load
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import AudioError, load
+from raymae.audio.logmel import LogMel
 from raymae.shards import read_summary
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore, plan_shards, shard_rows, write_shard

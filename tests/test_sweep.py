@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
 from raymae import launch
-from raymae.audio import UnreachableError
+from raymae.audio.decode import UnreachableError
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import Plan

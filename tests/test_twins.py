@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 from scipy.signal import fftconvolve, lfilter
 
-from raymae.audio import load
+from raymae.audio.decode import load
 from raymae.twins import FRONT_END, THRESHOLD, embed, find_siblings, fingerprint, heard, listen
 from tests.clip_tables import clip_table
 
@@ -78,7 +78,7 @@ def test_precision_and_recall_on_known_recordings_through_microphones() -> None:
         clips = [row for row in csv.DictReader(file) if row["fold"] in "12"]
     responses = [load(path, 16_000) for path in sorted((DATA / "micirp").glob("*.wav"))]
     rng = np.random.default_rng(0)
-    from raymae.audio import LogMel
+    from raymae.audio.logmel import LogMel
 
     log_mel, prints = LogMel(FRONT_END), []
     for row in clips:

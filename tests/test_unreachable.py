@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae import audio, clip_reader, sources
-from raymae.audio import AudioError, UnreachableError, load
-from raymae.clip_reader import ClipReader
-from raymae.sources import WHOLE, open_clip
+from raymae.audio import clip_reader, containers, decode, sources
+from raymae.audio.clip_reader import ClipReader
+from raymae.audio.containers import WHOLE
+from raymae.audio.decode import AudioError, UnreachableError, load
+from raymae.audio.sources import open_clip
 from raymae.storage import retry
 from raymae.storage.folder import Folder
 from raymae.store import write_shard
@@ -39,7 +40,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FailingFiles]]:
     yield FailingFiles
     FailingFiles.calls.clear()
     FailingFiles.store.clear()
-    sources._located.cache_clear()
+    containers.find_container.cache_clear()
 
 
 def put(files: type[FailingFiles], path: str, content: bytes) -> None:
@@ -75,7 +76,7 @@ def test_of_a_long_recording_every_piece(files: type[FailingFiles]) -> None:
 
 def test_what_goes_on_failing_is_unreachable(files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "/bucket/a.wav", encoded())
-    monkeypatch.setattr(sources, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(containers, "READ_SECONDS", 0.0)
     monkeypatch.setattr(FailingFiles, "failures", 10**9)
     monkeypatch.setattr(FailingFiles, "fault", lambda: TimeoutError("slow down"))
     with pytest.raises(UnreachableError, match="slow down"):
@@ -122,7 +123,7 @@ def test_a_storage_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatc
 def test_a_storage_that_refuses_is_not_silent(files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "/bucket/a.wav", encoded())
     monkeypatch.setattr(retry, "FIRST_DELAY", LIMIT / 4)
-    monkeypatch.setattr(sources, "READ_SECONDS", 1.5 * LIMIT)
+    monkeypatch.setattr(containers, "READ_SECONDS", 1.5 * LIMIT)
     monkeypatch.setattr(FailingFiles, "failures", 10**9)
     monkeypatch.setattr(FailingFiles, "fault", lambda: TimeoutError("slow down"))
     with pytest.raises(UnreachableError, match="slow down"):
@@ -135,6 +136,7 @@ def test_pieces_of_a_long_recording_may_take_their_time(
     put(files, "/bucket/long.wav", encoded(n_samples=4_000_000))  # 8 pieces
     monkeypatch.setattr(files, "failures", 0)
     monkeypatch.setattr(sources, "WHOLE", 1000)
+    monkeypatch.setattr(containers, "WHOLE", 1000)
     real = FailingFiles.cat_file
 
     def cat_file(self: FailingFiles, *arguments: Any, **named: Any) -> bytes:
@@ -158,7 +160,7 @@ class Silence:
     def open(self, path: str) -> bytes:
         self.asked[path] += 1
         if "dead" in path or ("late" in path and self.asked[path] == 1):
-            sources._read(lambda: self.release.wait(60), path)
+            containers.read_patiently(lambda: self.release.wait(60), path)
         return encoded()
 
     def shard(self, *paths: str) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def test_a_disk_that_hangs_is_an_outage_too(monkeypatch: pytest.MonkeyPatch, tmp
     release = threading.Event()
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes(encoded())
-    monkeypatch.setattr(sources, "_read_local", lambda *_: release.wait(60))
+    monkeypatch.setattr(containers, "_read_local", lambda *_: release.wait(60))
     paths = [f"{tmp_path}/a.wav", f"{tmp_path}/b.wav"]
     with pytest.raises(ConnectionError, match=r"b\.wav can't be reached"):
         write_shard(
@@ -203,14 +205,14 @@ def test_a_disk_that_hangs_is_an_outage_too(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_going_through_an_archive_is_no_clips_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = sources.tarfile.TarFile.next
+    real = containers.tarfile.TarFile.next
 
     def slow(self: Any) -> Any:
         time.sleep(LIMIT / 5)  # tarfile's own work
         return real(self)
 
     (tmp_path / "s.tar").write_bytes(tar({**{f"{number}.bin": b"" for number in range(8)}, "a.wav": encoded()}))
-    monkeypatch.setattr(sources.tarfile.TarFile, "next", slow)
+    monkeypatch.setattr(containers.tarfile.TarFile, "next", slow)
     assert ClipReader(TINY_AUDIO, LIMIT)(f"tar://a.wav::{tmp_path}/s.tar")[1] == TINY_AUDIO.n_frames
 
 
@@ -227,7 +229,8 @@ def test_a_long_recording_that_breaks_off_is_not_truncated(
 ) -> None:
     put(files, "/bucket/long.wav", encoded(n_samples=4_000_000))
     monkeypatch.setattr(sources, "WHOLE", 1000)  # fetched piece by piece
-    monkeypatch.setattr(sources._Part, "__init__", partialmethod(broken, sources._Part.__init__, error, after))
+    monkeypatch.setattr(containers, "WHOLE", 1000)
+    monkeypatch.setattr(containers._Part, "__init__", partialmethod(broken, containers._Part.__init__, error, after))
     with pytest.raises(UnreachableError, match="reset by peer"):
         load(open_clip("failing://bucket/long.wav"), TINY_AUDIO.sample_rate)
 
@@ -252,7 +255,7 @@ def test_a_shared_file_system_has_bad_moments(
     def fail(source: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(audio, "_open", fail)
+    monkeypatch.setattr(decode, "_open", fail)
     with pytest.raises(AudioError, match=os.strerror(number)) as caught:
         load(tmp_path / "a.wav", 8000)
     assert isinstance(caught.value, UnreachableError) == unreachable
@@ -268,7 +271,7 @@ def test_an_archive_on_a_shared_file_system_has_bad_moments_too(
     def fail(*_: Any) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(sources, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(containers, "READ_SECONDS", 0.0)
     monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(UnreachableError, match=os.strerror(errno.ESTALE)):
         open_clip(path)
@@ -280,7 +283,7 @@ def test_an_archive_that_could_not_be_listed_is_listed_the_next_time(
     put(files, "/bucket/s.tar", tar({"a.wav": encoded()}))
     path = "tar://a.wav::failing://bucket/s.tar"
     with monkeypatch.context() as outage:
-        outage.setattr(sources, "READ_SECONDS", 0.0)
+        outage.setattr(containers, "READ_SECONDS", 0.0)
         outage.setattr(FailingFiles, "failures", 10**9)
         outage.setattr(FailingFiles, "fault", lambda: TimeoutError("no answer"))
         with pytest.raises(UnreachableError):
@@ -295,7 +298,7 @@ def test_a_clip_that_cannot_be_reached_is_no_bad_file(
 ) -> None:
     for name in ("a", "b"):
         put(files, f"/bucket/{name}.wav", encoded())
-    monkeypatch.setattr(sources, "READ_SECONDS", 0.0)  # so that each try of a clip is one of its storage
+    monkeypatch.setattr(containers, "READ_SECONDS", 0.0)  # so that each try of a clip is one of its storage
     paths = ["failing://bucket/a.wav", "failing://bucket/b.wav"]
     clips = pa.table({"clip_id": ["a", "b"], "path": paths})
     summary = write_shard(Folder(str(tmp_path)), "one", clips, ClipReader(TINY_AUDIO, 10))

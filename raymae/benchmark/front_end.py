@@ -12,7 +12,8 @@ import numpy as np
 import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
-from raymae.audio import FloatArray, LogMel, hann_window, load
+from raymae.audio.decode import FloatArray, load
+from raymae.audio.logmel import LogMel, hann_window
 from raymae.benchmark.recordings import SAMPLE_RATE, recording, write_recording
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import interleave

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from raymae.audio.clip_reader import ClipReader
 from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.memory import PeakMemory
 from raymae.benchmark.plan import Rates
@@ -19,7 +20,6 @@ from raymae.benchmark.prepare import GROWTH, memory_row
 from raymae.benchmark.recordings import noise_clips, write_store
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, pace
-from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.spec import StageSpec
 from raymae.storage.folder import Folder

@@ -143,7 +143,8 @@ def plain_loop(predictor: Any, paths: Sequence[str]) -> list[dict[str, float]]:
 
 def bare_sides(classifier: Folder, paths: Sequence[str], repetitions: int) -> dict[str, float]:
     """CPU seconds per clip of decoding with log-mel, of forward passes, and of the plain loop, in one thread."""
-    from raymae.audio import fit_length, load
+    from raymae.audio.decode import load
+    from raymae.audio.logmel import fit_length
     from raymae.predict import BATCH, Predictor
 
     predictor = Predictor(classifier, threads=1)

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raymae.audio.clip_reader import ClipReader
 from raymae.benchmark.recordings import write_store
 from raymae.benchmark.result import Result
-from raymae.clip_reader import ClipReader
 from raymae.config import AudioConfig, DataConfig
 from raymae.datasets import load
 from raymae.order import Rows

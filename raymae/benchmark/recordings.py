@@ -10,7 +10,7 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from raymae.clip_reader import ClipReader
+from raymae.audio.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
 from raymae.storage.folder import Folder
 from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard

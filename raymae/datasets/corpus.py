@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymae.audio.containers import AUDIO
+from raymae.audio.sources import look_into
 from raymae.config import redact
 from raymae.datasets.locate import LISTINGS, locate
-from raymae.sources import AUDIO, look_into
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

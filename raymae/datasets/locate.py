@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymae.audio.containers import PACKED, modified
+from raymae.audio.sources import look_into
 from raymae.config import redact
-from raymae.sources import PACKED, look_into, modified
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymae.audio.containers import AUDIO
 from raymae.config import DataConfig, redact
 from raymae.datasets.corpus import names_below
 from raymae.datasets.locate import EXAMPLES
 from raymae.datasets.table import ROWS
-from raymae.sources import AUDIO
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

@@ -32,10 +32,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from raymae.audio.containers import AUDIO, holds_audio
+from raymae.audio.sources import look_into
 from raymae.config import redact
 from raymae.datasets.corpus import log_left_out, read_folder, read_shard
 from raymae.datasets.locate import locate, reject
-from raymae.sources import AUDIO, holds_audio, look_into
 from raymae.storage.folder import Folder, check_plain
 from raymae.targets import SEPARATOR
 

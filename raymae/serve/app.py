@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from raymae.audio import AudioError, TooLongError
+from raymae.audio.decode import AudioError, TooLongError
 from raymae.serve.service import OverloadedError, Service
 from raymae.serve.upload import TooLargeError, UploadError, read_body
 

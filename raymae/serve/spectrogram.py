@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from raymae.audio import FloatArray, band_centres
+from raymae.audio.decode import FloatArray
+from raymae.audio.logmel import band_centres
 from raymae.config import AudioConfig
 from raymae.predict import Clip
 

@@ -20,9 +20,10 @@ import soundfile
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
-from raymae.audio import AudioError, hann_window, load, mel_bank
+from raymae.audio.containers import AUDIO
+from raymae.audio.decode import AudioError, load
+from raymae.audio.logmel import hann_window, mel_bank
 from raymae.config import AudioConfig, redact
-from raymae.sources import AUDIO
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio import AudioError, LogMel, fit_length, load
+from raymae.audio.decode import AudioError, load
+from raymae.audio.logmel import LogMel, fit_length
+from raymae.audio.sources import open_clip
 from raymae.config import AudioConfig
-from raymae.sources import open_clip
 from raymae.storage.io_wait import waits
 
 Clip = tuple[NDArray[np.float16], int, float]

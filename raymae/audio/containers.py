@@ -1,20 +1,9 @@
-"""Where a clip's bytes lie: in a file, at a URL, in a tar shard or in a column of a Parquet file.
-
-    /data/a.wav                            a file
-    s3://bucket/a.wav                      an object at any URL that fsspec knows
-    tar://a.wav::/data/shard.tar           a member of a tar (WebDataset); fsspec's own chained address
-    parquet://audio/17::/data/t.parquet    a row, counted from 1, of a column of encoded files: binary, or
-                                           the struct {bytes, path} of Hugging Face's data sets
-
-A tar is indexed once in each process, its members are read by position; the rows of a Parquet file are read forwards,
-a few at a time. Nothing is extracted to disk, no link in a tar is followed, no size in a header is taken at its word.
-"""
+"""Tar shards and Parquet tables with audio inside: what they hold, and a clip's bytes from them."""
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import tarfile
 import threading
@@ -33,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from raymae.audio import AudioError, UnreachableError
+from raymae.audio.decode import AudioError, UnreachableError
 from raymae.config import redact
 from raymae.storage.io_wait import asking, waiting
 from raymae.storage.retry import READ_SECONDS, passes, patiently
@@ -42,11 +31,13 @@ Found = TypeVar("Found")
 
 AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf")
 """Endings of the names that are taken for recordings where no table names them."""
+
 PACKED = r"(?s)^(?P<inner>(?:tar|parquet)://.+)::(?P<outer>.+)$"
 """The address of a clip within a container."""
 
 WHOLE = 2**24
 """Bytes up to which a clip is fetched in one piece; of a longer one, only what the decoder asks for."""
+
 _BUFFER = 2**20
 
 
@@ -63,11 +54,11 @@ class Container:
         """The container at a path or URL; AudioError where there is none."""
         if "://" in url:
             fs, path = url_to_fs(url)
-            info = _read(lambda: fs.info(path), url)
+            info = read_patiently(lambda: fs.info(path), url)
             if info["type"] != "file" or info["size"] is None:
                 raise AudioError("not a file of known size")
             return cls(url, info["size"], modified(info))
-        status = _read(lambda: os.stat(url), url)
+        status = read_patiently(lambda: os.stat(url), url)
         if not stat.S_ISREG(status.st_mode):
             raise AudioError("not a regular file")
         return cls(url, status.st_size, status.st_mtime)
@@ -76,8 +67,8 @@ class Container:
         """The bytes from `start` to before `stop`."""
         if "://" in self.url:
             fs, path = url_to_fs(self.url)
-            return bytes(_read(lambda: fs.cat_file(path, start=start, end=stop), self.url))
-        return _read(lambda: _read_local(self.url, start, stop), self.url)
+            return bytes(read_patiently(lambda: fs.cat_file(path, start=start, end=stop), self.url))
+        return read_patiently(lambda: _read_local(self.url, start, stop), self.url)
 
     def part(self, start: int, size: int, buffer: int = _BUFFER) -> BinaryIO:
         """A part as a file of its own, of which only what is asked for is read, `buffer` bytes at a time."""
@@ -121,7 +112,7 @@ class _Part(io.RawIOBase):
             content = self._container.read(self._start + start, self._start + stop)
         except Exception as error:  # file systems bring their own
             if passes(error):
-                self.error = UnreachableError(_reason(error))
+                self.error = UnreachableError(reason_of(error))
                 raise self.error from None
             raise
         buffer[: len(content)] = content
@@ -129,36 +120,14 @@ class _Part(io.RawIOBase):
         return len(content)
 
 
-def open_clip(path: str) -> str | bytes | BinaryIO:
-    """What `raymae.audio.load` reads the clip at an address from; AudioError where there is nothing to read.
-
-    A storage is asked again where it fails for now; UnreachableError where it goes on failing.
-    """
-    try:
-        if packed := re.match(PACKED, path):
-            kind, _, name = packed["inner"].partition("://")
-            container = (_located if "://" in packed["outer"] else Container.open)(packed["outer"])
-            return (_open_member if kind == "tar" else _open_row)(container, name)
-        if "://" not in path:
-            _touch(path)
-            return path
-        fs, name = url_to_fs(path)
-        content = bytes(_read(lambda: fs.cat_file(name, start=0, end=WHOLE + 1), path))
-        return content if len(content) <= WHOLE else _located(path).part(0, _located(path).size)
-    except AudioError:
-        raise
-    except Exception as error:  # file systems and archives bring their own
-        raise (UnreachableError if passes(error) else AudioError)(_reason(error)) from None
-
-
 def _touch(path: str) -> None:
     """Read the first byte of a file: where its disk hangs, it is here, and not in the decoder."""
     with suppress(OSError, ValueError):  # what is wrong with it is for the decoder to say
-        if stat.S_ISREG(_read(lambda: os.stat(path), path).st_mode):
-            _read(lambda: _read_local(path, 0, 1), path)
+        if stat.S_ISREG(read_patiently(lambda: os.stat(path), path).st_mode):
+            read_patiently(lambda: _read_local(path, 0, 1), path)
 
 
-def _read(call: Callable[[], Found], url: str) -> Found:
+def read_patiently(call: Callable[[], Found], url: str) -> Found:
     """What a storage says, asked for again while it fails for now."""
     with waiting():
         return patiently(lambda: asking(call), f"reading {redact(url)}", READ_SECONDS)
@@ -169,10 +138,10 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
         return os.pread(file.fileno(), stop - start, start)
 
 
-_located = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process
+find_container = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, StopIteration):
@@ -190,21 +159,7 @@ class Contents(NamedTuple):
     problem: str = ""
 
 
-_NOTHING = Contents(pa.array([], pa.string()), pa.array([], pa.int64()), pa.array([], pa.int64()))
-
-
-def look_into(kind: str, url: str) -> tuple[Contents, float]:
-    """What a container (kind tar or parquet) holds and when it was changed; the reason where it can't be read.
-
-    UnreachableError where its storage fails for now.
-    """
-    try:
-        container = Container.open(url)
-        return (tar_contents if kind == "tar" else parquet_contents)(container), container.mtime
-    except Exception as error:  # those of the file system
-        if passes(error):
-            raise UnreachableError(f"{redact(url)} can't be reached: {_reason(error)}") from None
-        return _NOTHING._replace(problem=_reason(error)), 0.0
+EMPTY = Contents(pa.array([], pa.string()), pa.array([], pa.int64()), pa.array([], pa.int64()))
 
 
 # Tar shards ---------------------------------------------------------------------------------------------------------
@@ -232,7 +187,7 @@ def tar_contents(tar: Container) -> Contents:
     except Exception as error:  # tarfile's own, and what a forged header leads it to
         if passes(error):
             raise  # or it would be taken for the archive's, for as long as this process lives
-        problem = _reason(error)
+        problem = reason_of(error)
     problem = f"not all of the archive can be read: {problem}" if problem and members else problem
     starts, sizes = (pa.array([place[part] for place in members.values()], pa.int64()) for part in (0, 1))
     return Contents(pa.array(members, pa.string()), starts, sizes, problem)
@@ -254,7 +209,7 @@ def _places(tar: Container) -> dict[str, int]:
 _locks: dict[Container, threading.Lock] = {}
 
 
-def _open_member(tar: Container, name: str) -> bytes | BinaryIO:
+def open_member(tar: Container, name: str) -> bytes | BinaryIO:
     lock = _locks.setdefault(tar, threading.Lock())  # who comes second waits, instead of going through it again
     with waiting():  # tarfile's own work included: the time limit is for the clip
         asking(lock.acquire)
@@ -331,7 +286,7 @@ class _Rows:
             if passes(error):
                 self._group = -1
                 raise
-            self._failed, self._group = (self._group, self._first, _reason(error)), -1
+            self._failed, self._group = (self._group, self._first, reason_of(error)), -1
             raise AudioError(self._failed[2]) from None
         return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
@@ -340,7 +295,7 @@ _parked: dict[tuple[Container, str], _Rows] = {}
 """The column last read from; whoever reads takes it out, so that no two threads share one."""
 
 
-def _open_row(table: Container, name: str) -> bytes:
+def open_row(table: Container, name: str) -> bytes:
     column, _, number = name.rpartition("/")
     rows = _parked.pop((table, column), None) or _Rows(table, column)
     try:
@@ -357,7 +312,7 @@ def parquet_contents(table: Container) -> Contents:
     except Exception as error:  # Arrow's and the file system's; an AudioError: no such column
         if passes(error):
             raise
-        return _NOTHING._replace(problem="" if isinstance(error, AudioError) else _reason(error))
+        return EMPTY._replace(problem="" if isinstance(error, AudioError) else reason_of(error))
     count = sum(rows.counts)
     numbers = pa.array(np.arange(1, count + 1)).cast(pa.string())
     sizes = pa.array(np.repeat(np.array(rows.means, np.int64), rows.counts))
