@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import SplitConfig, SplitKind
+from raymae.datasets.labels import label_lists
+from raymae.datasets.splits.assign import assign, settings, split_name
+from raymae.datasets.splits.groups import unit_codes
 from raymae.report import held_out
-from raymae.splits import assign, settings, split_name
-from raymae.targets import label_lists
-from raymae.units import unit_codes
 
 COMPARED: tuple[SplitKind, ...] = ("random", "session", "visit", "city_day")
 SEEDS = tuple(range(10))
@@ -65,7 +65,10 @@ def audit_splits(rows: pa.Table, config: SplitConfig, seeds: Sequence[int] = SEE
 @contextmanager
 def _unsaid() -> Iterator[None]:
     """What the splits that are only compared leave out is no news."""
-    quiet, before = logging.getLogger("raymae.splits"), logging.getLogger("raymae.splits").disabled
+    quiet, before = (
+        logging.getLogger("raymae.datasets.splits.assign"),
+        logging.getLogger("raymae.datasets.splits.assign").disabled,
+    )
     quiet.disabled = True
     try:
         yield

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from raymae.audit import LOOK_UPS, audit_splits
 from raymae.config import Config, redact, to_dict
-from raymae.datasets import load_rows
+from raymae.datasets.clips import load_rows
+from raymae.datasets.splits.assign import assign
+from raymae.datasets.splits.split_file import table_hash
 from raymae.report import result_table
-from raymae.split_file import table_hash
-from raymae.splits import assign
 from raymae.storage.folder import Folder, digest
 from raymae.storage.png import png
 from raymae.twins import PRECISION, RECALL, heard

@@ -232,7 +232,7 @@ def lacks_model(result: dict[str, Any]) -> bool:
 def run(job: Job, config: Config) -> dict[str, Any]:
     """Run a job and return what `--json` writes."""
     if config.data.check:
-        from raymae.datasets.check import check
+        from raymae.datasets.overview import check
 
         storage = open_storage(config.storage)
         folder = Path(storage.path("datasets")) if storage.is_local else None

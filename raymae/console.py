@@ -7,9 +7,9 @@ from typing import Any
 
 from raymae.config import redact
 from raymae.config.stages import DOES, turn_of
-from raymae.datasets import summary
+from raymae.datasets.overview import summary
+from raymae.datasets.splits.assign import split_name
 from raymae.plan import Plan
-from raymae.splits import split_name
 from raymae.storage.events import latest_step
 
 

@@ -18,10 +18,10 @@ from raymae.benchmark.plan import UNIT_SECONDS, Rates, duration, size
 from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
 from raymae.config import Config
 from raymae.config.stages import Target
+from raymae.datasets.rows import rows_of
 from raymae.pipeline import make_plan
 from raymae.plan import Plan
 from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
-from raymae.spec import rows_of
 from raymae.storage.folder import Folder
 
 REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}

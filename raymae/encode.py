@@ -12,8 +12,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
+from raymae.datasets.rows import Rows
 from raymae.inference import actor_pool, torch_device
-from raymae.order import Rows
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
@@ -116,7 +116,7 @@ def embed_clips(config: Config) -> dict[str, Any]:
 
 def load_clips(config: Config, storage: Folder) -> pa.Table:
     """The clip table of a run."""
-    from raymae.datasets import load
+    from raymae.datasets.clips import load
 
     return load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
 

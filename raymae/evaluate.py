@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from raymae import report
 from raymae.config import to_dict
+from raymae.datasets.labels import Labels, target_matrix
+from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.datasets.splits.split_file import split_name
 from raymae.datasets.synthetic import STAMP
-from raymae.order import Rows, sample
+from raymae.order import sample
 from raymae.plan import Plan
 from raymae.rivals import SVMS, SvmKind, fit_svm, statistics
-from raymae.spec import class_names, rows_of
-from raymae.split_file import split_name
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore, iterate
-from raymae.targets import Labels, target_matrix
 
 if TYPE_CHECKING:
     from raymae.invariance import Reading

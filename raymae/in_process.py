@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from raymae.config import to_dict
 from raymae.config.stages import FINETUNED
+from raymae.datasets.rows import Rows
 from raymae.deadline import FOREVER, Deadline
 from raymae.evaluate import evaluate
 from raymae.invariance import Reading
-from raymae.order import Rows
 from raymae.plan import Node, Plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raymae.blame import plainly
 from raymae.config import ComputeConfig
-from raymae.order import Rows
+from raymae.datasets.rows import Rows
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 

@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 
 from raymae.audio.containers import AUDIO, PACKED, modified
 from raymae.config import redact
-from raymae.datasets.table import LOCATED, MetadataTable
+from raymae.datasets.tables.table import LOCATED, MetadataTable
 from raymae.storage.retry import READ_SECONDS, patiently
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")

@@ -20,12 +20,12 @@ from safetensors.torch import load as load_tensors
 from raymae.augment import segment_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
 from raymae.config.stages import turn_of
+from raymae.datasets.labels import Labels
 from raymae.embed import Embedder, Pool, make_embedder, read_card
 from raymae.models import AudioClassifier, load_encoder
 from raymae.plan import Plan
 from raymae.probe import FOLDS, cross_validated
 from raymae.storage.folder import Folder
-from raymae.targets import Labels
 
 TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}
 """What is read from the embeddings, and its column of the clip table."""

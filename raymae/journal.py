@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.config.stages import TRAININGS
+from raymae.datasets.splits.split_file import DESCRIPTION
 from raymae.delivery import START_SECONDS, Delivery
 from raymae.outbox import Entry, Outbox, left_over, server_id
 from raymae.plan import Node, Plan, tracking_uri
 from raymae.provenance import source
-from raymae.split_file import DESCRIPTION
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.audio.impulse_responses import Responses, read_responses
 from raymae.config import RANDOM, Config, to_dict
 from raymae.config.stages import FINETUNED, teacher_of, turn_of
+from raymae.datasets.rows import FILE, class_names, clips_of, fingerprint, rows_of
+from raymae.datasets.splits.split_file import split_name
 from raymae.manifest import FORMAT
 from raymae.selection import selection
-from raymae.spec import class_names, rows_of
-from raymae.split_file import split_name
 from raymae.storage.folder import digest
 
 VERSION = 1
@@ -35,26 +33,6 @@ PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", 
 
 AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
 """The field of every training section that augments."""
-
-FILE = ("clip_id", "size", "mtime")
-"""Columns that name a recording and its state."""
-
-
-def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
-    """16 digits that name the content and order of some columns."""
-    state = hashlib.sha256()
-    for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
-        state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())
-    return state.hexdigest()[:16]
-
-
-def clips_of(clips: pa.Table, splits: Sequence[str]) -> pa.Table:
-    """Clips of some splits; "test" stands for all that begin with it."""
-    masks = [pc.starts_with(clips["split"], split) for split in splits]
-    mask = masks[0]
-    for other in masks[1:]:
-        mask = pc.or_(mask, other)
-    return clips.filter(mask)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
     """The folder of a job's classifier: the one given with `option`, the registered one, or the final one of the
     recipe's pipeline."""
     if model is None:
-        from raymae.datasets import load
+        from raymae.datasets.clips import load
         from raymae.plan import Plan
 
         storage = open_storage(config.storage)

@@ -38,9 +38,10 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+from raymae.datasets.rows import Rows
 
 WINDOW_ROWS = 128
+
 _MASK = (1 << 64) - 1
 
 

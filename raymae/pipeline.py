@@ -15,14 +15,15 @@ from tqdm import tqdm
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import FINETUNED, TRAININGS, Target
 from raymae.console import print_plan, print_result, said_of_round
-from raymae.datasets import absent, load, load_nominal
+from raymae.datasets.clips import load, load_nominal
+from raymae.datasets.published.nominal import absent
+from raymae.datasets.splits.assign import write_split
 from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.delivery import AwayError
 from raymae.inventory import STAGES
 from raymae.journal import PlanJournal
 from raymae.plan import Node, Plan, ui_command
 from raymae.selection import described
-from raymae.splits import write_split
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
 from raymae.weights import bring, find

@@ -22,9 +22,10 @@ from raymae.config.stages import (
     teacher_of,
     turn_of,
 )
-from raymae.keys import Keys, clips_of, fingerprint
+from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
+from raymae.keys import Keys
 from raymae.shards import all_stand
-from raymae.spec import Kind, StageSpec, class_names, rows_of
+from raymae.spec import Kind, StageSpec
 from raymae.storage.folder import Folder, digest
 from raymae.store import SHARDS, FeatureStore
 from raymae.streaming import CHECKED, StreamedClips

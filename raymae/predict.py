@@ -24,10 +24,10 @@ from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, Fl
 from raymae.audio.logmel import LogMel, fit_length
 from raymae.augment import crop_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
+from raymae.datasets.labels import SEPARATOR
 from raymae.models import build_classifier
 from raymae.models.weights_file import read_weights, save_weights
 from raymae.storage.folder import Folder
-from raymae.targets import SEPARATOR
 
 FORMAT = 1
 BATCH = 16

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from raymae.config import redact, to_dict
-from raymae.keys import fingerprint
-from raymae.spec import StageSpec, class_names, labelled_rows, unlabelled_rows
+from raymae.datasets.rows import class_names, fingerprint, unlabelled_rows
+from raymae.spec import StageSpec, labelled_rows
 from raymae.storage.events import latest_step
 from raymae.storage.folder import COMMITS
 

@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 
 from raymae.audio.clip_reader import Clip, ClipReader
 from raymae.audio.logmel import fit_length
-from raymae.benchmark.recordings import recording, write_store
 from raymae.config import Config
 from raymae.config.recipes import native_precision
-from raymae.spec import StageSpec, rows_of
+from raymae.datasets.rows import rows_of
+from raymae.datasets.synthetic.tones import recording, write_store
+from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 

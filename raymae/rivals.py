@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from raymae.config import AudioConfig
-from raymae.targets import Labels
+from raymae.datasets.labels import Labels
 
 SvmKind = Literal["svm", "svm_centred", "svm_coloured", "svm_robust", "svm_self_trained"]
 SVMS: tuple[SvmKind, ...] = get_args(SvmKind)

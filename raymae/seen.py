@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from raymae.config import redact
 from raymae.config.stages import FINETUNED
-from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
+from raymae.datasets.rows import unlabelled_rows
+from raymae.spec import StageSpec, labelled_rows
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 

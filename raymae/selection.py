@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.targets import Labels, label_lists
+from raymae.datasets.labels import Labels, label_lists
 
 METRICS = {"single": "val/macro_accuracy", "multi": "val/mAP"}
 """What the best is the best of, by `finetune.labels`."""

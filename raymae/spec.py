@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from raymae.config import Config, FinetuneConfig, TrainConfig
-from raymae.order import Order, PairedOrder, Rows, mix
+from raymae.datasets.labels import target_matrix
+from raymae.datasets.rows import Rows, class_names, find_rows, rows_of, unlabelled_rows
+from raymae.order import Order, PairedOrder, mix
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
-from raymae.targets import Labels, class_set, target_matrix
 
 Kind = Literal["pretrain", "finetune", "consistency"]
 
@@ -100,24 +101,6 @@ class StageSpec:
         )
 
 
-def find_rows(mask: pa.ChunkedArray) -> Rows:
-    """The rows where an Arrow mask holds."""
-    return np.flatnonzero(pc.fill_null(mask, False).to_numpy()).astype(np.int64)
-
-
-def rows_of(clips: pa.Table, prefix: str, *, labelled: bool | None = None) -> Rows:
-    """Rows of the splits whose name begins with `prefix`, all or by whether they have a label."""
-    mask = pc.starts_with(clips["split"], prefix)
-    if labelled is not None:
-        mask = pc.and_(mask, pc.is_valid(clips["scene_label"]) if labelled else pc.is_null(clips["scene_label"]))
-    return find_rows(mask)
-
-
-def unlabelled_rows(clips: pa.Table) -> Rows:
-    """The unlabelled training clips."""
-    return rows_of(clips, "train", labelled=False)
-
-
 def pretrain_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
     """Rows and weight of every source: the training split, unless left out, and the pool; never val or test."""
     clips = spec.store.clips
@@ -145,11 +128,6 @@ def labelled_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
         cells = cells * (1 + len(devices)) + np.unique(devices.astype(str), return_inverse=True)[1]
     found = [rows[cells == cell] for cell in np.unique(cells)]
     return [(some, len(rows) / (len(found) * len(some))) for some in found]
-
-
-def class_names(clips: pa.Table, labels: Labels = "single") -> list[str]:
-    """The classes of the labelled training clips, sorted."""
-    return class_set(clips["scene_label"].take(rows_of(clips, "train", labelled=True)), labels)
 
 
 def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:

@@ -39,7 +39,7 @@ from raymae.audio.clip_reader import Clip, ClipReader, SilentError
 from raymae.audio.containers import storage_of
 from raymae.audio.decode import AudioError, UnreachableError
 from raymae.config import AudioConfig, from_dict, redact, to_dict
-from raymae.order import Rows
+from raymae.datasets.rows import Rows
 from raymae.shards import BLANK, META, explain, moments, seal
 from raymae.storage.folder import Folder
 from raymae.storage.retry import patiently

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import AudioError
 from raymae.config import redact
-from raymae.order import Rows
+from raymae.datasets.rows import Rows
 from raymae.store import FeatureStore
 
 CHECKED = "artifacts/checked"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from raymae.datasets.cas2023 import CLASSES
+from raymae.datasets.published.cas2023 import CLASSES
 
 BOM = b"\xef\xbb\xbf"
 EXAMPLES = 3

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from raymae.calibration import Calibration, by_probe, can_cross_fit, enough_groups, nothing, on_val, too_few
 from raymae.config.stages import round_name, teacher_of, turn_of
+from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.invariance import Reading
-from raymae.order import Rows, sample
+from raymae.order import sample
 from raymae.plan import Plan
 from raymae.pseudo_label import FILE, Round, against_truth, agreement, check_teacher, pseudo_label, summary
 from raymae.report import write_round
-from raymae.spec import class_names, rows_of
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 

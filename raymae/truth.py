@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import redact
-from raymae.datasets.locate import reject
-from raymae.datasets.table import MetadataTable
+from raymae.datasets.tables.locate import reject
+from raymae.datasets.tables.table import MetadataTable
 
 COLUMNS = ("filename", "scene_label")
 

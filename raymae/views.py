@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from raymae.augment import colour
 from raymae.config import AudioConfig, AugmentConfig
+from raymae.datasets.rows import Rows
 from raymae.models.classifier import centre
-from raymae.order import Rows
 from raymae.predict import Predictor, Probabilities
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore, iterate

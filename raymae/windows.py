@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymae.order import Order, Rows, mix
+from raymae.datasets.rows import Rows
+from raymae.order import Order, mix
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raymae.datasets import ROWS
+from raymae.datasets.tables.table import ROWS
 
 METADATA = Path(__file__).resolve().parents[2] / "shared/data/metadata"
 RECORDED = pa.field("recorded", pa.timestamp("s"))

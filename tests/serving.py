@@ -17,12 +17,12 @@ import torch
 import uvicorn
 
 from raymae.config import ServeConfig
+from raymae.datasets.labels import Labels
 from raymae.models import build_classifier
 from raymae.predict import Predictor, write_classifier
 from raymae.serve.app import application
 from raymae.serve.service import Service
 from raymae.storage.folder import Folder
-from raymae.targets import Labels
 from tests.audio_files import TINY_AUDIO
 from tests.test_loop import TINY
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from raymae.config import DataConfig
-from raymae.datasets import check_labels, gather, load
+from raymae.datasets.checks import check_labels
+from raymae.datasets.clips import gather, load
 from tests.test_official import message, recordings, rows_of, write
 
 HEAD = [

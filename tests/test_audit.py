@@ -11,7 +11,7 @@ import pytest
 from raymae.audit import audit, audit_splits, average
 from raymae.audit_report import audit_run, audit_text
 from raymae.config import Config, DataConfig, SplitConfig
-from raymae.splits import assign
+from raymae.datasets.splits.assign import assign
 from raymae.storage.folder import Folder
 from tests.clip_tables import METADATA, START, cas2023, clip_table, random_table
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import AudioError, load
 from raymae.audio.headers import find_fault
-from raymae.datasets.table import read_table
+from raymae.datasets.tables.table import read_table
 from raymae.storage.folder import Folder
 from raymae.store import plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, encoded

@@ -26,10 +26,10 @@ from raymae.benchmark.memory import PeakMemory, process_tree, pss_mb
 from raymae.benchmark.plan import CORPORA, Cluster, Corpus, Plan, Rates, duration, measured, outlook, size
 from raymae.benchmark.predict import JobPace, pace_of
 from raymae.benchmark.prepare import Job, bare
-from raymae.benchmark.recordings import recording, write_corpus
 from raymae.benchmark.result import Result, Row, load_rows, markdown
 from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.config import AudioConfig, Config
+from raymae.datasets.synthetic.tones import recording, write_corpus
 from raymae.inputs import INPUTS
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO

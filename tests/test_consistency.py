@@ -18,12 +18,13 @@ from torch import Tensor
 from raymae.cli import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
 from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
+from raymae.datasets.rows import unlabelled_rows
 from raymae.loop import Trainer
 from raymae.parallel import RunningStatistics
 from raymae.plan import Plan
 from raymae.predict import read_classifier
 from raymae.session import BareSession
-from raymae.spec import StageSpec, labelled_rows, unlabelled_rows
+from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder

@@ -15,9 +15,9 @@ from raymae.audio.decode import load
 from raymae.audio.logmel import LogMel
 from raymae.audio.sources import open_clip
 from raymae.config import DataConfig
-from raymae.datasets import CLIPS, summary
-from raymae.datasets import load as load_clips
-from raymae.datasets.table import ROWS, read_filenames, read_table
+from raymae.datasets.clips import load as load_clips
+from raymae.datasets.overview import summary
+from raymae.datasets.tables.table import CLIPS, ROWS, read_filenames, read_table
 from raymae.storage.folder import Folder
 from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar

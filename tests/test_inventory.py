@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 def new_plan(config: Config, storage: Folder) -> Plan:
-    from raymae.datasets import load
+    from raymae.datasets.clips import load
 
     return Plan(config, load(config.data, None), storage, "evaluate")
 

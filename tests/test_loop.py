@@ -13,10 +13,11 @@ from torch import Tensor
 
 from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
+from raymae.datasets.rows import class_names
 from raymae.loop import Trainer
 from raymae.order import mix
 from raymae.session import BareSession
-from raymae.spec import StageSpec, class_names, labelled_rows, pretrain_sources
+from raymae.spec import StageSpec, labelled_rows, pretrain_sources
 from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder

@@ -16,16 +16,16 @@ from torch.nn import functional
 
 from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
 from raymae.config.stages import Target
-from raymae.datasets import check_labels
+from raymae.datasets.checks import check_labels
+from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluate import evaluate, predictions_table
 from raymae.in_process import InProcess
-from raymae.order import Rows
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
 from raymae.predict import PRESENT, Predictor, class_probabilities
 from raymae.report import evaluation
 from raymae.session import BareSession
-from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
+from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import run_stage
 from raymae.stages.finetune import multi_loss
 from raymae.storage.events import read_events

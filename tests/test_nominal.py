@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pytest
 
 from raymae.config.recipes import RECIPES
-from raymae.datasets import absent, load_nominal
-from raymae.datasets.nominal import SHAPES, nominal
+from raymae.datasets.clips import load_nominal
+from raymae.datasets.published.nominal import SHAPES, absent, nominal
 from raymae.pipeline import make_plan
 from raymae.storage.folder import open_storage
 from tests.audio_files import write_clips, write_table

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 import pytest
 
 from raymae.config import DataConfig
-from raymae.datasets import CLIPS, gather, load, official
-from raymae.datasets.cas2023 import CLASSES
-from raymae.datasets.official import KNOWN, RECORDED
-from raymae.datasets.table import ROWS
+from raymae.datasets.clips import gather, load
+from raymae.datasets.published import official
+from raymae.datasets.published.cas2023 import CLASSES
+from raymae.datasets.published.official import KNOWN, RECORDED
+from raymae.datasets.tables.table import CLIPS, ROWS
 
 METADATA = Path(__file__).resolve().parents[2] / "shared/data/metadata"
 published = pytest.mark.skipif(not METADATA.is_dir(), reason="no published metadata (../shared/data/metadata) here")

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from raymae import delivery, launch, pictures
 from raymae.cli import lacks_model
 from raymae.config import Config, DataConfig, TrackingConfig
-from raymae.datasets import load
+from raymae.datasets.clips import load
 from raymae.delivery import Delivery
 from raymae.in_process import InProcess
 from raymae.journal import begin

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
 from raymae.config import AugmentConfig, Config, PseudoLabelConfig
+from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.invariance import Reading
 from raymae.models.classifier import centre
-from raymae.order import Rows
 from raymae.plan import Plan
 from raymae.predict import Predictor
 from raymae.provenance import trained_clips
 from raymae.pseudo_label import FILE
 from raymae.report import model_title
 from raymae.session import BareSession
-from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
+from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore

@@ -29,13 +29,13 @@ from matplotlib.text import Text
 from raymae.audio.decode import AudioError, load
 from raymae.audio.sources import look_into, open_clip
 from raymae.checkpoint import load_commit
-from raymae.datasets.table import read_table
+from raymae.datasets.splits.split_file import COLUMNS, TABLE
+from raymae.datasets.tables.table import read_table
 from raymae.evaluate import judge
 from raymae.report import evaluation
 from raymae.report.document import Picture, Section, page
 from raymae.report.figures import confusion_figure
 from raymae.report.sections import tables
-from raymae.split_file import COLUMNS, TABLE
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.store import FeatureStore

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.config import Config, DataConfig
+from raymae.datasets.rows import Rows
 from raymae.loop import Trainer
-from raymae.order import Rows
 from raymae.plan import Plan
 from raymae.predict import read_classifier
 from raymae.selection import METRICS, MIN_GROUPS, described, selection

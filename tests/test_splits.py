@@ -17,10 +17,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from raymae.config import SplitConfig, from_dict, to_dict
-from raymae.datasets import check_groups
-from raymae.splits import assign, split_name, write_split
+from raymae.datasets.checks import check_groups
+from raymae.datasets.splits.assign import assign, split_name, write_split
+from raymae.datasets.splits.groups import unit_codes, visit_codes
 from raymae.storage.folder import Folder
-from raymae.units import unit_codes, visit_codes
 from tests.clip_tables import METADATA, START, cas2023, clip_table, random_table, tau2020
 
 KINDS = [

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymae.config import DataConfig
-from raymae.datasets import CLIPS, DATASETS, check_labels, load, summary
-from raymae.datasets.table import ROWS, read_filenames, read_table
+from raymae.datasets.checks import check_labels
+from raymae.datasets.clips import DATASETS, load
+from raymae.datasets.overview import summary
+from raymae.datasets.tables.table import CLIPS, ROWS, read_filenames, read_table
 
 Row = dict[str, str]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.targets import SEPARATOR, class_set, label_lists, target_matrix
+from raymae.datasets.labels import SEPARATOR, class_set, label_lists, target_matrix
 
 NAMES = ["bus", "park", "tram"]
 CLASSES = st.lists(st.sampled_from(NAMES), min_size=1, max_size=4)

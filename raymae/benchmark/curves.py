@@ -14,7 +14,8 @@ from raymae.benchmark.probes import tables_store
 from raymae.benchmark.result import Result
 from raymae.config import Config, LatentConfig, to_dict
 from raymae.config.recipes import RECIPES
-from raymae.spec import StageSpec, rows_of
+from raymae.datasets.rows import rows_of
+from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 

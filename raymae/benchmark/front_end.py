@@ -14,10 +14,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from raymae.audio.decode import FloatArray, load
 from raymae.audio.logmel import LogMel, hann_window
-from raymae.benchmark.recordings import SAMPLE_RATE, recording, write_recording
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import interleave
 from raymae.config import AudioConfig
+from raymae.datasets.synthetic.tones import SAMPLE_RATE, recording, write_recording
 
 TOLERANCE = 1e-3
 """Largest difference of two log-mels of the same waveform."""

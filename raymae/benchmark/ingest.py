@@ -17,10 +17,10 @@ from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.memory import PeakMemory
 from raymae.benchmark.plan import Rates
 from raymae.benchmark.prepare import GROWTH, memory_row
-from raymae.benchmark.recordings import noise_clips, write_store
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, pace
 from raymae.config import AudioConfig, Config, PretrainConfig
+from raymae.datasets.synthetic.tones import noise_clips, write_store
 from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
 from raymae.windows import MicroBatch, micro_batches

@@ -12,10 +12,10 @@ from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.loop import Loop, train_on_ray
 from raymae.benchmark.predict import run_job, write_untrained
 from raymae.benchmark.prepare import Job
-from raymae.benchmark.recordings import write_corpus
 from raymae.benchmark.result import Result, Row
 from raymae.config import Config, DataConfig
 from raymae.config.recipes import SMALL_MODEL, small
+from raymae.datasets.synthetic.tones import write_corpus
 from raymae.inputs import INPUTS
 from raymae.storage.folder import Folder
 

@@ -19,11 +19,11 @@ import soundfile
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.front_end import require_equal
 from raymae.benchmark.memory import process_tree
-from raymae.benchmark.recordings import write_corpus
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
+from raymae.datasets.synthetic.tones import write_corpus
 from raymae.inputs import INPUTS
 from raymae.storage.folder import Folder
 

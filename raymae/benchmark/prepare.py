@@ -17,10 +17,10 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.front_end import CHAIN_HERTZ, CHAIN_TOLERANCE, bands_below, difference, require_equal
 from raymae.benchmark.memory import PeakMemory, process_tree
-from raymae.benchmark.recordings import SAMPLE_RATE, write_corpus
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, cpu_between, cpu_seconds, pace
 from raymae.config import Config, DataConfig
+from raymae.datasets.synthetic.tones import SAMPLE_RATE, write_corpus
 from raymae.storage.folder import Folder
 from raymae.store import plan_shards, write_shard
 

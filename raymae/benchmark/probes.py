@@ -15,12 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.benchmark.recordings import write_store
 from raymae.benchmark.result import Result
 from raymae.config import AudioConfig, DataConfig
-from raymae.datasets import load
-from raymae.order import Rows
-from raymae.spec import class_names, find_rows
+from raymae.datasets.clips import load
+from raymae.datasets.rows import Rows, class_names, find_rows
+from raymae.datasets.synthetic.tones import write_store
 from raymae.storage.folder import Folder
 from raymae.store import FeatureStore
 

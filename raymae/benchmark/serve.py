@@ -20,11 +20,11 @@ import soundfile
 
 from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.memory import process_tree
-from raymae.benchmark.recordings import SAMPLE_RATE, recording
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import AudioConfig, ComputeConfig, FinetuneConfig, ModelConfig, ServeConfig
 from raymae.config.recipes import SMALL_MODEL
+from raymae.datasets.synthetic.tones import SAMPLE_RATE, recording
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from raymae.config import Config
 from raymae.config.stages import Target
-from raymae.datasets import load
+from raymae.datasets.clips import load
 from raymae.in_process import InProcess
 from raymae.launch import start_ray
 from raymae.pipeline import record, run_plan

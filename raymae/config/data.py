@@ -44,7 +44,7 @@ SplitKind = Literal["table", "random", "session", "visit", "city_day", "city", "
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """How the clips are shared out between training and evaluation (`raymae.splits`)."""
+    """How the clips are shared out between training and evaluation (`raymae.datasets.splits.assign`)."""
 
     kind: SplitKind = "table"
     """What is never cut: table, split as the table or loader says (TAU's official fold); session, what one group holds;
@@ -115,7 +115,7 @@ class DataConfig:
     """Where the clips come from and how their features are stored."""
 
     dataset: str = "synthetic"
-    """A name in raymae.datasets.DATASETS: synthetic, table, cas2023, cas2023_eval, tau2019, tau2020_mobile,
+    """A name in raymae.datasets.clips.DATASETS: synthetic, table, cas2023, cas2023_eval, tau2019, tau2020_mobile,
     tau2022_mobile, audioset."""
     root: str | None = None
     """Folder or URL of a published data set, as it is distributed (every dataset but synthetic and table)."""

@@ -14,21 +14,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raymae.datasets.labels import Labels
+from raymae.datasets.rows import held_out
 from raymae.report import multi, single
-from raymae.targets import Labels
 
 Evaluation = dict[str, dict[str, Any]]
 """Metrics by split, as `evaluation` gives them."""
+
 Heard = Mapping[str, Mapping[str, Sequence[str]]]
 """By "device" and "city": the names in the clips of split train, and of split pool."""
 
 KINDS: dict[Labels, ModuleType] = {"single": single, "multi": multi}
 """What is measured, by whether a clip has one class or several."""
+
 DOMAINS = {"device": "devices", "city": "cities"}
 """Columns of the clip table by which results are parted, and what they are called together."""
+
 UNKNOWN = "unknown"
+
 MISTAKES = 20
 """Most confident mistakes that are listed of a split."""
+
 DESCRIBED = ["clip_id", "path", "device", "city", "group"]
 """What is said of their clips."""
 
@@ -70,16 +76,6 @@ class Part:
         """What is said of some of the clips."""
         groups = [group for group, there in zip(self.groups, rows, strict=True) if there]
         return dict(self.kind.domain_scores(self.truth[rows], self.probabilities[rows], groups))
-
-
-def held_out(clips: pa.Table) -> dict[str, pa.Table]:
-    """The labelled clips of each held-out split, val first, then test…."""
-    labelled = clips.filter(pc.is_valid(clips["scene_label"]))
-    splits = sorted(
-        (name for name in labelled["split"].unique().to_pylist() if name == "val" or name.startswith("test")),
-        key=lambda name: (name != "val", name),
-    )
-    return {name: labelled.filter(pc.equal(labelled["split"], name)) for name in splits}
 
 
 def check_complete(predictions: pa.Table, clips: pa.Table) -> None:

@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymae.compare import Difference, mean_average_precision_difference
+from raymae.datasets.labels import target_matrix
 from raymae.intervals import average_precision_intervals
 from raymae.metrics import average_precision, binary_log_loss, calibration_error, reliability
-from raymae.targets import target_matrix
 
 HEADLINE = "mAP"
 TITLE = "mAP"

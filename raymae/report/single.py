@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymae.compare import Difference, macro_accuracy_difference
+from raymae.datasets.labels import target_matrix
 from raymae.intervals import class_intervals, ece_interval, macro_accuracy_interval, mean_interval
 from raymae.metrics import (
     accuracy,
@@ -21,7 +22,6 @@ from raymae.metrics import (
     missing_classes,
     top_reliability,
 )
-from raymae.targets import target_matrix
 
 HEADLINE = "macro_accuracy"
 TITLE = "Macro accuracy"

@@ -15,6 +15,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.augment import augment, mixup
+from raymae.datasets.labels import target_matrix
+from raymae.datasets.rows import class_names, rows_of
 from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.weights_file import load_weights
@@ -23,10 +25,9 @@ from raymae.predict import class_probabilities, write_classifier
 from raymae.pseudo_label import check_teacher
 from raymae.selection import selection
 from raymae.session import Session
-from raymae.spec import StageSpec, class_names, labelled_rows, rows_of
+from raymae.spec import StageSpec, labelled_rows
 from raymae.stages.head import start_head
 from raymae.store import iterate
-from raymae.targets import target_matrix
 from raymae.windows import MicroBatch
 
 if TYPE_CHECKING:

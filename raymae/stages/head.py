@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymae.augment import crop_frames
+from raymae.datasets.rows import Rows
 from raymae.models import AudioClassifier
-from raymae.order import Rows, sample
+from raymae.order import sample
 from raymae.probe import make_probe
 from raymae.spec import StageSpec
 from raymae.store import iterate

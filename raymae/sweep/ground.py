@@ -16,11 +16,10 @@ from typing import Any
 import pyarrow as pa
 
 from raymae.config import Config, changed, to_dict
-from raymae.datasets import load
-from raymae.keys import fingerprint
+from raymae.datasets.clips import load
+from raymae.datasets.rows import fingerprint, rows_of
 from raymae.plan import Plan
 from raymae.selection import METRICS
-from raymae.spec import rows_of
 from raymae.storage.folder import Folder, digest
 from raymae.sweep.space import Axis, Values, label
 from raymae.weights import bring, find

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 
 from raymae.config import SyntheticConfig, to_dict
+from raymae.datasets.synthetic.recording_session import Session
 from raymae.datasets.synthetic.scenes import (
     CITIES,
     DEVICES,
@@ -40,7 +41,6 @@ from raymae.datasets.synthetic.scenes import (
     Format,
     generator,
 )
-from raymae.datasets.synthetic.session import Session
 from raymae.storage.folder import digest
 
 STAMP = "synthetic: checks the pipeline, proves nothing about scenes"

@@ -1,4 +1,4 @@
-"""Recordings that the benchmark makes itself (seeded tones in coloured noise, 24-bit, 44.1 kHz), and feature stores."""
+"""Generate recordings and feature stores for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would read, and what is wrong with it, without running anything: `--data.check`."""
+"""Describe a clip table: the summary that jobs print, and the check of `--data.check`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,49 @@ import pyarrow.compute as pc
 import soundfile as sf
 
 from raymae.config import DataConfig
-from raymae.datasets import cas2023, check_files, check_groups, check_labels, gather, place, summary
-from raymae.datasets.locate import EXAMPLES
-from raymae.splits import assign, settings, split_name
-from raymae.targets import Labels, label_lists
+from raymae.datasets.checks import check_files, check_groups, check_labels, place
+from raymae.datasets.clips import gather
+from raymae.datasets.labels import Labels, label_lists
+from raymae.datasets.published import cas2023
+from raymae.datasets.splits.assign import assign, settings, split_name
+from raymae.datasets.tables.locate import EXAMPLES
+
+CLASSES_SHOWN = 50
+
+
+def summary(clips: pa.Table, labels: Labels = "single") -> list[str]:
+    """Lines that say what a clip table holds: a small table by split, the classes, files that will be quarantined."""
+    counted = ("city", "device", "group")
+    wanted = [("clip_id", "count"), ("scene_label", "count"), *((name, "count_distinct") for name in counted)]
+    counts = clips.group_by("split").aggregate(wanted).select(["split", *("_".join(item) for item in wanted)])
+    order = {"train": 0, "val": 1, "pool": 3}
+    table = sorted(zip(*counts.to_pydict().values(), strict=True), key=lambda row: (order.get(row[0], 2), row[0]))
+    lists = label_lists(clips["scene_label"], labels)
+    found = pa.table({"split": clips["split"].take(pc.list_parent_indices(lists)), "label": lists.flatten()})
+    distinct = found.group_by("split").aggregate([("label", "count_distinct")]).to_pydict()
+    classes = dict(zip(distinct["split"], distinct["label_count_distinct"], strict=True))
+    lines = [
+        f"{'split':12s}"
+        + "".join(f"{name:>10s}" for name in ("clips", "labelled", "classes", "cities", "devices", "groups"))
+    ]
+    for split, total, labelled, *others in table:
+        numbers = [total, labelled, classes.get(split), *others]
+        lines.append(f"{split:12s}" + "".join(f"{number or '-':>10}" for number in numbers))
+    taught = found.filter(pc.equal(found["split"], "train"))["label"]
+    shares = sorted((item["values"], item["counts"]) for item in pc.value_counts(taught).to_pylist())
+    if shares:
+        more = f", … ({len(shares)} classes)" if len(shares) > CLASSES_SHOWN else ""
+        shown = ", ".join(f"{name} {count}" for name, count in shares[:CLASSES_SHOWN])
+        lines.append(f"labelled for training: {shown}{more}")
+    missing, empty = (pc.sum(pc.equal(clips["size"], size)).as_py() for size in (-1, 0))
+    if missing or empty:
+        lines.append(f"files missing: {missing}, empty: {empty}; they will be quarantined")
+    return lines
+
 
 HEADERS = 20_000
 """Most headers that are read for the hours; of larger sets, as many, evenly spread."""
+
 THREADS = 16
 
 

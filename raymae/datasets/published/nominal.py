@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raymae.config import DataConfig
-from raymae.datasets.table import ROWS
+from raymae.datasets.tables.table import ROWS
 
 RECORDED = pa.field("recorded", pa.timestamp("s"))
 GAP = pd.Timedelta(minutes=10)

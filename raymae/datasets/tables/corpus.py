@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from raymae.audio.containers import AUDIO
 from raymae.audio.sources import look_into
 from raymae.config import redact
-from raymae.datasets.locate import LISTINGS, locate
+from raymae.datasets.tables.locate import LISTINGS, locate
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

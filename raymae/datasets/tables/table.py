@@ -1,7 +1,7 @@
 """Any metadata table, CSV or Parquet, as rows of a clip table.
 
 Columns: `filename` (relative to the table's folder) and, where known, `scene_label` (empty = unlabelled; one class or
-several: `raymae.targets`), `city`, `device`, `group` (recordings that belong together) and `split` (train, val, pool =
+several: `raymae.datasets.labels`), `city`, `device`, `group` (recordings that belong together) and `split` (train, val, pool =
 pre-training only, or any name beginning with test). Values stay text: the device "007" is not 7. Local tables and
 tables at URLs work alike.
 
@@ -35,10 +35,10 @@ import pyarrow.parquet as pq
 from raymae.audio.containers import AUDIO, holds_audio
 from raymae.audio.sources import look_into
 from raymae.config import redact
-from raymae.datasets.corpus import log_left_out, read_folder, read_shard
-from raymae.datasets.locate import locate, reject
+from raymae.datasets.labels import SEPARATOR
+from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard
+from raymae.datasets.tables.locate import locate, reject
 from raymae.storage.folder import Folder, check_plain
-from raymae.targets import SEPARATOR
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from raymae.audio.containers import AUDIO
 from raymae.config import DataConfig, redact
-from raymae.datasets.corpus import names_below
-from raymae.datasets.locate import EXAMPLES
-from raymae.datasets.table import ROWS
+from raymae.datasets.tables.corpus import names_below
+from raymae.datasets.tables.locate import EXAMPLES
+from raymae.datasets.tables.table import ROWS
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from raymae.config import DataConfig, redact
-from raymae.datasets.corpus import names_below
-from raymae.datasets.locate import locate, reject
-from raymae.datasets.official import audio_below, clip_rows, examples, root_of, warn_of_extra
-from raymae.datasets.table import repeats
+from raymae.datasets.labels import SEPARATOR
+from raymae.datasets.published.official import audio_below, clip_rows, examples, root_of, warn_of_extra
+from raymae.datasets.tables.corpus import names_below
+from raymae.datasets.tables.locate import locate, reject
+from raymae.datasets.tables.table import repeats
 from raymae.storage.folder import Folder
-from raymae.targets import SEPARATOR
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.config import SplitConfig, redact
-from raymae.split_file import NOTE, read_split, settings, split_name, table_hash, write_split
-from raymae.targets import class_set, label_lists
-from raymae.units import class_counts, codes_of, deal, group_codes, keep, unit_codes
+from raymae.datasets.labels import class_set, label_lists
+from raymae.datasets.splits.groups import class_counts, codes_of, deal, group_codes, keep, unit_codes
+from raymae.datasets.splits.split_file import NOTE, read_split, settings, split_name, table_hash, write_split
 
 __all__ = ["assign", "settings", "split_name", "write_split"]
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import DataConfig, redact
-from raymae.datasets.corpus import names_below
-from raymae.datasets.locate import locate, reject
-from raymae.datasets.official import clip_rows, examples, root_of, warn_of_extra
-from raymae.datasets.table import MetadataTable
+from raymae.datasets.published.official import clip_rows, examples, root_of, warn_of_extra
+from raymae.datasets.tables.corpus import names_below
+from raymae.datasets.tables.locate import locate, reject
+from raymae.datasets.tables.table import MetadataTable
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from raymae.config import SplitKind
-from raymae.targets import class_set, target_matrix
+from raymae.datasets.labels import class_set, target_matrix
 
 Codes = NDArray[np.int64]
 """A number per clip (n,): clips with the same one belong together."""

@@ -1,0 +1,112 @@
+"""Checks of a clip table: missing files, groups across splits, labels."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.datasets.labels import SEPARATOR, Labels, class_set, label_lists
+from raymae.datasets.tables.locate import EXAMPLES
+from raymae.datasets.tables.table import repeats
+
+
+def check_files(rows: pa.Table, max_bad_share: float) -> None:
+    """ValueError when two rows share a file, or when too many files are missing."""
+    again = repeats(rows["path"])
+    for twice in rows.filter(again).slice(0, 1).to_pylist():
+        first = rows.filter(pc.equal(rows["path"], twice["path"])).slice(0, 1).to_pylist()[0]
+        more = f" (and {pc.sum(again).as_py() - 1} more)" if pc.sum(again).as_py() > 1 else ""
+        raise ValueError(
+            f"{place(first)} and {place(twice)}, column filename: both are the file {twice['path']}{more}; "
+            "every recording should occur once"
+        )
+    missing = rows.filter(pc.less(rows["size"], 0))
+    if len(missing) > max_bad_share * len(rows):
+        examples = ", ".join(f"{place(row)}: {row['path']}" for row in missing.slice(0, EXAMPLES).to_pylist())
+        more = f" and {len(missing) - EXAMPLES} more" if len(missing) > EXAMPLES else ""
+        raise ValueError(
+            f"{len(missing)} of {len(rows)} files are missing, more than data.max_bad_share = {max_bad_share}; "
+            f"filenames are relative to their table's folder and keep their extension: {examples}{more}"
+        )
+
+
+def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
+    """ValueError when a group has clips to train on and clips to evaluate on: its score would be a leak's.
+
+    With `transductive`, clips of split pool may come from groups to evaluate on.
+    """
+    grouped = rows.filter(pc.is_valid(rows["group"]))
+    if transductive:
+        grouped = grouped.filter(pc.not_equal(grouped["split"], "pool"))
+    held_out = evaluated(grouped)
+    leaks = pc.and_(held_out, pc.is_in(grouped["group"], value_set=grouped.filter(pc.invert(held_out))["group"]))
+    groups = pc.unique(grouped.filter(leaks)["group"])
+    if len(groups):
+        members = grouped.filter(pc.equal(grouped["group"], groups[0]))
+        inside = evaluated(members)
+        tested, trained = (members.filter(mask).slice(0, 1).to_pylist()[0] for mask in (inside, pc.invert(inside)))
+        more = f" (and {len(groups) - 1} more groups)" if len(groups) > 1 else ""
+        raise ValueError(
+            f"column group: {groups[0].as_py()!r}{more} is in {trained['split']} ({place(trained)}) and in "
+            f"{tested['split']} ({place(tested)}): a group should lie on one side, or its score is a leak's"
+        )
+
+
+def check_labels(rows: pa.Table, labels: Labels) -> None:
+    """ValueError when a classifier can't be trained or judged on rows (`ROWS`) whose scene_label is read as `labels`.
+
+    No labelled training clip; a label that doesn't fit `labels`; a held-out class without a clip in training; one class
+    alone where clips may have several.
+    """
+    labelled = rows.filter(pc.is_valid(rows["scene_label"]))
+    check_parts(labelled, labels)
+    taught = class_set(labelled.filter(pc.equal(labelled["split"], "train"))["scene_label"], labels)
+    if not taught:
+        raise ValueError(
+            "no clip of split train has a scene_label, so there is nothing to train a classifier on; "
+            "jobs/pretrain.py needs no labels"
+        )
+    if labels == "multi" and len(taught) == 1:
+        raise ValueError(
+            f"column scene_label: {taught[0]!r} is the only class of the training clips; as an empty label means "
+            "unlabelled, clips that hold none of the classes need a class of their own"
+        )
+    lists = label_lists(labelled["scene_label"], labels)
+    unknown = pc.invert(pc.is_in(lists.flatten(), value_set=pa.array(taught, pa.string())))
+    if pc.any(unknown).as_py():
+        names = pc.unique(lists.flatten().filter(unknown)).to_pylist()
+        examples = ", ".join(map(repr, names[:EXAMPLES])) + (", …" if len(names) > EXAMPLES else "")
+        clips = labelled.take(pc.unique(pc.list_parent_indices(lists).filter(unknown)))
+        first = clips.slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"column scene_label: {examples} in {len(clips)} held-out clips (first {place(first)}, {first['clip_id']}, "
+            f"split {first['split']}) without any clip in training; labels there: {', '.join(taught)}"
+        )
+
+
+def check_parts(labelled: pa.Table, labels: Labels) -> None:
+    """ValueError for a label of several classes where clips have one, and for an empty class among several."""
+    lists = label_lists(labelled["scene_label"], "multi")
+    if labels == "single":
+        wrong = pc.greater(pc.list_value_length(lists), 1)
+        right = f"be one class; --finetune.labels multi takes what stands between {SEPARATOR!r} for classes"
+    else:
+        empty = pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), ""))
+        wrong = pc.is_in(pa.array(range(len(lists)), pa.int64()), value_set=empty)
+        right = f"hold a class on either side of every {SEPARATOR!r}"
+    bad = labelled.filter(wrong)
+    if len(bad):
+        first = bad.slice(0, EXAMPLES).to_pylist()
+        examples = ", ".join(f"{place(row)}: {row['scene_label']!r}" for row in first)
+        more = f" and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
+        raise ValueError(f"column scene_label, {examples}{more}: should {right}")
+
+
+def evaluated(rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows belong to a split that is only evaluated on."""
+    return pc.or_(pc.equal(rows["split"], "val"), pc.starts_with(rows["split"], "test"))
+
+
+def place(row: dict[str, object]) -> str:
+    """Where a row stands, for messages."""
+    return f"{row['source']} row {row['row']}"

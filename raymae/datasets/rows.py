@@ -1,0 +1,70 @@
+"""Select rows of a clip table: by split, by label, as fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raymae.datasets.labels import Labels, class_set
+
+FILE = ("clip_id", "size", "mtime")
+"""Columns that name a recording and its state."""
+
+
+def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
+    """16 digits that name the content and order of some columns."""
+    state = hashlib.sha256()
+    for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
+        state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+def clips_of(clips: pa.Table, splits: Sequence[str]) -> pa.Table:
+    """Clips of some splits; "test" stands for all that begin with it."""
+    masks = [pc.starts_with(clips["split"], split) for split in splits]
+    mask = masks[0]
+    for other in masks[1:]:
+        mask = pc.or_(mask, other)
+    return clips.filter(mask)
+
+
+Rows = NDArray[np.int64]
+
+
+def held_out(clips: pa.Table) -> dict[str, pa.Table]:
+    """The labelled clips of each held-out split, val first, then test…."""
+    labelled = clips.filter(pc.is_valid(clips["scene_label"]))
+    splits = sorted(
+        (name for name in labelled["split"].unique().to_pylist() if name == "val" or name.startswith("test")),
+        key=lambda name: (name != "val", name),
+    )
+    return {name: labelled.filter(pc.equal(labelled["split"], name)) for name in splits}
+
+
+def find_rows(mask: pa.ChunkedArray) -> Rows:
+    """The rows where an Arrow mask holds."""
+    return np.flatnonzero(pc.fill_null(mask, False).to_numpy()).astype(np.int64)
+
+
+def rows_of(clips: pa.Table, prefix: str, *, labelled: bool | None = None) -> Rows:
+    """Rows of the splits whose name begins with `prefix`, all or by whether they have a label."""
+    mask = pc.starts_with(clips["split"], prefix)
+    if labelled is not None:
+        mask = pc.and_(mask, pc.is_valid(clips["scene_label"]) if labelled else pc.is_null(clips["scene_label"]))
+    return find_rows(mask)
+
+
+def unlabelled_rows(clips: pa.Table) -> Rows:
+    """The unlabelled training clips."""
+    return rows_of(clips, "train", labelled=False)
+
+
+def class_names(clips: pa.Table, labels: Labels = "single") -> list[str]:
+    """The classes of the labelled training clips, sorted."""
+    return class_set(clips["scene_label"].take(rows_of(clips, "train", labelled=True)), labels)
