@@ -13,12 +13,12 @@ from dataclasses import asdict, replace
 from math import ceil
 from typing import Any
 
-from raymae.augment import crop_frames
 from raymae.benchmark.plan import UNIT_SECONDS, Rates, duration, size
 from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
 from raymae.config import Config
 from raymae.config.stages import Target
 from raymae.datasets.rows import rows_of
+from raymae.features.augment import crop_frames
 from raymae.pipeline import make_plan
 from raymae.plan import Plan
 from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse

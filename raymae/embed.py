@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from raymae.augment import crop_frames, segment_frames
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
+from raymae.features.augment import crop_frames, segment_frames
 from raymae.models import AudioClassifier, Encoder
 from raymae.models.classifier import centre
 from raymae.models.encoder import select

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.datasets.rows import Rows
+from raymae.features.store import FeatureStore, iterate
 from raymae.inference import actor_pool, torch_device
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.store import FeatureStore, iterate
 from raymae.weights import find, open_shared
 
 PART = 1024

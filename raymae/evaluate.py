@@ -17,11 +17,11 @@ from raymae.datasets.labels import Labels, target_matrix
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.datasets.splits.split_file import split_name
 from raymae.datasets.synthetic import STAMP
+from raymae.features.store import FeatureStore, iterate
 from raymae.order import sample
 from raymae.plan import Plan
 from raymae.rivals import SVMS, SvmKind, fit_svm, statistics
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore, iterate
 
 if TYPE_CHECKING:
     from raymae.invariance import Reading

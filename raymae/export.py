@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from raymae.augment import crop_frames, segment_frames
 from raymae.config import AudioConfig, Config, redact, to_dict
 from raymae.embed import Embedder, read_embedder
+from raymae.features.augment import crop_frames, segment_frames
 from raymae.models import AudioClassifier, Encoder, grid_size
 from raymae.models.masking import index, keep_all
 from raymae.models.patches import Grid, unpatchify

@@ -13,10 +13,10 @@ import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raymae.config import AudioConfig
+from raymae.features.store import features_of
+from raymae.features.streaming import StreamedClips
 from raymae.spec import StageSpec
 from raymae.storage.events import latest_step
-from raymae.store import features_of
-from raymae.streaming import StreamedClips
 from raymae.windows import Window, read_window
 from raymae.workforce import alive, reserved_cpus
 

@@ -21,6 +21,7 @@ from raymae.config.stages import FINETUNED
 from raymae.datasets.rows import Rows
 from raymae.deadline import FOREVER, Deadline
 from raymae.evaluate import evaluate
+from raymae.features.store import iterate
 from raymae.invariance import Reading
 from raymae.plan import Node, Plan
 from raymae.session import BareSession
@@ -28,7 +29,6 @@ from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder
 from raymae.storage.lease import claimed
-from raymae.store import iterate
 from raymae.teacher import run_round
 from raymae.views import classify
 

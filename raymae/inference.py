@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from raymae.blame import plainly
 from raymae.config import ComputeConfig
 from raymae.datasets.rows import Rows
+from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 
 if TYPE_CHECKING:
     from raymae.invariance import Reading

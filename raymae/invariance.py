@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
-from raymae.augment import segment_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
 from raymae.config.stages import turn_of
 from raymae.datasets.labels import Labels
 from raymae.embed import Embedder, Pool, make_embedder, read_card
+from raymae.features.augment import segment_frames
 from raymae.models import AudioClassifier, load_encoder
 from raymae.plan import Plan
 from raymae.probe import FOLDS, cross_validated

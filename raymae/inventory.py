@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any
 
 from raymae.config import redact
-from raymae.shards import DAMAGED, read_summary
+from raymae.features.shard import DAMAGED, read_summary
+from raymae.features.store import SHARDS
 from raymae.storage.folder import CHECKSUMS, COMMITS, Folder, checksum_of
-from raymae.store import SHARDS
 
 STAGES = "stages.json"
 """In a run's folder: the keys of its stages and of the weights that it was given."""

@@ -15,7 +15,7 @@ from raymae.config import RANDOM, Config, to_dict
 from raymae.config.stages import FINETUNED, teacher_of, turn_of
 from raymae.datasets.rows import FILE, class_names, clips_of, fingerprint, rows_of
 from raymae.datasets.splits.split_file import split_name
-from raymae.manifest import FORMAT
+from raymae.features.manifest import FORMAT
 from raymae.selection import selection
 from raymae.storage.folder import digest
 

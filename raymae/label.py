@@ -23,13 +23,13 @@ import ray
 from tqdm import tqdm
 
 from raymae.config import ComputeConfig, Config, LabelLevel, redact
+from raymae.features.write import hash_column
 from raymae.inference import torch_device
 from raymae.inputs import find_files
 from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.outputs import Output, open_output, without_credentials
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.storage.folder import Folder, digest, open_storage
-from raymae.store import hash_column
 from raymae.submission import Submission, check_classes, read_submission
 from raymae.weights import find, open_shared
 

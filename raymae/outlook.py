@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from raymae.augment import crop_frames
 from raymae.config import Config
+from raymae.features.augment import crop_frames
 from raymae.models import MODELS, build_classifier, grid_size, kept_tokens
 from raymae.plan import Plan
 

@@ -167,7 +167,7 @@ class Run:
             yield progress
 
     def _prepare(self, node: Node) -> dict[str, Any]:
-        from raymae.features import prepare
+        from raymae.cluster.prepare import prepare
 
         plan = self.plan
         with self._bar(node.name, len(plan.clips)) as progress:

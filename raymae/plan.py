@@ -23,12 +23,12 @@ from raymae.config.stages import (
     turn_of,
 )
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
+from raymae.features.shard import all_stand
+from raymae.features.store import SHARDS, FeatureStore
+from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.keys import Keys
-from raymae.shards import all_stand
 from raymae.spec import Kind, StageSpec
 from raymae.storage.folder import Folder, digest
-from raymae.store import SHARDS, FeatureStore
-from raymae.streaming import CHECKED, StreamedClips
 from raymae.truth import read_truth
 
 REGISTRY = "mlflow.db"

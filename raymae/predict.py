@@ -22,9 +22,9 @@ from torch import nn
 
 from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, load
 from raymae.audio.logmel import LogMel, fit_length
-from raymae.augment import crop_frames
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.datasets.labels import SEPARATOR
+from raymae.features.augment import crop_frames
 from raymae.models import build_classifier
 from raymae.models.weights_file import read_weights, save_weights
 from raymae.storage.folder import Folder

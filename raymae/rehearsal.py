@@ -24,10 +24,11 @@ from raymae.audio.logmel import fit_length
 from raymae.config import Config
 from raymae.config.recipes import native_precision
 from raymae.datasets.rows import rows_of
-from raymae.datasets.synthetic.tones import recording, write_store
+from raymae.datasets.synthetic.tones import recording
+from raymae.features.store import FeatureStore
+from raymae.features.write import write_store
 from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 
 STEPS = 2
 CPU_CLIPS = 2

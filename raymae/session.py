@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from raymae import parallel
+from raymae.features.store import FeatureStore
 from raymae.order import Order
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from raymae.windows import MicroBatch, ahead, micro_batches, read_window
 
 

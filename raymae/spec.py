@@ -15,9 +15,9 @@ from scipy.sparse import csr_array
 from raymae.config import Config, FinetuneConfig, TrainConfig
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import Rows, class_names, find_rows, rows_of, unlabelled_rows
+from raymae.features.store import FeatureStore
 from raymae.order import Order, PairedOrder, mix
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 
 Kind = Literal["pretrain", "finetune", "consistency"]
 

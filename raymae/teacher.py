@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from raymae.calibration import Calibration, by_probe, can_cross_fit, enough_groups, nothing, on_val, too_few
 from raymae.config.stages import round_name, teacher_of, turn_of
 from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.features.store import FeatureStore
 from raymae.invariance import Reading
 from raymae.order import sample
 from raymae.plan import Plan
 from raymae.pseudo_label import FILE, Round, against_truth, agreement, check_teacher, pseudo_label, summary
 from raymae.report import write_round
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 
 PROBED = 2000
 """Most labelled training clips that a probe is cross-fitted on: its accuracy is known to a point then."""

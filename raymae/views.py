@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raymae.augment import colour
 from raymae.config import AudioConfig, AugmentConfig
 from raymae.datasets.rows import Rows
+from raymae.features.augment import colour
+from raymae.features.store import FeatureStore, iterate
 from raymae.models.classifier import centre
 from raymae.predict import Predictor, Probabilities
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore, iterate
 
 BATCH = 64
 

@@ -20,7 +20,7 @@ from raymae.order import Order, mix
 if TYPE_CHECKING:
     import torch
 
-    from raymae.store import FeatureStore
+    from raymae.features.store import FeatureStore
 
 
 @dataclass(frozen=True)

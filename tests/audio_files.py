@@ -13,8 +13,9 @@ import soundfile as sf
 
 from raymae.audio.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
+from raymae.features.store import SHARDS, FeatureStore
+from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
-from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
 
 TINY_AUDIO = AudioConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=32, clip_seconds=0.64)
 

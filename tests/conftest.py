@@ -9,8 +9,8 @@ import hypothesis
 import pyarrow as pa
 import pytest
 
+from raymae.features.store import FeatureStore
 from raymae.loopback import stay_local
-from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 
 stay_local()

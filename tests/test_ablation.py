@@ -16,13 +16,13 @@ from safetensors.torch import load as load_tensors
 
 from raymae.ablation import ablated
 from raymae.config import RANDOM, Ablation, Config, DataConfig, EvaluateConfig, PretrainConfig
+from raymae.features.store import FeatureStore
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder, open_storage
-from raymae.store import FeatureStore
 from raymae.weights import find
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY

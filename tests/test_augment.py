@@ -11,7 +11,8 @@ from scipy.signal import firwin2, lfilter
 from torch import Tensor
 
 from raymae.audio.logmel import LogMel
-from raymae.augment import (
+from raymae.config import AudioConfig, AugmentConfig
+from raymae.features.augment import (
     AUGMENTATIONS,
     augment,
     colour,
@@ -23,7 +24,6 @@ from raymae.augment import (
     roll,
     spec_augment,
 )
-from raymae.config import AudioConfig, AugmentConfig
 
 AUDIO = AudioConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=32, clip_seconds=0.64)
 OFF = AugmentConfig()

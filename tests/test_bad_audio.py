@@ -15,8 +15,8 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import AudioError, load
 from raymae.audio.headers import find_fault
 from raymae.datasets.tables.table import read_table
+from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
-from raymae.store import plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, encoded
 
 RATE = 32_000

@@ -10,10 +10,10 @@ import pytest
 
 from raymae.config import ConsistencyConfig, FinetuneConfig
 from raymae.datasets.rows import rows_of
+from raymae.features.store import FeatureStore
 from raymae.order import Order, PairedOrder
 from raymae.spec import StageSpec, labelled_rows
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.test_loop import TINY
 
 

@@ -19,6 +19,7 @@ from raymae.cli import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
 from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
 from raymae.datasets.rows import unlabelled_rows
+from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.parallel import RunningStatistics
 from raymae.plan import Plan
@@ -28,7 +29,6 @@ from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from raymae.windows import micro_batches, read_window
 from tests.test_loop import EVERYTHING, RESPONSES, TINY, losses, make_spec, train, train_in_two
 

@@ -18,8 +18,8 @@ from raymae.config import DataConfig
 from raymae.datasets.clips import load as load_clips
 from raymae.datasets.overview import summary
 from raymae.datasets.tables.table import CLIPS, ROWS, read_filenames, read_table
+from raymae.features.write import write_shard
 from raymae.storage.folder import Folder
-from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 
 SOUNDS = {f"{index}.flac": encoded(index, format="FLAC") for index in range(6)}

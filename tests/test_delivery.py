@@ -15,13 +15,13 @@ import pytest
 from raymae import delivery, pictures
 from raymae.config import TrackingConfig
 from raymae.delivery import AwayError, Delivery
+from raymae.features.store import FeatureStore
 from raymae.journal import begin
 from raymae.outbox import Outbox, left_over, server_id
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.events import committed_events, read_events, take_back_events, write_event
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec
 
 SERVER = "0123456789abcdef"

@@ -15,10 +15,10 @@ from safetensors.torch import load
 from raymae import departure
 from raymae.config import ComputeConfig
 from raymae.departure import MARGIN_SECONDS, Departure
+from raymae.features.store import FeatureStore
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.events import latest_step
-from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec, train
 
 

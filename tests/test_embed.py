@@ -9,15 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.augment import crop_frames
 from raymae.config import AugmentConfig
 from raymae.embed import Embedder, make_embedder, read_embedder
+from raymae.features.augment import crop_frames
+from raymae.features.store import FeatureStore
 from raymae.models import Encoder
 from raymae.models.pooling import cut_segments, segment_starts
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.audio_files import TINY_AUDIO
 from tests.test_loop import TINY, make_spec
 

@@ -11,10 +11,10 @@ import pytest
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
 from raymae.embed import read_embedder
 from raymae.encode import check_front_end, check_layers, embed_clips
+from raymae.features.store import FeatureStore, iterate
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore, iterate
 from raymae.weights import share
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, make_spec

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import AudioError, load
+from raymae.cluster.prepare import missing_shards
 from raymae.config import AudioConfig
-from raymae.features import missing_shards
-from raymae.manifest import Tally, quarantine_csv
-from raymae.shards import DAMAGED, read_summary
+from raymae.features.manifest import Tally, quarantine_csv
+from raymae.features.shard import DAMAGED, read_summary
+from raymae.features.store import features_of
+from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
-from raymae.store import features_of, plan_shards, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 from tests.test_audio import ODD, REFUSED_BY_US, odd_files
 from tests.test_loop import TINY

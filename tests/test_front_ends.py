@@ -14,10 +14,10 @@ from torchaudio.functional import melscale_fbanks
 from raymae.audio.decode import load
 from raymae.audio.logmel import LogMel, mel_bank
 from raymae.audio.power_spectrum import KaldiSpectra
-from raymae.augment import crop_frames
 from raymae.benchmark.reference import TorchLogMel, kaldi_bank
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig
 from raymae.config.recipes import RECIPES
+from raymae.features.augment import crop_frames
 from raymae.models.patches import grid_size
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10" / "audio"

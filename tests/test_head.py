@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raymae.config import Config
+from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.models import AudioClassifier, build_classifier
 from raymae.probe import make_probe
@@ -16,7 +17,6 @@ from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task
 from raymae.stages.head import embed, start_head
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.test_loop import TINY
 
 LOGISTIC = replace(TINY, finetune=replace(TINY.finetune, head_start="logistic", pool="row_stats"))

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raymae.features.store import FeatureStore
 from raymae.invariance import Reading, read_out, readings
 from raymae.plan import Plan
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
 from raymae.datasets.rows import class_names
+from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.order import mix
 from raymae.session import BareSession
@@ -21,7 +22,6 @@ from raymae.spec import StageSpec, labelled_rows, pretrain_sources
 from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from raymae.task import TrainingError
 from raymae.windows import MicroBatch, micro_batches, read_window
 from tests.audio_files import TINY_AUDIO

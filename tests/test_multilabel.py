@@ -19,6 +19,7 @@ from raymae.config.stages import Target
 from raymae.datasets.checks import check_labels
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluate import evaluate, predictions_table
+from raymae.features.store import FeatureStore
 from raymae.in_process import InProcess
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
@@ -30,7 +31,6 @@ from raymae.stages import run_stage
 from raymae.stages.finetune import multi_loss
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY, make_spec
 

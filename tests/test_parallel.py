@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 from raymae import parallel
 from raymae.checkpoint import load_commit
 from raymae.config import AugmentConfig, ConsistencyConfig
+from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.session import BareSession, GroupSession, Session
 from raymae.spec import StageSpec
 from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
-from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips, write_tone
 from tests.test_loop import TINY, make_spec
 

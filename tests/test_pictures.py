@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from raymae import pictures
+from raymae.features.store import FeatureStore
 from raymae.pictures import CURVES, Pictures
 from raymae.storage.events import read_events, write_event
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec, train
 
 PNG = b"\x89PNG"

@@ -20,8 +20,9 @@ from safetensors.torch import load as load_tensors
 
 from raymae import launch
 from raymae.benchmark.side_by_side import plan_of, run_side_by_side
+from raymae.cluster.prepare import prepare
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
-from raymae.features import prepare
+from raymae.features.store import SHARDS, FeatureStore
 from raymae.label import label_files
 from raymae.pipeline import run_plan
 from raymae.session import BareSession
@@ -29,7 +30,6 @@ from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
-from raymae.store import SHARDS, FeatureStore
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 

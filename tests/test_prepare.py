@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymae.audio.clip_reader import ClipReader
+from raymae.cluster.prepare import prepare
 from raymae.config import AudioConfig, DataConfig
-from raymae.features import prepare
+from raymae.features.store import SHARDS, FeatureStore, features_of
 from raymae.storage.folder import Folder
-from raymae.store import SHARDS, FeatureStore, features_of
 from tests.audio_files import TINY_AUDIO, encoded, tar, write_tone
 from tests.test_audio import ODD, REFUSED_BY_US, odd_files
 from tests.test_bad_audio import changing_flac, encode, noise, ogg_with_serial, write_odd_files

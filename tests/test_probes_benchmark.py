@@ -12,10 +12,10 @@ from raymae.benchmark.curves import LATENT, PIXEL_FAITHFUL, PIXEL_LIGHT, Curves,
 from raymae.benchmark.probes import Frozen, Labelled, tables_store, untrained
 from raymae.config.recipes import RECIPES
 from raymae.embed import read_embedder
+from raymae.features.store import FeatureStore
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, make_spec
 

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load
 
 from raymae.config import ComputeConfig
+from raymae.features.store import FeatureStore
 from raymae.profiling import FOLDER, SKIPPED_STEPS
 from raymae.session import BareSession
 from raymae.stages import run_stage
-from raymae.store import FeatureStore
 from tests.test_loop import TINY, make_spec
 
 SHORT = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2.5, warmup_epochs=1))

@@ -17,9 +17,9 @@ from scipy.signal import fftconvolve, firwin2, minimum_phase
 
 from raymae.audio.impulse_responses import band_offsets, read_responses, share_outside
 from raymae.audio.logmel import LogMel
-from raymae.augment import colour
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig, Config, FinetuneConfig, PretrainConfig
 from raymae.config.recipes import SMALL_AUDIO
+from raymae.features.augment import colour
 from raymae.plan import Plan
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO

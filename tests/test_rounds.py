@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 
 from raymae.config import AugmentConfig, Config, PseudoLabelConfig
 from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.features.store import FeatureStore
 from raymae.invariance import Reading
 from raymae.models.classifier import centre
 from raymae.plan import Plan
@@ -27,7 +28,6 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from raymae.teacher import run_round
 from raymae.views import averaged, classify, coloured
 from tests.test_loop import TINY

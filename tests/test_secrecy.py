@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from raymae import cli
 from raymae.config import Config, DataConfig, TrackingConfig, redact
+from raymae.features.store import FeatureStore
 from raymae.loopback import stay_local
 from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.audio_files import write_table
 
 SECRET = "s3cr3t-Wort"

@@ -32,13 +32,13 @@ from raymae.checkpoint import load_commit
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table
 from raymae.evaluate import judge
+from raymae.features.store import FeatureStore
 from raymae.report import evaluation
 from raymae.report.document import Picture, Section, page
 from raymae.report.figures import confusion_figure
 from raymae.report.sections import tables
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
-from raymae.store import FeatureStore
 from raymae.weights import bring
 from tests.audio_files import tar
 from tests.test_report import MODELS, NAMES, PREDICTIONS

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from raymae.config import Config, DataConfig
 from raymae.datasets.rows import Rows
+from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.plan import Plan
 from raymae.predict import read_classifier
@@ -24,7 +25,6 @@ from raymae.spec import StageSpec
 from raymae.stages import build_task, run_stage
 from raymae.stages.finetune import FinetuneTask
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, KilledError, make_spec
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import AudioError, load
 from raymae.audio.logmel import LogMel
-from raymae.shards import read_summary
+from raymae.features.shard import read_summary
+from raymae.features.store import FeatureStore
+from raymae.features.write import plan_shards, shard_rows, write_shard
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore, plan_shards, shard_rows, write_shard
 from tests.audio_files import TINY_AUDIO, write_clips, write_tone
 
 

@@ -15,16 +15,16 @@ import ray.data
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae import streaming
 from raymae.config import Config, DataConfig
+from raymae.features import streaming
+from raymae.features.store import FeatureStore
+from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.feed import read_leg, split_in_order, windows_of
 from raymae.pipeline import run_plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder, open_storage
-from raymae.store import FeatureStore
-from raymae.streaming import CHECKED, StreamedClips
 from tests.audio_files import TINY_AUDIO, write_clips, write_table
 from tests.test_loop import TINY
 

@@ -25,9 +25,9 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.audio.containers import WHOLE
 from raymae.audio.decode import AudioError, UnreachableError, load
 from raymae.audio.sources import open_clip
+from raymae.features.write import write_shard
 from raymae.storage import retry
 from raymae.storage.folder import Folder
-from raymae.store import write_shard
 from tests.audio_files import TINY_AUDIO, encoded, tar
 from tests.failing_files import FailingFiles
 

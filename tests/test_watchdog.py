@@ -12,10 +12,10 @@ import pytest
 
 from raymae import launch, watchdog
 from raymae.config import ComputeConfig
+from raymae.features.store import FeatureStore
 from raymae.follow import Follower
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 from raymae.watchdog import EXIT_STATUS, STACKS, Watchdog, hang_error, hangs
 from tests.hanging import STEP, HangingFolder, hanging_spec
 

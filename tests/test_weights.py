@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from raymae.config import FRONT_ENDS, AudioConfig, Config, DataConfig, ModelConfig
 from raymae.config.stages import Target
+from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.models import build_classifier
 from raymae.models.encoder import init_weights
@@ -28,7 +29,6 @@ from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder, open_storage
-from raymae.store import FeatureStore
 from raymae.weights import bring, find, open_artifact
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, KilledError, make_spec, train

@@ -15,9 +15,9 @@ from raymae.benchmark.result import Result
 from raymae.config import Config, LatentConfig, to_dict
 from raymae.config.recipes import RECIPES
 from raymae.datasets.rows import rows_of
+from raymae.features.store import FeatureStore
 from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

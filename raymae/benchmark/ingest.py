@@ -20,7 +20,8 @@ from raymae.benchmark.prepare import GROWTH, memory_row
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, pace
 from raymae.config import AudioConfig, Config, PretrainConfig
-from raymae.datasets.synthetic.tones import noise_clips, write_store
+from raymae.datasets.synthetic.tones import noise_clips
+from raymae.features.write import write_store
 from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
 from raymae.windows import MicroBatch, micro_batches

@@ -21,8 +21,8 @@ from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, cpu_between, cpu_seconds, pace
 from raymae.config import Config, DataConfig
 from raymae.datasets.synthetic.tones import SAMPLE_RATE, write_corpus
+from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
-from raymae.store import plan_shards, write_shard
 
 GROWTH = 10
 """How many times the base corpus the large one is."""
@@ -196,7 +196,7 @@ class Job:
 
     def run(self) -> None:
         """Run it."""
-        from raymae.features import prepare
+        from raymae.cluster.prepare import prepare
 
         self.started = time.perf_counter()
         with PeakMemory(interval=2.0) as memory:

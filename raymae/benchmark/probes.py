@@ -19,9 +19,9 @@ from raymae.benchmark.result import Result
 from raymae.config import AudioConfig, DataConfig
 from raymae.datasets.clips import load
 from raymae.datasets.rows import Rows, class_names, find_rows
-from raymae.datasets.synthetic.tones import write_store
+from raymae.features.store import FeatureStore
+from raymae.features.write import write_store
 from raymae.storage.folder import Folder
-from raymae.store import FeatureStore
 
 if TYPE_CHECKING:
     from raymae.embed import Embedder
@@ -97,8 +97,8 @@ def coloured(
     """Log-mels (B, T, F) as `augment.colour` makes them of every clip, drawn by `keys`."""
     import torch
 
-    from raymae.augment import colour
     from raymae.config import AugmentConfig
+    from raymae.features.augment import colour
     from raymae.order import mix
 
     generator = torch.Generator().manual_seed(mix(*keys) >> 1)

@@ -11,8 +11,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from raymae.augment import mixup, recut, restyle
 from raymae.consistency import METHODS, FreeMatch, consistency_loss
+from raymae.features.augment import mixup, recut, restyle
 from raymae.models import AudioClassifier, Cnn
 from raymae.order import PairedOrder, mix
 from raymae.parallel import reshard

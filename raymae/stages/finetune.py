@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from raymae.augment import augment, mixup
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import class_names, rows_of
+from raymae.features.augment import augment, mixup
+from raymae.features.store import iterate
 from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.weights_file import load_weights
@@ -27,7 +28,6 @@ from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages.head import start_head
-from raymae.store import iterate
 from raymae.windows import MicroBatch
 
 if TYPE_CHECKING:

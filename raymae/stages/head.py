@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymae.augment import crop_frames
 from raymae.datasets.rows import Rows
+from raymae.features.augment import crop_frames
+from raymae.features.store import iterate
 from raymae.models import AudioClassifier
 from raymae.order import sample
 from raymae.probe import make_probe
 from raymae.spec import StageSpec
-from raymae.store import iterate
 
 MOST_CLIPS, BATCH = 2000, 32
 """Most clips that the regression learns from, and how many are read at a time."""

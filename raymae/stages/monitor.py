@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.embed import Embedder
+from raymae.features.store import iterate
 from raymae.order import sample
 from raymae.probe import ProbeKind, cross_validated, effective_rank, score
 from raymae.session import Session
 from raymae.spec import StageSpec, pretrain_sources
-from raymae.store import iterate
 
 PROBES: tuple[ProbeKind, ...] = ("linear", "knn")
 BATCH = 64

@@ -10,11 +10,6 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from raymae.audio.clip_reader import ClipReader
-from raymae.config import AudioConfig, to_dict
-from raymae.storage.folder import Folder
-from raymae.store import SHARDS, FeatureStore, plan_shards, write_shard
-
 SAMPLE_RATE = 44_100
 
 
@@ -66,19 +61,3 @@ def _pool(paths: list[str], sizes: list[int], times: list[float]) -> pa.Table:
             "mtime": times,
         }
     )
-
-
-def write_store(
-    folder: Folder, clips: pa.Table, audio: AudioConfig, reader: ClipReader, shard_mb: float
-) -> FeatureStore:
-    """The feature store of a clip table, made in this process; ValueError where a file can't be read."""
-    store = FeatureStore(folder / "prepare", folder / SHARDS)
-    shards = []
-    for plan in plan_shards(clips, audio, shard_mb):
-        summary = write_shard(store.shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
-        for bad in summary["quarantine"]:
-            raise ValueError(f"{bad['path']} can't be read: {bad['reason']}")
-        shards.append({"name": plan.name, "rows": summary["rows"]})
-    store.folder.write_table("clips.parquet", clips)
-    store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
-    return store

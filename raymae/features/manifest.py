@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import AudioConfig, to_dict
+from raymae.features.write import ShardPlan
 from raymae.storage.folder import digest
-from raymae.store import ShardPlan
 
 FORMAT = 2
 QUARANTINE = "quarantine.csv"

@@ -17,7 +17,7 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import AudioError
 from raymae.config import redact
 from raymae.datasets.rows import Rows
-from raymae.store import FeatureStore
+from raymae.features.store import FeatureStore
 
 CHECKED = "artifacts/checked"
 """Where the shards without features lie."""

@@ -16,10 +16,10 @@ import ray
 from raymae.audio.clip_reader import ClipReader
 from raymae.blame import plainly
 from raymae.config import Config, redact
-from raymae.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
-from raymae.shards import DAMAGED, read_summary, standing
+from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
+from raymae.features.shard import DAMAGED, read_summary, standing
+from raymae.features.write import ShardPlan, plan_shards, write_shard
 from raymae.storage.folder import Folder
-from raymae.store import ShardPlan, plan_shards, write_shard
 
 ASKED = "asked.parquet"
 """The clips that were asked for, bad ones included, as the workers read them: a row group per shard."""

@@ -1,0 +1,144 @@
+"""The feature store: log-mels in Parquet shards, and the table of the clips beside them.
+
+    artifacts/shards/<key>.parquet     clip_id, log_mel (T·F float16 as fixed-size binary), valid_frames, seconds
+    artifacts/prepare/<key>/           manifest.json, clips.parquet (one row per stored clip, in shard order),
+                                       quarantine.csv, done.json
+
+A shard's key is a hash of the front end's settings and of its clips (name, size, time of change), so a shard is
+computed once, whatever tables and labels it later serves. Fixed-size binary without compression or statistics reads
+an order of magnitude faster than Arrow's list of half floats.
+
+float16 is enough: on 40 ESC-10 clips at the default front end the largest rounding error is 0.001 and the
+root-mean-square one 0.0002 of the log-mels' standard deviation; the statistics that the SVMs see move by 0.001 of
+theirs, and a reconstruction that is exact but for the rounding has a loss of 0.0001, of 1 for a guess of the mean
+(`tests/test_shards.py`).
+
+Damage: every page has a checksum that reading verifies, which takes a core from 12.1 to 3.9 GB/s of groups of 4 clips
+(0.06 ms more per ten-second clip, where a clip's way into a batch takes milliseconds). The whole file has one too
+(`raymae.features.shard`), the manifest holds its size, and `data.verify` checks every byte.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raymae.config import AudioConfig, from_dict
+from raymae.datasets.rows import Rows
+from raymae.features.shard import explain
+from raymae.storage.folder import Folder
+
+ROW_GROUP = 4
+"""Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
+
+SHARDS = "artifacts/shards"
+
+
+@lru_cache(maxsize=64)
+def _open_shard(url: str, name: str) -> tuple[pq.ParquetFile, mmap.mmap | None]:
+    folder = Folder(url)
+    if not folder.is_local:
+        return pq.ParquetFile(folder.open(name), page_checksum_verification=True), None
+    with open(folder.path(name), "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    source = pa.BufferReader(pa.py_buffer(mapped))
+    return pq.ParquetFile(source, page_checksum_verification=True), mapped
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A finished store, opened for reading; picklable."""
+
+    folder: Folder
+    """The `prepare` artifact."""
+    shards: Folder
+    """Where the shards lie."""
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Shards, counts, shape and settings."""
+        return dict(self.folder.read_json("manifest.json"))
+
+    @cached_property
+    def audio(self) -> AudioConfig:
+        """The front end that made the features."""
+        section: AudioConfig = from_dict(AudioConfig, self.manifest["audio"])
+        return section
+
+    @cached_property
+    def clips(self) -> pa.Table:
+        """One row per stored clip; the row's number is its position in the store."""
+        return self.folder.read_table("clips.parquet")
+
+    @cached_property
+    def clip_ids(self) -> pa.LargeStringArray:
+        """The clips' ids in one piece: taking some from a column of many chunks would copy them all."""
+        return pa.concat_arrays(self.clips["clip_id"].cast(pa.large_string()).chunks)
+
+    @cached_property
+    def _starts(self) -> Rows:
+        return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]], dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+        """The log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order asked for.
+
+        ValueError names a shard that is missing or damaged.
+        """
+        log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
+        valid_frames = np.empty(len(rows), np.int32)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shard_of):
+            here = np.flatnonzero(shard_of == shard)
+            try:
+                log_mel[here], valid_frames[here] = self._read_shard(int(shard), rows[here] - self._starts[shard])
+            except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+                _open_shard.cache_clear()  # what is open is no longer what will stand there
+                reason = explain(self.shards, self.manifest["shards"][shard]["name"], error)
+                if reason is error:
+                    raise
+                raise reason from error
+        return log_mel, valid_frames
+
+    def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+        file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
+        size = file.metadata.row_group(0).num_rows
+        groups, index = np.unique(rows // size, return_inverse=True)
+        table = file.read_row_groups(groups.tolist(), columns=["log_mel", "valid_frames"], use_threads=False)
+        found = index * size + rows % size
+        result = features_of(table["log_mel"], self.audio)[found], table["valid_frames"].to_numpy()[found]
+        if mapped:
+            mapped.madvise(mmap.MADV_DONTNEED)  # or this process would come to hold all that it has ever read
+        return result
+
+
+def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float16]:
+    """A log_mel column as (n, T, F), without a copy where it has one chunk."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    size = audio.n_frames * audio.n_mels
+    flat = np.frombuffer(array.buffers()[1], np.float16, count=(array.offset + len(array)) * size)
+    return flat.reshape(-1, audio.n_frames, audio.n_mels)[array.offset :]
+
+
+def iterate(
+    store: FeatureStore, rows: Rows, size: int
+) -> Iterator[tuple[Rows, NDArray[np.float16], NDArray[np.int32]]]:
+    """Read rows in order, `size` at a time: (rows, log_mel, valid_frames)."""
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield part, *store.read(part)
