@@ -7,7 +7,7 @@ Without such a val there are only clips that the teacher was trained on. Its fea
 any temperature from them, also with a head that is fitted anew without each fold's labels, would call it too sure of
 itself too late; and the temperature of another model with clean features says how that one's logits are scaled, not the
 teacher's. What does carry over between two classifiers of the same few labels is, roughly, how often they are right. So
-a probe (`raymae.probe`, logistic regression) on the encoder that the teacher started from, frozen, which has seen no
+a probe (`raymae.evaluation.probes`, logistic regression) on the encoder that the teacher started from, frozen, which has seen no
 label, is cross-fitted by group on the labelled training clips, and its accuracy there stands for the teacher's: the
 temperature is the one at which the teacher's mean confidence on the unlabelled clips of the same split, which it wasn't
 trained on, equals that accuracy. It is right on average if the teacher is as good as the probe, and careful if it is
@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 
-from raymae.metrics import calibration_error, log_loss, top_reliability
-from raymae.probe import FOLDS, cross_fitted, fewest_groups
+from raymae.evaluation.metrics import calibration_error, log_loss, top_reliability
+from raymae.evaluation.probes import FOLDS, cross_fitted, fewest_groups
 
 Probabilities = NDArray[np.float32]
 Labels = NDArray[np.int64]

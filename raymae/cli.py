@@ -257,7 +257,7 @@ def run(job: Job, config: Config) -> dict[str, Any]:
     if config.evaluate.compare:
         if job != "evaluate":
             raise ValueError("evaluate.compare is an option of jobs/evaluate.py, which then compares and does no more")
-        from raymae.report.compared import compare_evaluations
+        from raymae.evaluation.report.compared import compare_evaluations
 
         return compare_evaluations(config.evaluate.compare)
     if job == "promote":
@@ -265,7 +265,7 @@ def run(job: Job, config: Config) -> dict[str, Any]:
 
         return promote(config, open_storage(config.storage))
     if job == "audit":
-        from raymae.audit_report import audit_run
+        from raymae.evaluation.leaks.audit import audit_run
 
         return audit_run(config, open_storage(config.storage))
     if job == "sweep":

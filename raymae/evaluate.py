@@ -11,16 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae import report
 from raymae.config import to_dict
 from raymae.datasets.labels import Labels, target_matrix
-from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.datasets.rows import Rows, class_names, held_out, rows_of
 from raymae.datasets.splits.split_file import split_name
 from raymae.datasets.synthetic import STAMP
+from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
+from raymae.evaluation.report import write_report
+from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
 from raymae.features.store import FeatureStore, iterate
 from raymae.order import sample
 from raymae.plan import Plan
-from raymae.rivals import SVMS, SvmKind, fit_svm, statistics
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
 
     Returns what `report.json` holds, and work_seconds:
         split: the name of the split; labels: single or multi; classes; note: what the data prove, or None.
-        metrics: model → split → scores (`report.evaluation`); train_seconds: by model; val_chose: models whose weights
+        metrics: model → split → scores (`evaluation.scores`); train_seconds: by model; val_chose: models whose weights
             split val has chosen; heard: devices and cities of train and pool; quarantined: by split, labelled clips
             that couldn't be read.
-        comparisons: other model → split → the final model (first) against it (`report.comparisons`).
-        mistakes: of the final model, by split (`report.mistakes`).
+        comparisons: other model → split → the final model (first) against it (`scores.comparisons`).
+        mistakes: of the final model, by split (`scores.mistakes`).
         embeddings: what can be read from them by stage (`invariance.read_out`), or None.
         ablation: by ablation, the model that it is (`Plan.ablation_models`).
 
@@ -114,7 +115,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     readable = store.clips.take(rows)
     predictions = {name: predictions_table(readable, probabilities[name]) for name in order}
     for name, table in predictions.items():
-        report.check_complete(table, store.clips)
+        check_complete(table, store.clips)
         artifact.write_table(f"predictions/{name}.parquet", table)
     embeddings, spent = read_embeddings(plan, rows, reader)
     result = judge(predictions, names, labels, store.clips) | {
@@ -127,14 +128,14 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         "ablation": plan.ablation_models,
     }
     result = dict(to_dict(result))
-    report.write_report(result, artifact)
+    write_report(result, artifact)
     return result | {"work_seconds": work_seconds + spent}
 
 
 def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Labels, clips: pa.Table) -> dict[str, Any]:
     """What is said of the models' predictions, the last of which is the final one's; `clips` is their clip table."""
-    known = report.heard(clips)
-    metrics = {name: report.evaluation(table, names, labels, known) for name, table in predictions.items()}
+    known = heard(clips)
+    metrics = {name: evaluation(table, names, labels, known) for name, table in predictions.items()}
     for name in metrics:
         if name in SVMS:  # decision values order the classes; they are no probabilities
             for values in metrics[name].values():
@@ -145,16 +146,15 @@ def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Lab
         "classes": list(names),
         "metrics": metrics,
         "heard": known,
-        "comparisons": {
-            other: report.comparisons(predictions[final], predictions[other], names, labels) for other in others
-        },
-        "mistakes": report.mistakes(predictions[final], names, labels),
+        "comparisons": {other: comparisons(predictions[final], predictions[other], names, labels) for other in others},
+        "mistakes": mistakes(predictions[final], names, labels),
     }
 
 
 def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, Any] | None, float]:
     """What can be read from the embeddings of at most `evaluate.probe_clips` held-out clips, and seconds of work."""
-    from raymae.invariance import read_out, readings
+    from raymae.evaluation.probes import read_out
+    from raymae.invariance import readings
 
     store, config = plan.store, plan.config
     chosen = sample(rows, config.evaluate.probe_clips, config.seed)
@@ -173,7 +173,7 @@ def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, A
 def quarantined(clips: pa.Table, readable: pa.Table) -> dict[str, int]:
     """By held-out split, how many labelled clips of a table are not among the readable ones."""
     lost = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=readable["clip_id"])))
-    return {split: len(some) for split, some in report.held_out(lost).items()}
+    return {split: len(some) for split, some in held_out(lost).items()}
 
 
 def chose_by_val(classifier: Folder) -> bool:

@@ -6,29 +6,19 @@ pooling. Only the weights differ. Works without Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
 from raymae.config.stages import turn_of
-from raymae.datasets.labels import Labels
 from raymae.embed import Embedder, Pool, make_embedder, read_card
 from raymae.features.augment import segment_frames
 from raymae.models import AudioClassifier, load_encoder
 from raymae.plan import Plan
-from raymae.probe import FOLDS, cross_validated
 from raymae.storage.folder import Folder
 
-TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}
-"""What is read from the embeddings, and its column of the clip table."""
 STAGES = {
     "finetune": "fine-tuned",
     "student": "with pseudo-labels",
@@ -82,36 +72,4 @@ def readings(plan: Plan) -> dict[str, Reading]:
         if stage in STAGES:
             title = STAGES[stage] + (f", round {turn}" if turn > 1 else "")
             found[title] = Reading(classifier, node.artifact, config.centre, config.pool)
-    return found
-
-
-def read_out(
-    embeddings: Mapping[str, NDArray[np.floating]], clips: pa.Table, labels: Labels, layer: int
-) -> dict[str, Any]:
-    """Macro accuracy of a linear probe, cross-validated by group, for every kind of embeddings (n, E) of some clips.
-
-    Keys: layer; targets: device, city, scene → names, clips, groups, chance (of macro accuracy: one in the number of
-    names); scores: embeddings → target → macro accuracy. A name counts where it has at least as many groups as there
-    are folds, a target where two names do; scenes only where a clip has one.
-    """
-    groups = np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist())
-    found: dict[str, Any] = {"layer": layer, "targets": {}, "scores": {title: {} for title in embeddings}}
-    for target, column in TARGETS.items():
-        if target == "scene" and labels == "multi":
-            continue
-        values = np.array(clips[column].to_pylist(), dtype=object)
-        known = sorted({value for value in values if value is not None})
-        names = [name for name in known if len(set(groups[values == name])) >= FOLDS]
-        if len(names) < 2:
-            continue
-        rows = np.flatnonzero(np.isin(values, names))
-        y = np.array([names.index(value) for value in values[rows]])
-        found["targets"][target] = {
-            "names": names,
-            "clips": len(rows),
-            "groups": len(set(groups[rows].tolist())),
-            "chance": 1 / len(names),
-        }
-        for title, x in embeddings.items():
-            found["scores"][title][target] = cross_validated("linear", x[rows], y, groups[rows])
     return found

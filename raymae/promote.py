@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, PromoteConfig, redact, to_dict
-from raymae.report import result_table
-from raymae.report.evaluation import KINDS, comparisons
-from raymae.report.sections import difference_cells, number
+from raymae.evaluation.report import result_table
+from raymae.evaluation.report.sections import difference_cells, number
+from raymae.evaluation.scores import KINDS, comparisons
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:

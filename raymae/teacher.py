@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from raymae.calibration import Calibration, by_probe, can_cross_fit, enough_groups, nothing, on_val, too_few
 from raymae.config.stages import round_name, teacher_of, turn_of
 from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.evaluation.report import write_round
 from raymae.features.store import FeatureStore
 from raymae.invariance import Reading
 from raymae.order import sample
 from raymae.plan import Plan
 from raymae.pseudo_label import FILE, Round, against_truth, agreement, check_teacher, pseudo_label, summary
-from raymae.report import write_round
 from raymae.storage.folder import Folder
 
 PROBED = 2000

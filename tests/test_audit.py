@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymae.audit import audit, audit_splits, average
-from raymae.audit_report import audit_run, audit_text
 from raymae.config import Config, DataConfig, SplitConfig
 from raymae.datasets.splits.assign import assign
+from raymae.evaluation.leaks.audit import audit_run, audit_text
+from raymae.evaluation.leaks.look_ups import audit, audit_splits, average
 from raymae.storage.folder import Folder
 from tests.clip_tables import METADATA, START, cas2023, clip_table, random_table
 
@@ -91,7 +91,7 @@ def test_a_random_split_of_cas_2023_has_siblings_everywhere() -> None:
 
 @needs_metadata
 def test_the_commonest_label_of_the_city_alone() -> None:
-    from raymae.audit import _labelled, _score, commonest
+    from raymae.evaluation.leaks.look_ups import _labelled, _score, commonest
 
     clips = _labelled(cas2023())
     guess = commonest(clips, clips, "city")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymae.compare import macro_accuracy_difference, mean_average_precision_difference
-from raymae.metrics import macro_accuracy, mean_average_precision
-from raymae.resampling import drawn_weights, p_value
+from raymae.evaluation.bootstrap import drawn_weights, p_value
+from raymae.evaluation.metrics import macro_accuracy, mean_average_precision
+from raymae.evaluation.paired_test import macro_accuracy_difference, mean_average_precision_difference
 
 
 def draw(seed: int, n_groups: int, size: int, first: float, second: float) -> tuple[np.ndarray, ...]:

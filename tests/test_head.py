@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from raymae.config import Config
+from raymae.evaluation.probes import make_probe
 from raymae.features.store import FeatureStore
 from raymae.loop import Trainer
 from raymae.models import AudioClassifier, build_classifier
-from raymae.probe import make_probe
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from raymae.intervals import average_precision_intervals, class_intervals, ece_interval, mean_interval
-from raymae.metrics import class_scores, ece, top_reliability
+from raymae.evaluation.confidence_intervals import (
+    average_precision_intervals,
+    class_intervals,
+    ece_interval,
+    mean_interval,
+)
+from raymae.evaluation.metrics import class_scores, ece, top_reliability
 
 
 def clips(seed: int, groups: int, size: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

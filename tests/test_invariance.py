@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raymae.evaluation.probes import read_out
 from raymae.features.store import FeatureStore
-from raymae.invariance import Reading, read_out, readings
+from raymae.invariance import Reading, readings
 from raymae.plan import Plan
 from raymae.session import BareSession
 from raymae.stages import run_stage

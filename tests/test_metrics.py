@@ -6,8 +6,8 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.intervals import average_precision_intervals, macro_accuracy_interval
-from raymae.metrics import (
+from raymae.evaluation.confidence_intervals import average_precision_intervals, macro_accuracy_interval
+from raymae.evaluation.metrics import (
     accuracy,
     accuracy_by,
     average_precision,

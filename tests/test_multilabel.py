@@ -19,12 +19,12 @@ from raymae.config.stages import Target
 from raymae.datasets.checks import check_labels
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluate import evaluate, predictions_table
+from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
 from raymae.in_process import InProcess
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
 from raymae.predict import PRESENT, Predictor, class_probabilities
-from raymae.report import evaluation
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import run_stage

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.probe import cross_validated, effective_rank, fewest_groups, score
+from raymae.evaluation.probes import cross_validated, effective_rank, fewest_groups, score
 
 KINDS = pytest.mark.parametrize("kind", ["linear", "knn"])
 

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.resampling import bootstrap, drawn_weights, enough_groups, group_numbers, group_totals, p_value, signs
+from raymae.evaluation.bootstrap import (
+    bootstrap,
+    drawn_weights,
+    enough_groups,
+    group_numbers,
+    group_totals,
+    p_value,
+    signs,
+)
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=40), st.integers(0, 100))

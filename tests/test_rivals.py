@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raymae.config import AudioConfig
-from raymae.rivals import DEVIATION, LEVELS, MEAN, SVMS, centre, colour, fit_svm, statistics, surer_half
+from raymae.evaluation.baselines import DEVIATION, LEVELS, MEAN, SVMS, centre, colour, fit_svm, statistics, surer_half
 
 AUDIO = AudioConfig(norm_mean=-4.0, norm_scale=2.0)
 NAMES = ["bus", "park", "tram"]

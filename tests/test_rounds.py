@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 
 from raymae.config import AugmentConfig, Config, PseudoLabelConfig
 from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.evaluation.report import model_title
 from raymae.features.store import FeatureStore
 from raymae.invariance import Reading
 from raymae.models.classifier import centre
@@ -23,7 +24,6 @@ from raymae.plan import Plan
 from raymae.predict import Predictor
 from raymae.provenance import trained_clips
 from raymae.pseudo_label import FILE
-from raymae.report import model_title
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage

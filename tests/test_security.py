@@ -32,11 +32,11 @@ from raymae.checkpoint import load_commit
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table
 from raymae.evaluate import judge
+from raymae.evaluation.report.document import Picture, Section, page
+from raymae.evaluation.report.figures import confusion_figure
+from raymae.evaluation.report.sections import tables
+from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
-from raymae.report import evaluation
-from raymae.report.document import Picture, Section, page
-from raymae.report.figures import confusion_figure
-from raymae.report.sections import tables
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.weights import bring

@@ -18,12 +18,12 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import load
 from raymae.audio.logmel import LogMel, fit_length
 from raymae.config import AudioConfig, DataConfig
+from raymae.evaluation.baselines import statistics
 from raymae.features.manifest import Tally
 from raymae.features.shard import DAMAGED, intact, moments, read_summary, widen
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.write import plan_shards, write_shard
 from raymae.plan import Plan
-from raymae.rivals import statistics
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_clips
 from tests.test_audio import ODD

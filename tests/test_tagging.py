@@ -9,9 +9,10 @@ import pytest
 
 from raymae.config import to_dict
 from raymae.evaluate import judge
-from raymae.report import Evaluation, evaluation, write_report
-from raymae.report.figures import class_figure
-from raymae.report.sections import ROWS_SHOWN, precision_tables, ranking
+from raymae.evaluation.report import write_report
+from raymae.evaluation.report.figures import class_figure
+from raymae.evaluation.report.sections import ROWS_SHOWN, precision_tables, ranking
+from raymae.evaluation.scores import Evaluation, evaluation
 from raymae.storage.folder import Folder
 
 NAMES = ["dog", "rain", "speech", "whale"]

@@ -11,7 +11,15 @@ import soundfile as sf
 from scipy.signal import fftconvolve, lfilter
 
 from raymae.audio.decode import load
-from raymae.twins import FRONT_END, THRESHOLD, embed, find_siblings, fingerprint, heard, listen
+from raymae.evaluation.leaks.same_recording import (
+    FRONT_END,
+    THRESHOLD,
+    embed,
+    find_siblings,
+    fingerprint,
+    heard,
+    listen,
+)
 from tests.clip_tables import clip_table
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"

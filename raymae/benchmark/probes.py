@@ -152,7 +152,7 @@ class Frozen:
         return Result("frozen", [], values, score_table(scores))
 
     def _scores(self, table: Labelled, embedder: Embedder, seed: int) -> dict[str, dict[str, float]]:
-        from raymae.probe import score
+        from raymae.evaluation.probes import score
 
         train, tests = table.splits["train"], {k: v for k, v in table.splits.items() if k != "train"}
         y = np.tile(table.labels(train), 1 + self.copies)
@@ -169,10 +169,10 @@ class Frozen:
 def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict[str, float]]:
     """What the linear probe and the rivals reach on log-mel statistics."""
     from raymae.evaluate import store_statistics
-    from raymae.metrics import macro_accuracy
-    from raymae.probe import score
-    from raymae.report import model_title
-    from raymae.rivals import Statistics, SvmKind, centre, fit_svm
+    from raymae.evaluation.baselines import Statistics, SvmKind, centre, fit_svm
+    from raymae.evaluation.metrics import macro_accuracy
+    from raymae.evaluation.probes import score
+    from raymae.evaluation.report import model_title
 
     train = table.splits["train"]
     x, y = store_statistics(table.store, train), table.labels(train)

@@ -16,7 +16,7 @@ from raymae.benchmark.result import Result
 from raymae.config import AugmentConfig, Config
 from raymae.config.paths import changed, from_text
 from raymae.config.recipes import RECIPES
-from raymae.rivals import SVMS, SvmKind
+from raymae.evaluation.baselines import SVMS, SvmKind
 from raymae.storage.folder import open_storage
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def conclude(scores: Scores, tables: Sequence[str], seconds: float) -> Result:
 
 def pairs(scores: Scores) -> dict[str, tuple[str, str]]:
     """What is compared table by table: name → (row, row that is taken off)."""
-    from raymae.report import model_title
+    from raymae.evaluation.report import model_title
 
     rivals = [row for row in (*SVM_ROWS, "cnn", f"cnn{WITHOUT}") if row in scores]
     best = max(rivals, key=lambda row: sum(statistics.fmean(values) for values in scores[row].values()))
@@ -213,7 +213,7 @@ def in_order(scores: Scores) -> list[str]:
 
 def score_table(scores: Scores, tables: int) -> str:
     """Mean and standard deviation of every row as a Markdown table."""
-    from raymae.report import model_title, result_table
+    from raymae.evaluation.report import model_title, result_table
 
     splits = list(next(iter(scores.values())))
     header = [f"macro accuracy, {tables} table{'s' if tables > 1 else ''}", *splits]
@@ -225,7 +225,7 @@ def score_table(scores: Scores, tables: int) -> str:
 
 def difference_table(differences: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Mean and standard deviation of the differences, and in how many tables the first is the better one."""
-    from raymae.report import result_table
+    from raymae.evaluation.report import result_table
 
     splits = list(next(iter(differences.values()), {}))
     rows = [
@@ -239,7 +239,7 @@ def scores_figure(scores: Scores) -> Figure:
     """Every table's score as a dot, the mean as a bar; a panel per split."""
     from matplotlib.figure import Figure
 
-    from raymae.report import model_title
+    from raymae.evaluation.report import model_title
 
     rows = in_order(scores)
     splits = list(next(iter(scores.values())))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import class_names, rows_of
+from raymae.evaluation.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.features.augment import augment, mixup
 from raymae.features.store import iterate
-from raymae.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.weights_file import load_weights
 from raymae.order import mix

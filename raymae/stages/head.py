@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymae.datasets.rows import Rows
+from raymae.evaluation.probes import make_probe
 from raymae.features.augment import crop_frames
 from raymae.features.store import iterate
 from raymae.models import AudioClassifier
 from raymae.order import sample
-from raymae.probe import make_probe
 from raymae.spec import StageSpec
 
 MOST_CLIPS, BATCH = 2000, 32
@@ -29,7 +29,7 @@ LEAST = 0.02
 
 @torch.no_grad()
 def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDArray[np.floating], seed: int) -> None:
-    """Set the head to the linear probe of `raymae.probe` on rows with targets (n, C).
+    """Set the head to the linear probe of `raymae.evaluation.probes` on rows with targets (n, C).
 
     The probe reads the clips as they are: with Freq-MixStyle and random responses it finds five points less (labelled
     clips of ESC-10, held out by group or by group and microphone).

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from raymae.config import Config, changed, differences, redact, to_dict, to_text
 from raymae.config.recipes import RECIPES
-from raymae.report import result_table
+from raymae.evaluation.report import result_table
 from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
 

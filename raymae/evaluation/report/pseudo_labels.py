@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raymae.report.document import Picture, Section, Table, markdown
-from raymae.report.figures import NAMES_SHOWN
-from raymae.report.sections import number
+from raymae.evaluation.report.document import Picture, Section, Table, markdown
+from raymae.evaluation.report.figures import NAMES_SHOWN
+from raymae.evaluation.report.sections import number
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 

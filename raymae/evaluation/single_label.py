@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymae.compare import Difference, macro_accuracy_difference
 from raymae.datasets.labels import target_matrix
-from raymae.intervals import class_intervals, ece_interval, macro_accuracy_interval, mean_interval
-from raymae.metrics import (
+from raymae.evaluation.confidence_intervals import class_intervals, ece_interval, macro_accuracy_interval, mean_interval
+from raymae.evaluation.metrics import (
     accuracy,
     calibration_error,
     class_scores,
@@ -22,6 +21,7 @@ from raymae.metrics import (
     missing_classes,
     top_reliability,
 )
+from raymae.evaluation.paired_test import Difference, macro_accuracy_difference
 
 HEADLINE = "macro_accuracy"
 TITLE = "Macro accuracy"
@@ -39,7 +39,7 @@ def truth_of(clips: pa.Table, class_names: Sequence[str]) -> Truth:
 
 
 def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Everything about the clips of a split; `report.evaluation` names the keys."""
+    """Everything about the clips of a split; `scores.evaluation` names the keys."""
     guess, bins = probabilities.argmax(axis=1), top_reliability(truth, probabilities)
     losses = clip_losses(truth, probabilities)
     return {

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from raymae.datasets.labels import Labels
 from raymae.datasets.rows import held_out
-from raymae.report import multi, single
+from raymae.evaluation import multi_label as multi
+from raymae.evaluation import single_label as single
 
 Evaluation = dict[str, dict[str, Any]]
 """Metrics by split, as `evaluation` gives them."""

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from raymae.config import SplitConfig, SplitKind
 from raymae.datasets.labels import label_lists
+from raymae.datasets.rows import held_out
 from raymae.datasets.splits.assign import assign, settings, split_name
 from raymae.datasets.splits.groups import unit_codes
-from raymae.report import held_out
 
 COMPARED: tuple[SplitKind, ...] = ("random", "session", "visit", "city_day")
 SEEDS = tuple(range(10))

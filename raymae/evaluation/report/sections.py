@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raymae.config.stages import turn_of
-from raymae.report.document import Section, Table
-from raymae.report.evaluation import DOMAINS, KINDS, MISTAKES, UNKNOWN, Evaluation
-from raymae.resampling import MIN_GROUPS
+from raymae.evaluation.bootstrap import MIN_GROUPS
+from raymae.evaluation.report.document import Section, Table
+from raymae.evaluation.scores import DOMAINS, KINDS, MISTAKES, UNKNOWN, Evaluation
 
 Report = Mapping[str, Any]
 Block = str | Table

@@ -2,7 +2,7 @@
 
 A class without a clip has no recall: it takes no part in macro accuracy and is named in `missing_classes`. Where clips
 have several classes, truth (n, C) is 1 for those of each clip, else 0; a class without a clip has no average precision.
-How far each figure may be off says `raymae.intervals`.
+How far each figure may be off says `raymae.evaluation.confidence_intervals`.
 """
 
 from __future__ import annotations

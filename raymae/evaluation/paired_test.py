@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymae.metrics import Labels, Probabilities, Truth, mean_average_precision, weighted_average_precision
-from raymae.resampling import (
+from raymae.evaluation.bootstrap import (
     CHUNK,
     LEVEL,
     MIN_GROUPS,
@@ -23,6 +22,7 @@ from raymae.resampling import (
     p_value,
     signs,
 )
+from raymae.evaluation.metrics import Labels, Probabilities, Truth, mean_average_precision, weighted_average_precision
 
 MAP_DRAWS = 1000
 """Permutations and resamples for mAP, each of which takes a pass over the clips of every class."""

@@ -1,6 +1,6 @@
-"""How far a score may be off: bootstrap intervals from whole groups (`raymae.resampling`), on numpy arrays.
+"""How far a score may be off: bootstrap intervals from whole groups (`raymae.evaluation.bootstrap`), on numpy arrays.
 
-There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in `raymae.metrics`;
+There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in `raymae.evaluation.metrics`;
 groups name the recording or session of each clip.
 """
 
@@ -10,16 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from raymae.metrics import (
-    Labels,
-    Probabilities,
-    Reliability,
-    Truth,
-    average_precision,
-    calibration_error,
-    weighted_average_precision,
-)
-from raymae.resampling import (
+from raymae.evaluation.bootstrap import (
     LEVEL,
     MIN_GROUPS,
     RESAMPLES,
@@ -29,6 +20,15 @@ from raymae.resampling import (
     enough_groups,
     group_numbers,
     group_totals,
+)
+from raymae.evaluation.metrics import (
+    Labels,
+    Probabilities,
+    Reliability,
+    Truth,
+    average_precision,
+    calibration_error,
+    weighted_average_precision,
 )
 
 Interval = tuple[float, float]

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymae.compare import Difference, mean_average_precision_difference
 from raymae.datasets.labels import target_matrix
-from raymae.intervals import average_precision_intervals
-from raymae.metrics import average_precision, binary_log_loss, calibration_error, reliability
+from raymae.evaluation.confidence_intervals import average_precision_intervals
+from raymae.evaluation.metrics import average_precision, binary_log_loss, calibration_error, reliability
+from raymae.evaluation.paired_test import Difference, mean_average_precision_difference
 
 HEADLINE = "mAP"
 TITLE = "mAP"
@@ -30,7 +30,7 @@ def truth_of(clips: pa.Table, class_names: Sequence[str]) -> Truth:
 
 
 def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Everything about the clips of a split; `report.evaluation` names the keys."""
+    """Everything about the clips of a split; `scores.evaluation` names the keys."""
     by_class, (interval, intervals) = (
         average_precision(truth, probabilities),
         average_precision_intervals(truth, probabilities, groups),

@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from raymae.audit import LOOK_UPS, audit_splits
 from raymae.config import Config, redact, to_dict
 from raymae.datasets.clips import load_rows
 from raymae.datasets.splits.assign import assign
 from raymae.datasets.splits.split_file import table_hash
-from raymae.report import result_table
+from raymae.evaluation.leaks.look_ups import LOOK_UPS, audit_splits
+from raymae.evaluation.leaks.same_recording import PRECISION, RECALL, heard
+from raymae.evaluation.report import result_table
 from raymae.storage.folder import Folder, digest
 from raymae.storage.png import png
-from raymae.twins import PRECISION, RECALL, heard
 
 NOTE = (
     "siblings, twins: held-out clips whose group, or whose file by name and size, is on the training side. Look-ups "

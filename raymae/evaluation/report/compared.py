@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from raymae.config import redact, to_dict
-from raymae.report.document import result_table
-from raymae.report.evaluation import KINDS, comparisons
-from raymae.report.sections import difference_cells, model_title, number
+from raymae.evaluation.report.document import result_table
+from raymae.evaluation.report.sections import difference_cells, model_title, number
+from raymae.evaluation.scores import KINDS, comparisons
 from raymae.storage.folder import Folder
 
 

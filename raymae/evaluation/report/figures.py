@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raymae.report.evaluation import Evaluation
-from raymae.report.sections import model_title, ranking
+from raymae.evaluation.report.sections import model_title, ranking
+from raymae.evaluation.scores import Evaluation
 
 NAMES_SHOWN = 60
 """Most classes whose names stand in a figure."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from raymae.report.document import Picture, Section, markdown, page
-from raymae.report.evaluation import DOMAINS, KINDS, UNKNOWN
-from raymae.report.figures import class_figure, confusion_figure, domain_figure, reliability_figure
-from raymae.report.sections import final, model_title, tables, under
+from raymae.evaluation.report.document import Picture, Section, markdown, page
+from raymae.evaluation.report.figures import class_figure, confusion_figure, domain_figure, reliability_figure
+from raymae.evaluation.report.sections import final, model_title, tables, under
+from raymae.evaluation.scores import DOMAINS, KINDS, UNKNOWN
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 

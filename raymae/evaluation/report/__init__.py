@@ -1,0 +1,8 @@
+"""Pages of tables and figures: of an evaluation, of pseudo-labels, and of two evaluations compared."""
+
+from raymae.evaluation.report.document import result_table
+from raymae.evaluation.report.pseudo_labels import write_round
+from raymae.evaluation.report.sections import model_title
+from raymae.evaluation.report.writing import FILES, write_report
+
+__all__ = ["FILES", "model_title", "result_table", "write_report", "write_round"]
