@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from raymae.cluster.pools import actor_pool, torch_device
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore, iterate
-from raymae.inference import actor_pool, torch_device
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
@@ -32,7 +32,7 @@ class EmbedRows:
     def __init__(self, store: FeatureStore, encoder: Folder, config: EmbedConfig, threads: int) -> None:
         import torch
 
-        from raymae.embed import read_embedder
+        from raymae.inference.embedder import read_embedder
 
         torch.set_num_threads(threads)
         self.store, self.config = store, config
@@ -138,7 +138,7 @@ def find_encoder(config: Config, storage: Folder) -> Folder:
 
 def check_front_end(encoder: Folder, audio: AudioConfig) -> None:
     """ValueError where the encoder was trained with another front end than the configured one."""
-    from raymae.embed import read_card
+    from raymae.inference.embedder import read_card
 
     _, card = read_card(encoder)
     own = to_dict(audio)
@@ -150,7 +150,7 @@ def check_front_end(encoder: Folder, audio: AudioConfig) -> None:
 
 def check_layers(encoder: Folder, config: EmbedConfig) -> None:
     """ValueError where the encoder lacks one of the layers: here, before workers start, and not on them."""
-    from raymae.embed import read_card
+    from raymae.inference.embedder import read_card
 
     _, card = read_card(encoder)
     depth = card.get("finetune", {}).get("layer") or card["model"]["depth"]

@@ -25,7 +25,7 @@ from raymae.plan import Plan
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from raymae.invariance import Reading
+    from raymae.inference.embedder import Reading
 
 UNSAID = ("log_loss", "log_loss_ci", "ece", "ece_ci", "reliability")
 """Scores of probabilities."""

@@ -19,13 +19,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from raymae.config import AudioConfig, Config, redact, to_dict
-from raymae.embed import Embedder, read_embedder
 from raymae.features.augment import crop_frames, segment_frames
+from raymae.inference.classifier import one_line, read_classifier
+from raymae.inference.embedder import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
 from raymae.models.masking import index, keep_all
 from raymae.models.patches import Grid, unpatchify
 from raymae.models.timm_weights import timm_names
-from raymae.predict import one_line, read_classifier
 from raymae.storage.folder import Folder, open_storage
 from raymae.weights import open_artifact
 

@@ -22,7 +22,8 @@ from raymae.datasets.rows import Rows
 from raymae.deadline import FOREVER, Deadline
 from raymae.evaluate import evaluate
 from raymae.features.store import iterate
-from raymae.invariance import Reading
+from raymae.inference.embedder import Reading
+from raymae.inference.test_time_augmentation import classify
 from raymae.plan import Node, Plan
 from raymae.session import BareSession
 from raymae.spec import StageSpec
@@ -30,7 +31,6 @@ from raymae.stages import run_stage
 from raymae.storage.folder import Folder
 from raymae.storage.lease import claimed
 from raymae.teacher import run_round
-from raymae.views import classify
 
 CLAIMS = "claims"
 BATCH = 64

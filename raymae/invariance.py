@@ -6,16 +6,10 @@ pooling. Only the weights differ. Works without Ray.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-from safetensors.torch import load as load_tensors
-
-from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict
 from raymae.config.stages import turn_of
-from raymae.embed import Embedder, Pool, make_embedder, read_card
-from raymae.features.augment import segment_frames
-from raymae.models import AudioClassifier, load_encoder
+from raymae.inference.embedder import Reading
 from raymae.plan import Plan
 from raymae.storage.folder import Folder
 
@@ -24,33 +18,6 @@ STAGES = {
     "student": "with pseudo-labels",
     "consistency": "with consistency training",
 }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An encoder and how it is read."""
-
-    classifier: Folder
-    """Whose network it is, and whose segments and centring."""
-    weights: Folder | None
-    """Where its weights are from; None for the random ones that the network is born with."""
-    centred: bool
-    pool: Pool
-    """How a clip's patches become one vector: a mean of ViT-B has 768 values, statistics by row up to 24,576, on which
-    probes take minutes."""
-
-    def embedder(self, torch_device: str, seed: int = 0) -> Embedder:
-        """The frozen encoder; `seed` draws random weights."""
-        _, card = read_card(self.classifier)
-        audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
-        finetune = from_dict(FinetuneConfig, card["finetune"])
-        torch.manual_seed(seed)
-        classifier = AudioClassifier(audio, model, finetune, 2)
-        if self.weights is not None:
-            load_encoder(classifier, load_tensors(self.weights.read_bytes("model.safetensors")))
-        encoder = classifier.encoder.to(torch_device).eval()
-        layer = len(encoder.blocks)
-        return make_embedder(encoder, audio, model, segment_frames(finetune, audio), (layer,), self.centred)
 
 
 def readings(plan: Plan) -> dict[str, Reading]:

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
 
+from raymae.cluster.pools import torch_device
 from raymae.config import ComputeConfig, Config, LabelLevel, redact
 from raymae.features.write import hash_column
-from raymae.inference import torch_device
+from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.inputs import find_files
-from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.outputs import Output, open_output, without_credentials
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.storage.folder import Folder, digest, open_storage
@@ -51,7 +51,7 @@ class LabelFiles:
     """Holds the classifier and labels a part's files; built on a worker."""
 
     def __init__(self, classifier: Folder, level: LabelLevel, threads: int) -> None:
-        from raymae.predict import Predictor
+        from raymae.inference.predictor import Predictor
 
         self.labeller = Labeller(Predictor(classifier, torch_device=torch_device(), threads=1), level, threads)
 

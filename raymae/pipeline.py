@@ -200,7 +200,7 @@ class Run:
             self._finished(node, result)
 
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
-        from raymae.inference import ClusterReader
+        from raymae.cluster.infer import ClusterReader
         from raymae.teacher import run_round
 
         plan, seconds = self.plan, [0.0]
@@ -222,8 +222,8 @@ class Run:
         return result | {"work_seconds": seconds[0]}
 
     def _evaluate(self, node: Node) -> dict[str, Any]:
+        from raymae.cluster.infer import ClusterReader
         from raymae.evaluate import evaluate
-        from raymae.inference import ClusterReader
 
         plan = self.plan
         return evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))

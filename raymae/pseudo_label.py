@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from raymae.acceptance import Acceptance, decide, guesses
 from raymae.calibration import Calibration, soften
 from raymae.config import PseudoLabelConfig, redact
-from raymae.storage.folder import Folder
 
 FILE = "pseudo_labels.parquet"
 
@@ -75,20 +74,6 @@ def pseudo_label(
         columns["probabilities"] = pa.array(list(soften(calibrated, config.sharpening)), pa.list_(pa.float32()))
     table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(class_names))})
     return Round(number, redact(teacher), table, acceptance, calibration, class_names, config)
-
-
-def check_teacher(teacher: Folder, class_names: Sequence[str]) -> None:
-    """ValueError for a teacher (a classifier's folder) of other classes than those of the table's labels."""
-    known = [str(name) for name in teacher.read_json("classifier.json")["class_names"]]
-    if known != list(class_names):
-        lacking = [name for name in class_names if name not in known]
-        strange = [name for name in known if name not in class_names]
-        said = [f"it doesn't know {', '.join(lacking)}"] if lacking else []
-        said += [f"no clip is labelled {', '.join(strange)}"] if strange else []
-        raise ValueError(
-            f"the teacher {redact(teacher.url)} is a classifier of {', '.join(known)}; the labelled training clips are "
-            f"of {', '.join(class_names)}: {'; '.join(said) or 'their order differs'}. Fine-tune one on this table"
-        )
 
 
 # What is said of a round ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class SceneClassifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Build the model from the artifact."""
-        from raymae.predict import Predictor
+        from raymae.inference.predictor import Predictor
 
         self.predictor = Predictor(context.artifacts[CLASSIFIER])
 

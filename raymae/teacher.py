@@ -18,10 +18,11 @@ from raymae.config.stages import round_name, teacher_of, turn_of
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluation.report import write_round
 from raymae.features.store import FeatureStore
-from raymae.invariance import Reading
+from raymae.inference.classifier import check_teacher
+from raymae.inference.embedder import Reading
 from raymae.order import sample
 from raymae.plan import Plan
-from raymae.pseudo_label import FILE, Round, against_truth, agreement, check_teacher, pseudo_label, summary
+from raymae.pseudo_label import FILE, Round, against_truth, agreement, pseudo_label, summary
 from raymae.storage.folder import Folder
 
 PROBED = 2000

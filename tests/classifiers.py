@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from raymae.config import FinetuneConfig
+from raymae.inference.classifier import write_classifier
 from raymae.models import build_classifier
-from raymae.predict import write_classifier
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO
 from tests.test_loop import TINY

@@ -18,8 +18,9 @@ import uvicorn
 
 from raymae.config import ServeConfig
 from raymae.datasets.labels import Labels
+from raymae.inference.classifier import write_classifier
+from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier
-from raymae.predict import Predictor, write_classifier
 from raymae.serve.app import application
 from raymae.serve.service import Service
 from raymae.storage.folder import Folder

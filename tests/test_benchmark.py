@@ -275,9 +275,9 @@ def test_labelling_is_timed_from_the_first_parts_on() -> None:
 
 def test_the_plain_loop_says_what_the_job_says(tmp_path: Path) -> None:
     from raymae.benchmark import predict
+    from raymae.inference.labeller import Labeller
+    from raymae.inference.predictor import Predictor
     from raymae.label import plan_parts
-    from raymae.labels import Labeller
-    from raymae.predict import Predictor
     from tests.test_loop import TINY
 
     classifier = predict.write_untrained(Folder(str(tmp_path / "classifier")), TINY)

@@ -20,10 +20,10 @@ from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConf
 from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
 from raymae.datasets.rows import unlabelled_rows
 from raymae.features.store import FeatureStore
+from raymae.inference.classifier import read_classifier
 from raymae.loop import Trainer
 from raymae.parallel import RunningStatistics
 from raymae.plan import Plan
-from raymae.predict import read_classifier
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.config import AugmentConfig
-from raymae.embed import Embedder, make_embedder, read_embedder
 from raymae.features.augment import crop_frames
 from raymae.features.store import FeatureStore
+from raymae.inference.embedder import Embedder, make_embedder, read_embedder
 from raymae.models import Encoder
 from raymae.models.pooling import cut_segments, segment_starts
 from raymae.session import BareSession

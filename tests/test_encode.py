@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
-from raymae.embed import read_embedder
 from raymae.encode import check_front_end, check_layers, embed_clips
 from raymae.features.store import FeatureStore, iterate
+from raymae.inference.embedder import read_embedder
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder

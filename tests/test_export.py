@@ -20,9 +20,10 @@ from torch import nn
 from raymae import export as module
 from raymae.config import AugmentConfig, Config, ExportConfig, to_dict
 from raymae.export import check_onnx, check_timm, export, read_model, timm_arguments, timm_state, write_onnx
+from raymae.inference.classifier import write_classifier
+from raymae.inference.predictor import Predictor
 from raymae.models import MaskedAutoencoder, build_classifier
 from raymae.models.weights_file import save_weights
-from raymae.predict import Predictor, write_classifier
 from raymae.storage.folder import Folder
 from raymae.weights import bring, find
 from tests.test_loop import TINY

@@ -9,7 +9,8 @@ import pytest
 
 from raymae.evaluation.probes import read_out
 from raymae.features.store import FeatureStore
-from raymae.invariance import Reading, readings
+from raymae.inference.embedder import Reading
+from raymae.invariance import readings
 from raymae.plan import Plan
 from raymae.session import BareSession
 from raymae.stages import run_stage

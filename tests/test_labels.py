@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from raymae.audio.decode import AudioError, UnreachableError
-from raymae.labels import FAILED, FILES, UNREACHABLE, Labeller, schema
-from raymae.predict import BATCH, Predictor
+from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
+from raymae.inference.predictor import BATCH, Predictor
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.classifiers import write_tiny
@@ -115,14 +115,14 @@ def test_what_its_storage_did_not_give_is_counted_apart(
             raise UnreachableError("time-out")
         return path
 
-    monkeypatch.setattr("raymae.labels.open_clip", fails_at_times)
+    monkeypatch.setattr("raymae.inference.labeller.open_clip", fails_at_times)
     table = Labeller(predictor, "file", 2)(paths)
     assert int(table.schema.metadata[UNREACHABLE]) == 1
     assert table["error"].to_pylist()[3] == "time-out"
 
 
 def test_a_defect_in_a_thread_is_raised(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raymae.labels.open_clip", lambda path: 1 / 0)
+    monkeypatch.setattr("raymae.inference.labeller.open_clip", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Labeller(predictor, "file", 2)(["a.wav"] * 3)
 

@@ -22,9 +22,10 @@ from raymae.evaluate import evaluate, predictions_table
 from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
 from raymae.in_process import InProcess
+from raymae.inference.classifier import class_probabilities
+from raymae.inference.predictor import PRESENT, Predictor
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
-from raymae.predict import PRESENT, Predictor, class_probabilities
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import run_stage

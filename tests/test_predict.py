@@ -21,8 +21,9 @@ from safetensors.numpy import load as load_tensors
 from raymae.audio.decode import AudioError
 from raymae.audio.logmel import LogMel, fit_length
 from raymae.config import AugmentConfig, from_dict
+from raymae.inference.classifier import FORMAT, class_probabilities, read_classifier, views, write_classifier
+from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier
-from raymae.predict import FORMAT, Predictor, class_probabilities, read_classifier, views, write_classifier
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.test_loop import TINY

@@ -11,8 +11,8 @@ import pytest
 from raymae.benchmark.curves import LATENT, PIXEL_FAITHFUL, PIXEL_LIGHT, Curves, variants
 from raymae.benchmark.probes import Frozen, Labelled, tables_store, untrained
 from raymae.config.recipes import RECIPES
-from raymae.embed import read_embedder
 from raymae.features.store import FeatureStore
+from raymae.inference.embedder import read_embedder
 from raymae.session import BareSession
 from raymae.stages import run_stage
 from raymae.storage.folder import Folder

@@ -15,7 +15,8 @@ from raymae.acceptance import decide
 from raymae.calibration import Calibration, nothing, on_val, soften
 from raymae.config import PseudoLabelConfig
 from raymae.evaluation.report import write_round
-from raymae.pseudo_label import Round, against_truth, agreement, check_teacher, pseudo_label, summary
+from raymae.inference.classifier import check_teacher
+from raymae.pseudo_label import Round, against_truth, agreement, pseudo_label, summary
 from raymae.storage.folder import Folder
 from raymae.truth import read_truth
 from tests.clip_tables import clip_table

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from raymae.cluster.infer import places_of
 from raymae.config import AudioConfig, to_dict
 from raymae.evaluate import judge
 from raymae.evaluation.baselines import SVMS
@@ -19,7 +20,6 @@ from raymae.evaluation.report import result_table, write_report
 from raymae.evaluation.report.figures import confusion_figure, domain_figure, reliability_figure
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
 from raymae.figures import UNDRAWN, curve_panels, learning_curves, reconstruction_figure
-from raymae.inference import places_of
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 

@@ -18,10 +18,11 @@ from raymae.config import AugmentConfig, Config, PseudoLabelConfig
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluation.report import model_title
 from raymae.features.store import FeatureStore
-from raymae.invariance import Reading
+from raymae.inference.embedder import Reading
+from raymae.inference.predictor import Predictor
+from raymae.inference.test_time_augmentation import averaged, classify, coloured
 from raymae.models.classifier import centre
 from raymae.plan import Plan
-from raymae.predict import Predictor
 from raymae.provenance import trained_clips
 from raymae.pseudo_label import FILE
 from raymae.session import BareSession
@@ -29,7 +30,6 @@ from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage
 from raymae.storage.folder import Folder
 from raymae.teacher import run_round
-from raymae.views import averaged, classify, coloured
 from tests.test_loop import TINY
 
 SHORT = replace(

@@ -194,7 +194,7 @@ NASTY = [
 @settings(max_examples=40)
 @given(st.lists(st.one_of(st.sampled_from(NASTY), st.text()), min_size=1, max_size=6, unique=True))
 def test_no_cell_is_a_formula(texts: list[str]) -> None:
-    from raymae.labels import schema
+    from raymae.inference.labeller import schema
     from raymae.outputs import as_text
 
     row = {name: text for name, text in zip(("path", "scene_label", "error"), texts, strict=False)}

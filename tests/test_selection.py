@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from raymae.config import Config, DataConfig
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
+from raymae.inference.classifier import read_classifier
 from raymae.loop import Trainer
 from raymae.plan import Plan
-from raymae.predict import read_classifier
 from raymae.selection import METRICS, MIN_GROUPS, described, selection
 from raymae.session import BareSession
 from raymae.spec import StageSpec

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from raymae.audio.logmel import band_centres
 from raymae.config import ServeConfig
-from raymae.predict import Predictor
+from raymae.inference.predictor import Predictor
 from raymae.serve.batching import Batcher
 from raymae.serve.spectrogram import COLUMNS, Spectrogram
 from raymae.serve.upload import TooLargeError, UploadError, file_of, read_body

@@ -8,7 +8,7 @@ import pytest
 
 from raymae.benchmark.serve import CLIPS, Load, Serve, classify_together, expect, wav
 from raymae.config import ModelConfig, ServeConfig
-from raymae.predict import Predictor
+from raymae.inference.predictor import Predictor
 from raymae.storage.folder import Folder
 from tests.audio_files import encoded
 from tests.serving import Held, ask, serving, until, write_small_classifier

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from raymae.config import ServeConfig
-from raymae.predict import Predictor
+from raymae.inference.predictor import Predictor
 from tests.audio_files import TINY_AUDIO
 from tests.browser import CHROMIUM, Tab, chromium
 from tests.serving import NAMES, serving, write_small_classifier

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from raymae.config import ComputeConfig, Config, ServeConfig
-from raymae.predict import Predictor
+from raymae.inference.predictor import Predictor
 from raymae.serve.job import serve_classifier
 from tests.audio_files import TINY_AUDIO, encoded
 from tests.serving import NAMES, ask, write_small_classifier

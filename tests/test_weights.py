@@ -19,12 +19,12 @@ from timm.models.vision_transformer import VisionTransformer
 from raymae.config import FRONT_ENDS, AudioConfig, Config, DataConfig, ModelConfig
 from raymae.config.stages import Target
 from raymae.features.store import FeatureStore
+from raymae.inference.classifier import read_classifier, write_classifier
 from raymae.loop import Trainer
 from raymae.models import build_classifier
 from raymae.models.encoder import init_weights
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
-from raymae.predict import read_classifier, write_classifier
 from raymae.session import BareSession
 from raymae.spec import StageSpec
 from raymae.stages import run_stage

@@ -122,8 +122,8 @@ class Predict:
 
 def write_untrained(folder: Folder, config: Config) -> Folder:
     """A classifier of random weights."""
+    from raymae.inference.classifier import write_classifier
     from raymae.models import build_classifier
-    from raymae.predict import write_classifier
 
     model = build_classifier(config.audio, config.model, config.finetune, CLASSES)
     names = [f"class {number}" for number in range(CLASSES)]
@@ -145,7 +145,7 @@ def bare_sides(classifier: Folder, paths: Sequence[str], repetitions: int) -> di
     """CPU seconds per clip of decoding with log-mel, of forward passes, and of the plain loop, in one thread."""
     from raymae.audio.decode import load
     from raymae.audio.logmel import fit_length
-    from raymae.predict import BATCH, Predictor
+    from raymae.inference.predictor import BATCH, Predictor
 
     predictor = Predictor(classifier, threads=1)
     audio = predictor.classifier.audio
@@ -179,7 +179,7 @@ _predictors: dict[str, Any] = {}
 
 
 def _plain(classifier: Folder, paths: Sequence[str]) -> int:
-    from raymae.predict import Predictor
+    from raymae.inference.predictor import Predictor
 
     if classifier.url not in _predictors:
         _predictors[classifier.url] = Predictor(classifier, threads=1)
@@ -230,9 +230,9 @@ def pace_of(arrived: Sequence[Arrival], skipped: int, started: float) -> JobPace
 
 def check(classifier: Folder, folder: Folder, files: pa.Table) -> None:
     """ValueError where the job and the plain loop differ."""
+    from raymae.inference.labeller import schema
+    from raymae.inference.predictor import Predictor
     from raymae.label import Labels, plan_parts
-    from raymae.labels import schema
-    from raymae.predict import Predictor
 
     predictor = Predictor(classifier, threads=1)
     table = next(Labels(folder, plan_parts(files), schema(predictor.class_names, "file")).tables())

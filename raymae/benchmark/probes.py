@@ -24,7 +24,7 @@ from raymae.features.write import write_store
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from raymae.embed import Embedder
+    from raymae.inference.embedder import Embedder
 
 BATCH = 64
 STATISTICS = "log-mel statistics"
@@ -136,7 +136,7 @@ class Frozen:
         """Measure."""
         import torch
 
-        from raymae.embed import read_embedder
+        from raymae.inference.embedder import read_embedder
 
         if self.threads:
             torch.set_num_threads(self.threads)

@@ -28,7 +28,7 @@ from raymae.datasets.synthetic.tones import SAMPLE_RATE, recording
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from raymae.predict import Predictor
+    from raymae.inference.predictor import Predictor
 
 CLASSES = 10
 CLIPS = 16
@@ -72,7 +72,7 @@ class Serve:
         """Measure."""
         if min(self.repetitions, self.clients, self.turns) < 1 or self.seconds <= 0:
             raise ValueError("--repetitions, --clients, --seconds and --turns must be positive")
-        from raymae.predict import Predictor
+        from raymae.inference.predictor import Predictor
 
         files = [wav(self.clip_seconds, seed) for seed in range(CLIPS)]
         with tempfile.TemporaryDirectory(prefix="raymae-serve-") as folder:
@@ -108,8 +108,8 @@ class Serve:
         """An untrained classifier, without pieces or crops: whole clips in one pass."""
         import torch
 
+        from raymae.inference.classifier import write_classifier
         from raymae.models import build_classifier
-        from raymae.predict import write_classifier
 
         audio, finetune = AudioConfig(clip_seconds=self.clip_seconds), FinetuneConfig()
         torch.manual_seed(0)

@@ -17,8 +17,8 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
+from raymae.cluster.pools import torch_device
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
-from raymae.inference import torch_device
 from raymae.label import find_classifier
 from raymae.launch import start_ray
 from raymae.storage.folder import Folder
@@ -35,7 +35,7 @@ class Scenes:
     """A replica."""
 
     def __init__(self, classifier: Folder, settings: ServeConfig, threads: int) -> None:
-        from raymae.predict import Predictor
+        from raymae.inference.predictor import Predictor
         from raymae.serve.service import Service
 
         predictor = Predictor(classifier, torch_device=torch_device(), threads=threads)
@@ -53,7 +53,7 @@ def serve_classifier(config: Config) -> dict[str, Any]:
     Returns what `--json` writes: job, classifier, classes, address, seconds (of serving). ValueError where there is no
     classifier, the port is taken, or the cluster has a Serve of others.
     """
-    from raymae.predict import read_classifier
+    from raymae.inference.classifier import read_classifier
 
     settings = config.serve
     classifier = find_classifier(config, "--serve.model", settings.model)

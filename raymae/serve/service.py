@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.config import ServeConfig
-from raymae.predict import Clip, Predictor
+from raymae.inference.predictor import Clip, Predictor
 from raymae.serve.batching import Batcher
 from raymae.serve.spectrogram import Spectrogram
 from raymae.serve.upload import file_of

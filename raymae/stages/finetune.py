@@ -19,11 +19,10 @@ from raymae.datasets.rows import class_names, rows_of
 from raymae.evaluation.metrics import Probabilities, macro_accuracy, mean_average_precision
 from raymae.features.augment import augment, mixup
 from raymae.features.store import iterate
+from raymae.inference.classifier import check_teacher, class_probabilities, write_classifier
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.weights_file import load_weights
 from raymae.order import mix
-from raymae.predict import class_probabilities, write_classifier
-from raymae.pseudo_label import check_teacher
 from raymae.selection import selection
 from raymae.session import Session
 from raymae.spec import StageSpec, labelled_rows

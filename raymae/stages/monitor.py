@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows, class_names, rows_of
-from raymae.embed import Embedder
 from raymae.evaluation.probes import ProbeKind, cross_validated, effective_rank, score
 from raymae.features.store import iterate
+from raymae.inference.embedder import Embedder
 from raymae.order import sample
 from raymae.session import Session
 from raymae.spec import StageSpec, pretrain_sources

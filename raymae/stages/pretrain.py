@@ -11,9 +11,9 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.config import to_dict
-from raymae.embed import make_embedder
 from raymae.features.augment import crop_frames, recut, restyle
 from raymae.figures import component_figure, reconstruction_figure
+from raymae.inference.embedder import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.models.weights_file import save_weights
 from raymae.order import mix

@@ -13,8 +13,9 @@ from raymae.config import AudioConfig, AugmentConfig
 from raymae.datasets.rows import Rows
 from raymae.features.augment import colour
 from raymae.features.store import FeatureStore, iterate
+from raymae.inference.classifier import Probabilities
+from raymae.inference.predictor import Predictor
 from raymae.models.classifier import centre
-from raymae.predict import Predictor, Probabilities
 from raymae.storage.folder import Folder
 
 BATCH = 64

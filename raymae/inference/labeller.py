@@ -20,7 +20,7 @@ from raymae.audio.sources import open_clip
 from raymae.config import LabelLevel
 
 if TYPE_CHECKING:
-    from raymae.predict import Predictor
+    from raymae.inference.predictor import Predictor
 
 UNREACHABLE = b"unreachable"
 """In a table's metadata: how many of its files the storage didn't give for now."""

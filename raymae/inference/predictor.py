@@ -6,11 +6,9 @@ to build the model and its front end). Nothing in it is unpickled.
 
 from __future__ import annotations
 
-import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -18,28 +16,26 @@ import numpy as np
 import soxr
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, load
 from raymae.audio.logmel import LogMel, fit_length
-from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.datasets.labels import SEPARATOR
-from raymae.features.augment import crop_frames
-from raymae.models import build_classifier
-from raymae.models.weights_file import read_weights, save_weights
+from raymae.inference.classifier import Probabilities, class_probabilities, read_classifier
 from raymae.storage.folder import Folder
 
-FORMAT = 1
 BATCH = 16
 """Windows of a forward pass."""
+
 PRESENT = 0.5
 """Smallest probability of a class that a row names, where clips may have several."""
+
 FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32": 2**31}
 """What a waveform of each type is divided by."""
 
-Probabilities = NDArray[np.float32]
 Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
+
 Named = TypeVar("Named")
+
 Window = tuple[float, float, Probabilities]
 """Start and end in seconds, and the probabilities (C,) of a clip length of a recording."""
 
@@ -54,101 +50,6 @@ class Clip:
     log_mel: FloatArray
     """(n_frames, F), padded at its end."""
     valid_frames: int
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A model with what belongs to it."""
-
-    model: nn.Module
-    class_names: list[str]
-    audio: AudioConfig
-    finetune: FinetuneConfig
-
-
-def write_classifier(
-    folder: Folder,
-    model: nn.Module,
-    *,
-    class_names: list[str],
-    audio: AudioConfig,
-    model_config: ModelConfig,
-    finetune: FinetuneConfig,
-    cnn: str | None = None,
-) -> None:
-    """Write a classifier folder; `cnn` names the network where it is not the encoder."""
-    folder.write_bytes("model.safetensors", save_weights(model))
-    settings = {"audio": to_dict(audio), "model": to_dict(model_config), "finetune": to_dict(finetune), "cnn": cnn}
-    folder.write_json("classifier.json", {"format": FORMAT, "class_names": class_names, **settings})
-
-
-def read_classifier(folder: Folder) -> Classifier:
-    """Read a classifier folder; ValueError where it is none, is damaged or comes from a later version."""
-    url = redact(folder.url)
-    for name in ("classifier.json", "model.safetensors"):
-        if not folder.exists(name):
-            raise ValueError(f"{url} is no classifier: it has no {name}")
-    card = folder.read_json("classifier.json")
-    found = card.get("format") if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{url}/classifier.json: format {found} is unknown; this reads {FORMAT}")
-    try:
-        class_names = [str(name) for name in card["class_names"]]
-        audio = from_dict(AudioConfig, card["audio"])
-        finetune = from_dict(FinetuneConfig, card["finetune"])
-        sizes = audio, from_dict(ModelConfig, card["model"]), finetune, len(class_names), card["cnn"]
-        with torch.device("cpu" if card["cnn"] else "meta"):  # sizes without memory: what the weights fit has little
-            sized = build_classifier(*sizes)
-    except Exception as error:  # a setting that is missing, unknown, of another type, or that no model can be built of
-        raise ValueError(f"{url}/classifier.json is damaged: {type(error).__name__}: {one_line(error)}") from None
-    try:
-        weights = read_weights(folder.read_bytes("model.safetensors"))
-        sized.load_state_dict(weights, assign=True)
-        model = build_classifier(*sizes)
-        model.load_state_dict(weights)
-    except Exception as error:  # safetensors and torch name what doesn't fit, each with an exception of its own
-        raise ValueError(f"{url}/model.safetensors doesn't fit classifier.json: {one_line(error)}") from None
-    return Classifier(model.eval(), class_names, audio, finetune)
-
-
-def one_line(error: Exception) -> str:
-    """The beginning of what an exception says."""
-    return textwrap.shorten(str(error), 300, placeholder=" …")
-
-
-def views(n_frames: int, crop: int, valid_frames: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """First frames (count, B) of the crops that are averaged: spread evenly over each clip's valid frames."""
-    room = np.maximum(np.minimum(valid_frames, n_frames) - crop, 0)
-    shares = np.linspace(0, 1, count)[:, None] if count > 1 else np.array([[0.5]])
-    return np.round(shares * room).astype(np.int64)
-
-
-@torch.inference_mode()
-def class_probabilities(
-    model: nn.Module,
-    log_mel: NDArray[np.floating],
-    valid_frames: NDArray[np.integer],
-    finetune: FinetuneConfig,
-    audio: AudioConfig,
-    torch_device: torch.device,
-) -> Probabilities:
-    """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length.
-
-    With `finetune.labels` = single they sum to 1, with multi each is between 0 and 1 by itself.
-    """
-    squash = torch.sigmoid if finetune.labels == "multi" else partial(torch.softmax, dim=1)
-    crop = crop_frames(finetune.augment, audio)
-    if crop >= log_mel.shape[1]:
-        starts = np.zeros((1, len(log_mel)), np.int64)
-    else:
-        starts = views(log_mel.shape[1], crop, np.asarray(valid_frames, np.int32), finetune.views)
-    total: Any = 0.0
-    for start in starts:
-        part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
-        x = torch.from_numpy(part).to(torch_device).float()
-        frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
-        total = total + squash(model(x, frames).float())
-    return np.asarray((total / len(starts)).cpu().numpy(), np.float32)
 
 
 def as_it_is(source: Any) -> Any:

@@ -15,29 +15,27 @@ import ray.data
 from numpy.typing import NDArray
 
 from raymae.blame import plainly
+from raymae.cluster.pools import actor_pool, torch_device
 from raymae.config import ComputeConfig
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from raymae.invariance import Reading
+    from raymae.inference.embedder import Reading
 
 BATCH = 64
+
 Progress = Callable[[int], Any]
+
 Bar = Callable[[int], AbstractContextManager[Progress]]
-
-
-def torch_device() -> str:
-    """The device of the actor that asks."""
-    return "cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu"
 
 
 class Classify:
     """A Ray Data actor that holds the classifiers."""
 
     def __init__(self, store: FeatureStore, folders: Mapping[str, Folder], threads: int, views: int = 0) -> None:
-        from raymae.predict import Predictor
+        from raymae.inference.predictor import Predictor
 
         self.store, self.views = store, views
         self.predictors = {
@@ -45,7 +43,7 @@ class Classify:
         }
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        from raymae.views import averaged
+        from raymae.inference.test_time_augmentation import averaged
 
         rows = batch["row"]
         log_mel, valid_frames = self.store.read(rows)
@@ -73,16 +71,6 @@ class Embed:
         started = time.perf_counter()
         found = {name: one.clips(log_mel, valid_frames, pool) for name, (one, pool) in self.embedders.items()}
         return {"row": rows, "seconds": np.full(len(rows), (time.perf_counter() - started) / len(rows)), **found}
-
-
-def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]:
-    """Arguments of `map_batches` for actors that run a network, one per GPU or else one per node, and their threads."""
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    cores = max(node["Resources"].get("CPU", 1) for node in nodes)
-    strategy = ray.data.ActorPoolStrategy(min_size=1, max_size=min(tasks, gpus or max(1, len(nodes))))
-    return {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "compute": strategy}, compute.torch_threads or int(cores)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
 from raymae.features.augment import crop_frames, segment_frames
-from raymae.models import AudioClassifier, Encoder
+from raymae.models import AudioClassifier, Encoder, load_encoder
 from raymae.models.classifier import centre
 from raymae.models.encoder import select
 from raymae.models.masking import index
@@ -155,3 +155,30 @@ def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str 
     own = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     encoder.load_state_dict(own)
     return make_embedder(encoder.to(torch_device).eval(), audio, model, segment, layers, centred)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An encoder and how it is read."""
+
+    classifier: Folder
+    """Whose network it is, and whose segments and centring."""
+    weights: Folder | None
+    """Where its weights are from; None for the random ones that the network is born with."""
+    centred: bool
+    pool: Pool
+    """How a clip's patches become one vector: a mean of ViT-B has 768 values, statistics by row up to 24,576, on which
+    probes take minutes."""
+
+    def embedder(self, torch_device: str, seed: int = 0) -> Embedder:
+        """The frozen encoder; `seed` draws random weights."""
+        _, card = read_card(self.classifier)
+        audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
+        finetune = from_dict(FinetuneConfig, card["finetune"])
+        torch.manual_seed(seed)
+        classifier = AudioClassifier(audio, model, finetune, 2)
+        if self.weights is not None:
+            load_encoder(classifier, load_tensors(self.weights.read_bytes("model.safetensors")))
+        encoder = classifier.encoder.to(torch_device).eval()
+        layer = len(encoder.blocks)
+        return make_embedder(encoder, audio, model, segment_frames(finetune, audio), (layer,), self.centred)

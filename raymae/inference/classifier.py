@@ -1,0 +1,133 @@
+"""Classifier folders: write them, read them, and class probabilities from windows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
+from raymae.features.augment import crop_frames
+from raymae.models import build_classifier
+from raymae.models.weights_file import read_weights, save_weights
+from raymae.storage.folder import Folder
+
+FORMAT = 1
+
+Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with what belongs to it."""
+
+    model: nn.Module
+    class_names: list[str]
+    audio: AudioConfig
+    finetune: FinetuneConfig
+
+
+def write_classifier(
+    folder: Folder,
+    model: nn.Module,
+    *,
+    class_names: list[str],
+    audio: AudioConfig,
+    model_config: ModelConfig,
+    finetune: FinetuneConfig,
+    cnn: str | None = None,
+) -> None:
+    """Write a classifier folder; `cnn` names the network where it is not the encoder."""
+    folder.write_bytes("model.safetensors", save_weights(model))
+    settings = {"audio": to_dict(audio), "model": to_dict(model_config), "finetune": to_dict(finetune), "cnn": cnn}
+    folder.write_json("classifier.json", {"format": FORMAT, "class_names": class_names, **settings})
+
+
+def read_classifier(folder: Folder) -> Classifier:
+    """Read a classifier folder; ValueError where it is none, is damaged or comes from a later version."""
+    url = redact(folder.url)
+    for name in ("classifier.json", "model.safetensors"):
+        if not folder.exists(name):
+            raise ValueError(f"{url} is no classifier: it has no {name}")
+    card = folder.read_json("classifier.json")
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{url}/classifier.json: format {found} is unknown; this reads {FORMAT}")
+    try:
+        class_names = [str(name) for name in card["class_names"]]
+        audio = from_dict(AudioConfig, card["audio"])
+        finetune = from_dict(FinetuneConfig, card["finetune"])
+        sizes = audio, from_dict(ModelConfig, card["model"]), finetune, len(class_names), card["cnn"]
+        with torch.device("cpu" if card["cnn"] else "meta"):  # sizes without memory: what the weights fit has little
+            sized = build_classifier(*sizes)
+    except Exception as error:  # a setting that is missing, unknown, of another type, or that no model can be built of
+        raise ValueError(f"{url}/classifier.json is damaged: {type(error).__name__}: {one_line(error)}") from None
+    try:
+        weights = read_weights(folder.read_bytes("model.safetensors"))
+        sized.load_state_dict(weights, assign=True)
+        model = build_classifier(*sizes)
+        model.load_state_dict(weights)
+    except Exception as error:  # safetensors and torch name what doesn't fit, each with an exception of its own
+        raise ValueError(f"{url}/model.safetensors doesn't fit classifier.json: {one_line(error)}") from None
+    return Classifier(model.eval(), class_names, audio, finetune)
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of what an exception says."""
+    return textwrap.shorten(str(error), 300, placeholder=" …")
+
+
+def views(n_frames: int, crop: int, valid_frames: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """First frames (count, B) of the crops that are averaged: spread evenly over each clip's valid frames."""
+    room = np.maximum(np.minimum(valid_frames, n_frames) - crop, 0)
+    shares = np.linspace(0, 1, count)[:, None] if count > 1 else np.array([[0.5]])
+    return np.round(shares * room).astype(np.int64)
+
+
+@torch.inference_mode()
+def class_probabilities(
+    model: nn.Module,
+    log_mel: NDArray[np.floating],
+    valid_frames: NDArray[np.integer],
+    finetune: FinetuneConfig,
+    audio: AudioConfig,
+    torch_device: torch.device,
+) -> Probabilities:
+    """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length.
+
+    With `finetune.labels` = single they sum to 1, with multi each is between 0 and 1 by itself.
+    """
+    squash = torch.sigmoid if finetune.labels == "multi" else partial(torch.softmax, dim=1)
+    crop = crop_frames(finetune.augment, audio)
+    if crop >= log_mel.shape[1]:
+        starts = np.zeros((1, len(log_mel)), np.int64)
+    else:
+        starts = views(log_mel.shape[1], crop, np.asarray(valid_frames, np.int32), finetune.views)
+    total: Any = 0.0
+    for start in starts:
+        part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
+        x = torch.from_numpy(part).to(torch_device).float()
+        frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
+        total = total + squash(model(x, frames).float())
+    return np.asarray((total / len(starts)).cpu().numpy(), np.float32)
+
+
+def check_teacher(teacher: Folder, class_names: Sequence[str]) -> None:
+    """ValueError for a teacher (a classifier's folder) of other classes than those of the table's labels."""
+    known = [str(name) for name in teacher.read_json("classifier.json")["class_names"]]
+    if known != list(class_names):
+        lacking = [name for name in class_names if name not in known]
+        strange = [name for name in known if name not in class_names]
+        said = [f"it doesn't know {', '.join(lacking)}"] if lacking else []
+        said += [f"no clip is labelled {', '.join(strange)}"] if strange else []
+        raise ValueError(
+            f"the teacher {redact(teacher.url)} is a classifier of {', '.join(known)}; the labelled training clips are "
+            f"of {', '.join(class_names)}: {'; '.join(said) or 'their order differs'}. Fine-tune one on this table"
+        )
