@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.calibration import Calibration, by_probe, can_cross_fit, enough_groups, nothing, on_val, too_few
 from raymae.config.stages import round_name, teacher_of, turn_of
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluation.report import write_round
@@ -22,7 +21,16 @@ from raymae.inference.classifier import check_teacher
 from raymae.inference.embedder import Reading
 from raymae.order import sample
 from raymae.plan import Plan
-from raymae.pseudo_label import FILE, Round, against_truth, agreement, pseudo_label, summary
+from raymae.pseudo_labels.calibration import (
+    Calibration,
+    by_probe,
+    can_cross_fit,
+    enough_groups,
+    nothing,
+    on_val,
+    too_few,
+)
+from raymae.pseudo_labels.table import FILE, Round, against_truth, agreement, pseudo_label, summary
 from raymae.storage.folder import Folder
 
 PROBED = 2000
@@ -67,7 +75,7 @@ def calibrate(
     held_out: NDArray[np.float32],
     embed: Embed,
 ) -> Calibration:
-    """The teacher's temperature (`raymae.calibration` says why so), from its probabilities of the unlabelled training
+    """The teacher's temperature (`raymae.pseudo_labels.calibration` says why so), from its probabilities of the unlabelled training
     clips (n, C) and of the labelled clips of val (m, C)."""
     store, config = plan.store, plan.config
     truth, groups = labels_of(store, rows_of(store.clips, "val", labelled=True))

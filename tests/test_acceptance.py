@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from raymae.acceptance import Acceptance, decide, flexmatch_thresholds, freematch_thresholds, ranks
 from raymae.config import PseudoLabelConfig
+from raymae.pseudo_labels.acceptance import Acceptance, decide, flexmatch_thresholds, freematch_thresholds, ranks
 
 CLASSES = 4
 

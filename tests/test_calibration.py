@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from raymae.calibration import (
+from raymae.pseudo_labels.calibration import (
     BOUNDS,
     MIN_GROUPS,
     by_probe,

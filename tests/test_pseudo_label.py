@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from raymae.acceptance import decide
-from raymae.calibration import Calibration, nothing, on_val, soften
 from raymae.config import PseudoLabelConfig
 from raymae.evaluation.report import write_round
 from raymae.inference.classifier import check_teacher
-from raymae.pseudo_label import Round, against_truth, agreement, pseudo_label, summary
+from raymae.pseudo_labels.acceptance import decide
+from raymae.pseudo_labels.calibration import Calibration, nothing, on_val, soften
+from raymae.pseudo_labels.table import Round, against_truth, agreement, pseudo_label, summary
+from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.folder import Folder
-from raymae.truth import read_truth
 from tests.clip_tables import clip_table
 from tests.test_acceptance import FREEMATCH, coverage, flexmatch, guesses, in_groups, probabilities, shares, threshold
 from tests.test_calibration import names as group_names

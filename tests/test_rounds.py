@@ -24,7 +24,7 @@ from raymae.inference.test_time_augmentation import averaged, classify, coloured
 from raymae.models.classifier import centre
 from raymae.plan import Plan
 from raymae.provenance import trained_clips
-from raymae.pseudo_label import FILE
+from raymae.pseudo_labels.table import FILE
 from raymae.session import BareSession
 from raymae.spec import StageSpec, labelled_rows
 from raymae.stages import build_task, run_stage

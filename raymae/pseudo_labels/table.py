@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.acceptance import Acceptance, decide, guesses
-from raymae.calibration import Calibration, soften
 from raymae.config import PseudoLabelConfig, redact
+from raymae.pseudo_labels.acceptance import Acceptance, decide, guesses
+from raymae.pseudo_labels.calibration import Calibration, soften
 
 FILE = "pseudo_labels.parquet"
 
