@@ -31,9 +31,9 @@ from raymae.config import (
 )
 from raymae.config.recipes import RECIPES
 from raymae.config.stages import Target
-from raymae.deadline import EXIT_STATUS, TimeIsUpError
 from raymae.loopback import stay_local
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
 
 DEFAULT_RECIPE = "synthetic"
 

@@ -20,9 +20,9 @@ from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
 from raymae.evaluation.report import write_report
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
 from raymae.features.store import FeatureStore, iterate
-from raymae.order import sample
 from raymae.plan import Plan
 from raymae.storage.folder import Folder
+from raymae.training.batches.order import sample
 
 if TYPE_CHECKING:
     from raymae.inference.embedder import Reading

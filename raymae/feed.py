@@ -15,9 +15,9 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from raymae.config import AudioConfig
 from raymae.features.store import features_of
 from raymae.features.streaming import StreamedClips
-from raymae.spec import StageSpec
 from raymae.storage.events import latest_step
-from raymae.windows import Window, read_window
+from raymae.training.batches.windows import Window, read_window
+from raymae.training.spec import StageSpec
 from raymae.workforce import alive, reserved_cpus
 
 AHEAD = 3

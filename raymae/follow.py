@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raymae.spec import StageSpec
 from raymae.storage.events import latest_step, read_events
-from raymae.watchdog import failures, hangs
+from raymae.training.guards.watchdog import failures, hangs
+from raymae.training.spec import StageSpec
 
 log = logging.getLogger(__name__)
 

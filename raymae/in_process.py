@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from raymae.config import to_dict
 from raymae.config.stages import FINETUNED
 from raymae.datasets.rows import Rows
-from raymae.deadline import FOREVER, Deadline
 from raymae.evaluate import evaluate
 from raymae.features.store import iterate
 from raymae.inference.embedder import Reading
 from raymae.inference.test_time_augmentation import classify
 from raymae.plan import Node, Plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder
 from raymae.storage.lease import claimed
 from raymae.teacher import run_round
+from raymae.training.guards.deadline import FOREVER, Deadline
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 
 CLAIMS = "claims"
 BATCH = 64

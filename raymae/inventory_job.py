@@ -14,8 +14,8 @@ import tyro
 from raymae.cli import check_target
 from raymae.config import redact
 from raymae.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
-from raymae.seen import models_that_saw, sights_text
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.state.lineage import models_that_saw, sights_text
 
 
 @dataclass(frozen=True, kw_only=True)

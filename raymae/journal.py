@@ -15,8 +15,8 @@ from raymae.datasets.splits.split_file import DESCRIPTION
 from raymae.delivery import START_SECONDS, Delivery
 from raymae.outbox import Entry, Outbox, left_over, server_id
 from raymae.plan import Node, Plan, tracking_uri
-from raymae.provenance import source
 from raymae.storage.folder import Folder
+from raymae.training.state.provenance import source
 
 if TYPE_CHECKING:
     from raymae.tracking import Tracker

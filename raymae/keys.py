@@ -16,8 +16,8 @@ from raymae.config.stages import FINETUNED, teacher_of, turn_of
 from raymae.datasets.rows import FILE, class_names, clips_of, fingerprint, rows_of
 from raymae.datasets.splits.split_file import split_name
 from raymae.features.manifest import FORMAT
-from raymae.selection import selection
 from raymae.storage.folder import digest
+from raymae.training.tasks.selection import selection
 
 VERSION = 1
 """Part of every key; a change of what the stages compute raises it."""

@@ -20,15 +20,15 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 
 from raymae.blame import user_error
 from raymae.config import ComputeConfig
-from raymae.deadline import FOREVER, Deadline
 from raymae.feed import InOrder, factory, legs, read_leg, split_in_order, windows_of
 from raymae.gauges import Gauges
-from raymae.order import Order
-from raymae.spec import StageSpec
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
-from raymae.watchdog import hang_error, hangs, write_failure
-from raymae.windows import MicroBatch, Window, micro_batches
+from raymae.training.batches.order import Order
+from raymae.training.batches.windows import MicroBatch, Window, micro_batches
+from raymae.training.guards.deadline import FOREVER, Deadline
+from raymae.training.guards.watchdog import hang_error, hangs, write_failure
+from raymae.training.spec import StageSpec
 from raymae.workforce import Workforce, torch_threads, workforce
 
 log = logging.getLogger(__name__)
@@ -85,13 +85,13 @@ class RaySession:
 
     def wrap(self, model: Any) -> Any:
         """The model, as `compute.parallel` says."""
-        from raymae import parallel
+        from raymae.training import parallel
 
         return parallel.wrap(model, self.torch_device, self.spec.config.compute.parallel)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank."""
-        from raymae import parallel
+        from raymae.training import parallel
 
         return parallel.gather(value)
 
@@ -132,7 +132,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run the stages one after the other, until the deadline."""
     import torch
 
-    from raymae.stages import run_stage
+    from raymae.training.run_stage import run_stage
 
     torch.set_num_threads(config["torch_threads"])
     for spec in config["specs"]:

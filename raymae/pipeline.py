@@ -18,14 +18,14 @@ from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets.clips import load, load_nominal
 from raymae.datasets.published.nominal import absent
 from raymae.datasets.splits.assign import write_split
-from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.delivery import AwayError
 from raymae.inventory import STAGES
 from raymae.journal import PlanJournal
 from raymae.plan import Node, Plan, ui_command
-from raymae.selection import described
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
+from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
+from raymae.training.tasks.selection import described
 from raymae.weights import bring, find
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Run:
             return
         from raymae.follow import Follower
         from raymae.launch import train
-        from raymae.provenance import check_commit
+        from raymae.training.state.provenance import check_commit
 
         self.deadline.check(f"before {nodes[0].name}")
         specs = [self.plan.spec(node.name) for node in nodes]

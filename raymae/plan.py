@@ -28,8 +28,8 @@ from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.keys import Keys
 from raymae.pseudo_labels.truth import read_truth
-from raymae.spec import Kind, StageSpec
 from raymae.storage.folder import Folder, digest
+from raymae.training.spec import Kind, StageSpec
 
 REGISTRY = "mlflow.db"
 """MLflow's SQLite file in a local storage."""

@@ -27,8 +27,8 @@ from raymae.datasets.rows import rows_of
 from raymae.datasets.synthetic.tones import recording
 from raymae.features.store import FeatureStore
 from raymae.features.write import write_store
-from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 
 STEPS = 2
 CPU_CLIPS = 2
@@ -142,9 +142,9 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
     """Make a store of the clips and train on it; in the process that `rehearse` starts."""
     import torch
 
-    from raymae.loop import Trainer
-    from raymae.session import BareSession
-    from raymae.stages import build_task
+    from raymae.training.run_stage import build_task
+    from raymae.training.trainer import Trainer
+    from raymae.training.worker import BareSession
 
     on_gpu = torch.cuda.is_available() and config.compute.use_gpu is not False
     section = config.pretrain if kind == "pretrain" else config.finetune

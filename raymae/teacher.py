@@ -19,7 +19,6 @@ from raymae.evaluation.report import write_round
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import check_teacher
 from raymae.inference.embedder import Reading
-from raymae.order import sample
 from raymae.plan import Plan
 from raymae.pseudo_labels.calibration import (
     Calibration,
@@ -32,6 +31,7 @@ from raymae.pseudo_labels.calibration import (
 )
 from raymae.pseudo_labels.table import FILE, Round, against_truth, agreement, pseudo_label, summary
 from raymae.storage.folder import Folder
+from raymae.training.batches.order import sample
 
 PROBED = 2000
 """Most labelled training clips that a probe is cross-fitted on: its accuracy is known to a point then."""

@@ -13,9 +13,9 @@ import ray.train
 from ray._private.state import state  # what Ray Train itself asks; its public functions tell neither
 
 from raymae.config import ComputeConfig
-from raymae.deadline import Deadline
-from raymae.spec import StageSpec
-from raymae.windows import rank_slots
+from raymae.training.batches.windows import rank_slots
+from raymae.training.guards.deadline import Deadline
+from raymae.training.spec import StageSpec
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymae import watchdog
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder
+from raymae.training.guards import watchdog
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY
 

@@ -19,10 +19,10 @@ from raymae.config import RANDOM, Ablation, Config, DataConfig, EvaluateConfig, 
 from raymae.features.store import FeatureStore
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from raymae.weights import find
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY
@@ -92,7 +92,7 @@ def test_a_classifier_of_other_labels_is_a_start_too(clips: pa.Table, classifier
 
 
 def test_random_weights_are_those_of_the_seed(store: FeatureStore, tmp_path: Path) -> None:
-    from raymae.stages import build_task
+    from raymae.training.run_stage import build_task
 
     config = replace(TINY, finetune=replace(TINY.finetune, init_from=RANDOM))
     spec = Plan(config, store.clips, Folder(str(tmp_path)), "finetune").spec("finetune")

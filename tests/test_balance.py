@@ -11,9 +11,9 @@ import pytest
 from raymae.config import ConsistencyConfig, FinetuneConfig
 from raymae.datasets.rows import rows_of
 from raymae.features.store import FeatureStore
-from raymae.order import Order, PairedOrder
-from raymae.spec import StageSpec, labelled_rows
 from raymae.storage.folder import Folder
+from raymae.training.batches.order import Order, PairedOrder
+from raymae.training.spec import StageSpec, labelled_rows
 from tests.test_loop import TINY
 
 

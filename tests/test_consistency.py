@@ -17,19 +17,19 @@ from torch import Tensor
 
 from raymae.cli import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
-from raymae.consistency import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
 from raymae.datasets.rows import unlabelled_rows
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import read_classifier
-from raymae.loop import Trainer
-from raymae.parallel import RunningStatistics
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec, labelled_rows
-from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.windows import micro_batches, read_window
+from raymae.training.batches.windows import micro_batches, read_window
+from raymae.training.parallel import RunningStatistics
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.tasks.consistency_weights import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
 from tests.test_loop import EVERYTHING, RESPONSES, TINY, losses, make_spec, train, train_in_two
 
 STRONG = AugmentConfig(colour_p=0.8, mixstyle_p=0.5, freq_mask_param=8, time_mask_param=16)

@@ -14,13 +14,13 @@ from safetensors.torch import load
 
 from raymae import cli, pipeline, seeds
 from raymae.config import Config, DataConfig
-from raymae.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS, Deadline, TimeIsUpError
 from raymae.features.store import FeatureStore
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
+from raymae.training.guards.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS, Deadline, TimeIsUpError
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, make_spec, train
 

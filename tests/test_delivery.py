@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from raymae import delivery, pictures
+from raymae import delivery
 from raymae.config import TrackingConfig
 from raymae.delivery import AwayError, Delivery
 from raymae.features.store import FeatureStore
 from raymae.journal import begin
 from raymae.outbox import Outbox, left_over, server_id
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage.events import committed_events, read_events, take_back_events, write_event
 from raymae.storage.folder import Folder
+from raymae.training import figures
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.test_loop import TINY, make_spec
 
 SERVER = "0123456789abcdef"
@@ -273,7 +274,7 @@ def test_only_what_is_committed_is_told(storage: Folder) -> None:
 def test_figures_arrive_while_the_stage_runs(
     store: FeatureStore, storage: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "DRAW_SECONDS", 0.0)
+    monkeypatch.setattr(figures, "DRAW_SECONDS", 0.0)
     monkeypatch.setattr(delivery, "POLL_SECONDS", 0.1)
     train = replace(TINY.pretrain, epochs=3, commit_minutes=1e-9)
     spec = make_spec(store, Path(storage.path("artifacts/pretrain/one")), config=replace(TINY, pretrain=train))

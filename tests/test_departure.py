@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from raymae import departure
 from raymae.config import ComputeConfig
-from raymae.departure import MARGIN_SECONDS, Departure
 from raymae.features.store import FeatureStore
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage.events import latest_step
+from raymae.training.guards import preemption
+from raymae.training.guards.preemption import MARGIN_SECONDS, Departure
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.test_loop import TINY, make_spec, train
 
 
@@ -58,7 +58,7 @@ def test_what_it_stops_at_is_committed_and_changes_nothing(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BareSession], ended: bool
 ) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(departure, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.0)
     often = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1.5, commit_minutes=1e-9))
     whole = train(make_spec(store, tmp_path / "whole", config=often))
     spec = make_spec(store, tmp_path / "parts", config=often)

@@ -15,9 +15,9 @@ from raymae.features.store import FeatureStore
 from raymae.inference.embedder import Embedder, make_embedder, read_embedder
 from raymae.models import Encoder
 from raymae.models.pooling import cut_segments, segment_starts
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.audio_files import TINY_AUDIO
 from tests.test_loop import TINY, make_spec
 

@@ -24,11 +24,11 @@ from raymae.benchmark.memory import process_tree
 from raymae.benchmark.recovery import title
 from raymae.cli import parse
 from raymae.pipeline import make_plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from tests.audio_files import write_clips, write_table
 from tests.nodes import RAY, ROOT, Nodes, wait_until
 from tests.test_loop import trails

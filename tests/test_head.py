@@ -10,13 +10,13 @@ import torch
 from raymae.config import Config
 from raymae.evaluation.probes import make_probe
 from raymae.features.store import FeatureStore
-from raymae.loop import Trainer
 from raymae.models import AudioClassifier, build_classifier
-from raymae.session import BareSession
-from raymae.spec import StageSpec, labelled_rows
-from raymae.stages import build_task
-from raymae.stages.head import embed, start_head
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import build_task
+from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.tasks.linear_probe_init import embed, start_head
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
 from tests.test_loop import TINY
 
 LOGISTIC = replace(TINY, finetune=replace(TINY.finetune, head_start="logistic", pool="row_stats"))
@@ -61,7 +61,7 @@ def test_several_classes_have_the_probabilities_of_the_probe(
     model = make_model(LOGISTIC, 5)
     x = np.random.default_rng(0).normal(size=(len(rows), model.head.in_features)).astype(np.float32)
     x[:, :5] += 2 * np.eye(5, dtype=np.float32)[labels]
-    monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: x)
+    monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
     start_head(model, spec, rows, np.eye(5)[labels], 0)
     probe = make_probe("linear", len(x)).fit(x, labels)
     with torch.no_grad():
@@ -79,7 +79,10 @@ def test_soft_targets_count_by_their_shares(
     twice = np.concatenate([rows, rows])
     labels, seconds = np.arange(len(rows)) % 3, (np.arange(len(rows)) // 3) % 3
     once = np.random.default_rng(0).normal(size=(len(rows), make_model(LOGISTIC, 3).head.in_features))
-    monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: np.concatenate([once, once]).astype(np.float32))
+    monkeypatch.setattr(
+        "raymae.training.tasks.linear_probe_init.embed",
+        lambda *arguments: np.concatenate([once, once]).astype(np.float32),
+    )
     shared, apart = make_model(LOGISTIC, 3), make_model(LOGISTIC, 3)
     halves = (np.eye(3)[labels] + np.eye(3)[seconds]) / 2
     start_head(shared, spec, twice, np.concatenate([halves, halves]), 0)
@@ -115,7 +118,7 @@ def test_clips_of_several_classes_have_a_probe_for_each(
     before = model.head.weight.detach().clone()
     x = rng.normal(size=(len(rows), model.head.in_features)).astype(np.float32)
     x[:, :4] += 2 * targets
-    monkeypatch.setattr("raymae.stages.head.embed", lambda *arguments: x)
+    monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
     start_head(model, spec, rows, targets, 0)
     with torch.no_grad():
         said = model.head(torch.from_numpy(x)).sigmoid().numpy()

@@ -12,9 +12,9 @@ from raymae.features.store import FeatureStore
 from raymae.inference.embedder import Reading
 from raymae.invariance import readings
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.test_loop import TINY, make_spec
 
 

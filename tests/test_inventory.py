@@ -18,8 +18,8 @@ from raymae.inventory import DAY, damage, nobodys, remove, take
 from raymae.inventory_job import main
 from raymae.pipeline import record
 from raymae.plan import Plan
-from raymae.seen import models_that_saw
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.state.lineage import models_that_saw
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 
@@ -153,7 +153,7 @@ def test_a_clip_is_followed_into_what_began_with_what_saw_it(made: Plan, storage
         (places["student"], "labelled", None),
         (places["student"], "unlabelled", places["pretrain"]),
     }
-    from raymae.spec import accepted_labels
+    from raymae.training.spec import accepted_labels
 
     accepted = accepted_labels(made.nodes["pseudo_label"].artifact)["clip_id"][0].as_py()
     sights, _ = models_that_saw(storage, "clip_id", [accepted])

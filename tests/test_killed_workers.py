@@ -21,12 +21,12 @@ from raymae import launch
 from raymae.benchmark.recovery import training_workers
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import COMMITS, Folder
-from raymae.watchdog import failures
+from raymae.training.guards.watchdog import failures
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, trails
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymae.checkpoint import Committer, load_commit
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
 from raymae.datasets.rows import class_names
 from raymae.features.store import FeatureStore
-from raymae.loop import Trainer
-from raymae.order import mix
-from raymae.session import BareSession
-from raymae.spec import StageSpec, labelled_rows, pretrain_sources
-from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.task import TrainingError
-from raymae.windows import MicroBatch, micro_batches, read_window
+from raymae.training.batches.order import mix
+from raymae.training.batches.windows import MicroBatch, micro_batches, read_window
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec, labelled_rows, pretrain_sources
+from raymae.training.state.checkpoint import Committer, load_commit
+from raymae.training.tasks.base import TrainingError
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
 from tests.audio_files import TINY_AUDIO
 
 TINY = Config(

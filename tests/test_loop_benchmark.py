@@ -10,9 +10,9 @@ import pytest
 
 from raymae.benchmark.loop import Loop, Run, check_equal, median, run_bare, train_bare
 from raymae.config.recipes import SMALL_MODEL
-from raymae.spec import StageSpec
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 
 TINY = Loop(steps=3, before=2, after=1, threads=1, model=replace(SMALL_MODEL, embed_dim=24, depth=1, decoder_depth=1))
 

@@ -26,12 +26,12 @@ from raymae.inference.classifier import class_probabilities
 from raymae.inference.predictor import PRESENT, Predictor
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec, labelled_rows
-from raymae.stages import run_stage
-from raymae.stages.finetune import multi_loss
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.tasks.finetune import multi_loss
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY, make_spec
 

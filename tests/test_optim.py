@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raymae.config import TrainConfig
-from raymae.optim import Ema, adamw, learning_rate, set_lr
+from raymae.training.optim import Ema, adamw, learning_rate, set_lr
 
 CONFIG = TrainConfig(epochs=10, warmup_epochs=2, lr=1.0, min_lr=0.1, global_batch_size=16)
 

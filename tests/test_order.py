@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.order import WINDOW_ROWS, Order, PairedOrder, mix, permute
+from raymae.training.batches.order import WINDOW_ROWS, Order, PairedOrder, mix, permute
 
 
 def make(n: int, **changes) -> Order:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from raymae import delivery, launch, pictures
+from raymae import delivery, launch
 from raymae.cli import lacks_model
 from raymae.config import Config, DataConfig, TrackingConfig
 from raymae.datasets.clips import load
@@ -31,12 +31,13 @@ from raymae.journal import begin
 from raymae.outbox import Outbox, server_id
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking import Tracker
+from raymae.training import figures
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 
@@ -143,7 +144,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     patch = pytest.MonkeyPatch()
     patch.setattr(delivery, "POLL_SECONDS", 0.05)
     patch.setattr(delivery, "LONGEST_DELAY", 1.0)
-    patch.setattr(pictures, "DRAW_SECONDS", 0.0)
+    patch.setattr(figures, "DRAW_SECONDS", 0.0)
     patch.setattr(launch, "start_ray", lambda compute: None)
     try:
         with LogFile(tmp_path_factory.mktemp("log") / "log") as log:

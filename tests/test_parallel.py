@@ -12,15 +12,15 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from raymae import parallel
-from raymae.checkpoint import load_commit
 from raymae.config import AugmentConfig, ConsistencyConfig
 from raymae.features.store import FeatureStore
-from raymae.loop import Trainer
-from raymae.session import BareSession, GroupSession, Session
-from raymae.spec import StageSpec
-from raymae.stages import build_task, run_stage
 from raymae.storage.events import read_events
+from raymae.training import parallel
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.state.checkpoint import load_commit
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession, GroupSession, Session
 from tests.audio_files import make_store, write_clips, write_tone
 from tests.test_loop import TINY, make_spec
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raymae import pictures
 from raymae.features.store import FeatureStore
-from raymae.pictures import CURVES, Pictures
 from raymae.storage.events import read_events, write_event
 from raymae.storage.folder import Folder
+from raymae.training import figures
+from raymae.training.figures import CURVES, Pictures
 from tests.test_loop import TINY, make_spec, train
 
 PNG = b"\x89PNG"
@@ -19,7 +19,7 @@ PNG = b"\x89PNG"
 
 @pytest.fixture(autouse=True)
 def _at_every_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "DRAW_SECONDS", 0.0)
+    monkeypatch.setattr(figures, "DRAW_SECONDS", 0.0)
 
 
 def test_drawn_at_marks_without_changing_the_training(
@@ -33,7 +33,7 @@ def test_drawn_at_marks_without_changing_the_training(
     for event in events:
         assert event["figures"] == [f"figures/reconstruction-{event['step']:09d}.png", CURVES]
         assert all(spec.artifact.read_bytes(file).startswith(PNG) for file in event["figures"])
-    monkeypatch.setattr(pictures, "DRAW_SECONDS", 1e9)
+    monkeypatch.setattr(figures, "DRAW_SECONDS", 1e9)
     plain = make_spec(store, tmp_path / "plain", config=config)
     for name, value in train(plain).items():
         assert (value == drawn[name]).all(), name
@@ -42,13 +42,13 @@ def test_drawn_at_marks_without_changing_the_training(
 
 def test_the_curves_hold_every_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[list[int]] = []
-    real = pictures.learning_curves
+    real = figures.learning_curves
 
     def watched(events, title):
         shown.append([event["step"] for event in events])
         return real(events, title)
 
-    monkeypatch.setattr(pictures, "learning_curves", watched)
+    monkeypatch.setattr(figures, "learning_curves", watched)
     artifact = Folder(str(tmp_path))
     for step in (1, 2, 3, 8, 9):  # 8 and 9 are from before a crash
         write_event(artifact, {"step": step, "metrics": {"loss": 1.0}})

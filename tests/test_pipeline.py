@@ -25,11 +25,11 @@ from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, 
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.label import label_files
 from raymae.pipeline import run_plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 

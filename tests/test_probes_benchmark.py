@@ -13,9 +13,9 @@ from raymae.benchmark.probes import Frozen, Labelled, tables_store, untrained
 from raymae.config.recipes import RECIPES
 from raymae.features.store import FeatureStore
 from raymae.inference.embedder import read_embedder
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, make_spec
 

@@ -12,9 +12,9 @@ from safetensors.torch import load
 
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
-from raymae.profiling import FOLDER, SKIPPED_STEPS
-from raymae.session import BareSession
-from raymae.stages import run_stage
+from raymae.training.profiling import FOLDER, SKIPPED_STEPS
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
 from tests.test_loop import TINY, make_spec
 
 SHORT = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2.5, warmup_epochs=1))

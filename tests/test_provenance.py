@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 
 from raymae.config import Config, from_dict
-from raymae.deadline import Deadline
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.loop import Trainer
-from raymae.provenance import check_commit, source, trained_clips
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import build_task, run_stage
 from raymae.storage.folder import COMMITS, Folder
+from raymae.training.guards.deadline import Deadline
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.state.provenance import check_commit, source, trained_clips
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store
 from tests.test_loop import make_spec
 

@@ -14,9 +14,9 @@ import pytest
 from raymae.benchmark import recovery
 from raymae.benchmark.nodes import Nodes
 from raymae.benchmark.recovery import Recovery, disturbed
-from raymae.spec import StageSpec
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from raymae.evaluation.baselines import SVMS
 from raymae.evaluation.report import result_table, write_report
 from raymae.evaluation.report.figures import confusion_figure, domain_figure, reliability_figure
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
-from raymae.figures import UNDRAWN, curve_panels, learning_curves, reconstruction_figure
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
+from raymae.training.figures import UNDRAWN, curve_panels, learning_curves, reconstruction_figure
 
 NAMES = ["bus", "park", "tram"]
 

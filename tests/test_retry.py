@@ -14,15 +14,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.checkpoint import load_commit
-from raymae.deadline import Deadline
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.session import BareSession
-from raymae.stages import run_stage
 from raymae.storage import retry
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
 from raymae.storage.retry import StorageFullError, passes, patiently
+from raymae.training.guards.deadline import Deadline
+from raymae.training.run_stage import run_stage
+from raymae.training.state.checkpoint import load_commit
+from raymae.training.worker import BareSession
 from tests.failing_files import FailingFiles
 from tests.test_loop import TINY, make_spec
 

@@ -23,13 +23,13 @@ from raymae.inference.predictor import Predictor
 from raymae.inference.test_time_augmentation import averaged, classify, coloured
 from raymae.models.classifier import centre
 from raymae.plan import Plan
-from raymae.provenance import trained_clips
 from raymae.pseudo_labels.table import FILE
-from raymae.session import BareSession
-from raymae.spec import StageSpec, labelled_rows
-from raymae.stages import build_task, run_stage
 from raymae.storage.folder import Folder
 from raymae.teacher import run_round
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.state.provenance import trained_clips
+from raymae.training.worker import BareSession
 from tests.test_loop import TINY
 
 SHORT = replace(

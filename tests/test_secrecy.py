@@ -19,8 +19,8 @@ from raymae import cli
 from raymae.config import Config, DataConfig, TrackingConfig, redact
 from raymae.features.store import FeatureStore
 from raymae.loopback import stay_local
-from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 from tests.audio_files import write_table
 
 SECRET = "s3cr3t-Wort"

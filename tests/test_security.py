@@ -28,7 +28,6 @@ from matplotlib.text import Text
 
 from raymae.audio.decode import AudioError, load
 from raymae.audio.sources import look_into, open_clip
-from raymae.checkpoint import load_commit
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table
 from raymae.evaluate import judge
@@ -39,6 +38,7 @@ from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
+from raymae.training.state.checkpoint import load_commit
 from raymae.weights import bring
 from tests.audio_files import tar
 from tests.test_report import MODELS, NAMES, PREDICTIONS

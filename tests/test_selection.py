@@ -17,14 +17,14 @@ from raymae.config import Config, DataConfig
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import read_classifier
-from raymae.loop import Trainer
 from raymae.plan import Plan
-from raymae.selection import METRICS, MIN_GROUPS, described, selection
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import build_task, run_stage
-from raymae.stages.finetune import FinetuneTask
 from raymae.storage.folder import Folder
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.tasks.finetune import FinetuneTask
+from raymae.training.tasks.selection import METRICS, MIN_GROUPS, described, selection
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
 from tests.audio_files import make_store, write_clips
 from tests.test_loop import TINY, KilledError, make_spec
 

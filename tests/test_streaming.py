@@ -21,10 +21,10 @@ from raymae.features.store import FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.feed import read_leg, split_in_order, windows_of
 from raymae.pipeline import run_plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.worker import BareSession
 from tests.audio_files import TINY_AUDIO, write_clips, write_table
 from tests.test_loop import TINY
 

@@ -25,7 +25,6 @@ from matplotlib.patches import Rectangle
 from raymae import launch
 from raymae.audio.decode import UnreachableError
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
-from raymae.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.storage.lease import Claim, claimed
@@ -36,6 +35,7 @@ from raymae.sweep.results import Record, best_of, ranked, read_records, table, t
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.space import grid, parse_axis, parse_space
 from raymae.sweep.trial import Trial
+from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from tests.audio_files import make_store, write_clips, write_table
 from tests.test_loop import TINY
 

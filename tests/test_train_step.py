@@ -21,7 +21,7 @@ from raymae.benchmark.train_step import WINDOW_PATCHES, TrainStep, gpu_rows, use
 from raymae.config import ModelConfig, with_decoder
 from raymae.config.recipes import native_precision
 from raymae.models.decoder import WINDOW
-from raymae.optim import clip_gradients
+from raymae.training.optim import clip_gradients
 
 torch.set_num_threads(1)
 

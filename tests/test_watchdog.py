@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from raymae import launch, watchdog
+from raymae import launch
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.follow import Follower
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
-from raymae.watchdog import EXIT_STATUS, STACKS, Watchdog, hang_error, hangs
+from raymae.training.guards import watchdog
+from raymae.training.guards.watchdog import EXIT_STATUS, STACKS, Watchdog, hang_error, hangs
 from tests.hanging import STEP, HangingFolder, hanging_spec
 
 ROOT = Path(__file__).parents[1]

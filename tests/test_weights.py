@@ -20,15 +20,15 @@ from raymae.config import FRONT_ENDS, AudioConfig, Config, DataConfig, ModelConf
 from raymae.config.stages import Target
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import read_classifier, write_classifier
-from raymae.loop import Trainer
 from raymae.models import build_classifier
 from raymae.models.encoder import init_weights
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
-from raymae.session import BareSession
-from raymae.spec import StageSpec
-from raymae.stages import run_stage
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
 from raymae.weights import bring, find, open_artifact
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, KilledError, make_spec, train
@@ -140,7 +140,7 @@ def test_own_artifacts_are_weights_too(store: FeatureStore, clips: pa.Table, tmp
 
 
 def task_of(spec: StageSpec) -> tuple[Any, BareSession, Folder]:
-    from raymae.stages import build_task
+    from raymae.training.run_stage import build_task
 
     return build_task(spec), BareSession(spec.store, spec.artifact), spec.artifact
 

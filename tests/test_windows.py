@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.order import Order
-from raymae.windows import MicroBatch, Window, ahead, micro_batches
+from raymae.training.batches.order import Order
+from raymae.training.batches.windows import MicroBatch, Window, ahead, micro_batches
 
 
 def make_order(n: int = 300) -> Order:

@@ -15,8 +15,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raymae import launch, workforce
 from raymae.config import ComputeConfig
-from raymae.deadline import FOREVER, Deadline
 from raymae.storage.folder import Folder
+from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.workforce import Workforce
 
 

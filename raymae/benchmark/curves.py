@@ -16,8 +16,8 @@ from raymae.config import Config, LatentConfig, to_dict
 from raymae.config.recipes import RECIPES
 from raymae.datasets.rows import rows_of
 from raymae.features.store import FeatureStore
-from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ class Curves:
     All variants have the recipe's front end, encoder, crops, augmentation, batches and schedule; each run's cosine ends
     with its seconds, so that only the last point is a finished run. Seconds are CPU seconds of this process per thread,
     without those of the probes, so that busy neighbours hardly count. The probes are those that watch every
-    pre-training (`raymae.stages.monitor`), here on all labelled clips of the tables' split train.
+    pre-training (`raymae.training.tasks.probe_monitor`), here on all labelled clips of the tables' split train.
 
     `--json` keys: `runs`, a list of `variant`, `seed`, `seconds`, `steps`, `scores` (probe → values at the marks; the
     first is the untrained encoder), `step_seconds` (CPU seconds of all threads); `settings`.
@@ -118,8 +118,8 @@ class Curves:
 
     def _train(self, config: Config, store: FeatureStore, folder: Folder) -> dict[str, Any]:
         from raymae.benchmark.probed import TimedPretraining
-        from raymae.loop import Trainer
-        from raymae.session import BareSession
+        from raymae.training.trainer import Trainer
+        from raymae.training.worker import BareSession
 
         def run(steps: int, name: str, probe_clips: int) -> TimedPretraining:
             train, artifact = config.pretrain, folder / name

@@ -22,9 +22,9 @@ from raymae.benchmark.timing import Pace, pace
 from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.datasets.synthetic.tones import noise_clips
 from raymae.features.write import write_store
-from raymae.spec import StageSpec
 from raymae.storage.folder import Folder
-from raymae.windows import MicroBatch, micro_batches
+from raymae.training.batches.windows import MicroBatch, micro_batches
+from raymae.training.spec import StageSpec
 
 if TYPE_CHECKING:
     import torch

@@ -19,9 +19,9 @@ from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import cpu_between, cpu_seconds
 from raymae.config import ComputeConfig, ModelConfig
 from raymae.config.recipes import SMALL_MODEL, small
-from raymae.spec import StageSpec
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +207,8 @@ def run_bare(spec: StageSpec) -> None:
     """The stage without Ray."""
     import torch
 
-    from raymae.session import BareSession
-    from raymae.stages import run_stage
+    from raymae.training.run_stage import run_stage
+    from raymae.training.worker import BareSession
 
     torch.set_num_threads(spec.config.compute.torch_threads or 1)
     run_stage(spec, BareSession(spec.store, spec.artifact))

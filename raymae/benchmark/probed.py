@@ -7,9 +7,9 @@ import time
 import numpy as np
 from torch import nn
 
-from raymae.session import BareSession, Session
-from raymae.spec import StageSpec
-from raymae.stages.pretrain import PretrainTask
+from raymae.training.spec import StageSpec
+from raymae.training.tasks.pretrain import PretrainTask
+from raymae.training.worker import BareSession, Session
 
 EVERY = 2
 """Of the loop's marks every second one is probed."""

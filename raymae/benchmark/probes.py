@@ -99,7 +99,7 @@ def coloured(
 
     from raymae.config import AugmentConfig
     from raymae.features.augment import colour
-    from raymae.order import mix
+    from raymae.training.batches.order import mix
 
     generator = torch.Generator().manual_seed(mix(*keys) >> 1)
     config = AugmentConfig(colour_p=1.0)

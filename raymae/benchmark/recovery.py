@@ -17,9 +17,9 @@ from raymae.benchmark.cluster import own_ray
 from raymae.benchmark.loop import Loop, train_on_ray
 from raymae.benchmark.memory import process_tree
 from raymae.benchmark.result import Result, Row
-from raymae.spec import StageSpec
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
 
 WORKER = b"ray::RayTrainWorker"
 

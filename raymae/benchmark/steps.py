@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raymae.config import AudioConfig, ModelConfig, PretrainConfig
 from raymae.models import MODELS, choose_attention
-from raymae.optim import adamw, clip_gradients
-from raymae.windows import MicroBatch
+from raymae.training.batches.windows import MicroBatch
+from raymae.training.optim import adamw, clip_gradients
 
 Side = tuple[Callable[[], object], int]
 """What is called, and how often in a turn."""

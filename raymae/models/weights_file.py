@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors.torch import load
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 
 def read_weights(content: bytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError for NaN and infinite values, and for what is no such file."""
-    return finite(_load(content))
+    return finite(load_tensors(content))
 
 
-def _load(content: bytes) -> dict[str, Tensor]:
+def load_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, also those that are not finite; ValueError where it is no such file."""
     try:
-        return load_tensors(content)
+        return load(content)
     except SafetensorError as error:
         raise ValueError(f"no safetensors: {error}") from None
 

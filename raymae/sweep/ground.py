@@ -19,9 +19,9 @@ from raymae.config import Config, changed, to_dict
 from raymae.datasets.clips import load
 from raymae.datasets.rows import fingerprint, rows_of
 from raymae.plan import Plan
-from raymae.selection import METRICS
 from raymae.storage.folder import Folder, digest
 from raymae.sweep.space import Axis, Values, label
+from raymae.training.tasks.selection import METRICS
 from raymae.weights import bring, find
 
 VERSION = 2

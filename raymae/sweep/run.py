@@ -10,7 +10,6 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.config.stages import DOES
-from raymae.deadline import Deadline, TimeIsUpError
 from raymae.journal import Journal, begin, flat, tell
 from raymae.pipeline import run_plan
 from raymae.plan import Node, Plan, ui_command
@@ -42,6 +41,7 @@ from raymae.sweep.results import (
     write_record,
 )
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
+from raymae.training.guards.deadline import Deadline, TimeIsUpError
 
 HEAT_MAP = "figures/heatmap.png"
 

@@ -19,11 +19,11 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raymae.config import ComputeConfig, SweepConfig, to_text
-from raymae.deadline import Deadline, TimeIsUpError
 from raymae.sweep.ground import Ground, Point, plan_of
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
 from raymae.sweep.space import Axis, Values
+from raymae.training.guards.deadline import Deadline, TimeIsUpError
 
 SCORE, PERCENT, POINT = "score", "percent", "point"
 SETTINGS = {

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymae.deadline import FOREVER, Deadline
 from raymae.in_process import InProcess
 from raymae.plan import Plan
-from raymae.selection import METRICS
-from raymae.spec import StageSpec
 from raymae.sweep.ground import bring_weights, stages_of
+from raymae.training.guards.deadline import FOREVER, Deadline
+from raymae.training.spec import StageSpec
+from raymae.training.tasks.selection import METRICS
 
 TELL_SECONDS = 2.0
 """Least time between two reports that say nothing of the score."""

@@ -18,8 +18,8 @@ from raymae.evaluation.probes import make_probe
 from raymae.features.augment import crop_frames
 from raymae.features.store import iterate
 from raymae.models import AudioClassifier
-from raymae.order import sample
-from raymae.spec import StageSpec
+from raymae.training.batches.order import sample
+from raymae.training.spec import StageSpec
 
 MOST_CLIPS, BATCH = 2000, 32
 """Most clips that the regression learns from, and how many are read at a time."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from raymae.config import TrainConfig
-from raymae.order import Order
-from raymae.selection import Selection
-from raymae.session import Session
-from raymae.spec import StageSpec
-from raymae.windows import MicroBatch
+from raymae.training.batches.order import Order
+from raymae.training.batches.windows import MicroBatch
+from raymae.training.spec import StageSpec
+from raymae.training.tasks.selection import Selection
+from raymae.training.worker import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

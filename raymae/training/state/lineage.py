@@ -20,8 +20,8 @@ from raymae.config import redact
 from raymae.config.stages import FINETUNED
 from raymae.datasets.rows import unlabelled_rows
 from raymae.features.store import FeatureStore
-from raymae.spec import StageSpec, labelled_rows
 from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec, labelled_rows
 
 FILE = "seen.parquet"
 ROLES = ("unlabelled", "labelled", "pseudo-labelled")

@@ -11,22 +11,21 @@ import torch
 from torch import nn
 
 from raymae.config import to_dict
-from raymae.deadline import FOREVER, Deadline
-from raymae.figures import learning_curves
-from raymae.loop import Trainer
-from raymae.pictures import CURVES
-from raymae.seen import FILE as SEEN
-from raymae.seen import seen_table
-from raymae.selection import described
-from raymae.session import Session
-from raymae.spec import StageSpec
-from raymae.stages.consistency import ConsistencyTask
-from raymae.stages.finetune import FinetuneTask
-from raymae.stages.pretrain import PretrainTask
 from raymae.storage.events import read_events
 from raymae.storage.png import png
-from raymae.task import Progress, Task
-from raymae.watchdog import Watchdog
+from raymae.training.figures import CURVES, learning_curves
+from raymae.training.guards.deadline import FOREVER, Deadline
+from raymae.training.guards.watchdog import Watchdog
+from raymae.training.spec import StageSpec
+from raymae.training.state.lineage import FILE as SEEN
+from raymae.training.state.lineage import seen_table
+from raymae.training.tasks.base import Progress, Task
+from raymae.training.tasks.consistency import ConsistencyTask
+from raymae.training.tasks.finetune import FinetuneTask
+from raymae.training.tasks.pretrain import PretrainTask
+from raymae.training.tasks.selection import described
+from raymae.training.trainer import Trainer
+from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
 

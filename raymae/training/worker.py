@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from raymae import parallel
 from raymae.features.store import FeatureStore
-from raymae.order import Order
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
-from raymae.windows import MicroBatch, ahead, micro_batches, read_window
+from raymae.training import parallel
+from raymae.training.batches.order import Order
+from raymae.training.batches.windows import MicroBatch, ahead, micro_batches, read_window
 
 
 class Session(Protocol):

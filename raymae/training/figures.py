@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,19 @@ from numpy.typing import NDArray
 
 from raymae.audio.logmel import mel_bank
 from raymae.config import AudioConfig
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
+from raymae.storage.png import png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
 
-CURVES = {
+PANELS = {
     "loss": ("loss",),
     "training score": ("train_accuracy", "train_precision"),
     "validation": ("val/",),
@@ -31,7 +38,7 @@ UNDRAWN = ("epoch", "clips_per_second", "data_wait_share")
 
 
 def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """The metrics of a stage over its steps, from its events {step, metrics}: a panel for each kind of `CURVES`."""
+    """The metrics of a stage over its steps, from its events {step, metrics}: a panel for each kind of `PANELS`."""
     panels = curve_panels({name for event in events for name in event["metrics"]})
     from matplotlib.figure import Figure  # half a second, which only who draws should pay
 
@@ -51,10 +58,10 @@ def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 
 def curve_panels(names: Iterable[str]) -> dict[str, list[str]]:
-    """Which metrics are drawn together: panels in the order of `CURVES`, then whatever else there is."""
+    """Which metrics are drawn together: panels in the order of `PANELS`, then whatever else there is."""
     left = sorted(set(names) - set(UNDRAWN))
     panels = {}
-    for panel, begins in CURVES.items():
+    for panel, begins in PANELS.items():
         panels[panel] = [name for name in left if name.startswith(begins)]
         left = [name for name in left if name not in panels[panel]]
     return {panel: chosen for panel, chosen in (panels | {"other": left}).items() if chosen}
@@ -136,3 +143,38 @@ def _frequency_ticks(audio: AudioConfig) -> tuple[list[int], list[str]]:
     peaks = mel_bank(audio).argmax(axis=1) * audio.sample_rate / audio.n_fft / 1000
     shown = [khz for khz in TICKS_KHZ if audio.f_min / 1000 <= khz <= audio.f_high / 1000]
     return [int(np.abs(peaks - khz).argmin()) for khz in shown], [f"{khz:g}" for khz in shown]
+
+
+CURVES = "figures/learning_curves.png"
+
+DRAW_SECONDS = 60.0
+"""Least time between two drawings, which stop the training for a second or two."""
+
+
+class Pictures:
+    """Draws the figures of one stage."""
+
+    def __init__(self, artifact: Folder, title: str) -> None:
+        self.artifact, self.title = artifact, title
+        self._events: list[dict[str, Any]] = []
+        self._drawn = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last drawing is long enough ago."""
+        return time.monotonic() - self._drawn >= DRAW_SECONDS
+
+    def draw(self, event: dict[str, Any], figures: Mapping[str, Figure]) -> list[str]:
+        """Write the curves up to `event`, in place of the last ones, and `figures` under the step; the files' names."""
+        step = event["step"]
+        files = {f"figures/{name}-{step:09d}.png": figure for name, figure in figures.items()}
+        files[CURVES] = learning_curves([*self._before(step), event], self.title)
+        for name, figure in files.items():
+            self.artifact.write_bytes(name, png(figure))
+        self._drawn = time.monotonic()
+        return list(files)
+
+    def _before(self, step: int) -> list[dict[str, Any]]:
+        """The events before a step; each is read once. Later ones are from before a restart."""
+        last = self._events[-1]["step"] if self._events else -1
+        self._events += [event for event in read_events(self.artifact, after=last) if event["step"] < step]
+        return self._events

@@ -1,7 +1,7 @@
 """Consistency training: a classifier on labelled clips and, by its own guesses, on unlabelled ones.
 
 Every micro-batch holds both. An unlabelled clip is cut as fine-tuning cuts; what the model says of the cut as it is
-becomes, weighted by `raymae.consistency`, the target of the same cut through another device and with stripes masked.
+becomes, weighted by `raymae.training.tasks.consistency_weights`, the target of the same cut through another device and with stripes masked.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from raymae.consistency import METHODS, FreeMatch, consistency_loss
 from raymae.features.augment import mixup, recut, restyle
 from raymae.models import AudioClassifier, Cnn
-from raymae.order import PairedOrder, mix
-from raymae.parallel import reshard
-from raymae.session import Session
-from raymae.spec import StageSpec
-from raymae.stages.finetune import FinetuneTask, single_loss
-from raymae.windows import MicroBatch
+from raymae.training.batches.order import PairedOrder, mix
+from raymae.training.batches.windows import MicroBatch
+from raymae.training.parallel import reshard
+from raymae.training.spec import StageSpec
+from raymae.training.tasks.consistency_weights import METHODS, FreeMatch, consistency_loss
+from raymae.training.tasks.finetune import FinetuneTask, single_loss
+from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
 

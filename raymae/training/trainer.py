@@ -18,22 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymae import parallel
-from raymae.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
-from raymae.deadline import FOREVER, Deadline
-from raymae.departure import Departure
 from raymae.models import choose_attention
-from raymae.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
-from raymae.order import mix
-from raymae.pace import CommitPace, is_mark
-from raymae.pictures import Pictures
-from raymae.profiling import device_use, profiled
-from raymae.provenance import check_commit, provenance
-from raymae.session import Session
 from raymae.storage.events import latest_step, take_back_events
 from raymae.storage.folder import Folder
-from raymae.task import Progress, Task, TrainingError
-from raymae.windows import MicroBatch
+from raymae.training import parallel
+from raymae.training.batches.order import mix
+from raymae.training.batches.windows import MicroBatch
+from raymae.training.figures import Pictures
+from raymae.training.guards.deadline import FOREVER, Deadline
+from raymae.training.guards.preemption import Departure
+from raymae.training.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
+from raymae.training.profiling import device_use, profiled
+from raymae.training.state.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
+from raymae.training.state.commit_schedule import CommitPace, is_mark
+from raymae.training.state.provenance import check_commit, provenance
+from raymae.training.tasks.base import Progress, Task, TrainingError
+from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from raymae.config import ConsistencyConfig
-from raymae.parallel import StepSums
+from raymae.training.parallel import StepSums
 
 
 class FixMatch(nn.Module):

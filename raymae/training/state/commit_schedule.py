@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from raymae.config import TrainConfig
-from raymae.order import Order
+from raymae.training.batches.order import Order
 
 VALIDATIONS = 10
 EPOCH_COMMIT_SECONDS = 15.0

@@ -13,9 +13,9 @@ from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluation.probes import ProbeKind, cross_validated, effective_rank, score
 from raymae.features.store import iterate
 from raymae.inference.embedder import Embedder
-from raymae.order import sample
-from raymae.session import Session
-from raymae.spec import StageSpec, pretrain_sources
+from raymae.training.batches.order import sample
+from raymae.training.spec import StageSpec, pretrain_sources
+from raymae.training.worker import Session
 
 PROBES: tuple[ProbeKind, ...] = ("linear", "knn")
 BATCH = 64

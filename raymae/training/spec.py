@@ -16,8 +16,8 @@ from raymae.config import Config, FinetuneConfig, TrainConfig
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import Rows, class_names, find_rows, rows_of, unlabelled_rows
 from raymae.features.store import FeatureStore
-from raymae.order import Order, PairedOrder, mix
 from raymae.storage.folder import Folder
+from raymae.training.batches.order import Order, PairedOrder, mix
 
 Kind = Literal["pretrain", "finetune", "consistency"]
 
@@ -32,7 +32,7 @@ class StageSpec:
     name: str
     """Its name in the pipeline."""
     kind: Kind
-    """Its entry in `raymae.stages.STAGES`."""
+    """Its entry in `raymae.training.run_stage.STAGES`."""
     config: Config
     artifact: Folder
     """What it writes."""

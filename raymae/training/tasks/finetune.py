@@ -22,12 +22,12 @@ from raymae.features.store import iterate
 from raymae.inference.classifier import check_teacher, class_probabilities, write_classifier
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
 from raymae.models.weights_file import load_weights
-from raymae.order import mix
-from raymae.selection import selection
-from raymae.session import Session
-from raymae.spec import StageSpec, labelled_rows
-from raymae.stages.head import start_head
-from raymae.windows import MicroBatch
+from raymae.training.batches.order import mix
+from raymae.training.batches.windows import MicroBatch
+from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.tasks.linear_probe_init import start_head
+from raymae.training.tasks.selection import selection
+from raymae.training.worker import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
-from raymae.order import Order, mix
+from raymae.training.batches.order import Order, mix
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,7 @@
 """Commits of a training run: `<artifact>/commits/<step>/`, which count once their `commit.json` stands.
 
 Tensors are safetensors, everything else JSON; nothing is unpickled. No random state is stored: every draw is keyed by
-its place in the run (`raymae.loop`). Writing happens in the background, on copies.
+its place in the run (`raymae.training.trainer`). Writing happens in the background, on copies.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from raymae.config import redact
-from raymae.models.weights_file import _load
-from raymae.parallel import full, like
+from raymae.models.weights_file import load_tensors
 from raymae.storage.folder import COMMITS, Folder
 from raymae.storage.retry import StorageFullError
+from raymae.training.parallel import full, like
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor
     parts = {}
     for part in state["parts"]:
         try:
-            parts[part] = _load(folder.read_bytes(f"{part}.safetensors"))
+            parts[part] = load_tensors(folder.read_bytes(f"{part}.safetensors"))
         except ValueError as error:
             raise ValueError(f"{redact(folder.url)}/{part}.safetensors is damaged: {error}") from None
     return parts, state

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from raymae.config import to_dict
 from raymae.features.augment import crop_frames, recut, restyle
-from raymae.figures import component_figure, reconstruction_figure
 from raymae.inference.embedder import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.models.weights_file import save_weights
-from raymae.order import mix
-from raymae.selection import LAST
-from raymae.session import Session
-from raymae.spec import StageSpec
-from raymae.stages.monitor import monitor
 from raymae.storage.png import png
-from raymae.windows import MicroBatch
+from raymae.training.batches.order import mix
+from raymae.training.batches.windows import MicroBatch
+from raymae.training.figures import component_figure, reconstruction_figure
+from raymae.training.spec import StageSpec
+from raymae.training.tasks.probe_monitor import monitor
+from raymae.training.tasks.selection import LAST
+from raymae.training.worker import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ class PretrainTask:
         self.model.after_update(share)
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Probes of what the encoder has learnt (`raymae.stages.monitor`)."""
+        """Probes of what the encoder has learnt (`raymae.training.tasks.probe_monitor`)."""
         encoder, seen = cast(MaskedAutoencoder, model).encoder, crop_frames(self.config.augment, self.audio)
         return monitor(self.spec, make_embedder(encoder, self.audio, self.spec.config.model, seen), session)
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from raymae.config import redact, to_dict
 from raymae.datasets.rows import class_names, fingerprint, unlabelled_rows
-from raymae.spec import StageSpec, labelled_rows
 from raymae.storage.events import latest_step
 from raymae.storage.folder import COMMITS
+from raymae.training.spec import StageSpec, labelled_rows
 
 
 def provenance(spec: StageSpec) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raymae.config import TrainConfig
-from raymae.parallel import full
+from raymae.training.parallel import full
 
 
 def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
