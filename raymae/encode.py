@@ -18,7 +18,8 @@ from raymae.features.store import FeatureStore, iterate
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.weights import find, open_shared
+from raymae.tracking.model_uri import open_shared
+from raymae.weights import find
 
 PART = 1024
 """Clips in a file of the result."""

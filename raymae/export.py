@@ -27,7 +27,7 @@ from raymae.models.masking import index, keep_all
 from raymae.models.patches import Grid, unpatchify
 from raymae.models.timm_weights import timm_names
 from raymae.storage.folder import Folder, open_storage
-from raymae.weights import open_artifact
+from raymae.tracking.model_uri import open_artifact
 
 VIT, CARD = "vit.safetensors", "export.json"
 TOLERANCE = 1e-4

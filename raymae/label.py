@@ -31,7 +31,8 @@ from raymae.outputs import Output, open_output, without_credentials
 from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.storage.folder import Folder, digest, open_storage
 from raymae.submission import Submission, check_classes, read_submission
-from raymae.weights import find, open_shared
+from raymae.tracking.model_uri import open_shared
+from raymae.weights import find
 
 VERSION = 1
 """Part of every key; a change of what is said of a file raises it."""

@@ -18,12 +18,13 @@ from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets.clips import load, load_nominal
 from raymae.datasets.published.nominal import absent
 from raymae.datasets.splits.assign import write_split
-from raymae.delivery import AwayError
 from raymae.inventory import STAGES
-from raymae.journal import PlanJournal
-from raymae.plan import Node, Plan, ui_command
+from raymae.plan import Node, Plan
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
+from raymae.tracking.delivery import AwayError
+from raymae.tracking.reporter import PlanJournal
+from raymae.tracking.uri import ui_command
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.training.tasks.selection import described
 from raymae.weights import bring, find

@@ -9,7 +9,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from raymae.ablation import ablated
-from raymae.config import RANDOM, Config, TrackingConfig, redact
+from raymae.config import RANDOM, Config
 from raymae.config.stages import (
     FINETUNED,
     LEARNERS,
@@ -29,10 +29,8 @@ from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.keys import Keys
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.folder import Folder, digest
+from raymae.tracking.uri import REGISTRY
 from raymae.training.spec import Kind, StageSpec
-
-REGISTRY = "mlflow.db"
-"""MLflow's SQLite file in a local storage."""
 
 
 @dataclass(frozen=True)
@@ -301,17 +299,3 @@ class Plan:
             responses=None if responses is None else responses.offsets,
             strong_responses=None if strong is None else strong.offsets,
         )
-
-
-def tracking_uri(config: TrackingConfig, storage: Folder) -> str:
-    """The configured URI, or a SQLite file below a local storage; ValueError where there is neither."""
-    if config.uri:
-        return config.uri
-    if not storage.is_local:
-        raise ValueError("a storage at a URL needs --tracking.uri: the default, a SQLite file, lies on local disk")
-    return f"sqlite:///{storage.path(REGISTRY)}"
-
-
-def ui_command(config: TrackingConfig, storage: Folder) -> str:
-    """The command that opens MLflow's pages."""
-    return f"mlflow ui --backend-store-uri '{redact(tracking_uri(config, storage))}' --host 127.0.0.1"

@@ -13,7 +13,7 @@ from raymae.storage.folder import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raymae.tracking import Tracker, Version
+    from raymae.tracking.tracker import Tracker, Version
 
 
 def promote(config: Config, storage: Folder) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def promote(config: Config, storage: Folder) -> dict[str, Any]:
 
     Raises ValueError where there is no candidate, an evaluation is gone, or the two are of other clips or classes.
     """
-    from raymae.tracking import Tracker
+    from raymae.tracking.tracker import Tracker
 
     settings, tracker = config.promote, Tracker(config.tracking, storage)
     name = config.tracking.registered_model

@@ -10,16 +10,15 @@ import argparse
 import hashlib
 import io
 import logging
-import re
 import zipfile
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
 from raymae.config.stages import Target
 from raymae.plan import Given
-from raymae.storage.folder import Folder, digest, open_storage
+from raymae.storage.folder import Folder, digest
+from raymae.tracking.model_uri import CARDS, EXPORTED, WEIGHTS, open_artifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,13 +27,10 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """Part of every key; a change of how weights are read raises it."""
+
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 """Files with a state dict; all but the first are read by torch.load, with weights alone."""
-CARDS = ("model.json", "classifier.json")
-"""What describes a pre-training folder and a classifier folder."""
-WEIGHTS, EXPORTED = "model.safetensors", "export.json"
-REGISTERED = re.compile("(models|runs):/")
-"""How a URI of MLflow begins."""
+
 USES = {"prepare": (), "pretrain": ("pretrain",)}
 """The sections whose weights a target needs; all others need both."""
 
@@ -69,36 +65,6 @@ def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
         for section, (setting, source) in sources.items()
         if source and source != RANDOM
     }
-
-
-def open_artifact(source: str, config: Config) -> Folder:
-    """The folder that a path, a URL or a registry URI (models:/, runs:/) names; only the last is looked at."""
-    if REGISTERED.match(source):
-        from raymae.tracking import Tracker
-
-        return Folder(Tracker(config.tracking, open_storage(config.storage)).download_classifier(source))
-    return Folder(source if "://" in source else str(Path(source).expanduser().resolve()))
-
-
-def open_shared(source: str, config: Config) -> Folder:
-    """The same; what MLflow has put on the driver's own disk is copied to the storage, where all nodes see it."""
-    folder = open_artifact(source, config)
-    return share(folder, open_storage(config.storage)) if REGISTERED.match(source) else folder
-
-
-def share(folder: Folder, storage: Folder) -> Folder:
-    """A copy in the storage, named by its content, of a model's card and weights; ValueError where there is no card."""
-    card = next((name for name in CARDS if folder.exists(name)), None)
-    if card is None:
-        raise ValueError(f"{redact(folder.url)} holds no model: it has neither {' nor '.join(CARDS)}")
-    contents = {name: folder.read_bytes(name) for name in (card, WEIGHTS)}
-    key = digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
-    target = storage / f"artifacts/models/{key}"
-    if not target.is_done():
-        for name, content in contents.items():
-            target.write_bytes(name, content)
-        target.finish({})
-    return target
 
 
 def _find(setting: str, source: str, config: Config, storage: Folder) -> Found:

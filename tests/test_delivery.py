@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from raymae import delivery
 from raymae.config import TrackingConfig
-from raymae.delivery import AwayError, Delivery
 from raymae.features.store import FeatureStore
-from raymae.journal import begin
-from raymae.outbox import Outbox, left_over, server_id
 from raymae.storage.events import committed_events, read_events, take_back_events, write_event
 from raymae.storage.folder import Folder
+from raymae.tracking import delivery
+from raymae.tracking.delivery import AwayError, Delivery
+from raymae.tracking.outbox import Outbox, left_over, server_id
+from raymae.tracking.reporter import begin
 from raymae.training import figures
 from raymae.training.run_stage import run_stage
 from raymae.training.worker import BareSession

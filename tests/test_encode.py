@@ -13,9 +13,9 @@ from raymae.encode import check_front_end, check_layers, embed_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import read_embedder
 from raymae.storage.folder import Folder
+from raymae.tracking.model_uri import share
 from raymae.training.run_stage import run_stage
 from raymae.training.worker import BareSession
-from raymae.weights import share
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, make_spec
 

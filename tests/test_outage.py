@@ -21,19 +21,20 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from raymae import delivery, launch
+from raymae import launch
 from raymae.cli import lacks_model
 from raymae.config import Config, DataConfig, TrackingConfig
 from raymae.datasets.clips import load
-from raymae.delivery import Delivery
 from raymae.in_process import InProcess
-from raymae.journal import begin
-from raymae.outbox import Outbox, server_id
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
-from raymae.tracking import Tracker
+from raymae.tracking import delivery
+from raymae.tracking.delivery import Delivery
+from raymae.tracking.outbox import Outbox, server_id
+from raymae.tracking.reporter import begin
+from raymae.tracking.tracker import Tracker
 from raymae.training import figures
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec

@@ -161,7 +161,7 @@ def test_the_registered_model_predicts_a_raw_file(config: Config, result: dict[s
 
     path = str(Path(config.data.tables[0]).parent / "clip001.wav")
     storage = open_storage(config.storage)
-    from raymae.tracking import Tracker
+    from raymae.tracking.tracker import Tracker
 
     mlflow.set_tracking_uri(Tracker(config.tracking, storage).uri)
     model = mlflow.pyfunc.load_model(f"models:/{config.tracking.registered_model}@{config.tracking.alias}")
@@ -183,7 +183,7 @@ def test_predict_labels_every_file_once(config: Config, result: dict[str, Any], 
 def test_mlflow_has_a_run_per_stage_below_the_pipelines(config: Config, result: dict[str, Any]) -> None:
     from mlflow.tracking import MlflowClient
 
-    from raymae.tracking import Tracker
+    from raymae.tracking.tracker import Tracker
 
     client = MlflowClient(Tracker(config.tracking, open_storage(config.storage)).uri)
     experiment = client.get_experiment_by_name(config.tracking.experiment)

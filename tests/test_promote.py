@@ -12,7 +12,7 @@ import pytest
 from raymae.config import Config, PromoteConfig, TrackingConfig
 from raymae.promote import promote, verdict
 from raymae.storage.folder import Folder, open_storage
-from raymae.tracking import Tracker
+from raymae.tracking.tracker import Tracker
 from tests.test_compared import finish
 
 CONFIG = Config(tracking=TrackingConfig(registered_model="scenes"))

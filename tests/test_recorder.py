@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from raymae.config import TrackingConfig
-from raymae.journal import Journal, begin
 from raymae.storage.folder import Folder
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import read_records
+from raymae.tracking.reporter import Journal, begin
 
 
 @pytest.fixture

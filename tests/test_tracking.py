@@ -22,14 +22,14 @@ import soundfile
 import torch
 
 from raymae.config import Config, TrackingConfig, to_dict
-from raymae.delivery import AwayError
 from raymae.inference.classifier import write_classifier
 from raymae.inference.predictor import Predictor
-from raymae.journal import flat
 from raymae.models import build_classifier
 from raymae.storage.folder import Folder, open_storage
-from raymae.tracking import BATCH, KEY, MAX_PARAM, Tracker
+from raymae.tracking.delivery import AwayError
 from raymae.tracking.registry import REQUIREMENTS
+from raymae.tracking.reporter import flat
+from raymae.tracking.tracker import BATCH, KEY, MAX_PARAM, Tracker
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.test_loop import TINY
 
@@ -275,7 +275,7 @@ def test_what_is_no_recording_is_named(registered: tuple[Folder, str, str], kind
 def test_what_the_model_imports_is_declared() -> None:
     """Of every file of the package that a loaded model has imported, all imports, those inside functions included."""
     code = (
-        "import sys, raymae.pyfunc, raymae.inference.predictor\n"
+        "import sys, raymae.tracking.pyfunc_model, raymae.inference.predictor\n"
         "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('raymae.')), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -25,11 +25,12 @@ from raymae.models.encoder import init_weights
 from raymae.pipeline import run_plan
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
+from raymae.tracking.model_uri import open_artifact
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
-from raymae.weights import bring, find, open_artifact
+from raymae.weights import bring, find
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, KilledError, make_spec, train
 
@@ -233,7 +234,7 @@ def test_a_dry_run_checks_and_writes_no_weights(
 
 
 def test_a_registered_classifier_is_found_by_its_uri(store: FeatureStore, clips: pa.Table, tmp_path: Path) -> None:
-    from raymae.tracking import Tracker
+    from raymae.tracking.tracker import Tracker
 
     spec = make_spec(store, tmp_path / "classifier", "finetune")
     run_stage(spec, BareSession(store, spec.artifact))

@@ -10,12 +10,12 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from raymae.config import to_text
-from raymae.journal import Journal, begin, finish, tell
-from raymae.outbox import Entry
 from raymae.storage.folder import Folder
 from raymae.sweep.ground import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values
+from raymae.tracking.outbox import Entry
+from raymae.tracking.reporter import Journal, begin, finish, tell
 
 SAID_SECONDS = 30.0
 """Between two entries of a trial's metrics for MLflow: each is a file. TensorBoard has them at once."""

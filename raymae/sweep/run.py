@@ -10,9 +10,8 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.config.stages import DOES
-from raymae.journal import Journal, begin, flat, tell
 from raymae.pipeline import run_plan
-from raymae.plan import Node, Plan, ui_command
+from raymae.plan import Node, Plan
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.sweep.figures import sweep_figure
@@ -41,6 +40,8 @@ from raymae.sweep.results import (
     write_record,
 )
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
+from raymae.tracking.reporter import Journal, begin, flat, tell
+from raymae.tracking.uri import ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
 
 HEAT_MAP = "figures/heatmap.png"

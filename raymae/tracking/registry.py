@@ -18,9 +18,10 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
-from raymae import pyfunc
+import raymae
 from raymae.config import TrackingConfig, redact
 from raymae.storage.folder import Folder
+from raymae.tracking import pyfunc_model
 
 REQUIREMENTS = (
     "fsspec",
@@ -99,17 +100,17 @@ class Registry:
         self, run_id: str, classifier: Folder, metadata: dict[str, Any], tags: dict[str, str]
     ) -> tuple[str, str]:
         card = classifier.read_json("classifier.json")
-        package = Path(pyfunc.__file__).parent
+        package = Path(raymae.__file__).parent
         with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*input example was not provided")  # no file would exist elsewhere
-            folder = Path(temporary) / pyfunc.CLASSIFIER
+            folder = Path(temporary) / pyfunc_model.CLASSIFIER
             for file in ("classifier.json", "model.safetensors"):
                 classifier.download(file, folder / file)
             with mlflow.start_run(run_id=run_id):
                 info = mlflow.pyfunc.log_model(
                     name="model",
-                    python_model=str(package / "pyfunc.py"),
-                    artifacts={pyfunc.CLASSIFIER: str(folder)},
+                    python_model=pyfunc_model.__file__,
+                    artifacts={pyfunc_model.CLASSIFIER: str(folder)},
                     code_paths=[str(package)],
                     pip_requirements=list(REQUIREMENTS),
                     signature=signature(card["class_names"]),
@@ -183,7 +184,7 @@ def signature(class_names: list[str]) -> ModelSignature:
     """A recording in; label, confidence, error and a probability per class out.
 
     The recording's column has no name, so that a list of paths will do, and any type, because MLflow knows no column
-    of paths or bytes or waveforms: `pyfunc.source_of` says what is wrong with a value.
+    of paths or bytes or waveforms: `pyfunc_model.source_of` says what is wrong with a value.
     """
     probabilities = [ColSpec("float", name) for name in class_names]
     first = [ColSpec("string", "scene_label", required=False), ColSpec("float", "confidence", required=False)]

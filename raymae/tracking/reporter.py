@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from raymae.config import Config, TrackingConfig, redact, to_dict
 from raymae.config.stages import TRAININGS
 from raymae.datasets.splits.split_file import DESCRIPTION
-from raymae.delivery import START_SECONDS, Delivery
-from raymae.outbox import Entry, Outbox, left_over, server_id
-from raymae.plan import Node, Plan, tracking_uri
+from raymae.plan import Node, Plan
 from raymae.storage.folder import Folder
+from raymae.tracking.delivery import START_SECONDS, Delivery
+from raymae.tracking.outbox import Entry, Outbox, left_over, server_id
+from raymae.tracking.uri import tracking_uri
 from raymae.training.state.provenance import source
 
 if TYPE_CHECKING:
-    from raymae.tracking import Tracker
+    from raymae.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Journal:
 
     def _connect(self) -> Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the delivery tries again, and says so
-        from raymae.tracking import Tracker  # which takes seconds
+        from raymae.tracking.tracker import Tracker  # which takes seconds
 
         return Tracker(self.tracking, self.storage)
 

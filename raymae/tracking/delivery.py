@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from raymae.config import redact
-from raymae.outbox import Entry, Outbox
 from raymae.storage.events import committed_events
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Claim
+from raymae.tracking.outbox import Entry, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class AwayError(ConnectionError):
 
 
 class Receiver(Protocol):
-    """What entries are delivered to; `raymae.tracking.Tracker`."""
+    """What entries are delivered to; `raymae.tracking.tracker.Tracker`."""
 
     def run(
         self,

@@ -1,0 +1,202 @@
+"""MLflow: runs, metrics, files and the model registry. The only importer of mlflow, used by the driver alone.
+
+Everything may be said twice and stands once, so that `raymae.tracking.delivery` can repeat what a server that failed may have
+got already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import requests
+from mlflow.entities import Metric, Param, ViewType
+from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
+from mlflow.tracking import MlflowClient
+
+from raymae.config import TrackingConfig, redact
+from raymae.storage.folder import Folder
+from raymae.tracking.delivery import AwayError
+from raymae.tracking.registry import Registry, Version, clean
+from raymae.tracking.uri import tracking_uri
+
+__all__ = ["Registry", "Tracker", "Version"]
+
+KEY = "raymae.key"
+PARENT = "mlflow.parentRunId"
+MAX_PARAM = 5000
+BATCH = 900
+DOWN = {
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+}
+"""Codes of a server that may do better later."""
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+"""Codes of an answer that will be the same the next time."""
+
+
+class Tracker(Registry):
+    """One experiment of an MLflow server or file; ValueError where it can't be opened or can't take the model's name.
+
+    AwayError where an HTTP server doesn't answer, or answers that it is down.
+    MLflow's progress bars and messages below warnings are switched off in this process.
+    """
+
+    def __init__(self, config: TrackingConfig, storage: Folder) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        for name in ("mlflow", "alembic", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.config = config
+        self.uri = tracking_uri(config, storage)
+        self._steps: dict[str, int] = {}
+        if re.fullmatch(r"latest|v\d+", config.alias, re.IGNORECASE):
+            raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow keeps for versions")
+        try:
+            mlflow.set_tracking_uri(self.uri)
+            self.client = MlflowClient(self.uri)
+            self.experiment_id = self._experiment(storage)
+            self._check_names()
+        except Exception as error:  # each kind of store fails with the exceptions of its own driver
+            reason = " ".join(redact(str(error)).split())
+            raise self._said(error, f"MLflow at {redact(self.uri)} can't be used: {reason}") from None
+
+    @property
+    def _is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    def _said(self, error: Exception, message: str) -> ValueError | AwayError:
+        """What to raise of an error of the first contact."""
+        causes = list(chain(error))
+        lost = any(isinstance(one, requests.ConnectionError | requests.Timeout) for one in causes)
+        down = isinstance(error, MlflowException) and error.error_code in DOWN
+        mistaken = any(isinstance(one, requests.exceptions.SSLError | InvalidUrlException) for one in causes)
+        if not self._is_server or mistaken or not (lost or down):
+            return ValueError(message)
+        away = AwayError(message)
+        away.unknown_host = any(isinstance(one, socket.gaierror) for one in causes)
+        return away
+
+    def refuses(self, error: Exception) -> bool:
+        """Whether an error is MLflow's own answer, and for good."""
+        own = isinstance(error, RestException) or not self._is_server  # a proxy without its server knows no page either
+        return own and isinstance(error, MlflowException) and error.error_code in REFUSALS
+
+    def forget(self) -> None:
+        """Ask anew which steps are logged."""
+        self._steps.clear()
+
+    def _experiment(self, storage: Folder) -> str:
+        found = self.client.get_experiment_by_name(self.config.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None if self.config.uri else Path(storage.path("mlflow-artifacts")).as_uri()
+        return str(self.client.create_experiment(self.config.experiment, artifact_location=location))
+
+    def run(
+        self,
+        key: str,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: dict[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+        when: float | None = None,
+    ) -> str:
+        """The run with this key below this parent: the one that stands, which goes on, or a new one; its id.
+
+        A new one begins at `when`, seconds since 1970. Parameters that a run has keep their values.
+        """
+        found = self._runs(key, parent)
+        if found:
+            self.client.set_terminated(found[0], "RUNNING")
+        else:
+            said = {**(tags or {}), KEY: key} | ({PARENT: parent} if parent else {})
+            start = None if when is None else int(1000 * when)
+            self.client.create_run(self.experiment_id, start_time=start, run_name=name, tags=said)
+        run_id, *others = found or self._runs(key, parent)
+        for other in others:  # empty, of a request before that the server had and could not answer
+            self.client.delete_run(other)
+        known = self.client.get_run(run_id).data.params if found and params else {}
+        lacking = {name: redact(value)[:MAX_PARAM] for name, value in (params or {}).items() if name not in known}
+        entries = [Param(name, value) for name, value in lacking.items()]
+        for start_at in range(0, len(entries), 100):
+            self.client.log_batch(run_id, params=entries[start_at : start_at + 100])
+        return run_id
+
+    def _runs(self, key: str, parent: str | None) -> list[str]:
+        """The runs of this key, first those that hold something."""
+        query = f"tags.`{KEY}` = '{key}'" + (f" and tags.`{PARENT}` = '{parent}'" if parent else "")
+        found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY)
+        empty = {str(run.info.run_id): not (run.data.params or run.data.metrics) for run in found}
+        return sorted(empty, key=lambda run_id: (empty[run_id], run_id))
+
+    def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
+        """Log {step, time, metrics} events; those of steps that are logged already are passed over."""
+        seen = self._steps.get(run_id)
+        if seen is None:
+            seen = self._last_step(run_id, events)
+        for metrics in batches(event for event in events if event["step"] > seen):
+            self.client.log_batch(run_id, metrics=metrics)
+        self._steps[run_id] = max([seen, *(event["step"] for event in events)])
+
+    def _last_step(self, run_id: str, events: list[dict[str, Any]]) -> int:
+        known = self.client.get_run(run_id).data.metrics
+        names = {name for event in events for name in event["metrics"] if name in known}
+        return max(
+            (metric.step for name in names for metric in self.client.get_metric_history(run_id, name)), default=-1
+        )
+
+    def log_numbers(
+        self, run_id: str, numbers: dict[str, float], prefix: str = "stage/", when: float | None = None
+    ) -> None:
+        """Log the final figures of a stage, of now or of `when`; of the same time they are the same figures."""
+        now = int(1000 * (time.time() if when is None else when))
+        metrics = [Metric(clean(prefix + name), value, now, 0) for name, value in numbers.items()]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
+        """Log a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(content)
+            self.client.log_artifact(run_id, str(path), str(Path(name).parent) if "/" in name else None)
+
+    def finish(self, run_id: str, status: str = "FINISHED", when: float | None = None) -> None:
+        """End a run, now or at `when`; one that has ended keeps its status."""
+        if self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.set_terminated(run_id, status, None if when is None else int(1000 * when))
+
+
+def batches(events: Iterable[dict[str, Any]]) -> Iterator[list[Metric]]:
+    """The points of some events in as many requests as they need, no event in two: a step is logged or it isn't."""
+    found: list[Metric] = []
+    for event in events:
+        points = [
+            Metric(name, value, int(1000 * event["time"]), event["step"]) for name, value in event["metrics"].items()
+        ]
+        if found and len(found) + len(points) > BATCH:
+            yield found
+            found = []
+        found += points
+    if found:
+        yield found
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
