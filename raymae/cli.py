@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 import tyro
 
+from raymae.cluster.connect import stay_local
 from raymae.config import (
     DECODERS,
     MODEL_SIZES,
@@ -31,7 +32,6 @@ from raymae.config import (
 )
 from raymae.config.recipes import RECIPES
 from raymae.config.stages import Target
-from raymae.loopback import stay_local
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
 

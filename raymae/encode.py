@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
 from raymae.cluster.pools import actor_pool, torch_device
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore, iterate
-from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_shared
@@ -73,7 +73,7 @@ def embed_clips(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: no output is named, it holds something else, there is no such encoder, or it has another front end.
     """
-    from raymae.launch import start_ray
+    from raymae.cluster.connect import start_ray
     from raymae.pipeline import run_plan
 
     if config.embed.output is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
 
-from raymae.cluster.pools import torch_device
-from raymae.config import ComputeConfig, Config, LabelLevel, redact
+from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
+from raymae.cluster.pools import label_pool, torch_device
+from raymae.config import Config, LabelLevel, redact
 from raymae.features.write import hash_column
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.inputs import find_files
 from raymae.outputs import Output, open_output, without_credentials
-from raymae.parts import DONE, Part, claim, part_name, write_parts
 from raymae.storage.folder import Folder, digest, open_storage
 from raymae.submission import Submission, check_classes, read_submission
 from raymae.tracking.model_uri import open_shared
@@ -36,14 +36,17 @@ from raymae.weights import find
 
 VERSION = 1
 """Part of every key; a change of what is said of a file raises it."""
+
 PART = 2048
+
 PART_BYTES = 4_000_000_000
 """Most files of a part, and about the most bytes of audio: of hour-long recordings a part holds fewer."""
+
 LEAST = 16
-THREADS = 4
-"""CPUs of an actor: more threads would wait for each other's turn at the interpreter, fewer hold the model oftener."""
+
 CLASSIFIER = ("classifier.json", "model.safetensors")
 """The files of a classifier's folder."""
+
 READERS = 32
 """Footers that are read at the same time."""
 
@@ -58,37 +61,6 @@ class LabelFiles:
 
     def __call__(self, work: dict[str, Any]) -> pa.Table:
         return self.labeller(work["paths"])
-
-
-def label_pool(compute: ComputeConfig, nodes: Sequence[dict[str, float]], parts: int) -> tuple[dict[str, Any], int]:
-    """Arguments of `map_batches` for actors that label, several on each node, and the threads of each.
-
-    On GPUs where the cluster has them: then on the nodes with GPUs alone, as many actors to each as there are CPUs for.
-
-    Args:
-        nodes: resources of each node.
-    """
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
-    if use_gpu and not gpus:
-        raise ValueError("compute.use_gpu is set and the cluster has no GPU")
-    nodes = [node for node in nodes if node.get("CPU", 0) >= 1 and (not use_gpu or node.get("GPU", 0) >= 1)]
-    if not nodes:
-        raise ValueError(f"the cluster has no node with a CPU{' and a GPU' if use_gpu else ''} to label files on")
-    shares = [int(node["CPU"] // node["GPU"]) if use_gpu else int(node["CPU"]) for node in nodes]
-    threads = compute.torch_threads or max(1, min(THREADS, max(shares)))
-    if compute.data_workers:
-        threads = min(threads, compute.data_workers)
-    counts = [int(node["CPU"] // threads) for node in nodes]
-    actors = sum(counts)
-    if not actors:
-        raise ValueError(f"compute.torch_threads = {threads} is more than the {max(shares)} CPUs of the largest node")
-    if compute.data_workers:
-        actors = min(actors, compute.data_workers // threads)
-    beside = max(-(-count // int(node["GPU"])) for count, node in zip(counts, nodes, strict=True)) if use_gpu else 0
-    actors = max(1, min(actors, parts))
-    pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors)
-    return {"num_cpus": threads, "num_gpus": 1 / max(1, beside) if use_gpu else 0, "compute": pool}, threads
 
 
 @dataclass(frozen=True)
@@ -209,7 +181,7 @@ def label_files(config: Config) -> dict[str, Any]:
 
     Parts that stand are not made again, but for those in which a storage failed.
     """
-    from raymae.launch import start_ray
+    from raymae.cluster.connect import start_ray
 
     output = open_output("--predict.output", config.predict.output)
     submission = open_submission(config, output)

@@ -109,7 +109,7 @@ class Run:
 
     def execute(self) -> str | None:
         """Run what doesn't stand yet; a line that says what MLflow lacks in the end, if it does."""
-        from raymae.launch import start_ray
+        from raymae.cluster.connect import start_ray
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
@@ -182,8 +182,8 @@ class Run:
     def _train(self, nodes: list[Node]) -> None:
         if not nodes:
             return
+        from raymae.cluster.train import train
         from raymae.follow import Follower
-        from raymae.launch import train
         from raymae.training.state.provenance import check_commit
 
         self.deadline.check(f"before {nodes[0].name}")

@@ -9,8 +9,8 @@ import hypothesis
 import pyarrow as pa
 import pytest
 
+from raymae.cluster.connect import stay_local
 from raymae.features.store import FeatureStore
-from raymae.loopback import stay_local
 from tests.audio_files import make_store, write_clips
 
 stay_local()
@@ -51,8 +51,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     import ray
 
+    from raymae.cluster.connect import start_ray
     from raymae.config import ComputeConfig
-    from raymae.launch import start_ray
 
     os.environ.update(SECRETS)
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters

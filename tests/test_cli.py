@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae import cli, launch
+from raymae import cli
 from raymae.cli import main, parse
+from raymae.cluster import connect
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
 from tests.audio_files import write_tone
@@ -43,7 +44,7 @@ def _level() -> Iterator[None]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs a job that has to end at once, before Ray, MLflow or the plan: exit status and what it says."""
-    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     for name in ("raymae.tracking.tracker", "raymae.outlook"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)

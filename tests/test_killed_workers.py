@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from raymae import launch
 from raymae.benchmark.recovery import training_workers
+from raymae.cluster import train
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.storage.events import latest_step, read_events
@@ -151,7 +151,7 @@ def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster:
 
     with ThreadPoolExecutor(1) as beside:
         kills = beside.submit(killer)
-        launch.train([spec], Folder(str(tmp_path)))
+        train.train([spec], Folder(str(tmp_path)))
     assert len({one.pid for one in kills.result()}) == KILLS
     assert len(failures([spec.artifact])) == KILLS
     assert all("rank 0: " in line for line in failures([spec.artifact]))

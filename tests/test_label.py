@@ -20,11 +20,12 @@ import pytest
 import ray
 
 from raymae.benchmark.memory import process_tree
+from raymae.cluster.pools import label_pool
 from raymae.config import ComputeConfig, Config, PredictConfig
 from raymae.inference.labeller import Labeller, schema
 from raymae.inference.predictor import Predictor
 from raymae.inputs import INPUTS
-from raymae.label import LEAST, PART, PART_BYTES, Labels, classifier_key, label_files, label_pool, part_rows, plan_parts
+from raymae.label import LEAST, PART, PART_BYTES, Labels, classifier_key, label_files, part_rows, plan_parts
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.classifiers import write_tiny

@@ -21,8 +21,8 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from raymae import launch
 from raymae.cli import lacks_model
+from raymae.cluster import connect
 from raymae.config import Config, DataConfig, TrackingConfig
 from raymae.datasets.clips import load
 from raymae.in_process import InProcess
@@ -146,7 +146,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     patch.setattr(delivery, "POLL_SECONDS", 0.05)
     patch.setattr(delivery, "LONGEST_DELAY", 1.0)
     patch.setattr(figures, "DRAW_SECONDS", 0.0)
-    patch.setattr(launch, "start_ray", lambda compute: None)
+    patch.setattr(connect, "start_ray", lambda compute: None)
     try:
         with LogFile(tmp_path_factory.mktemp("log") / "log") as log:
             yield tell_story(server, tmp_path_factory.mktemp("storage"), log)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymae.parts import claim, part_name
+from raymae.cluster.parts import claim, part_name
 from raymae.storage.folder import Folder
 
 

@@ -18,8 +18,8 @@ import ray
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae import launch
 from raymae.benchmark.side_by_side import plan_of, run_side_by_side
+from raymae.cluster import connect, train
 from raymae.cluster.prepare import prepare
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
 from raymae.features.store import SHARDS, FeatureStore
@@ -106,7 +106,7 @@ def test_pseudo_labels_have_provenance(result: dict[str, Any]) -> None:
 def test_a_second_run_reuses_everything_without_ray(
     config: Config, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     again = run_plan(config, "register", open_storage(config.storage))
     assert all(stage["reused"] for stage in again["stages"].values())
     assert again["metrics"] == result["metrics"]
@@ -231,7 +231,7 @@ def test_ray_train_computes_what_a_bare_process_does(
         for name in ("bare", "ray")
     }
     run_stage(specs["bare"], BareSession(store, specs["bare"].artifact))
-    launch.train([specs["ray"]], Folder(str(tmp_path)))
+    train.train([specs["ray"]], Folder(str(tmp_path)))
     bare, ray = (load_tensors(specs[name].artifact.read_bytes("model.safetensors")) for name in ("bare", "ray"))
     for name, value in bare.items():
         if workers == 1:
@@ -272,7 +272,7 @@ def test_workers_need_equal_shares_of_a_step(store: FeatureStore, tmp_path: Path
     artifact = Folder(str(tmp_path / "run"))
     spec = StageSpec(name="pretrain", kind="pretrain", config=config, artifact=artifact, store=store)
     with pytest.raises(ValueError, match="micro_batch_size = 1 must be a multiple of the 2 workers"):
-        launch.train([spec], Folder(str(tmp_path)))
+        train.train([spec], Folder(str(tmp_path)))
 
 
 def test_damage_is_named_in_one_line(tmp_path: Path, clips: pa.Table, ray_cluster: None) -> None:
@@ -286,7 +286,7 @@ def test_damage_is_named_in_one_line(tmp_path: Path, clips: pa.Table, ray_cluste
     artifact = Folder(str(tmp_path / "run"))
     spec = StageSpec(name="pretrain", kind="pretrain", config=config, artifact=artifact, store=store)
     with pytest.raises(ValueError, match=r"^shard .* is damaged .* computes it again$"):
-        launch.train([spec], Folder(str(tmp_path)))
+        train.train([spec], Folder(str(tmp_path)))
 
 
 def test_result_is_stored_with_redacted_settings(config: Config, result: dict[str, Any]) -> None:

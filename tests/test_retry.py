@@ -187,7 +187,7 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost(
 
 
 def test_a_full_disk_on_a_worker_is_the_error_of_the_job() -> None:
-    from raymae.blame import user_error
+    from raymae.cluster.errors import user_error
 
     said = "/data/run can't be written to (No space left on device): make room there"
     assert str(user_error([f"Traceback …\nraymae.retry.StorageFullError: {said}\n"])) == said

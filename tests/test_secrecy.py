@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae import cli
+from raymae.cluster.connect import stay_local
 from raymae.config import Config, DataConfig, TrackingConfig, redact
 from raymae.features.store import FeatureStore
-from raymae.loopback import stay_local
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec
 from tests.audio_files import write_table
@@ -114,7 +114,7 @@ def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: 
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from raymae.meeting import meeting
+    from raymae.cluster.process_group import meeting
 
     def look(config: dict[str, str]) -> None:
         import torch

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae import launch
+from raymae.cluster import connect
 from raymae.config import RANDOM, Config, DataConfig, EvaluateConfig
 from raymae.pipeline import run_plan
 from raymae.seeds import escape, latex, markdown, run_seeds, scores_csv, spreads_of, summary
@@ -104,6 +104,6 @@ def test_finished_seeds_are_found_again(
     assert len(folder.read_bytes("scores.csv").splitlines()) == 1 + 2 * 2
     assert r"\toprule" in folder.read_bytes("scores.tex").decode()
     assert "mean ± standard deviation over seeds 0, 1" in capsys.readouterr().out
-    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     again = run_seeds(replace(config, seeds=2), "evaluate", storage)
     assert (again["summary"], again["run_folder"]) == (both["summary"], both["run_folder"])

@@ -15,11 +15,11 @@ import ray.data
 import torch
 from safetensors.torch import load as load_tensors
 
+from raymae.cluster.feed import read_leg, split_in_order, windows_of
 from raymae.config import Config, DataConfig
 from raymae.features import streaming
 from raymae.features.store import FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
-from raymae.feed import read_leg, split_in_order, windows_of
 from raymae.pipeline import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.run_stage import run_stage

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
-from raymae import launch
 from raymae.audio.decode import UnreachableError
+from raymae.cluster import connect
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.plan import Plan
 from raymae.storage.folder import Folder, open_storage
@@ -203,7 +203,7 @@ def test_the_key_names_what_is_found_and_not_how(config: Config) -> None:
 def test_a_space_that_leads_nowhere_is_refused_at_once(
     config: Config, space: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=message):
         run_sweep(replace(config, sweep=SweepConfig(space=space)), open_storage(config.storage))
 
@@ -395,7 +395,7 @@ def test_what_is_recorded_is_not_run_again(
     assert Sweep(config, storage).left == 1, "what failed is tried again"
     sweep.folder.write_json(f"trials/{failed.key}.json", {**failed.__dict__, "status": "finished", "score": 0.5})
 
-    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     result = run_sweep(config, storage)
     assert result["best"]["changes"] == known[-1].values
     assert [one["status"] for one in result["trials"]].count("refused") == refused
@@ -421,7 +421,7 @@ def test_no_finished_trial_is_an_error_with_the_commonest_reason(
 
 
 def test_a_dry_run_starts_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     found = run_sweep(replace(config, dry_run=True), open_storage(config.storage))
     assert found["points"][0] == "model.mask_ratio=0.5 pseudo_label.coverage=0.4"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raymae import launch
+from raymae.cluster import train as cluster
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.follow import Follower
@@ -90,7 +90,7 @@ def test_ray_train_starts_a_hanging_worker_again(
     artifact = HangingFolder(str(tmp_path / "run"))
     spec = hanging_spec(store, artifact, 20)
     with Follower([spec]):
-        launch.train([spec], Folder(str(tmp_path)))
+        cluster.train([spec], Folder(str(tmp_path)))
     assert artifact.result()["steps"] == spec.order().steps
     told = [record.getMessage() for record in caplog.records if "hung" in record.getMessage()]
     assert told == [f"pretrain: {line}" for line in hangs([artifact])]

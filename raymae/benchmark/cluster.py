@@ -27,8 +27,8 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -
     import ray
     from ray.cluster_utils import Cluster
 
+    from raymae.cluster.connect import start_ray
     from raymae.config import ComputeConfig
-    from raymae.launch import start_ray
 
     started = time.perf_counter()
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on loopback; a token would be written to the user's home

@@ -27,8 +27,8 @@ from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markd
 from raymae.benchmark.serve import Serve
 from raymae.benchmark.train_step import TrainStep
 from raymae.benchmark.transfer import Transfer
+from raymae.cluster.connect import stay_local
 from raymae.config import redact
-from raymae.loopback import stay_local
 
 PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,

@@ -189,9 +189,9 @@ def cpu_of_steps(spec: StageSpec, first: int, last: int) -> Iterator[list[dict[i
 
 def train_on_ray(spec: StageSpec, root: Folder) -> None:
     """As a job does."""
-    from raymae import launch
+    from raymae.cluster import train
 
-    launch.train([spec], root)
+    train.train([spec], root)
 
 
 def train_bare(spec: StageSpec) -> None:

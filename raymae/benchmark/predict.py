@@ -202,8 +202,9 @@ def run_job(
 ) -> JobPace:
     """Label the files as jobs/predict.py does, on nodes with such resources; ValueError where there are too few parts
     to time."""
-    from raymae.label import LabelFiles, label_pool, plan_parts
-    from raymae.parts import write_parts
+    from raymae.cluster.parts import write_parts
+    from raymae.cluster.pools import label_pool
+    from raymae.label import LabelFiles, plan_parts
 
     parts = plan_parts(files)
     compute = replace(config.compute, torch_threads=None, data_workers=None)

@@ -13,11 +13,11 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from raymae.cluster.connect import start_ray
 from raymae.config import Config
 from raymae.config.stages import Target
 from raymae.datasets.clips import load
 from raymae.in_process import InProcess
-from raymae.launch import start_ray
 from raymae.pipeline import record, run_plan
 from raymae.plan import Plan
 from raymae.storage.folder import Folder

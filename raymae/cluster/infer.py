@@ -14,7 +14,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from raymae.blame import plainly
+from raymae.cluster.errors import plainly
 from raymae.cluster.pools import actor_pool, torch_device
 from raymae.config import ComputeConfig
 from raymae.datasets.rows import Rows

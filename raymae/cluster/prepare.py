@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.blame import plainly
+from raymae.cluster.errors import plainly
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
 from raymae.features.shard import DAMAGED, read_summary, standing

@@ -17,10 +17,10 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
+from raymae.cluster.connect import start_ray
 from raymae.cluster.pools import torch_device
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
 from raymae.label import find_classifier
-from raymae.launch import start_ray
 from raymae.storage.folder import Folder
 
 APPLICATION = "raymae"

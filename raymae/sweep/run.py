@@ -134,7 +134,7 @@ class Sweep:
         """Run what is left; a line that says what MLflow lacks in the end, if it does."""
         import ray
 
-        from raymae.launch import start_ray
+        from raymae.cluster.connect import start_ray
         from raymae.sweep.search import room
 
         self.folder.write_json("config.json", to_dict(self.config))

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raymae.config import Config, redact
 from raymae.storage.folder import Folder, digest, open_storage
-
-if TYPE_CHECKING:
-    pass
 
 CARDS = ("model.json", "classifier.json")
 """What describes a pre-training folder and a classifier folder."""

@@ -1,6 +1,6 @@
 """What the training loop sees of the world, and the sessions of Python processes without Ray.
 
-Ray Train's session is in `raymae.launch`; all give the same micro-batches for the same order.
+Ray Train's session is in `raymae.cluster.train`; all give the same micro-batches for the same order.
 """
 
 from __future__ import annotations

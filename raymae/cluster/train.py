@@ -18,10 +18,10 @@ import ray.train
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from raymae.blame import user_error
-from raymae.config import ComputeConfig
-from raymae.feed import InOrder, factory, legs, read_leg, split_in_order, windows_of
-from raymae.gauges import Gauges
+from raymae.cluster.elastic import Workforce, torch_threads, workforce
+from raymae.cluster.errors import user_error
+from raymae.cluster.feed import InOrder, factory, legs, read_leg, split_in_order, windows_of
+from raymae.cluster.prometheus import Gauges
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
 from raymae.training.batches.order import Order
@@ -29,7 +29,6 @@ from raymae.training.batches.windows import MicroBatch, Window, micro_batches
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import hang_error, hangs, write_failure
 from raymae.training.spec import StageSpec
-from raymae.workforce import Workforce, torch_threads, workforce
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +38,6 @@ public names)."""
 
 SELDOM = 4
 """How often the pause before more workers are asked for doubles: up to 16 times `compute.wait_minutes`."""
-
-
-def start_ray(compute: ComputeConfig) -> None:
-    """Connect to the configured cluster, the one of the job, or start a local one."""
-    if not ray.is_initialized():
-        # the workers' own lines stay in Ray's log files and its dashboard: progress and events come through the driver
-        ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would warn that its bars are off
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
 
 
 class RaySession:
@@ -175,7 +161,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, crew: Workf
     """Train the stages with so many workers until they stop or the last try fails."""
     from ray.train.torch import TorchTrainer
 
-    from raymae.meeting import meeting
+    from raymae.cluster.process_group import meeting
 
     compute, artifacts = crew.compute, [spec.artifact for spec in specs]
     known = hangs(artifacts)

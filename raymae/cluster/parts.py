@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raymae.blame import plainly
+from raymae.cluster.errors import plainly
 from raymae.config import redact
 from raymae.storage.folder import Folder
 

@@ -12,13 +12,13 @@ import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from raymae.cluster.elastic import alive, reserved_cpus
 from raymae.config import AudioConfig
 from raymae.features.store import features_of
 from raymae.features.streaming import StreamedClips
 from raymae.storage.events import latest_step
 from raymae.training.batches.windows import Window, read_window
 from raymae.training.spec import StageSpec
-from raymae.workforce import alive, reserved_cpus
 
 AHEAD = 3
 """Windows for every reader and training worker that may be finished and not yet taken."""
