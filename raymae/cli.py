@@ -261,7 +261,7 @@ def run(job: Job, config: Config) -> dict[str, Any]:
 
         return compare_evaluations(config.evaluate.compare)
     if job == "promote":
-        from raymae.promote import promote
+        from raymae.pipeline.promote import promote
 
         return promote(config, open_storage(config.storage))
     if job == "audit":
@@ -275,9 +275,9 @@ def run(job: Job, config: Config) -> dict[str, Any]:
     if config.sweep != SweepConfig():
         raise ValueError("sweep.* are options of jobs/sweep.py; this job would leave them unused")
     if config.dry_run:
-        from raymae.dry_run import dry_run
+        from raymae.pipeline.dry_run.dry_run import dry_run
 
         return dry_run(config, job, open_storage(config.storage))
-    from raymae.seeds import run_seeds
+    from raymae.pipeline.seeds import run_seeds
 
     return run_seeds(config, job, open_storage(config.storage))

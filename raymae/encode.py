@@ -16,10 +16,10 @@ from raymae.cluster.pools import actor_pool, torch_device
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore, iterate
-from raymae.plan import Plan
+from raymae.pipeline.plan.init_weights import find
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_shared
-from raymae.weights import find
 
 PART = 1024
 """Clips in a file of the result."""
@@ -74,7 +74,7 @@ def embed_clips(config: Config) -> dict[str, Any]:
         ValueError: no output is named, it holds something else, there is no such encoder, or it has another front end.
     """
     from raymae.cluster.connect import start_ray
-    from raymae.pipeline import run_plan
+    from raymae.pipeline.run import run_plan
 
     if config.embed.output is None:
         raise ValueError("--embed.output is missing: name a folder to write Parquet files to")

@@ -13,7 +13,7 @@ import tyro
 
 from raymae.cli import check_target
 from raymae.config import redact
-from raymae.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
+from raymae.pipeline.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.state.lineage import models_that_saw, sights_text
 

@@ -29,10 +29,10 @@ from raymae.features.write import hash_column
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.inputs import find_files
 from raymae.outputs import Output, open_output, without_credentials
+from raymae.pipeline.plan.init_weights import find
 from raymae.storage.folder import Folder, digest, open_storage
 from raymae.submission import Submission, check_classes, read_submission
 from raymae.tracking.model_uri import open_shared
-from raymae.weights import find
 
 VERSION = 1
 """Part of every key; a change of what is said of a file raises it."""
@@ -132,7 +132,7 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
     recipe's pipeline."""
     if model is None:
         from raymae.datasets.clips import load
-        from raymae.plan import Plan
+        from raymae.pipeline.plan.plan import Plan
 
         storage = open_storage(config.storage)
         clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)

@@ -14,16 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as load_tensors
 
-from raymae.ablation import ablated
 from raymae.config import RANDOM, Ablation, Config, DataConfig, EvaluateConfig, PretrainConfig
 from raymae.features.store import FeatureStore
-from raymae.pipeline import run_plan
-from raymae.plan import Plan
+from raymae.pipeline.plan.init_weights import find
+from raymae.pipeline.plan.plan import Plan, ablated
+from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
-from raymae.weights import find
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY
 

@@ -23,7 +23,7 @@ from raymae.benchmark.front_end import FrontEnd, bands_below, require_equal
 from raymae.benchmark.ingest import NoiseReader, median, order_rows
 from raymae.benchmark.ingest import make_spec as make_store
 from raymae.benchmark.memory import PeakMemory, process_tree, pss_mb
-from raymae.benchmark.plan import CORPORA, Cluster, Corpus, Plan, Rates, duration, measured, outlook, size
+from raymae.benchmark.plan import CORPORA, Cluster, Corpus, Plan, measured, outlook
 from raymae.benchmark.predict import JobPace, pace_of
 from raymae.benchmark.prepare import Job, bare
 from raymae.benchmark.result import Result, Row, load_rows, markdown
@@ -31,6 +31,7 @@ from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.config import AudioConfig, Config
 from raymae.datasets.synthetic.tones import recording, write_corpus
 from raymae.inputs import INPUTS
+from raymae.pipeline.dry_run.cost import Rates, duration, size
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO
 

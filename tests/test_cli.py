@@ -45,7 +45,7 @@ def _level() -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs a job that has to end at once, before Ray, MLflow or the plan: exit status and what it says."""
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
-    for name in ("raymae.tracking.tracker", "raymae.outlook"):
+    for name in ("raymae.tracking.tracker", "raymae.pipeline.plan.estimate"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)
 

@@ -9,9 +9,9 @@ import pytest
 
 from raymae.cli import run
 from raymae.config import Config, EvaluateConfig, to_dict
-from raymae.evaluate import judge
 from raymae.evaluation.report import write_report
 from raymae.evaluation.report.compared import compare_evaluations
+from raymae.pipeline.evaluate import judge
 from raymae.storage.folder import Folder
 from tests.test_report import NAMES, make_guesses
 

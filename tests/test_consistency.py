@@ -20,7 +20,7 @@ from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConf
 from raymae.datasets.rows import unlabelled_rows
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import read_classifier
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.training.batches.windows import micro_batches, read_window

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from raymae import cli, pipeline, seeds
+from raymae import cli
 from raymae.config import Config, DataConfig
 from raymae.features.store import FeatureStore
-from raymae.plan import Plan
+from raymae.pipeline import run as pipeline
+from raymae.pipeline import seeds
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
 from raymae.training.guards.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS, Deadline, TimeIsUpError

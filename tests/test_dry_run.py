@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from raymae import dry_run, rehearsal
-from raymae.benchmark.train_step import finetune_flops
 from raymae.config import AudioConfig, ConsistencyConfig, DataConfig, FinetuneConfig, ModelConfig
 from raymae.models import build_classifier
-from raymae.plan import Plan
-from raymae.rehearsal import Rehearsal, few
+from raymae.pipeline.dry_run import dry_run
+from raymae.pipeline.dry_run import trial_steps as rehearsal
+from raymae.pipeline.dry_run.cost import finetune_flops
+from raymae.pipeline.dry_run.trial_steps import Rehearsal, few
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY

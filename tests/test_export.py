@@ -24,8 +24,8 @@ from raymae.inference.classifier import write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import MaskedAutoencoder, build_classifier
 from raymae.models.weights_file import save_weights
+from raymae.pipeline.plan.init_weights import bring, find
 from raymae.storage.folder import Folder
-from raymae.weights import bring, find
 from tests.test_loop import TINY
 
 torch.set_num_threads(1)

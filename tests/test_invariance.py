@@ -10,8 +10,8 @@ import pytest
 from raymae.evaluation.probes import read_out
 from raymae.features.store import FeatureStore
 from raymae.inference.embedder import Reading
-from raymae.invariance import readings
-from raymae.plan import Plan
+from raymae.pipeline.evaluate import readings
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from raymae.training.run_stage import run_stage
 from raymae.training.worker import BareSession

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from raymae.config import Config, DataConfig, PseudoLabelConfig
-from raymae.in_process import InProcess
-from raymae.inventory import DAY, damage, nobodys, remove, take
 from raymae.inventory_job import main
-from raymae.pipeline import record
-from raymae.plan import Plan
+from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.inventory import DAY, damage, nobodys, remove, take
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.run import record
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.state.lineage import models_that_saw
 from tests.audio_files import make_store, write_clips, write_table

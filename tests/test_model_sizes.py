@@ -10,7 +10,7 @@ from raymae.cli import parse
 from raymae.config import DECODERS, FRONT_ENDS, MODEL_SIZES, ModelConfig, to_dict, with_decoder, with_size
 from raymae.config.recipes import RECIPES
 from raymae.models import MaskedAutoencoder
-from raymae.outlook import parameters
+from raymae.pipeline.plan.estimate import parameters
 
 ENCODER = ("embed_dim", "depth", "num_heads")
 DECODER = ("decoder", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")

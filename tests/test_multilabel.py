@@ -18,14 +18,14 @@ from raymae.config import AugmentConfig, Config, DataConfig, FinetuneConfig
 from raymae.config.stages import Target
 from raymae.datasets.checks import check_labels
 from raymae.datasets.rows import Rows, class_names, rows_of
-from raymae.evaluate import evaluate, predictions_table
 from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
-from raymae.in_process import InProcess
 from raymae.inference.classifier import class_probabilities
 from raymae.inference.predictor import PRESENT, Predictor
-from raymae.pipeline import run_plan
-from raymae.plan import Plan
+from raymae.pipeline.evaluate import evaluate, predictions_table
+from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.training.run_stage import run_stage

@@ -25,9 +25,9 @@ from raymae.cli import lacks_model
 from raymae.cluster import connect
 from raymae.config import Config, DataConfig, TrackingConfig
 from raymae.datasets.clips import load
-from raymae.in_process import InProcess
-from raymae.pipeline import run_plan
-from raymae.plan import Plan
+from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking import delivery

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from raymae.config import Config, PromoteConfig, TrackingConfig
-from raymae.promote import promote, verdict
+from raymae.pipeline.promote import promote, verdict
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.tracker import Tracker
 from tests.test_compared import finish

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from raymae.cluster.infer import places_of
 from raymae.config import AudioConfig, to_dict
-from raymae.evaluate import judge
 from raymae.evaluation.baselines import SVMS
 from raymae.evaluation.report import result_table, write_report
 from raymae.evaluation.report.figures import confusion_figure, domain_figure, reliability_figure
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
+from raymae.pipeline.evaluate import judge
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.training.figures import UNDRAWN, curve_panels, learning_curves, reconstruction_figure

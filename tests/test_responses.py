@@ -20,7 +20,7 @@ from raymae.audio.logmel import LogMel
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig, Config, FinetuneConfig, PretrainConfig
 from raymae.config.recipes import SMALL_AUDIO
 from raymae.features.augment import colour
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO
 

@@ -22,10 +22,10 @@ from raymae.inference.embedder import Reading
 from raymae.inference.predictor import Predictor
 from raymae.inference.test_time_augmentation import averaged, classify, coloured
 from raymae.models.classifier import centre
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.pseudo_label import run_round
 from raymae.pseudo_labels.table import FILE
 from raymae.storage.folder import Folder
-from raymae.teacher import run_round
 from raymae.training.run_stage import build_task, run_stage
 from raymae.training.spec import StageSpec, labelled_rows
 from raymae.training.state.provenance import trained_clips

@@ -30,16 +30,16 @@ from raymae.audio.decode import AudioError, load
 from raymae.audio.sources import look_into, open_clip
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table
-from raymae.evaluate import judge
 from raymae.evaluation.report.document import Picture, Section, page
 from raymae.evaluation.report.figures import confusion_figure
 from raymae.evaluation.report.sections import tables
 from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
+from raymae.pipeline.evaluate import judge
+from raymae.pipeline.plan.init_weights import bring
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.training.state.checkpoint import load_commit
-from raymae.weights import bring
 from tests.audio_files import tar
 from tests.test_report import MODELS, NAMES, PREDICTIONS
 from tests.test_weights import make_plan, make_state, start

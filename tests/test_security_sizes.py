@@ -24,8 +24,8 @@ from raymae.cli import read_settings
 from raymae.inference.classifier import read_classifier, write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier
+from raymae.pipeline.plan.init_weights import bring, load_torch
 from raymae.storage.folder import Folder
-from raymae.weights import bring, load_torch
 from tests.audio_files import TINY_AUDIO, tar
 from tests.test_loop import TINY
 from tests.test_weights import make_plan, make_state, start

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from raymae.cluster import connect
 from raymae.config import RANDOM, Config, DataConfig, EvaluateConfig
-from raymae.pipeline import run_plan
-from raymae.seeds import escape, latex, markdown, run_seeds, scores_csv, spreads_of, summary
+from raymae.pipeline.run import run_plan
+from raymae.pipeline.seeds import escape, latex, markdown, run_seeds, scores_csv, spreads_of, summary
 from raymae.storage.folder import Folder, open_storage
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY

@@ -17,7 +17,7 @@ from raymae.config import Config, DataConfig
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import read_classifier
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from raymae.training.run_stage import build_task, run_stage
 from raymae.training.spec import StageSpec

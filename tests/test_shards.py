@@ -23,7 +23,7 @@ from raymae.features.manifest import Tally
 from raymae.features.shard import DAMAGED, intact, moments, read_summary, widen
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.write import plan_shards, write_shard
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_clips
 from tests.test_audio import ODD

@@ -20,7 +20,7 @@ from raymae.config import Config, DataConfig
 from raymae.features import streaming
 from raymae.features.store import FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
-from raymae.pipeline import run_plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec

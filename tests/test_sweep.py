@@ -25,7 +25,7 @@ from matplotlib.patches import Rectangle
 from raymae.audio.decode import UnreachableError
 from raymae.cluster import connect
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.storage.lease import Claim, claimed
 from raymae.sweep import search

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from raymae.config import to_dict
-from raymae.evaluate import judge
 from raymae.evaluation.report import write_report
 from raymae.evaluation.report.figures import class_figure
 from raymae.evaluation.report.sections import ROWS_SHOWN, precision_tables, ranking
 from raymae.evaluation.scores import Evaluation, evaluation
+from raymae.pipeline.evaluate import judge
 from raymae.storage.folder import Folder
 
 NAMES = ["dog", "rain", "speech", "whale"]

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raymae.benchmark.command import main
 from raymae.benchmark.steps import Stepper, take_turns
-from raymae.benchmark.train_step import WINDOW_PATCHES, TrainStep, gpu_rows, useful_flops
+from raymae.benchmark.train_step import TrainStep, gpu_rows
 from raymae.config import ModelConfig, with_decoder
 from raymae.config.recipes import native_precision
 from raymae.models.decoder import WINDOW
+from raymae.pipeline.dry_run.cost import WINDOW_PATCHES, useful_flops
 from raymae.training.optim import clip_gradients
 
 torch.set_num_threads(1)

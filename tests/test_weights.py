@@ -22,15 +22,15 @@ from raymae.features.store import FeatureStore
 from raymae.inference.classifier import read_classifier, write_classifier
 from raymae.models import build_classifier
 from raymae.models.encoder import init_weights
-from raymae.pipeline import run_plan
-from raymae.plan import Plan
+from raymae.pipeline.plan.init_weights import bring, find
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_artifact
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
-from raymae.weights import bring, find
 from tests.audio_files import write_clips, write_table
 from tests.test_loop import TINY, KilledError, make_spec, train
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from raymae.audio.clip_reader import ClipReader
 from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.memory import PeakMemory
-from raymae.benchmark.plan import Rates
 from raymae.benchmark.prepare import GROWTH, memory_row
 from raymae.benchmark.result import Result, Row
 from raymae.benchmark.timing import Pace, pace
 from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.datasets.synthetic.tones import noise_clips
 from raymae.features.write import write_store
+from raymae.pipeline.dry_run.cost import Rates
 from raymae.storage.folder import Folder
 from raymae.training.batches.windows import MicroBatch, micro_batches
 from raymae.training.spec import StageSpec

@@ -10,34 +10,21 @@ from typing import Any
 
 from raymae.benchmark.result import Result
 from raymae.config import AudioConfig
+from raymae.pipeline.dry_run.cost import UNIT_SECONDS, Rates, duration, size
 
-UNIT_SECONDS = 10.0
-"""Rates are in clips of this length; other lengths are counted by their seconds of audio."""
 NETWORK_MB_PER_GBIT = 125.0
+
 CLIP_BYTES = 1_000
 """Of a driver's memory for a clip while its table is read; 141 of them stay (measured on 200,000 clips)."""
+
 TRAINING_BYTES = 12
 """A commit's bytes per parameter: weights and both moments of AdamW in fp32."""
+
 COMMIT_SECONDS = 300
 """Between two commits (pretrain.commit_minutes)."""
+
 READERS, AHEAD, WINDOW_CLIPS = 2, 3, 128
 """Of a training worker: its readers, the windows in flight for each and for itself, and a window's clips."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """What one core and one GPU do. The defaults were measured with this benchmark on an AMD EPYC."""
-
-    prepare_clips: float = 119.0
-    """Ten-second clips per second and core, 24-bit 44.1 kHz WAV to log-mel (`prepare`)."""
-    ingest_mb: float = 592.0
-    """MB per second and core from the feature store to batches (`ingest`)."""
-    gpu_clips: float = 1370.0
-    """Ten-second clips per second and GPU: pre-training of ViT-B on an H200 at 45 % of its bf16 peak."""
-    parameters: float = 136.3e6
-    """Of the model in training: ViT-B with the decoder of the paper."""
-    gpu_batch: float = 128
-    """Ten-second clips per step and GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,18 +177,6 @@ def table(plans: Sequence[tuple[Corpus, Outlook]]) -> str:
             f"| {size(plan.driver_gb)} |"
         )
     return "\n".join(lines)
-
-
-def size(gigabytes: float) -> str:
-    """Gigabytes in a few digits."""
-    return f"{gigabytes:,.1f} GB" if gigabytes < 1000 else f"{gigabytes / 1000:,.1f} TB"
-
-
-def duration(hours: float) -> str:
-    """Hours in a few digits."""
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,11 +168,11 @@ class Frozen:
 
 def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict[str, float]]:
     """What the linear probe and the rivals reach on log-mel statistics."""
-    from raymae.evaluate import store_statistics
     from raymae.evaluation.baselines import Statistics, SvmKind, centre, fit_svm
     from raymae.evaluation.metrics import macro_accuracy
     from raymae.evaluation.probes import score
     from raymae.evaluation.report import model_title
+    from raymae.pipeline.evaluate import store_statistics
 
     train = table.splits["train"]
     x, y = store_statistics(table.store, train), table.labels(train)

@@ -17,13 +17,13 @@ from raymae.cluster.connect import start_ray
 from raymae.config import Config
 from raymae.config.stages import Target
 from raymae.datasets.clips import load
-from raymae.in_process import InProcess
-from raymae.pipeline import record, run_plan
-from raymae.plan import Plan
+from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.plan.init_weights import find
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.run import record, run_plan
 from raymae.storage.folder import Folder
 from raymae.sweep.ground import bring_weights
 from raymae.sweep.search import room
-from raymae.weights import find
 
 LOOK_SECONDS = 2.0
 """Between two looks at which stages are done."""

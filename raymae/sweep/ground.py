@@ -18,11 +18,11 @@ import pyarrow as pa
 from raymae.config import Config, changed, to_dict
 from raymae.datasets.clips import load
 from raymae.datasets.rows import fingerprint, rows_of
-from raymae.plan import Plan
+from raymae.pipeline.plan.init_weights import bring, find
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, digest
 from raymae.sweep.space import Axis, Values, label
 from raymae.training.tasks.selection import METRICS
-from raymae.weights import bring, find
 
 VERSION = 2
 """Part of a sweep's key; a change of what its records hold raises it."""

@@ -10,8 +10,8 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.config.stages import DOES
-from raymae.pipeline import run_plan
-from raymae.plan import Node, Plan
+from raymae.pipeline.plan.plan import Node, Plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.sweep.figures import sweep_figure

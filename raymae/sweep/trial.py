@@ -1,4 +1,4 @@
-"""One trial: the stages of its plan that don't stand yet, in this process (`raymae.in_process`). No Ray."""
+"""One trial: the stages of its plan that don't stand yet, in this process (`raymae.pipeline.in_process`). No Ray."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymae.in_process import InProcess
-from raymae.plan import Plan
+from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.plan.plan import Plan
 from raymae.sweep.ground import bring_weights, stages_of
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.spec import StageSpec

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
 from raymae.config.stages import Target
-from raymae.plan import Given
+from raymae.pipeline.plan.plan import Given
 from raymae.storage.folder import Folder, digest
 from raymae.tracking.model_uri import CARDS, EXPORTED, WEIGHTS, open_artifact
 

@@ -17,7 +17,7 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import Target
 from raymae.evaluation.report import model_title, result_table
-from raymae.pipeline import run_plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, digest
 
 METRICS = {"single": "macro_accuracy", "multi": "mAP"}

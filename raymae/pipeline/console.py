@@ -9,7 +9,7 @@ from raymae.config import redact
 from raymae.config.stages import DOES, turn_of
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.events import latest_step
 
 
@@ -25,7 +25,7 @@ def print_plan(plan: Plan) -> None:
         print(f"  {section} starts from {source}, weights {given.key}")
     details = {}
     if plan.to_do:
-        from raymae.outlook import outlook  # builds the models, which takes torch and seconds
+        from raymae.pipeline.plan.estimate import outlook  # builds the models, which takes torch and seconds
 
         details = outlook(plan)
     width = max(12, *map(len, plan.nodes))

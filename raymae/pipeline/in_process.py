@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from raymae.config import to_dict
 from raymae.config.stages import FINETUNED
 from raymae.datasets.rows import Rows
-from raymae.evaluate import evaluate
 from raymae.features.store import iterate
 from raymae.inference.embedder import Reading
 from raymae.inference.test_time_augmentation import classify
-from raymae.plan import Node, Plan
+from raymae.pipeline.evaluate import evaluate
+from raymae.pipeline.plan.plan import Node, Plan
+from raymae.pipeline.pseudo_label import run_round
 from raymae.storage.folder import Folder
 from raymae.storage.lease import claimed
-from raymae.teacher import run_round
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec

@@ -13,15 +13,14 @@ from dataclasses import asdict, replace
 from math import ceil
 from typing import Any
 
-from raymae.benchmark.plan import UNIT_SECONDS, Rates, duration, size
-from raymae.benchmark.train_step import VIT_B, finetune_flops, useful_flops
 from raymae.config import Config
 from raymae.config.stages import Target
 from raymae.datasets.rows import rows_of
 from raymae.features.augment import crop_frames
-from raymae.pipeline import make_plan
-from raymae.plan import Plan
-from raymae.rehearsal import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
+from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
+from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
+from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.run import make_plan
 from raymae.storage.folder import Folder
 
 REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}

@@ -1,6 +1,6 @@
 """A round of pseudo-labels: the teacher's guesses, their calibration and acceptance, and the report. Without Ray.
 
-How clips are classified and embedded is given by the caller: over a cluster (`raymae.pipeline`) or in one process.
+How clips are classified and embedded is given by the caller: over a cluster (`raymae.pipeline.run`) or in one process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raymae.evaluation.report import write_round
 from raymae.features.store import FeatureStore
 from raymae.inference.classifier import check_teacher
 from raymae.inference.embedder import Reading
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 from raymae.pseudo_labels.calibration import (
     Calibration,
     by_probe,

@@ -8,8 +8,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from raymae.ablation import ablated
-from raymae.config import RANDOM, Config
+from raymae.config import RANDOM, Ablation, Config
 from raymae.config.stages import (
     FINETUNED,
     LEARNERS,
@@ -26,7 +25,7 @@ from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
 from raymae.features.shard import all_stand
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
-from raymae.keys import Keys
+from raymae.pipeline.plan.keys import Keys
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.folder import Folder, digest
 from raymae.tracking.uri import REGISTRY
@@ -299,3 +298,16 @@ class Plan:
             responses=None if responses is None else responses.offsets,
             strong_responses=None if strong is None else strong.offsets,
         )
+
+
+def ablated(config: Config, name: Ablation) -> Config:
+    """The same run with another start of its fine-tuning; everything else, its seed too, stays."""
+    train, tune = config.pretrain, config.finetune
+    if name in ("pool", "pool_train"):
+        train, tune = replace(train, pool_only=name == "pool"), replace(tune, init_from=None)
+    else:
+        start = RANDOM if name == "scratch" else config.evaluate.supervised_from
+        train, tune = replace(train, init_from=None), replace(tune, init_from=start)
+    # the ablated run is a run of its own, which asks for none
+    evaluate = replace(config.evaluate, ablation=(), supervised_from=None)
+    return replace(config, pretrain=train, finetune=tune, evaluate=evaluate)

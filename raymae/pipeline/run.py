@@ -14,20 +14,20 @@ from tqdm import tqdm
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import FINETUNED, TRAININGS, Target
-from raymae.console import print_plan, print_result, said_of_round
 from raymae.datasets.clips import load, load_nominal
 from raymae.datasets.published.nominal import absent
 from raymae.datasets.splits.assign import write_split
-from raymae.inventory import STAGES
-from raymae.plan import Node, Plan
+from raymae.pipeline.console import print_plan, print_result, said_of_round
+from raymae.pipeline.inventory import STAGES
+from raymae.pipeline.plan.init_weights import bring, find
+from raymae.pipeline.plan.plan import Node, Plan
+from raymae.pipeline.reporter import PlanJournal
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
 from raymae.tracking.delivery import AwayError
-from raymae.tracking.reporter import PlanJournal
 from raymae.tracking.uri import ui_command
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.training.tasks.selection import described
-from raymae.weights import bring, find
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Run:
         if not nodes:
             return
         from raymae.cluster.train import train
-        from raymae.follow import Follower
+        from raymae.pipeline.progress_bars import Follower
         from raymae.training.state.provenance import check_commit
 
         self.deadline.check(f"before {nodes[0].name}")
@@ -202,7 +202,7 @@ class Run:
 
     def _pseudo_label(self, node: Node) -> dict[str, Any]:
         from raymae.cluster.infer import ClusterReader
-        from raymae.teacher import run_round
+        from raymae.pipeline.pseudo_label import run_round
 
         plan, seconds = self.plan, [0.0]
         reader = ClusterReader(plan.store, plan.config.compute, lambda total: self._bar(node.name, total))
@@ -224,7 +224,7 @@ class Run:
 
     def _evaluate(self, node: Node) -> dict[str, Any]:
         from raymae.cluster.infer import ClusterReader
-        from raymae.evaluate import evaluate
+        from raymae.pipeline.evaluate import evaluate
 
         plan = self.plan
         return evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.config import to_dict
+from raymae.config.stages import turn_of
 from raymae.datasets.labels import Labels, target_matrix
 from raymae.datasets.rows import Rows, class_names, held_out, rows_of
 from raymae.datasets.splits.split_file import split_name
@@ -20,7 +22,8 @@ from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
 from raymae.evaluation.report import write_report
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
 from raymae.features.store import FeatureStore, iterate
-from raymae.plan import Plan
+from raymae.inference.embedder import Reading
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from raymae.training.batches.order import sample
 
@@ -35,7 +38,7 @@ Found = tuple[Mapping[str, NDArray[np.float32]], float]
 
 
 class Reader(Protocol):
-    """How rows of the store are read: over a cluster (`raymae.pipeline`) or in one process (`raymae.in_process`)."""
+    """How rows of the store are read: over a cluster (`raymae.pipeline.run`) or in one process (`raymae.pipeline.in_process`)."""
 
     def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         """Something to be computed beside the rest; what comes back waits for it."""
@@ -154,7 +157,6 @@ def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Lab
 def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, Any] | None, float]:
     """What can be read from the embeddings of at most `evaluate.probe_clips` held-out clips, and seconds of work."""
     from raymae.evaluation.probes import read_out
-    from raymae.invariance import readings
 
     store, config = plan.store, plan.config
     chosen = sample(rows, config.evaluate.probe_clips, config.seed)
@@ -184,3 +186,32 @@ def chose_by_val(classifier: Folder) -> bool:
 def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa.Table:
     """The clip table with a column of class probabilities."""
     return clips.append_column("probabilities", pa.array(list(probabilities), pa.list_(pa.float32())))
+
+
+STAGES = {
+    "finetune": "fine-tuned",
+    "student": "with pseudo-labels",
+    "consistency": "with consistency training",
+}
+
+
+def readings(plan: Plan) -> dict[str, Reading]:
+    """The encoders of a plan's stages by what they are called: random, pre-trained (or given), fine-tuned, student.
+
+    Where the classifier centres its input, which alone takes much of the device away, the first two are read both ways.
+    """
+    classifier, config = plan.nodes["finetune"].artifact, plan.config.finetune
+    first: dict[str, Folder | None] = {"random weights": None}
+    if "pretrain" in plan.nodes:
+        first["pre-trained"] = plan.nodes["pretrain"].artifact
+    elif "finetune" in plan.given:
+        first["given weights"] = plan.given["finetune"].artifact
+    found = {title: Reading(classifier, weights, False, config.pool) for title, weights in first.items()}
+    if config.centre:
+        found |= {f"{title}, input centred": replace(reading, centred=True) for title, reading in found.items()}
+    for name, node in plan.nodes.items():
+        stage, turn = turn_of(name)
+        if stage in STAGES:
+            title = STAGES[stage] + (f", round {turn}" if turn > 1 else "")
+            found[title] = Reading(classifier, node.artifact, config.centre, config.pool)
+    return found

@@ -11,7 +11,7 @@ from torch import nn
 from raymae.config import Config
 from raymae.features.augment import crop_frames
 from raymae.models import MODELS, build_classifier, grid_size, kept_tokens
-from raymae.plan import Plan
+from raymae.pipeline.plan.plan import Plan
 
 TORCH_MB = 650
 """Resident memory of a process that has imported torch."""

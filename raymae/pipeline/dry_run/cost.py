@@ -1,0 +1,100 @@
+"""Costs of training: useful FLOPs, rates, and sizes and durations as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymae.config import FinetuneConfig, ModelConfig
+
+if TYPE_CHECKING:
+    pass
+
+UNIT_SECONDS = 10.0
+"""Rates are in clips of this length; other lengths are counted by their seconds of audio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one core and one GPU do. The defaults were measured with this benchmark on an AMD EPYC."""
+
+    prepare_clips: float = 119.0
+    """Ten-second clips per second and core, 24-bit 44.1 kHz WAV to log-mel (`prepare`)."""
+    ingest_mb: float = 592.0
+    """MB per second and core from the feature store to batches (`ingest`)."""
+    gpu_clips: float = 1370.0
+    """Ten-second clips per second and GPU: pre-training of ViT-B on an H200 at 45 % of its bf16 peak."""
+    parameters: float = 136.3e6
+    """Of the model in training: ViT-B with the decoder of the paper."""
+    gpu_batch: float = 128
+    """Ten-second clips per step and GPU."""
+
+
+def size(gigabytes: float) -> str:
+    """Gigabytes in a few digits."""
+    return f"{gigabytes:,.1f} GB" if gigabytes < 1000 else f"{gigabytes / 1000:,.1f} TB"
+
+
+def duration(hours: float) -> str:
+    """Hours in a few digits."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
+
+
+VIT_B = ModelConfig()
+"""Encoder and local decoder of Audio-MAE."""
+
+WINDOW_PATCHES = 16
+"""Patches that a patch of the local decoder attends to (raymae.models.decoder.WINDOW squared)."""
+
+
+def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
+    """FLOPs that a training step needs per clip: 2 per multiply-add, 3 x the forward pass for forward and backward.
+
+    With L patches of p values of which K are kept, N = K + 1 tokens, width D and r = mlp_ratio, a forward pass takes
+    these multiply-adds (D' is the decoder's width):
+
+        patch embedding of the kept patches   K p D
+        encoder, a block                      N D² (4 + 2 r) + 2 N² D     (qkv, projection, MLP; attention)
+        decoder's embedding                   N D D'
+        local decoder, a block                L D'² (4 + 2 r) + 2 L 16 D'   (windows of 16 patches)
+        global or light decoder, a block      (L + 1) D'² (4 + 2 r) + 2 (L + 1)² D'
+        prediction of all patches             L D' p
+
+    Padding of windows, norms, activations, position biases (once a step, not a clip) and the optimiser don't count.
+    ViT-B with 16 local blocks of 512 and 102 of 512 patches kept: 210 GFLOP.
+    """
+    from raymae.models import grid_size, kept_tokens
+
+    grid = grid_size(n_frames, n_mels, model.patch_size)
+    patches, kept = grid[0] * grid[1], kept_tokens(grid, model)
+    values = model.patch_size[0] * model.patch_size[1]
+    width, narrow = model.embed_dim, model.decoder_embed_dim
+    tokens, keys = (patches, WINDOW_PATCHES) if model.decoder == "local" else (patches + 1, patches + 1)
+    forward = (
+        kept * values * width
+        + model.depth * block_products(kept + 1, kept + 1, width, model)
+        + (kept + 1) * width * narrow
+        + model.decoder_depth * block_products(tokens, keys, narrow, model)
+        + patches * narrow * values
+    )
+    return 3 * 2 * forward
+
+
+def finetune_flops(model: ModelConfig, finetune: FinetuneConfig, n_frames: int, n_mels: int) -> float:
+    """FLOPs of a step of fine-tuning per clip, as `useful_flops` counts: patch embedding and blocks on the patches that
+    the structured mask leaves. The head doesn't count."""
+    from raymae.models import grid_size
+    from raymae.models.masking import kept_count
+
+    columns, rows = grid_size(n_frames, n_mels, model.patch_size)
+    kept = kept_count(columns, finetune.time_mask_ratio) * kept_count(rows, finetune.freq_mask_ratio)
+    values = model.patch_size[0] * model.patch_size[1]
+    blocks = (finetune.layer or model.depth) * block_products(kept + 1, kept + 1, model.embed_dim, model)
+    return 3 * 2 * (kept * values * model.embed_dim + blocks)
+
+
+def block_products(tokens: int, keys: int, dim: int, model: ModelConfig) -> float:
+    """Multiply-adds of a Transformer block: each of `tokens` attends to `keys`."""
+    return tokens * dim**2 * (4 + 2 * model.mlp_ratio) + 2 * tokens * keys * dim
