@@ -239,19 +239,19 @@ def run(job: Job, config: Config) -> dict[str, Any]:
         taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register", "sweep")
         return check(config.data, folder, config.finetune.labels, taught)
     if job == "predict":
-        from raymae.label import label_files
+        from raymae.serving.predict import label_files
 
         return label_files(config)
     if job == "serve":
-        from raymae.serve.job import serve_classifier
+        from raymae.serving.http.job import serve_classifier
 
         return serve_classifier(config)
     if job == "embed":
-        from raymae.encode import embed_clips
+        from raymae.serving.embed import embed_clips
 
         return embed_clips(config)
     if job == "export":
-        from raymae.export import export
+        from raymae.serving.export import export
 
         return export(config)
     if config.evaluate.compare:

@@ -21,8 +21,8 @@ from raymae.datasets.labels import Labels
 from raymae.inference.classifier import write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier
-from raymae.serve.app import application
-from raymae.serve.service import Service
+from raymae.serving.http.app import application
+from raymae.serving.http.service import Service
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO
 from tests.test_loop import TINY

@@ -30,8 +30,8 @@ from raymae.benchmark.result import Result, Row, load_rows, markdown
 from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.config import AudioConfig, Config
 from raymae.datasets.synthetic.tones import recording, write_corpus
-from raymae.inputs import INPUTS
 from raymae.pipeline.dry_run.cost import Rates, duration, size
+from raymae.serving.inputs import INPUTS
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO
 
@@ -278,7 +278,7 @@ def test_the_plain_loop_says_what_the_job_says(tmp_path: Path) -> None:
     from raymae.benchmark import predict
     from raymae.inference.labeller import Labeller
     from raymae.inference.predictor import Predictor
-    from raymae.label import plan_parts
+    from raymae.serving.predict import plan_parts
     from tests.test_loop import TINY
 
     classifier = predict.write_untrained(Folder(str(tmp_path / "classifier")), TINY)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.submission import check_classes, read_submission
+from raymae.serving.challenge_csv import check_classes, read_submission
 from tests.audio_files import write_tone
 from tests.test_official import DEV_TIMED, TIMED, published, write
 

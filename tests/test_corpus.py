@@ -251,7 +251,7 @@ def test_pools_join_a_data_set(root: str) -> None:
 
 
 def test_shards_are_labelled_too(tmp_path: Path) -> None:
-    from raymae.inputs import find_files
+    from raymae.serving.inputs import find_files
 
     put(str(tmp_path), {"s.tar": tar(SOUNDS), "t.parquet": parquet({"audio": list(SOUNDS.values())})})
     found = find_files((f"{tmp_path}/s.tar", f"{tmp_path}/t.parquet"))

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
-from raymae.encode import check_front_end, check_layers, embed_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import read_embedder
+from raymae.serving.embed import check_front_end, check_layers, embed_clips
 from raymae.storage.folder import Folder
 from raymae.tracking.model_uri import share
 from raymae.training.run_stage import run_stage

@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from raymae import export as module
 from raymae.config import AugmentConfig, Config, ExportConfig, to_dict
-from raymae.export import check_onnx, check_timm, export, read_model, timm_arguments, timm_state, write_onnx
 from raymae.inference.classifier import write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import MaskedAutoencoder, build_classifier
 from raymae.models.weights_file import save_weights
 from raymae.pipeline.plan.init_weights import bring, find
+from raymae.serving import export as module
+from raymae.serving.export import check_onnx, check_timm, export, read_model, timm_arguments, timm_state, write_onnx
 from raymae.storage.folder import Folder
 from tests.test_loop import TINY
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from raymae.inputs import INPUTS, find_files
+from raymae.serving.inputs import INPUTS, find_files
 from tests.audio_files import encoded, tar
 
 SOUND = encoded()

@@ -24,8 +24,8 @@ from raymae.cluster.pools import label_pool
 from raymae.config import ComputeConfig, Config, PredictConfig
 from raymae.inference.labeller import Labeller, schema
 from raymae.inference.predictor import Predictor
-from raymae.inputs import INPUTS
-from raymae.label import LEAST, PART, PART_BYTES, Labels, classifier_key, label_files, part_rows, plan_parts
+from raymae.serving.inputs import INPUTS
+from raymae.serving.predict import LEAST, PART, PART_BYTES, Labels, classifier_key, label_files, part_rows, plan_parts
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, write_tone
 from tests.classifiers import write_tiny

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.outputs import open_output
+from raymae.serving.output import open_output
 
 TABLE = pa.table({"path": ['a,"b".wav', "c.wav", "d.wav"], "error": [None, "gone", None], "bus": [0.25, None, 0.5]})
 PIECES = [TABLE.slice(0, 2).replace_schema_metadata({b"files": b"2"}), TABLE.slice(2)]

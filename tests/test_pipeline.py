@@ -23,8 +23,8 @@ from raymae.cluster import connect, train
 from raymae.cluster.prepare import prepare
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.label import label_files
 from raymae.pipeline.run import run_plan
+from raymae.serving.predict import label_files
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.run_stage import run_stage

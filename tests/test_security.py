@@ -195,7 +195,7 @@ NASTY = [
 @given(st.lists(st.one_of(st.sampled_from(NASTY), st.text()), min_size=1, max_size=6, unique=True))
 def test_no_cell_is_a_formula(texts: list[str]) -> None:
     from raymae.inference.labeller import schema
-    from raymae.outputs import as_text
+    from raymae.serving.output import as_text
 
     row = {name: text for name, text in zip(("path", "scene_label", "error"), texts, strict=False)}
     names = [text for text in texts if text not in ("path", "scene_label", "confidence", "error")]

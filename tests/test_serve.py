@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from raymae.audio.logmel import band_centres
 from raymae.config import ServeConfig
 from raymae.inference.predictor import Predictor
-from raymae.serve.batching import Batcher
-from raymae.serve.spectrogram import COLUMNS, Spectrogram
-from raymae.serve.upload import TooLargeError, UploadError, file_of, read_body
+from raymae.serving.http.batching import Batcher
+from raymae.serving.http.spectrogram import COLUMNS, Spectrogram
+from raymae.serving.http.upload import TooLargeError, UploadError, file_of, read_body
 from raymae.storage.folder import Folder
 from tests.audio_files import TINY_AUDIO, encoded
 from tests.serving import NAMES, Held, ask, serving, until, write_small_classifier

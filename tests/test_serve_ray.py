@@ -16,7 +16,7 @@ import pytest
 
 from raymae.config import ComputeConfig, Config, ServeConfig
 from raymae.inference.predictor import Predictor
-from raymae.serve.job import serve_classifier
+from raymae.serving.http.job import serve_classifier
 from tests.audio_files import TINY_AUDIO, encoded
 from tests.serving import NAMES, ask, write_small_classifier
 

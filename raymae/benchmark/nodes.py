@@ -16,7 +16,7 @@ from raymae.benchmark.result import Result, Row
 from raymae.config import Config, DataConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.datasets.synthetic.tones import write_corpus
-from raymae.inputs import INPUTS
+from raymae.serving.inputs import INPUTS
 from raymae.storage.folder import Folder
 
 PARTS = ("prepare", "train", "predict")

@@ -24,7 +24,7 @@ from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
 from raymae.datasets.synthetic.tones import write_corpus
-from raymae.inputs import INPUTS
+from raymae.serving.inputs import INPUTS
 from raymae.storage.folder import Folder
 
 TOLERANCE = 1e-5
@@ -204,7 +204,7 @@ def run_job(
     to time."""
     from raymae.cluster.parts import write_parts
     from raymae.cluster.pools import label_pool
-    from raymae.label import LabelFiles, plan_parts
+    from raymae.serving.predict import LabelFiles, plan_parts
 
     parts = plan_parts(files)
     compute = replace(config.compute, torch_threads=None, data_workers=None)
@@ -233,7 +233,7 @@ def check(classifier: Folder, folder: Folder, files: pa.Table) -> None:
     """ValueError where the job and the plain loop differ."""
     from raymae.inference.labeller import schema
     from raymae.inference.predictor import Predictor
-    from raymae.label import Labels, plan_parts
+    from raymae.serving.predict import Labels, plan_parts
 
     predictor = Predictor(classifier, threads=1)
     table = next(Labels(folder, plan_parts(files), schema(predictor.class_names, "file")).tables())

@@ -216,7 +216,7 @@ def served(classifier: Folder, threads: int, clients: int) -> Iterator[int]:
     """Serve a classifier for the block; its port."""
     from ray import serve
 
-    from raymae.serve.job import deploy
+    from raymae.serving.http.job import deploy
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])

@@ -98,7 +98,7 @@ def keep_all(valid: Tensor) -> Masking:
     """The masking that keeps `valid` (B, L) with every patch in its own place: the others are there and unattended.
 
     What the encoder makes of the valid patches is the same as with `index`, at the cost of the others; no shape depends
-    on the data, so that a graph can hold it (`raymae.export`).
+    on the data, so that a graph can hold it (`raymae.serving.export`).
     """
     ids = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
     return Masking((~valid).float(), ids, ids, valid)

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from raymae.cluster.connect import start_ray
 from raymae.cluster.pools import torch_device
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
-from raymae.label import find_classifier
+from raymae.serving.predict import find_classifier
 from raymae.storage.folder import Folder
 
 APPLICATION = "raymae"
@@ -36,13 +36,13 @@ class Scenes:
 
     def __init__(self, classifier: Folder, settings: ServeConfig, threads: int) -> None:
         from raymae.inference.predictor import Predictor
-        from raymae.serve.service import Service
+        from raymae.serving.http.service import Service
 
         predictor = Predictor(classifier, torch_device=torch_device(), threads=threads)
         self.service = Service(predictor, settings, redact(classifier.url))
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        from raymae.serve.app import application
+        from raymae.serving.http.app import application
 
         return application(self.service)
 

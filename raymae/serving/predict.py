@@ -27,11 +27,11 @@ from raymae.cluster.pools import label_pool, torch_device
 from raymae.config import Config, LabelLevel, redact
 from raymae.features.write import hash_column
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
-from raymae.inputs import find_files
-from raymae.outputs import Output, open_output, without_credentials
 from raymae.pipeline.plan.init_weights import find
+from raymae.serving.challenge_csv import Submission, check_classes, read_submission
+from raymae.serving.inputs import find_files
+from raymae.serving.output import Output, open_output, without_credentials
 from raymae.storage.folder import Folder, digest, open_storage
-from raymae.submission import Submission, check_classes, read_submission
 from raymae.tracking.model_uri import open_shared
 
 VERSION = 1

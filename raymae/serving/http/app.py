@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from raymae.audio.decode import AudioError, TooLongError
-from raymae.serve.service import OverloadedError, Service
-from raymae.serve.upload import TooLargeError, UploadError, read_body
+from raymae.serving.http.service import OverloadedError, Service
+from raymae.serving.http.upload import TooLargeError, UploadError, read_body
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from raymae.config import ServeConfig
 from raymae.inference.predictor import Clip, Predictor
-from raymae.serve.batching import Batcher
-from raymae.serve.spectrogram import Spectrogram
-from raymae.serve.upload import file_of
+from raymae.serving.http.batching import Batcher
+from raymae.serving.http.spectrogram import Spectrogram
+from raymae.serving.http.upload import file_of
 
 DECODERS = 4
 WAITING = 2
