@@ -29,8 +29,8 @@ from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.storage.lease import Claim, claimed
 from raymae.sweep import search
-from raymae.sweep.figures import sweep_figure
-from raymae.sweep.ground import Ground, Point, effective, interleaved, look_at, plan_of, stages_of, sweep_key
+from raymae.sweep.heatmap import sweep_figure
+from raymae.sweep.points import Ground, Point, effective, interleaved, look_at, plan_of, stages_of, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.space import grid, parse_axis, parse_space

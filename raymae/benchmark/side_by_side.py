@@ -22,7 +22,7 @@ from raymae.pipeline.plan.init_weights import find
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.run import record, run_plan
 from raymae.storage.folder import Folder
-from raymae.sweep.ground import bring_weights
+from raymae.sweep.points import bring_weights
 from raymae.sweep.search import room
 
 LOOK_SECONDS = 2.0

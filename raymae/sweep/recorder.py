@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raymae.config import to_text
 from raymae.storage.folder import Folder
-from raymae.sweep.ground import Point
+from raymae.sweep.points import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values
 from raymae.tracking.outbox import Entry

@@ -14,8 +14,8 @@ from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
-from raymae.sweep.figures import sweep_figure
-from raymae.sweep.ground import (
+from raymae.sweep.heatmap import sweep_figure
+from raymae.sweep.points import (
     Ground,
     Point,
     bring_weights,

@@ -19,7 +19,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raymae.config import ComputeConfig, SweepConfig, to_text
-from raymae.sweep.ground import Ground, Point, plan_of
+from raymae.sweep.points import Ground, Point, plan_of
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
 from raymae.sweep.space import Axis, Values

@@ -10,7 +10,7 @@ from typing import Any
 
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
-from raymae.sweep.ground import bring_weights, stages_of
+from raymae.sweep.points import bring_weights, stages_of
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.selection import METRICS
