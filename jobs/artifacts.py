@@ -5,7 +5,7 @@ python jobs/artifacts.py gc --storage runs --forget runs/small-pipeline-1a2b3c4d
 python jobs/artifacts.py seen --storage runs --column group --values walk-17
 """
 
-from raymae.inventory_job import main
+from raymae.cli.artifacts import main
 
 if __name__ == "__main__":
     main(__doc__)

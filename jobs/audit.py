@@ -4,7 +4,8 @@ python jobs/audit.py small --data.tables RUN/metadata.csv --data.split.kind sess
 python jobs/audit.py small --data.tables RUN/metadata.csv --audit.listen
 """
 
-from raymae.cli import main
+from raymae.cli.main import main
+from raymae.evaluation.leaks.audit import audit_run
 
 if __name__ == "__main__":
-    main("audit", __doc__)
+    main(audit_run, __doc__)

@@ -4,7 +4,10 @@ python jobs/consistency.py small --data.tables RUN/metadata.csv --consistency.me
 ray job submit --working-dir . -- python jobs/consistency.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("consistency", __doc__)
+    main(partial(run_job, "consistency"), __doc__)

@@ -4,7 +4,20 @@ python jobs/embed.py small --data.tables RUN/metadata.csv --embed.output vectors
 python jobs/embed.py small --data.tables RUN/metadata.csv --embed.level frame --embed.layers 6 --embed.output frames
 """
 
-from raymae.cli import main
+from typing import Any
+
+from raymae.cli.main import main
+from raymae.config import Config
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the job."""
+    from raymae.serving.embed import (
+        embed_clips,  # here, because it imports Ray, which reads its environment when imported: only after main has set that
+    )
+
+    return embed_clips(config)
+
 
 if __name__ == "__main__":
-    main("embed", __doc__)
+    main(run, __doc__)

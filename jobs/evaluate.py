@@ -4,7 +4,10 @@ python jobs/evaluate.py small --data.tables RUN/metadata.csv
 ray job submit --working-dir . -- python jobs/evaluate.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("evaluate", __doc__)
+    main(partial(run_job, "evaluate"), __doc__)

@@ -4,7 +4,18 @@ python jobs/export.py --export.model models:/raymae-scene-classifier@candidate -
 ray job submit --working-dir . -- python jobs/export.py …
 """
 
-from raymae.cli import main
+from typing import Any
+
+from raymae.cli.main import main
+from raymae.config import Config
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the job."""
+    from raymae.serving.export import export  # here, because it imports torch, for which --help need not wait
+
+    return export(config)
+
 
 if __name__ == "__main__":
-    main("export", __doc__)
+    main(run, __doc__)

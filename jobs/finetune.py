@@ -4,7 +4,10 @@ python jobs/finetune.py small --data.tables RUN/metadata.csv --finetune.epochs 5
 ray job submit --working-dir . -- python jobs/finetune.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("finetune", __doc__)
+    main(partial(run_job, "finetune"), __doc__)

@@ -4,7 +4,10 @@ python jobs/pipeline.py small --data.tables RUN/metadata.csv --data.pool-tables 
 ray job submit --working-dir . -- python jobs/pipeline.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("register", __doc__)
+    main(partial(run_job, "register"), __doc__)

@@ -4,7 +4,20 @@ python jobs/predict.py --predict.inputs recordings/ --predict.output scenes.csv
 ray job submit --working-dir . -- python jobs/predict.py …
 """
 
-from raymae.cli import main
+from typing import Any
+
+from raymae.cli.main import main
+from raymae.config import Config
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the job."""
+    from raymae.serving.predict import (
+        label_files,  # here, because it imports Ray, which reads its environment when imported: only after main has set that
+    )
+
+    return label_files(config)
+
 
 if __name__ == "__main__":
-    main("predict", __doc__)
+    main(run, __doc__)

@@ -4,7 +4,10 @@ python jobs/prepare.py small --data.tables RUN/metadata.csv
 ray job submit --working-dir . -- python jobs/prepare.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("prepare", __doc__)
+    main(partial(run_job, "prepare"), __doc__)

@@ -4,7 +4,10 @@ python jobs/pretrain.py small --data.tables RUN/metadata.csv --model.mask-ratio 
 ray job submit --working-dir . -- python jobs/pretrain.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("pretrain", __doc__)
+    main(partial(run_job, "pretrain"), __doc__)

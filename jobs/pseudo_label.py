@@ -4,7 +4,10 @@ python jobs/pseudo_label.py small --data.tables RUN/metadata.csv --pseudo-label.
 ray job submit --working-dir . -- python jobs/pseudo_label.py …
 """
 
-from raymae.cli import main
+from functools import partial
+
+from raymae.cli.main import main
+from raymae.pipeline.job import run_job
 
 if __name__ == "__main__":
-    main("pseudo_label", __doc__)
+    main(partial(run_job, "pseudo_label"), __doc__)

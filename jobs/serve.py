@@ -4,7 +4,20 @@ python jobs/serve.py small --storage runs
 python jobs/serve.py --serve.model models:/raymae-scene-classifier@champion --storage runs --serve.port 8080
 """
 
-from raymae.cli import main
+from typing import Any
+
+from raymae.cli.main import main
+from raymae.config import Config
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the job."""
+    from raymae.serving.http.job import (
+        serve_classifier,  # here, because it imports Ray, which reads its environment when imported: only after main has set that
+    )
+
+    return serve_classifier(config)
+
 
 if __name__ == "__main__":
-    main("serve", __doc__)
+    main(run, __doc__)

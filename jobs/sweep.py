@@ -6,7 +6,8 @@ python jobs/sweep.py small … --sweep.space finetune.lr=log:1e-4..1e-2 --sweep.
 ray job submit --working-dir . -- python jobs/sweep.py …
 """
 
-from raymae.cli import main
+from raymae.cli.main import main
+from raymae.sweep.run import run_sweep
 
 if __name__ == "__main__":
-    main("sweep", __doc__)
+    main(run_sweep, __doc__)

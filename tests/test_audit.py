@@ -107,7 +107,7 @@ def test_the_job_writes_a_table_a_page_and_a_figure(tmp_path: Path, capsys: pyte
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
     config = Config(data=DataConfig(dataset="table", tables=(str(tmp_path / "metadata.csv"),)))
     storage = Folder(str(tmp_path / "storage"))
-    result = audit_run(config, storage)
+    result = audit_run(replace(config, storage=storage.url))
     said = capsys.readouterr().out
     assert audit_text(result["splits"]) in said
     table = [line for line in said.splitlines() if line.startswith("|")]
@@ -117,7 +117,9 @@ def test_the_job_writes_a_table_a_page_and_a_figure(tmp_path: Path, capsys: pyte
     assert folder.names() == ["audit.json", "audit.md", "look_ups.png"]
     assert folder.read_json("audit.json")["splits"] == result["splits"]
     assert folder.read_bytes("look_ups.png").startswith(b"\x89PNG")
-    other = audit_run(replace(config, data=replace(config.data, split=SplitConfig(kind="session"))), storage)
+    other = audit_run(
+        replace(replace(config, data=replace(config.data, split=SplitConfig(kind="session"))), storage=storage.url)
+    )
     assert other["folder"] != result["folder"]
     assert folder.read_json("audit.json")["splits"] == result["splits"]
 
@@ -126,6 +128,6 @@ def test_siblings_are_unknown_without_groups(tmp_path: Path) -> None:
     rows = [f"{number}.wav,{'ab'[number % 2]}" for number in range(20)]
     (tmp_path / "metadata.csv").write_text("\n".join(["filename,scene_label", *rows]))
     config = Config(data=DataConfig(dataset="table", tables=(str(tmp_path / "metadata.csv"),)))
-    (_, random) = audit_run(config, Folder(str(tmp_path / "storage")))["splits"]
+    (_, random) = audit_run(replace(config, storage=Folder(str(tmp_path / "storage")).url))["splits"]
     assert random["held_out"]["test"]["sibling_share"] is None
     assert random["held_out"]["test"]["twin_share"] == 0

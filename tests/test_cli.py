@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae import cli
-from raymae.cli import main, parse
+from raymae.cli import main as cli
+from raymae.cli.arguments import parse
 from raymae.cluster import connect
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
@@ -50,9 +50,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
 
     def call(job: Any, *arguments: str) -> tuple[Any, str]:
-        monkeypatch.setattr(sys, "argv", ["jobs/job.py", *arguments])
+        script = ROOT / "jobs" / f"{job}.py"
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
         with pytest.raises(SystemExit) as end:
-            main(job, "A job.")
+            runpy.run_path(str(script), run_name="__main__")
         said = capsys.readouterr()
         assert said.out == ""
         return (1, end.value.code) if isinstance(end.value.code, str) else (end.value.code, plain(said.err))
@@ -183,7 +184,7 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
     ],
 )
 def test_a_wrong_setting_is_one_clear_message(run: Run, words: str, message: str) -> None:
-    status, text = run("register", *words.split())
+    status, text = run("pipeline", *words.split())
     assert status == 2
     assert re.search(message, text), text
     assert "Traceback" not in text
@@ -223,7 +224,7 @@ def test_a_misspelt_name_never_counts(name: str, letter: str, place: int) -> Non
             [("a.wav", "bus;tram", "", "train"), *ROWS[1:]],
             "metadata row 2: 'bus;tram': should be one class",
         ),
-        ("register", [(name, "", "", split) for name, _, _, split in ROWS], "no clip of split train has a scene_label"),
+        ("pipeline", [(name, "", "", split) for name, _, _, split in ROWS], "no clip of split train has a scene_label"),
         ("prepare", [], "has no rows"),
     ],
 )
@@ -245,9 +246,9 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("prepare", "small --data.tables own/a.wav", r"own/a\.wav, row 1: .* is not UTF-8"),
         ("prepare", "small", r"needs --data\.tables"),
         ("prepare", "--data.dataset esc50", "'esc50' is unknown; valid: synthetic, table"),
-        ("register", "--storage own/a.wav/below", r"--storage .*own/a\.wav/below can't be written: .*Not a directory"),
-        ("register", "--storage nonsense://me:hunter2@bucket", r"--storage nonsense://\*\*\*@bucket can't be written"),
-        ("register", "--json gone/result.json", r"--json gone/result\.json can't be written: there is no folder gone"),
+        ("pipeline", "--storage own/a.wav/below", r"--storage .*own/a\.wav/below can't be written: .*Not a directory"),
+        ("pipeline", "--storage nonsense://me:hunter2@bucket", r"--storage nonsense://\*\*\*@bucket can't be written"),
+        ("pipeline", "--json gone/result.json", r"--json gone/result\.json can't be written: there is no folder gone"),
         ("predict", "--json own", "--json own is a folder"),
         ("predict", "--predict.inputs own", "--predict.output is missing: name a .csv or .parquet"),
         ("predict", "--predict.inputs own --predict.output x.txt", r"--predict\.output x\.txt must name a \.csv or"),
@@ -278,12 +279,14 @@ def test_bad_input_ends_the_job_at_once(run: Run, tmp_path: Path, job: str, word
     assert not (tmp_path / "raymae-storage" / "datasets").exists()
 
 
-def test_an_interrupted_job_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(job: str, config: Config) -> None:
+def test_an_interrupted_job_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: Config) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run", interrupted)
-    assert run("prepare") == (1, "interrupted; the same command goes on from the last commit")
+    monkeypatch.setattr(sys, "argv", ["jobs/job.py"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(interrupted, "A job.")  # type: ignore[arg-type]
+    assert end.value.code == "interrupted; the same command resumes from the last checkpoint"
 
 
 # Whole jobs ----------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raymae.cli import run
 from raymae.config import Config, EvaluateConfig, to_dict
 from raymae.evaluation.report import write_report
 from raymae.evaluation.report.compared import compare_evaluations
 from raymae.pipeline.evaluate import judge
+from raymae.pipeline.job import run_job
 from raymae.storage.folder import Folder
 from tests.test_report import NAMES, make_guesses
 
@@ -37,7 +37,7 @@ def pair(tmp_path: Path) -> list[str]:
 
 
 def test_the_job_compares_model_by_model(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    result = run("evaluate", Config(evaluate=EvaluateConfig(compare=tuple(pair))))
+    result = run_job("evaluate", Config(evaluate=EvaluateConfig(compare=tuple(pair))))
     reports = [Folder(url).read_json("report.json")["metrics"] for url in pair]
     assert list(result["differences"]) == ["cnn", "student"]
     for name, by_split in result["differences"].items():
@@ -75,4 +75,4 @@ def test_it_is_said_what_compare_takes() -> None:
     with pytest.raises(ValueError, match="names 1 folders; it takes the two"):
         EvaluateConfig(compare=("one",))
     with pytest.raises(ValueError, match=r"an option of jobs/evaluate\.py"):
-        run("register", replace(Config(), evaluate=EvaluateConfig(compare=("one", "other"))))
+        run_job("register", replace(Config(), evaluate=EvaluateConfig(compare=("one", "other"))))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from raymae.cli import parse
+from raymae.cli.arguments import parse
 from raymae.config import (
     AudioConfig,
     AugmentConfig,

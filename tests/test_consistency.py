@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from raymae.cli import parse
+from raymae.cli.arguments import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
 from raymae.datasets.rows import unlabelled_rows
 from raymae.features.store import FeatureStore

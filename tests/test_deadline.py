@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from raymae import cli
+from raymae.cli import main as cli
 from raymae.config import Config, DataConfig
 from raymae.features.store import FeatureStore
 from raymae.pipeline import run as pipeline
 from raymae.pipeline import seeds
+from raymae.pipeline.job import run_job
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
@@ -75,7 +77,7 @@ def test_the_job_says_so_and_has_its_own_status(
     monkeypatch.setattr(seeds, "run_plan", stop)
     monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "--storage", "/tmp", "--max-hours", "1"])
     with pytest.raises(SystemExit) as end:
-        cli.main("pretrain", "A job.")
+        cli.main(partial(run_job, "pretrain"), "A job.")
     assert end.value.code == EXIT_STATUS == 75
     assert capsys.readouterr().err == (
         "--max-hours 1.0 are over at step 3 of pretrain; the same command goes on from there\n"

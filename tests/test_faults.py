@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 
 from raymae.benchmark.memory import process_tree
 from raymae.benchmark.recovery import title
-from raymae.cli import parse
+from raymae.cli.arguments import parse
 from raymae.pipeline.run import make_plan
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import Folder

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from raymae.cli.artifacts import main
 from raymae.config import Config, DataConfig, PseudoLabelConfig
-from raymae.inventory_job import main
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.inventory import DAY, damage, nobodys, remove, take
 from raymae.pipeline.plan.plan import Plan

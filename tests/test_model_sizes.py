@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from raymae.cli import parse
+from raymae.cli.arguments import parse
 from raymae.config import DECODERS, FRONT_ENDS, MODEL_SIZES, ModelConfig, to_dict, with_decoder, with_size
 from raymae.config.recipes import RECIPES
 from raymae.models import MaskedAutoencoder

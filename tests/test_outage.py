@@ -21,7 +21,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from raymae.cli import lacks_model
+from raymae.cli.main import is_unregistered
 from raymae.cluster import connect
 from raymae.config import Config, DataConfig, TrackingConfig
 from raymae.datasets.clips import load
@@ -288,8 +288,8 @@ def test_figures_pass_through_the_server(story: Story, tmp_path: Path) -> None:
 def test_a_pipeline_without_its_server_ends_with_its_results(story: Story) -> None:
     assert story.first["metrics"] == story.second["metrics"]
     assert "the same command registers the model" in story.first["undelivered"]
-    assert lacks_model(story.first)
-    assert not lacks_model(story.second)
+    assert is_unregistered(story.first)
+    assert not is_unregistered(story.second)
     assert "undelivered" not in story.second
     assert "model_uri" not in story.first
 

@@ -54,11 +54,11 @@ def test_the_first_candidate_is_the_champion_and_a_better_one_follows(
     config: Config, storage: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = register(config, storage, "bad", 0.3)
-    assert promote(config, storage)["promoted"]
+    assert promote(replace(config, storage=storage.url))["promoted"]
     assert champion(config, storage) == first
-    assert promote(config, storage)["reason"] == "it is the champion already"
+    assert promote(replace(config, storage=storage.url))["reason"] == "it is the champion already"
     second = register(config, storage, "good", 0.95)
-    result = promote(config, storage)
+    result = promote(replace(config, storage=storage.url))
     assert result["promoted"]
     assert (result["candidate"], result["champion"]) == (second, first)
     assert all(split.startswith("test") for split in result["differences"])
@@ -75,9 +75,9 @@ def test_what_is_not_better_stays_a_candidate(
     config: Config, storage: Folder, key: str, share: float, why: str
 ) -> None:
     first = register(config, storage, "champion", 0.95)
-    promote(config, storage)
+    promote(replace(config, storage=storage.url))
     register(config, storage, key, share)
-    result = promote(config, storage)
+    result = promote(replace(config, storage=storage.url))
     assert not result["promoted"]
     assert why in result["reason"]
     assert champion(config, storage) == first
@@ -96,16 +96,16 @@ def test_one_split_does_not_make_up_for_another() -> None:
 
 def test_what_cannot_be_judged_is_an_error(config: Config, storage: Folder) -> None:
     with pytest.raises(ValueError, match=r"the registry has no models:/scenes-.*@candidate to promote"):
-        promote(config, storage)
+        promote(replace(config, storage=storage.url))
     register(config, storage, "gone", None)
     with pytest.raises(ValueError, match=r"can't be judged: its evaluation gone isn't in --storage"):
-        promote(config, storage)
+        promote(replace(config, storage=storage.url))
     assert champion(config, storage) is None
     register(config, storage, "whole", 0.5)
-    promote(config, storage)
+    promote(replace(config, storage=storage.url))
     register(config, storage, "fewer", 0.9, drop=7)
     with pytest.raises(ValueError, match=r"can't be compared: their clips of .* differ: .*evaluate both with the same"):
-        promote(config, storage)
+        promote(replace(config, storage=storage.url))
 
 
 def test_the_two_aliases_differ() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 
 from raymae.audio.decode import MAX_SAMPLES, AudioError, load
 from raymae.audio.sources import look_into
-from raymae.cli import read_settings
+from raymae.cli.arguments import read_settings
 from raymae.inference.classifier import read_classifier, write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier

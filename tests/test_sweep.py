@@ -205,7 +205,7 @@ def test_a_space_that_leads_nowhere_is_refused_at_once(
 ) -> None:
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=message):
-        run_sweep(replace(config, sweep=SweepConfig(space=space)), open_storage(config.storage))
+        run_sweep(replace(config, sweep=SweepConfig(space=space)))
 
 
 def test_a_sweep_without_labels_in_val_says_how_to_get_some(config: Config, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_sweep_without_labels_in_val_says_how_to_get_some(config: Config, tmp_
     table = write_table(tmp_path, pa.Table.from_pylist(rows))
     other = replace(config, data=DataConfig(dataset="table", tables=(str(table),)))
     with pytest.raises(ValueError, match=r"no clip of split val has a scene_label.*--data\.split\.val-share"):
-        run_sweep(other, open_storage(config.storage))
+        run_sweep(other)
 
 
 def test_other_validation_clips_are_another_contest(config: Config, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_what_is_recorded_is_not_run_again(
     sweep.folder.write_json(f"trials/{failed.key}.json", {**failed.__dict__, "status": "finished", "score": 0.5})
 
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
-    result = run_sweep(config, storage)
+    result = run_sweep(replace(config, storage=storage.url))
     assert result["best"]["changes"] == known[-1].values
     assert [one["status"] for one in result["trials"]].count("refused") == refused
     assert sweep.folder.read_json("best.json")["pseudo_label.coverage"] == 0.8
@@ -417,12 +417,12 @@ def test_no_finished_trial_is_an_error_with_the_commonest_reason(
         )
     monkeypatch.setattr(Sweep, "search", lambda self: None)
     with pytest.raises(ValueError, match="no trial finished: ValueError: bad"):
-        run_sweep(config, storage)
+        run_sweep(replace(config, storage=storage.url))
 
 
 def test_a_dry_run_starts_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
-    found = run_sweep(replace(config, dry_run=True), open_storage(config.storage))
+    found = run_sweep(replace(config, dry_run=True))
     assert found["points"][0] == "model.mask_ratio=0.5 pseudo_label.coverage=0.4"
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from raymae.cli import parse, run
+from raymae.cli.arguments import parse
 from raymae.storage.folder import open_storage
 from raymae.sweep.results import read_records
+from raymae.sweep.run import run_sweep
 from tests.audio_files import write_clips, write_table
 
 
@@ -28,7 +29,7 @@ def test_every_point_is_tried_and_told(tmp_path: Path, ray_cluster: None) -> Non
     }
     words = ["synthetic", *(str(word) for pair in fields.items() for word in pair)]
     space = ["--sweep.space", "pseudo_label.coverage=0.3,0.7", "--sweep.no-early-stopping"]
-    result = run("sweep", parse([*words, *space], ""))
+    result = run_sweep(parse([*words, *space], ""))
 
     records = read_records(open_storage(result["sweep_folder"]))
     assert [one.status for one in records.values()] == ["finished"] * 2

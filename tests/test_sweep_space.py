@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.cli import parse
+from raymae.cli.arguments import parse
 from raymae.config import Config, SweepConfig, changed, differences, field_type, from_text, to_dict, to_text, typed
 from raymae.config.recipes import RECIPES
 from raymae.sweep.results import settings_of

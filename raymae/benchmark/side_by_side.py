@@ -7,7 +7,6 @@ stands in the storage under the pipeline's keys, so that what was stopped goes o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from raymae.cluster.connect import start_ray
 from raymae.config import Config
 from raymae.config.stages import Target
-from raymae.datasets.clips import load
+from raymae.datasets.clips import load, own_folder
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.init_weights import find
 from raymae.pipeline.plan.plan import Plan
@@ -61,7 +60,7 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
 
 def plan_of(config: Config, storage: Folder) -> Plan:
     """A run's plan, with its clips."""
-    folder = Path(storage.path("datasets")) if storage.is_local else None
+    folder = own_folder(storage)
     clips = load(config.data, folder, config.finetune.labels)
     return Plan(config, clips, storage, "evaluate", find(config, storage, "evaluate"))
 

@@ -1,4 +1,7 @@
-"""Who may connect to a Ray of our own: this machine alone."""
+"""Connect to Ray: the configured cluster, the job's own, or a new one that only this machine can reach.
+
+Ray itself is imported inside `start_ray`: `stay_local` has to be called before that.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,6 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-
-import ray
-import ray.data
-import ray.train
 
 from raymae.config import ComputeConfig
 
@@ -28,6 +27,9 @@ def stay_local(address: str | None = None) -> None:
 
 def start_ray(compute: ComputeConfig) -> None:
     """Connect to the configured cluster, the one of the job, or start a local one."""
+    import ray
+    import ray.data
+
     if not ray.is_initialized():
         # the workers' own lines stay in Ray's log files and its dashboard: progress and events come through the driver
         ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)

@@ -23,8 +23,14 @@ from raymae.datasets.published.nominal import SHAPES, absent, nominal
 from raymae.datasets.published.official import differences
 from raymae.datasets.splits.assign import assign, settings
 from raymae.datasets.tables.table import CLIPS, read_table
+from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)
+
+
+def own_folder(storage: Folder) -> Path | None:
+    """Where a data set writes files of its own: below a local storage; None where the storage is a URL."""
+    return Path(storage.path("datasets")) if storage.is_local else None
 
 
 def load_synthetic(config: DataConfig, folder: Path | None) -> pa.Table:

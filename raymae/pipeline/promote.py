@@ -8,7 +8,7 @@ from raymae.config import Config, PromoteConfig, redact, to_dict
 from raymae.evaluation.report import result_table
 from raymae.evaluation.report.sections import difference_cells, number
 from raymae.evaluation.scores import KINDS, comparisons
-from raymae.storage.folder import Folder
+from raymae.storage.folder import Folder, open_storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raymae.tracking.tracker import Tracker, Version
 
 
-def promote(config: Config, storage: Folder) -> dict[str, Any]:
+def promote(config: Config) -> dict[str, Any]:
     """Compare the version of `tracking.alias` with that of `promote.alias`, and move the latter if it should.
 
     Without a champion the candidate becomes it. Otherwise it has to be better on a test split by the paired permutation
@@ -29,6 +29,7 @@ def promote(config: Config, storage: Folder) -> dict[str, Any]:
     """
     from raymae.tracking.tracker import Tracker
 
+    storage = open_storage(config.storage)
     settings, tracker = config.promote, Tracker(config.tracking, storage)
     name = config.tracking.registered_model
     candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import FINETUNED, TRAININGS, Target
-from raymae.datasets.clips import load, load_nominal
+from raymae.datasets.clips import load, load_nominal, own_folder
 from raymae.datasets.published.nominal import absent
 from raymae.datasets.splits.assign import write_split
 from raymae.pipeline.console import print_plan, print_result, said_of_round
@@ -38,7 +37,7 @@ def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
     missing = absent(config.data) if config.dry_run else []
     if missing:
         print(f"not here: {', '.join(missing)}; clips under its true names and counts are generated for the dry run")
-    folder = Path(storage.path("datasets")) if storage.is_local else None
+    folder = own_folder(storage)
     clips = (load_nominal if missing else load)(config.data, folder, labels)
     plan = Plan(config, clips, storage, target, find(config, storage, target))
     if plan.to_do:

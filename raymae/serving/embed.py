@@ -117,9 +117,9 @@ def embed_clips(config: Config) -> dict[str, Any]:
 
 def load_clips(config: Config, storage: Folder) -> pa.Table:
     """The clip table of a run."""
-    from raymae.datasets.clips import load
+    from raymae.datasets.clips import load, own_folder
 
-    return load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
+    return load(config.data, own_folder(storage))
 
 
 def find_encoder(config: Config, storage: Folder) -> Folder:

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,11 +130,11 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
     """The folder of a job's classifier: the one given with `option`, the registered one, or the final one of the
     recipe's pipeline."""
     if model is None:
-        from raymae.datasets.clips import load
+        from raymae.datasets.clips import load, own_folder
         from raymae.pipeline.plan.plan import Plan
 
         storage = open_storage(config.storage)
-        clips = load(config.data, Path(storage.path("datasets")) if storage.is_local else None)
+        clips = load(config.data, own_folder(storage))
         plan = Plan(config, clips, storage, "register", find(config, storage, "register"))
         final = plan.nodes[plan.final]
         if not final.reused:

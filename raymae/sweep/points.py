@@ -10,13 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from raymae.config import Config, changed, to_dict
-from raymae.datasets.clips import load
+from raymae.datasets.clips import load, own_folder
 from raymae.datasets.rows import fingerprint, rows_of
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Plan
@@ -50,7 +49,7 @@ class Ground:
         """The clip table of a configuration; each is read once."""
         key = digest([to_dict(config.data, secret=True), config.finetune.labels])
         if key not in self.clips:
-            folder = Path(self.storage.path("datasets")) if self.storage.is_local else None
+            folder = own_folder(self.storage)
             self.clips[key] = load(config.data, folder, config.finetune.labels)
         return self.clips[key]
 

@@ -12,7 +12,7 @@ from raymae.config.jobs import TRIALS
 from raymae.config.stages import DOES
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
-from raymae.storage.folder import Folder
+from raymae.storage.folder import Folder, open_storage
 from raymae.storage.png import png
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import (
@@ -47,7 +47,7 @@ from raymae.training.guards.deadline import Deadline, TimeIsUpError
 HEAT_MAP = "figures/heatmap.png"
 
 
-def run_sweep(config: Config, storage: Folder) -> dict[str, Any]:
+def run_sweep(config: Config) -> dict[str, Any]:
     """Run a sweep, or the rest of it, and return its result (the keys are documented in the README).
 
     Raises:
@@ -55,7 +55,7 @@ def run_sweep(config: Config, storage: Folder) -> dict[str, Any]:
             has room for; at the end, that no trial finished.
         TimeIsUpError: `max_hours` are over; finished trials are recorded, the others go on from their commits.
     """
-    sweep = Sweep(config, storage)
+    sweep = Sweep(config, open_storage(config.storage))
     sweep.announce()
     if sweep.left:
         sweep.journal.uri  # noqa: B018  a missing one is said before anything is begun

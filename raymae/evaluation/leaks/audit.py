@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from matplotlib.figure import Figure
 
 from raymae.config import Config, redact, to_dict
-from raymae.datasets.clips import load_rows
+from raymae.datasets.clips import load_rows, own_folder
 from raymae.datasets.splits.assign import assign
 from raymae.datasets.splits.split_file import table_hash
 from raymae.evaluation.leaks.look_ups import LOOK_UPS, audit_splits
 from raymae.evaluation.leaks.same_recording import PRECISION, RECALL, heard
 from raymae.evaluation.report import result_table
-from raymae.storage.folder import Folder, digest
+from raymae.storage.folder import digest, open_storage
 from raymae.storage.png import png
 
 NOTE = (
@@ -25,13 +24,14 @@ NOTE = (
 )
 
 
-def audit_run(config: Config, storage: Folder) -> dict[str, Any]:
-    """Audit the clips that `config.data` names, print what was found and keep it under `storage`/audits/.
+def audit_run(config: Config) -> dict[str, Any]:
+    """Audit the clips that `config.data` names, print what was found and keep it under `config.storage`/audits/.
 
     Keys: job, recipe, folder, splits (`audit.audit_splits`) and, with audit.listen, heard (`twins.heard`). Raises
     ValueError for what `datasets.load_rows` and `splits.assign` reject, and where no held-out split has a label.
     """
-    rows = load_rows(config.data, Path(storage.path("datasets")) if storage.is_local else None)
+    storage = open_storage(config.storage)
+    rows = load_rows(config.data, own_folder(storage))
     found = audit_splits(rows, config.data.split)
     if not any(one["held_out"] for one in found):
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from raymae.cli import check_target
+from raymae.cli.main import check_target
 from raymae.config import redact
 from raymae.pipeline.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
 from raymae.storage.folder import Folder, open_storage

@@ -1,28 +1,23 @@
-"""The command line of every job: a recipe, then any field of the configuration by its path."""
+"""Parse a job's command line: a recipe, then any field of the configuration by its path."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
-from raymae.cluster.connect import stay_local
 from raymae.config import (
     DECODERS,
     MODEL_SIZES,
     Config,
     ModelConfig,
     ModelSize,
-    SweepConfig,
     changed,
     leaves,
     redact,
@@ -31,13 +26,9 @@ from raymae.config import (
     with_size,
 )
 from raymae.config.recipes import RECIPES
-from raymae.config.stages import Target
-from raymae.storage.folder import Folder, open_storage
-from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
+from raymae.storage.folder import Folder
 
 DEFAULT_RECIPE = "synthetic"
-
-Job = Target | Literal["predict", "embed", "export", "audit", "sweep", "promote", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,103 +172,3 @@ def refuse(message: str) -> NoReturn:
     """End the process as tyro does where the command line is wrong."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def check_target(option: str, name: str | None) -> None:
-    """ValueError where a file couldn't be written: known at the start rather than when the work is done."""
-    if name is None:
-        return
-    path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"{option} {name} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{option} {name} can't be written: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{option} {name} can't be written: permission denied")
-
-
-def main(job: Job, doc: str) -> None:
-    """Run a job from the command line; 0 means that everything asked for is there, 75 that it should be run again:
-    its time was up, or MLflow was down."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("raymae").setLevel(logging.INFO)
-    config = parse(sys.argv[1:], doc)
-    stay_local(config.compute.address)
-    try:
-        check_target("--json", config.json)
-        result = run(job, config)
-        if config.json:
-            with open(config.json, "w") as file:
-                json.dump(result, file, indent=1)
-        if config.data.check and result["problems"]:
-            sys.exit(1)
-        if job == "register" and lacks_model(result):
-            sys.exit(EXIT_STATUS)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {redact(str(error))}")
-    except TimeIsUpError as error:
-        print(error, file=sys.stderr)
-        sys.exit(EXIT_STATUS)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last commit")
-    except Exception:  # a mistake of ours, or of the cluster's: where it happened, without the credentials of URLs
-        sys.exit(redact(traceback.format_exc()))
-
-
-def lacks_model(result: dict[str, Any]) -> bool:
-    """Whether a pipeline (or one of several, of seeds) waits for MLflow to register its model."""
-    return any("undelivered" in one and "model_uri" not in one for one in result.get("seeds", {"": result}).values())
-
-
-def run(job: Job, config: Config) -> dict[str, Any]:
-    """Run a job and return what `--json` writes."""
-    if config.data.check:
-        from raymae.datasets.overview import check
-
-        storage = open_storage(config.storage)
-        folder = Path(storage.path("datasets")) if storage.is_local else None
-        taught = job in ("finetune", "pseudo_label", "consistency", "evaluate", "register", "sweep")
-        return check(config.data, folder, config.finetune.labels, taught)
-    if job == "predict":
-        from raymae.serving.predict import label_files
-
-        return label_files(config)
-    if job == "serve":
-        from raymae.serving.http.job import serve_classifier
-
-        return serve_classifier(config)
-    if job == "embed":
-        from raymae.serving.embed import embed_clips
-
-        return embed_clips(config)
-    if job == "export":
-        from raymae.serving.export import export
-
-        return export(config)
-    if config.evaluate.compare:
-        if job != "evaluate":
-            raise ValueError("evaluate.compare is an option of jobs/evaluate.py, which then compares and does no more")
-        from raymae.evaluation.report.compared import compare_evaluations
-
-        return compare_evaluations(config.evaluate.compare)
-    if job == "promote":
-        from raymae.pipeline.promote import promote
-
-        return promote(config, open_storage(config.storage))
-    if job == "audit":
-        from raymae.evaluation.leaks.audit import audit_run
-
-        return audit_run(config, open_storage(config.storage))
-    if job == "sweep":
-        from raymae.sweep.run import run_sweep
-
-        return run_sweep(config, open_storage(config.storage))
-    if config.sweep != SweepConfig():
-        raise ValueError("sweep.* are options of jobs/sweep.py; this job would leave them unused")
-    if config.dry_run:
-        from raymae.pipeline.dry_run.dry_run import dry_run
-
-        return dry_run(config, job, open_storage(config.storage))
-    from raymae.pipeline.seeds import run_seeds
-
-    return run_seeds(config, job, open_storage(config.storage))
