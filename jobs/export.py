@@ -11,8 +11,8 @@ from raymae.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the job."""
-    from raymae.serving.export import export  # here, because it imports torch, for which --help need not wait
+    """Run the job; its module imports torch, for which --help need not wait."""
+    from raymae.serving.export import export
 
     return export(config)
 

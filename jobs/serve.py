@@ -11,10 +11,8 @@ from raymae.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the job."""
-    from raymae.serving.http.job import (
-        serve_classifier,  # here, because it imports Ray, which reads its environment when imported: only after main has set that
-    )
+    """Run the job; its module imports Ray, which main has to prepare for."""
+    from raymae.serving.http.job import serve_classifier
 
     return serve_classifier(config)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from raymae.benchmark.memory import process_tree
-from raymae.benchmark.recovery import title, training_workers
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.scale.recovery import title, training_workers
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")

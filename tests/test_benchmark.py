@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 
 from raymae.benchmark import command
 from raymae.benchmark.command import PARTS, main
-from raymae.benchmark.front_end import FrontEnd, bands_below, require_equal
-from raymae.benchmark.ingest import NoiseReader, median, order_rows
-from raymae.benchmark.ingest import make_spec as make_store
-from raymae.benchmark.memory import PeakMemory, process_tree, pss_mb
-from raymae.benchmark.plan import CORPORA, Cluster, Corpus, Plan, measured, outlook
-from raymae.benchmark.predict import JobPace, pace_of
-from raymae.benchmark.prepare import Job, bare
-from raymae.benchmark.result import Result, Row, load_rows, markdown
-from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave, pace
+from raymae.benchmark.harness.memory import PeakMemory, process_tree, pss_mb
+from raymae.benchmark.harness.result import Result, Row, load_rows, markdown
+from raymae.benchmark.harness.timing import cpu_between, cpu_seconds, interleave, pace
+from raymae.benchmark.scale.plan import CORPORA, Cluster, Corpus, Plan, measured, outlook
+from raymae.benchmark.speed.front_end import FrontEnd, bands_below, require_equal
+from raymae.benchmark.speed.ingest import NoiseReader, median, order_rows
+from raymae.benchmark.speed.ingest import make_spec as make_store
+from raymae.benchmark.speed.predict import JobPace, pace_of
+from raymae.benchmark.speed.prepare import Job, bare
 from raymae.config import AudioConfig, Config
 from raymae.datasets.synthetic.tones import recording, write_corpus
 from raymae.pipeline.dry_run.cost import Rates, duration, size
@@ -275,7 +275,7 @@ def test_labelling_is_timed_from_the_first_parts_on() -> None:
 
 
 def test_the_plain_loop_says_what_the_job_says(tmp_path: Path) -> None:
-    from raymae.benchmark import predict
+    from raymae.benchmark.speed import predict
     from raymae.inference.labeller import Labeller
     from raymae.inference.predictor import Predictor
     from raymae.serving.predict import plan_parts
@@ -307,7 +307,7 @@ def test_the_noise_store_gives_every_clip_its_own(tmp_path: Path) -> None:
 
 def test_a_pace_leaves_the_first_batches_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, *range(10, 18), 18.5, 19.0, 19.5, 20.0])
-    monkeypatch.setattr("raymae.benchmark.timing.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("raymae.benchmark.harness.timing.time.perf_counter", lambda: next(clock))
     found = pace([[0] * 5] * 12, skipped=8)
     monkeypatch.undo()
     assert found.start_seconds == 10

@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae.benchmark.memory import process_tree
-from raymae.benchmark.recovery import title
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.scale.recovery import title
 from raymae.cli.arguments import parse
 from raymae.pipeline.run import make_plan
 from raymae.storage.events import latest_step, read_events

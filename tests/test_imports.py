@@ -1,6 +1,8 @@
 """The layers of the package: what may import what, and how large a folder and a file may grow."""
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +26,23 @@ LAYERS = [
     "jobs",
 ]
 """A package may import those of earlier lines only; packages of one line don't import each other."""
-PENDING = {"models", "datasets", "tracking", "sweep", "benchmark"}
-"""Folders that are not in their final form yet."""
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+
+MAY_IMPORT = {
+    "ray": {
+        "raymae.benchmark",
+        "raymae.cluster",
+        "raymae.serving.http.job",
+        "raymae.serving.predict",
+        "raymae.sweep.recorder",
+        "raymae.sweep.run",
+        "raymae.sweep.search",
+    },
+    "mlflow": {"raymae.tracking.tracker", "raymae.tracking.registry", "raymae.tracking.pyfunc_model"},
+    "tyro": {"raymae.cli", "raymae.benchmark.command"},
+}
+"""The modules, or whole packages, that may import a framework."""
+MOST_ENTRIES, MOST_MODULES, MOST_LINES = 20, 14, 350
 
 
 def files() -> list[Path]:
@@ -35,7 +51,7 @@ def files() -> list[Path]:
 
 
 def module_of(path: Path) -> str:
-    """The dotted name of a file: raymae.audio.decode.logmel, jobs.pretrain."""
+    """The dotted name of a file: raymae.audio.logmel, jobs.pretrain."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -62,14 +78,16 @@ def package_of(module: str) -> str:
     return "jobs" if top == "jobs" else rest.partition(".")[0]
 
 
+def test_every_package_has_a_layer() -> None:
+    assert {package_of(module) for module in imports()} - {""} == set(LAYER)
+
+
 @pytest.mark.parametrize("package", sorted(LAYER))
 def test_a_package_imports_earlier_layers_only(package: str) -> None:
-    """What still lies at the package's root, on its way to a folder of its own, has no layer yet."""
-    moved = {path.name for path in PACKAGE.iterdir() if path.is_dir()} & set(LAYER) - PENDING
     for module, names in imports().items():
-        for name in names if package_of(module) == package and package in moved else ():
+        for name in names if package_of(module) == package else ():
             other = package_of(name) if name.startswith("raymae.") else package
-            assert other == package or other not in moved or LAYER[other] < LAYER[package], f"{module} imports {name}"
+            assert other == package or LAYER[other] < LAYER[package], f"{module} imports {name}"
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
@@ -77,3 +95,47 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     while done := {module for module in left if not known[module] & (left - {module})}:
         left -= done
     assert not left, f"these files, or files between them, import each other: {sorted(left)}"
+
+
+@pytest.mark.parametrize("framework", sorted(MAY_IMPORT))
+def test_a_framework_is_imported_where_it_belongs(framework: str) -> None:
+    importing = {module for module, names in imports().items() if framework in {name.split(".")[0] for name in names}}
+    places = MAY_IMPORT[framework]
+    assert {
+        module for module in importing if not any(f"{module}.".startswith(f"{place}.") for place in places)
+    } == set()
+    assert all(any(f"{module}.".startswith(f"{place}.") for module in importing) for place in places)
+
+
+def test_folders_and_files_keep_their_size() -> None:
+    entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES
+    for folder in {path.parent for path in files()}:
+        modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert folder.name == "jobs" or len(modules) <= MOST_MODULES, f"{folder} has {len(modules)} modules"
+    for path in files():
+        assert len(path.read_text().splitlines()) <= MOST_LINES, f"{path} is too long"
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("raymae", "torch ray mlflow tyro numba numpy matplotlib"),
+        (
+            "raymae.audio.logmel, raymae.audio.decode, raymae.features.store, raymae.training.batches.windows, "
+            "raymae.training.spec, raymae.pipeline.plan.plan",
+            "torch ray mlflow tyro matplotlib",
+        ),
+        (
+            "raymae.training.trainer, raymae.training.run_stage, raymae.training.worker, raymae.inference.predictor",
+            "ray mlflow tyro matplotlib sklearn scipy.signal",
+        ),
+        ("raymae.pipeline.run", "torch ray mlflow matplotlib sklearn"),
+        ("raymae.cluster.prepare", "torch mlflow"),
+        ("raymae.serving.predict", "torch mlflow tyro"),
+    ],
+)
+def test_workers_load_no_more_than_they_need(imported: str, absent: str) -> None:
+    code = f"import {imported}, sys; print([name for name in {absent.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

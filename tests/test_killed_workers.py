@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from raymae.benchmark.recovery import training_workers
+from raymae.benchmark.scale.recovery import training_workers
 from raymae.cluster import train
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore

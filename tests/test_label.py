@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raymae.benchmark.memory import process_tree
+from raymae.benchmark.harness.memory import process_tree
 from raymae.cluster.pools import label_pool
 from raymae.config import ComputeConfig, Config, PredictConfig
 from raymae.inference.labeller import Labeller, schema

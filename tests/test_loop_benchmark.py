@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymae.benchmark.loop import Loop, Run, check_equal, median, run_bare, train_bare
+from raymae.benchmark.speed.loop import Loop, Run, check_equal, median, run_bare, train_bare
 from raymae.config.recipes import SMALL_MODEL
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder

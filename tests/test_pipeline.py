@@ -18,7 +18,7 @@ import ray
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae.benchmark.side_by_side import plan_of, run_side_by_side
+from raymae.benchmark.studies.side_by_side import plan_of, run_side_by_side
 from raymae.cluster import connect, train
 from raymae.cluster.prepare import prepare
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.benchmark.curves import LATENT, PIXEL_FAITHFUL, PIXEL_LIGHT, Curves, variants
-from raymae.benchmark.probes import Frozen, Labelled, tables_store, untrained
+from raymae.benchmark.studies.curves import LATENT, PIXEL_FAITHFUL, PIXEL_LIGHT, Curves, variants
+from raymae.benchmark.studies.frozen import Frozen, Labelled, tables_store, untrained
 from raymae.config.recipes import RECIPES
 from raymae.features.store import FeatureStore
 from raymae.inference.embedder import read_embedder

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from raymae.benchmark import recovery
-from raymae.benchmark.nodes import Nodes
-from raymae.benchmark.recovery import Recovery, disturbed
+from raymae.benchmark.scale import recovery
+from raymae.benchmark.scale.nodes import Nodes
+from raymae.benchmark.scale.recovery import Recovery, disturbed
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec

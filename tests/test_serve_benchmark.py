@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymae.benchmark.serve import CLIPS, Load, Serve, classify_together, expect, wav
+from raymae.benchmark.speed.serve import CLIPS, Load, Serve, classify_together, expect, wav
 from raymae.config import ModelConfig, ServeConfig
 from raymae.inference.predictor import Predictor
 from raymae.storage.folder import Folder

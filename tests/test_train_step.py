@@ -16,8 +16,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raymae.benchmark.command import main
-from raymae.benchmark.steps import Stepper, take_turns
-from raymae.benchmark.train_step import TrainStep, gpu_rows
+from raymae.benchmark.speed.steps import Stepper, take_turns
+from raymae.benchmark.speed.train_step import TrainStep, gpu_rows
 from raymae.config import ModelConfig, with_decoder
 from raymae.config.recipes import native_precision
 from raymae.models.decoder import WINDOW
@@ -144,7 +144,7 @@ class Missing:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
-from raymae.benchmark import train_step
+from raymae.benchmark.speed import train_step
 
 train_step.TrainStep = TINY
 train_step.main(sys.argv[1:])

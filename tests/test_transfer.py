@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymae.benchmark.transfer import (
+from raymae.benchmark.studies.transfer import (
     NETWORKS,
     SVM_ROWS,
     WITHOUT,

@@ -13,20 +13,20 @@ from typing import Any
 
 import tyro
 
-from raymae.benchmark.curves import Curves
-from raymae.benchmark.front_end import FrontEnd
-from raymae.benchmark.ingest import Ingest
-from raymae.benchmark.loop import Loop
-from raymae.benchmark.nodes import Nodes
-from raymae.benchmark.plan import Plan
-from raymae.benchmark.predict import Predict
-from raymae.benchmark.prepare import Prepare
-from raymae.benchmark.probes import Frozen
-from raymae.benchmark.recovery import Recovery
-from raymae.benchmark.result import Part, Result, Row, load_rows, machine, markdown
-from raymae.benchmark.serve import Serve
-from raymae.benchmark.train_step import TrainStep
-from raymae.benchmark.transfer import Transfer
+from raymae.benchmark.harness.result import Part, Result, Row, load_rows, machine, markdown
+from raymae.benchmark.scale.nodes import Nodes
+from raymae.benchmark.scale.plan import Plan
+from raymae.benchmark.scale.recovery import Recovery
+from raymae.benchmark.speed.front_end import FrontEnd
+from raymae.benchmark.speed.ingest import Ingest
+from raymae.benchmark.speed.loop import Loop
+from raymae.benchmark.speed.predict import Predict
+from raymae.benchmark.speed.prepare import Prepare
+from raymae.benchmark.speed.serve import Serve
+from raymae.benchmark.speed.train_step import TrainStep
+from raymae.benchmark.studies.curves import Curves
+from raymae.benchmark.studies.frozen import Frozen
+from raymae.benchmark.studies.transfer import Transfer
 from raymae.cluster.connect import stay_local
 from raymae.config import redact
 

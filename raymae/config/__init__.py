@@ -1,7 +1,7 @@
 """Every setting of a run: frozen, typed sections with their documentation under each field.
 
-A recipe (`raymae.config.recipes`) is a function that returns a whole `Config`; the command line overrides any field by its
-path. A section checks itself; what two sections have to agree on is checked in `Config`. Wrong settings are
+A recipe (`raymae.config.recipes`) is a function that returns a whole `Config`; the command line overrides any field by
+its path. A section checks itself; what two sections have to agree on is checked in `Config`. Wrong settings are
 `ValueError`s that say what would be right.
 """
 

@@ -1,7 +1,7 @@
 """How far a score may be off: bootstrap intervals from whole groups (`raymae.evaluation.bootstrap`), on numpy arrays.
 
-There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in `raymae.evaluation.metrics`;
-groups name the recording or session of each clip.
+There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in
+`raymae.evaluation.metrics`; groups name the recording or session of each clip.
 """
 
 from __future__ import annotations

@@ -125,8 +125,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it.
 
-    Without `features` the shard holds all but the log-mels (`raymae.features.streaming`). ConnectionError where the storage of
-    the clips goes on failing: a clip that can't be had for now is no bad file.
+    Without `features` the shard holds all but the log-mels (`raymae.features.streaming`). ConnectionError where the
+    storage of the clips goes on failing: a clip that can't be had for now is no bad file.
     """
     kept: dict[int, tuple[str, int, float]] = {}
     log_mels: dict[int, bytes] = {}

@@ -38,7 +38,7 @@ Found = tuple[Mapping[str, NDArray[np.float32]], float]
 
 
 class Reader(Protocol):
-    """How rows of the store are read: over a cluster (`raymae.pipeline.run`) or in one process (`raymae.pipeline.in_process`)."""
+    """How rows of the store are read: over a cluster (`cluster.infer`) or in one process (`pipeline.in_process`)."""
 
     def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         """Something to be computed beside the rest; what comes back waits for it."""

@@ -2,8 +2,8 @@
 
 Ray Train and Ray Data take longer to start than a small stage to run, so trials of a sweep and runs of a benchmark are
 made so, several of them side by side. Keys and artifacts are those of the pipeline. The feature store has to stand. A
-stage that another process is making is waited for (`raymae.storage.lease`); one that was cut off goes on from its newest
-commit. Works without Ray.
+stage that another process is making is waited for (`raymae.storage.lease`); one that was cut off goes on from its
+newest commit. Works without Ray.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def calibrate(
     held_out: NDArray[np.float32],
     embed: Embed,
 ) -> Calibration:
-    """The teacher's temperature (`raymae.pseudo_labels.calibration` says why so), from its probabilities of the unlabelled training
-    clips (n, C) and of the labelled clips of val (m, C)."""
+    """The teacher's temperature, as `raymae.pseudo_labels.calibration` explains it, from its probabilities of the
+    unlabelled training clips (n, C) and of the labelled clips of val (m, C)."""
     store, config = plan.store, plan.config
     truth, groups = labels_of(store, rows_of(store.clips, "val", labelled=True))
     why = enough_groups(truth, groups, held_out.shape[1])

@@ -7,11 +7,11 @@ Without such a val there are only clips that the teacher was trained on. Its fea
 any temperature from them, also with a head that is fitted anew without each fold's labels, would call it too sure of
 itself too late; and the temperature of another model with clean features says how that one's logits are scaled, not the
 teacher's. What does carry over between two classifiers of the same few labels is, roughly, how often they are right. So
-a probe (`raymae.evaluation.probes`, logistic regression) on the encoder that the teacher started from, frozen, which has seen no
-label, is cross-fitted by group on the labelled training clips, and its accuracy there stands for the teacher's: the
-temperature is the one at which the teacher's mean confidence on the unlabelled clips of the same split, which it wasn't
-trained on, equals that accuracy. It is right on average if the teacher is as good as the probe, and careful if it is
-better. Log loss and calibration error of the teacher remain unknown then, and are not given.
+a probe (`raymae.evaluation.probes`, logistic regression) on the encoder that the teacher started from, frozen, which
+has seen no label, is cross-fitted by group on the labelled training clips, and its accuracy there stands for the
+teacher's: the temperature is the one at which the teacher's mean confidence on the unlabelled clips of the same split,
+which it wasn't trained on, equals that accuracy. It is right on average if the teacher is as good as the probe, and
+careful if it is better. Log loss and calibration error of the teacher remain unknown then, and are not given.
 
 Measured once, on ESC-10 through microphones (69 labelled and 250 unlabelled clips, a teacher of the recipe `small` cut
 to 40 epochs after 8 of pre-training): on the unlabelled clips log loss 1.02 and calibration error .170 as they are, .96

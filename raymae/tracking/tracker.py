@@ -1,7 +1,7 @@
 """MLflow: runs, metrics, files and the model registry. The only importer of mlflow, used by the driver alone.
 
-Everything may be said twice and stands once, so that `raymae.tracking.delivery` can repeat what a server that failed may have
-got already.
+Everything may be said twice and stands once, so that `raymae.tracking.delivery` can repeat what a server that failed
+may have got already.
 """
 
 from __future__ import annotations

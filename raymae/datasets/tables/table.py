@@ -1,9 +1,9 @@
 """Any metadata table, CSV or Parquet, as rows of a clip table.
 
 Columns: `filename` (relative to the table's folder) and, where known, `scene_label` (empty = unlabelled; one class or
-several: `raymae.datasets.labels`), `city`, `device`, `group` (recordings that belong together) and `split` (train, val, pool =
-pre-training only, or any name beginning with test). Values stay text: the device "007" is not 7. Local tables and
-tables at URLs work alike.
+several: `raymae.datasets.labels`), `city`, `device`, `group` (recordings that belong together) and `split` (train, val,
+pool = pre-training only, or any name beginning with test). Values stay text: the device "007" is not 7. Local tables
+and tables at URLs work alike.
 
 Audio may be packed. A filename `tar://clip.flac::shard-000.tar` is a member of a tar, which lies where a file would.
 A Parquet table with a column `audio` (encoded files: binary, or the struct {bytes, path} of Hugging Face) holds the

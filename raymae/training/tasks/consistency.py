@@ -1,7 +1,8 @@
 """Consistency training: a classifier on labelled clips and, by its own guesses, on unlabelled ones.
 
 Every micro-batch holds both. An unlabelled clip is cut as fine-tuning cuts; what the model says of the cut as it is
-becomes, weighted by `raymae.training.tasks.consistency_weights`, the target of the same cut through another device and with stripes masked.
+becomes, weighted by `raymae.training.tasks.consistency_weights`, the target of the same cut through another device and
+with stripes masked.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from raymae.audio.decode import FloatArray, load
 from raymae.audio.logmel import LogMel, hann_window
-from raymae.benchmark.result import Result, Row
-from raymae.benchmark.timing import interleave
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.harness.timing import interleave
 from raymae.config import AudioConfig
 from raymae.datasets.synthetic.tones import SAMPLE_RATE, recording, write_recording
 
@@ -64,7 +64,7 @@ class FrontEnd:
         """What is timed, and how far apart the outputs are; ValueError where they aren't equal."""
         import torch
 
-        from raymae.benchmark.reference import TorchChain, TorchLogMel, TransformsLogMel, TunedLogMel
+        from raymae.benchmark.harness.torchaudio_rivals import TorchChain, TorchLogMel, TransformsLogMel, TunedLogMel
 
         log_mel, chain = LogMel(config), TorchChain(config, SAMPLE_RATE)
         waveform = recording(self.clip_seconds, seed=0, sample_rate=config.sample_rate)

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
-from raymae.benchmark.memory import PeakMemory
-from raymae.benchmark.prepare import GROWTH, memory_row
-from raymae.benchmark.result import Result, Row
-from raymae.benchmark.timing import Pace, pace
+from raymae.benchmark.harness.memory import PeakMemory
+from raymae.benchmark.harness.own_ray import OBJECT_STORE_MB, own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.harness.timing import Pace, pace
+from raymae.benchmark.speed.prepare import GROWTH, memory_row
 from raymae.config import AudioConfig, Config, PretrainConfig
 from raymae.datasets.synthetic.tones import noise_clips
 from raymae.features.write import write_store
@@ -134,7 +134,7 @@ class Ingest:
         """Ours and the rival's."""
         import torch
 
-        from raymae.benchmark.reference import Stored, Turns, loader
+        from raymae.benchmark.harness.torchaudio_rivals import Stored, Turns, loader
 
         torch.set_num_threads(1)
         rows = order_rows(spec)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 
-from raymae.benchmark.cluster import own_ray
-from raymae.benchmark.ingest import make_spec
-from raymae.benchmark.memory import process_tree
-from raymae.benchmark.result import Result, Row
-from raymae.benchmark.timing import cpu_between, cpu_seconds
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.harness.own_ray import own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.harness.timing import cpu_between, cpu_seconds
+from raymae.benchmark.speed.ingest import make_spec
 from raymae.config import ComputeConfig, ModelConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.storage.events import read_events

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.benchmark.cluster import OBJECT_STORE_MB, own_ray
-from raymae.benchmark.front_end import CHAIN_HERTZ, CHAIN_TOLERANCE, bands_below, difference, require_equal
-from raymae.benchmark.memory import PeakMemory, process_tree
-from raymae.benchmark.result import Result, Row
-from raymae.benchmark.timing import Pace, cpu_between, cpu_seconds, pace
+from raymae.benchmark.harness.memory import PeakMemory, process_tree
+from raymae.benchmark.harness.own_ray import OBJECT_STORE_MB, own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.harness.timing import Pace, cpu_between, cpu_seconds, pace
+from raymae.benchmark.speed.front_end import CHAIN_HERTZ, CHAIN_TOLERANCE, bands_below, difference, require_equal
 from raymae.config import Config, DataConfig
 from raymae.datasets.synthetic.tones import SAMPLE_RATE, write_corpus
 from raymae.features.write import plan_shards, write_shard
@@ -135,7 +135,7 @@ class Prepare:
 
     def _loader(self, clips: pa.Table, folder: Path, config: Config) -> Pace:
         """The rival, set up and warm."""
-        from raymae.benchmark.reference import Featurized, Turns, loader
+        from raymae.benchmark.harness.torchaudio_rivals import Featurized, Turns, loader
 
         target = folder / "loader"
         target.mkdir()

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.benchmark.result import Result
+from raymae.benchmark.harness.result import Result
 from raymae.config import AudioConfig, DataConfig
 from raymae.datasets.clips import load
 from raymae.datasets.rows import Rows, class_names, find_rows

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymae.benchmark.cluster import own_ray
-from raymae.benchmark.loop import Loop, train_on_ray
-from raymae.benchmark.predict import run_job, write_untrained
-from raymae.benchmark.prepare import Job
-from raymae.benchmark.result import Result, Row
+from raymae.benchmark.harness.own_ray import own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.speed.loop import Loop, train_on_ray
+from raymae.benchmark.speed.predict import run_job, write_untrained
+from raymae.benchmark.speed.prepare import Job
 from raymae.config import Config, DataConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.datasets.synthetic.tones import write_corpus

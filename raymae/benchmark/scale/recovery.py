@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymae.benchmark.cluster import own_ray
-from raymae.benchmark.loop import Loop, train_on_ray
-from raymae.benchmark.memory import process_tree
-from raymae.benchmark.result import Result, Row
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.harness.own_ray import own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.speed.loop import Loop, train_on_ray
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec

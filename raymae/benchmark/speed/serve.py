@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import soundfile
 
-from raymae.benchmark.cluster import own_ray
-from raymae.benchmark.memory import process_tree
-from raymae.benchmark.result import Result, Row
-from raymae.benchmark.timing import cpu_between, cpu_seconds
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.harness.own_ray import own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.harness.timing import cpu_between, cpu_seconds
 from raymae.config import AudioConfig, ComputeConfig, FinetuneConfig, ModelConfig, ServeConfig
 from raymae.config.recipes import SMALL_MODEL
 from raymae.datasets.synthetic.tones import SAMPLE_RATE, recording

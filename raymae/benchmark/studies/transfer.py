@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raymae.benchmark.result import Result
+from raymae.benchmark.harness.result import Result
 from raymae.config import AugmentConfig, Config
 from raymae.config.paths import changed, from_text
 from raymae.config.recipes import RECIPES
@@ -90,7 +90,7 @@ class Transfer:
 
     def run(self) -> Result:
         """Measure."""
-        from raymae.benchmark.side_by_side import run_side_by_side
+        from raymae.benchmark.studies.side_by_side import run_side_by_side
 
         recipe = changed_recipe(self.recipe, self.settings)
         started, storage = time.time(), open_storage(self.storage)

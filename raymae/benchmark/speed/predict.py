@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from raymae.benchmark.cluster import own_ray
-from raymae.benchmark.front_end import require_equal
-from raymae.benchmark.memory import process_tree
-from raymae.benchmark.result import Result, Row
-from raymae.benchmark.timing import cpu_between, cpu_seconds, interleave
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.harness.own_ray import own_ray
+from raymae.benchmark.harness.result import Result, Row
+from raymae.benchmark.harness.timing import cpu_between, cpu_seconds, interleave
+from raymae.benchmark.speed.front_end import require_equal
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
 from raymae.datasets.synthetic.tones import write_corpus

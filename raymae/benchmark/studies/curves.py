@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raymae.benchmark.probes import tables_store
-from raymae.benchmark.result import Result
+from raymae.benchmark.harness.result import Result
+from raymae.benchmark.studies.frozen import tables_store
 from raymae.config import Config, LatentConfig, to_dict
 from raymae.config.recipes import RECIPES
 from raymae.datasets.rows import rows_of
@@ -117,7 +117,7 @@ class Curves:
             Path(self.figure).write_bytes(png(curves_figure(runs)))
 
     def _train(self, config: Config, store: FeatureStore, folder: Folder) -> dict[str, Any]:
-        from raymae.benchmark.probed import TimedPretraining
+        from raymae.benchmark.studies.timed_pretraining import TimedPretraining
         from raymae.training.trainer import Trainer
         from raymae.training.worker import BareSession
 

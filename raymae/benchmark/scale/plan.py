@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raymae.benchmark.result import Result
+from raymae.benchmark.harness.result import Result
 from raymae.config import AudioConfig
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, Rates, duration, size
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raymae.benchmark.memory import process_tree
+from raymae.benchmark.harness.memory import process_tree
 
 
 def interleave(sides: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:

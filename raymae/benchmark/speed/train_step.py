@@ -1,6 +1,6 @@
 """`train-step`: a whole step of pre-training, against the matrix products that the machine can do.
 
-Runs without Ray, MLflow, tyro and soundfile too: python -m raymae.benchmark.train_step --json train_step.json
+Runs without Ray, MLflow, tyro and soundfile too: python -m raymae.benchmark.speed.train_step --json train_step.json
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymae.benchmark.result import Result, Row, machine
+from raymae.benchmark.harness.result import Result, Row, machine
 from raymae.config import ModelConfig, with_decoder
 from raymae.pipeline.dry_run.cost import VIT_B, useful_flops
 
 if TYPE_CHECKING:
-    from raymae.benchmark.steps import Side
+    from raymae.benchmark.speed.steps import Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class TrainStep:
         """The numbers of the CPU."""
         import torch
 
-        from raymae.benchmark.steps import Product, Stepper, take_turns
+        from raymae.benchmark.speed.steps import Product, Stepper, take_turns
         from raymae.config.recipes import native_precision
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -116,7 +116,7 @@ class TrainStep:
         """The numbers of a GPU."""
         import torch
 
-        from raymae.benchmark.steps import Product, Stepper, device_name, take_turns
+        from raymae.benchmark.speed.steps import Product, Stepper, device_name, take_turns
 
         shape = (self.gpu_batch_size, self.n_frames, self.n_mels)
         product = Product(self.gpu_matmul_size, device, torch.bfloat16)
