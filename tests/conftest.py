@@ -11,7 +11,7 @@ import pytest
 
 from raymae.cluster.connect import stay_local
 from raymae.features.store import FeatureStore
-from tests.audio_files import make_store, write_clips
+from tests.support.audio_files import make_store, write_clips
 
 stay_local()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores: threads of torch would wait for one

@@ -1,0 +1,62 @@
+"""Two finished evaluations against one another, as jobs/evaluate.py does it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raymae.config import Config, EvaluateConfig
+from raymae.evaluation.report.compared import compare_evaluations
+from raymae.pipeline.job import run_job
+from raymae.storage.folder import Folder
+from tests.support.predictions import finish
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[str]:
+    """A good one and a bad one."""
+    return [finish(Folder(str(tmp_path / name)), share, 1).url for name, share in (("good", 0.95), ("bad", 0.2))]
+
+
+def test_the_job_compares_model_by_model(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_job("evaluate", Config(evaluate=EvaluateConfig(compare=tuple(pair))))
+    reports = [Folder(url).read_json("report.json")["metrics"] for url in pair]
+    assert list(result["differences"]) == ["cnn", "student"]
+    for name, by_split in result["differences"].items():
+        for split, found in by_split.items():
+            scores = [report[name][split]["macro_accuracy"] for report in reports]
+            assert [found["first"], found["second"]] == pytest.approx(scores)
+            assert found["value"] == pytest.approx(scores[0] - scores[1])
+    assert result["differences"]["cnn"]["val"]["p_value"] == 1  # the same guesses
+    assert result["differences"]["student"]["val"]["p_value"] < 0.01
+    said = capsys.readouterr().out
+    assert "Split: visit, seed 0." in said
+    line = next(line for line in said.splitlines() if "pseudo-labels" in line and "test_seen" in line)
+    assert f"{result['differences']['student']['test_seen']['value']:+.3f} [" in line
+
+
+def test_a_run_stands_for_its_evaluation(pair: list[str], tmp_path: Path) -> None:
+    runs = Folder(str(tmp_path / "run"))
+    runs.write_json("result.json", {"stages": {"evaluate": {"folder": pair[0]}}})
+    assert compare_evaluations([runs.url, pair[1]])["first"] == pair[0]
+
+
+def test_other_clips_are_refused(pair: list[str], tmp_path: Path) -> None:
+    fewer = finish(Folder(str(tmp_path / "fewer")), 0.9, 2, drop=7)
+    with pytest.raises(ValueError, match="their clips of val differ: 90 and 89"):
+        compare_evaluations([pair[0], fewer.url])
+
+
+def test_what_is_not_finished_is_refused(pair: list[str], tmp_path: Path) -> None:
+    Folder(pair[1]).remove("done.json")
+    with pytest.raises(ValueError, match=r"bad is no finished evaluation: it has no done\.json"):
+        compare_evaluations(pair)
+
+
+def test_it_is_said_what_compare_takes() -> None:
+    with pytest.raises(ValueError, match="names 1 folders; it takes the two"):
+        EvaluateConfig(compare=("one",))
+    with pytest.raises(ValueError, match=r"an option of jobs/evaluate\.py"):
+        run_job("register", replace(Config(), evaluate=EvaluateConfig(compare=("one", "other"))))

@@ -1,0 +1,140 @@
+"""Latent targets: what the teacher sees and gives, how it follows, and that nothing collapses or leaks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raymae.config import LatentConfig, ModelConfig
+from raymae.models import LatentAutoencoder
+from tests.support.audio_files import TINY_AUDIO
+from tests.support.training import TINY
+
+MODEL = replace(TINY.model, name="latent", masks_per_clip=3)
+
+
+def make(**changes) -> LatentAutoencoder:
+    torch.manual_seed(0)
+    return LatentAutoencoder(TINY_AUDIO, replace(MODEL, **changes))
+
+
+def sound(batch: int, frames: int) -> torch.Tensor:
+    return torch.randn(batch, frames, TINY_AUDIO.n_mels, generator=torch.Generator().manual_seed(1))
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_shapes_and_masks_of_a_clip() -> None:
+    output = make()(sound(2, 64), generator=draw())
+    assert output.prediction.shape == (6, 32, MODEL.embed_dim)
+    assert output.mask.shape == (6, 32)
+    assert output.loss_per_clip.shape == (2,)
+    assert not torch.equal(output.mask[0], output.mask[1]), "each mask of a clip is drawn by itself"
+    assert output.loss.ndim == 0
+
+
+def test_targets_are_normalised_and_come_from_the_teacher_alone() -> None:
+    model = make()
+    log_mel = sound(2, 64)
+    patches = model.patchify(log_mel)
+    target, clip = model.targets(log_mel, patches)
+    assert torch.allclose(target.mean(2), torch.zeros(2, 32), atol=1e-5)
+    assert torch.allclose(target.var(2, correction=0), torch.ones(2, 32), atol=1e-2)
+    assert torch.allclose(clip.mean(1), torch.zeros(2), atol=1e-5)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(model.targets(log_mel, patches)[0], target)
+    assert not target.requires_grad
+
+
+def test_targets_are_the_mean_of_the_upper_blocks() -> None:
+    log_mel = sound(1, 64)
+    both, last = make(latent=LatentConfig(teacher_layers=2)), make(latent=LatentConfig(teacher_layers=1))
+    patches = both.patchify(log_mel)
+    assert not torch.allclose(both.targets(log_mel, patches)[0], last.targets(log_mel, patches)[0], atol=1e-3)
+    default = make().targets(log_mel, patches)[0]  # the upper half of two blocks
+    assert torch.equal(default, last.targets(log_mel, patches)[0])
+
+
+def test_padding_changes_nothing() -> None:
+    model = make().eval()
+    short, frames = sound(1, 40), torch.tensor([40])
+    padded = torch.cat([short, torch.full((1, 24, TINY_AUDIO.n_mels), TINY_AUDIO.silence)], dim=1)
+    alone, in_batch = model.patchify(short, frames), model.patchify(padded, frames)
+    target, clip = model.targets(short, alone)
+    padded_target, padded_clip = model.targets(padded, in_batch)
+    assert torch.allclose(clip, padded_clip, atol=1e-5)
+    assert torch.allclose(target, padded_target[:, : target.shape[1]], atol=1e-4)
+
+
+def test_the_teacher_follows_by_its_decay() -> None:
+    model = make(latent=LatentConfig(decay=0.5, final_decay=0.9, ramp=0.5))
+    before = [parameter.clone() for parameter in model.teacher.parameters()]
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1.0)
+    for share, decay in ((0.0, 0.5), (0.25, 0.7), (0.5, 0.9), (1.0, 0.9)):
+        for mine, start in zip(model.teacher.parameters(), before, strict=True):
+            mine.data.copy_(start)
+        model.after_update(share)
+        for mine, start in zip(model.teacher.parameters(), before, strict=True):
+            assert torch.allclose(mine - start, torch.full_like(mine, 1 - decay), atol=1e-5)
+
+
+def test_the_teacher_has_no_gradient_and_no_place_in_the_optimiser() -> None:
+    model = make()
+    model(sound(2, 64), generator=draw()).loss.backward()
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    trained = {id(p) for group in model.parameter_groups(0.1) for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_a_view_of_its_own_reaches_the_teacher_only() -> None:
+    model = make()
+    log_mel = sound(2, 64)
+    same = model(log_mel, generator=draw())
+    other = model(log_mel, generator=draw(), teacher_view=log_mel + sound(2, 64).roll(1, 0))
+    assert torch.equal(same.prediction, other.prediction)
+    assert not torch.equal(same.loss, other.loss)
+
+
+def test_overfits_a_few_clips_without_collapse() -> None:
+    model = make(masks_per_clip=2, latent=LatentConfig(decay=0.9, final_decay=0.99)).train()
+    log_mel = sound(8, 64)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(60):
+        loss = model(log_mel, generator=draw(step)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.after_update(step / 60)
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    tokens = model.targets(log_mel, model.patchify(log_mel))[0].flatten(0, 1)
+    assert torch.linalg.matrix_rank(tokens, rtol=1e-2) > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "mae"}, "model.latent is of no use"),
+        ({"norm_target": True}, "norm_target is of no use"),
+        ({"latent": LatentConfig(teacher_layers=9)}, "must not exceed model.depth"),
+        ({"masks_per_clip": 0}, "masks_per_clip = 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
+    base = replace(MODEL, latent=LatentConfig(teacher_layers=1))
+    with pytest.raises(ValueError, match=message):
+        replace(base, **changes)
+
+
+def test_shares_of_the_teacher_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"decay = 1\.0"):
+        LatentConfig(decay=1.0)
+    assert ModelConfig().masks_per_clip == 1

@@ -1,0 +1,86 @@
+"""What can be read from embeddings in which it was hidden on purpose."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raymae.evaluation.probes import read_out
+from raymae.features.store import FeatureStore
+from raymae.inference.embedder import Reading
+from raymae.pipeline.evaluate import readings
+from raymae.pipeline.plan.plan import Plan
+from raymae.storage.folder import Folder
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
+from tests.support.training import TINY, make_spec
+
+
+def make_clips(n: int, groups_per_device: int = 30) -> pa.Table:
+    """Clips of two scenes and two devices; a group is one recording through one device."""
+    rows = [
+        {
+            "clip_id": f"clip{number}",
+            "device": "ab"[number % 2],
+            "city": "x",
+            "scene_label": "bus" if number // 2 % 2 else "park",
+            "group": f"g{number % (2 * groups_per_device)}",
+        }
+        for number in range(n)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_what_is_in_the_embeddings_is_read_and_nothing_else() -> None:
+    clips = make_clips(240)
+    rng = np.random.default_rng(0)
+    device = np.array([name == "b" for name in clips["device"].to_pylist()], float)
+    scene = np.array([name == "bus" for name in clips["scene_label"].to_pylist()], float)
+    noise = rng.normal(size=(240, 6)) * 0.3
+    tells_device, tells_scene = noise.copy(), noise.copy()
+    tells_device[:, 0] += device
+    tells_scene[:, 0] += scene
+    found = read_out({"device": tells_device, "scene": tells_scene}, clips, "single", 4)
+    assert found["layer"] == 4
+    assert set(found["targets"]) == {"device", "scene"}  # there is one city alone
+    assert found["targets"]["device"]["chance"] == 0.5
+    assert found["scores"]["device"]["device"] > 0.9
+    assert found["scores"]["scene"]["scene"] > 0.9
+    assert abs(found["scores"]["scene"]["device"] - 0.5) < 0.2
+    assert abs(found["scores"]["device"]["scene"] - 0.5) < 0.2
+    assert "scene" not in read_out({"x": tells_scene}, clips, "multi", 4)["targets"]
+
+
+def test_a_device_with_too_few_groups_is_left_out() -> None:
+    clips = make_clips(40, groups_per_device=3)
+    assert read_out({"x": np.ones((40, 2))}, clips, "single", 1)["targets"].get("device") is None
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, tmp_path: Path, centred: bool) -> None:
+    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, centre=centred, layer=1)
+    config = replace(TINY, finetune=tune, pretrain=replace(TINY.pretrain, epochs=2, warmup_epochs=0))
+    plan = Plan(config, store.clips, Folder(str(tmp_path)), "evaluate")
+    spec = make_spec(store, Path(plan.nodes["pretrain"].artifact.path()), config=config)
+    run_stage(spec, BareSession(store, spec.artifact))
+    for name in ("finetune", "student"):
+        artifact = plan.nodes[name].artifact
+        tuned = make_spec(store, Path(artifact.path()), "finetune", config, encoder=spec.artifact)
+        run_stage(tuned, BareSession(store, artifact))
+    found = readings(plan)
+    first = ["random weights", "pre-trained"]
+    both = [*first, *(f"{name}, input centred" for name in first)] if centred else first
+    assert list(found) == [*both, "fine-tuned", "with pseudo-labels"]
+    embedders = {title: reading.embedder("cpu") for title, reading in found.items()}
+    assert {(one.layers, one.segment) for one in embedders.values()} == {((1,), config.audio.n_frames)}
+    assert [one.centred for one in embedders.values()] == [reading.centred for reading in found.values()]
+    log_mel, frames = store.read(np.arange(4))
+    assert {reading.pool for reading in found.values()} == {tune.pool}
+    x = {title: one.clips(log_mel, frames) for title, one in embedders.items()}
+    assert not np.allclose(x["random weights"], x["pre-trained"], atol=1e-3)
+    assert not np.allclose(x["pre-trained"], x["fine-tuned"], atol=1e-4)
+    again = Reading(plan.nodes["finetune"].artifact, None, False, tune.pool).embedder("cpu")
+    np.testing.assert_array_equal(again.clips(log_mel, frames), x["random weights"])
+    np.testing.assert_allclose(x["fine-tuned"], x["with pseudo-labels"], atol=1e-5)  # trained alike here

@@ -1,0 +1,229 @@
+"""Nothing that a job starts can be reached from another machine, and no credential is said to anybody."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import runpy
+import sys
+from contextlib import suppress
+from functools import partial
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymae.cli import main as cli
+from raymae.cluster.connect import stay_local
+from raymae.config import Config, DataConfig, TrackingConfig, redact
+from raymae.features.store import FeatureStore
+from raymae.pipeline.job import run_job
+from raymae.storage.folder import Folder
+from raymae.training.spec import StageSpec
+from tests.support.audio_files import write_table
+from tests.support.paths import ROOT
+
+SECRET = "s3cr3t-Wort"
+URL = f"nosuch://me:{SECRET}@host/x"
+
+# Who may connect -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "0"), ("1", "1")])
+def test_a_job_keeps_its_ray_on_loopback_unless_told_otherwise(
+    own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["jobs/prepare.py", "small", "--data.tables", "nowhere.csv"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(partial(run_job, "prepare"), "A job.")
+    assert os.environ[name] == kept
+
+
+def test_a_job_that_joins_another_ray_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    stay_local("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    stay_local()
+    assert name not in os.environ
+
+
+def below(pid: int) -> set[int]:
+    """A process and all that it started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    found, new = {pid}, {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def listening(pids: set[int]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses on which some processes accept TCP connections."""
+    sockets = set()
+    for pid in pids:
+        for file in glob(f"/proc/{pid}/fd/*"):
+            with suppress(OSError):  # closed meanwhile
+                sockets.add(os.readlink(file))
+    found = []
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                found.append(ipaddress.ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))))
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_process_of_ray_listens_beyond_loopback(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    class Worker:
+        def pid(self) -> int:
+            return os.getpid()
+
+    worker = Worker.remote()
+    pids = below(os.getpid())
+    assert ray.get(worker.pid.remote()) in below(os.getpid())
+    addresses = listening(pids | below(os.getpid()))
+    assert len(addresses) > 4
+    for address in addresses:
+        plain = getattr(address, "ipv4_mapped", None) or address
+        assert plain.is_loopback, f"listens on {address}"
+    ray.kill(worker)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: Path, workers: int) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from raymae.cluster.process_group import meeting
+
+    def look(config: dict[str, str]) -> None:
+        import torch
+
+        rank = ray.train.get_context().get_world_rank()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(torch.ones(1))
+        found = [str(getattr(one, "ipv4_mapped", None) or one) for one in listening({os.getpid()})]
+        Path(config["folder"], f"found{rank}").write_text("\n".join(found))
+        assert torch.distributed.is_initialized() == (ray.train.get_context().get_world_size() > 1)
+
+    TorchTrainer(
+        look,
+        train_loop_config={"folder": str(tmp_path)},
+        torch_config=meeting(workers, stall_minutes=15),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(name="alone", storage_path=str(tmp_path)),
+    ).fit()
+    found = [set(path.read_text().splitlines()) for path in tmp_path.glob("found*")]
+    assert found == [{"127.0.0.1"}] * workers
+
+
+# What is said of secrets ---------------------------------------------------------------------------------------------
+
+
+@given(
+    scheme=st.sampled_from(["s3", "https", "postgresql+psycopg2", "mlflow-artifacts"]),
+    user=st.text("abcXYZ019._-", max_size=8),
+    password=st.text("abcXYZ019._-@/:+=%!$", min_size=6, max_size=20),
+    around=st.sampled_from(["{}", "can't read {}: denied", "('{}',)", "{} and http://host:5000/y"]),
+)
+def test_passwords_in_urls(scheme: str, user: str, password: str, around: str) -> None:
+    password = f"<{password}>"
+    said = redact(around.format(f"{scheme}://{user}:{password}@host/path"))
+    assert password not in said
+    assert "host/path" in said
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        "X-Amz-Signature",
+        "X-Amz-Credential",
+        "X-Amz-Security-Token",
+        "AWSAccessKeyId",
+        "sig",
+        "X-Goog-Signature",
+        "token",
+    ],
+)
+def test_presigned_urls(parameter: str) -> None:
+    url = f"https://bucket.host/a.csv?{parameter}={SECRET}&region=eu-1"
+    assert redact(f"no {url}") == f"no https://bucket.host/a.csv?{parameter}=***&region=eu-1"
+
+
+def test_what_ray_is_given_shows_none(store: FeatureStore, tmp_path: Path) -> None:
+    config = Config(storage=URL, tracking=TrackingConfig(uri=URL), data=DataConfig(dataset="table", tables=(URL,)))
+    folder = Folder(URL)
+    spec = StageSpec(name="x", kind="pretrain", config=config, artifact=folder, store=FeatureStore(folder, folder))
+    assert "nosuch://***@host/x" in str(spec)
+    assert SECRET not in repr([spec, config, folder / "y"])
+
+
+@pytest.mark.parametrize(
+    ("job", "options"),
+    [
+        ("prepare", "--storage"),
+        ("prepare", "--settings"),
+        ("prepare", "--data.pool-tables"),
+        ("prepare", "--data.split.file"),
+        ("pretrain", "--pretrain.init-from"),
+        ("pretrain", "--pretrain.augment.responses"),
+        ("evaluate", f"--evaluate.compare {URL}"),
+        ("predict", "--predict.output out.csv --predict.inputs a.wav --predict.model"),
+        ("predict", "--predict.output out.csv --predict.inputs a.wav --predict.model models:/x --tracking.uri"),
+    ],
+)
+def test_no_error_says_a_password(
+    job: Any,
+    options: str,
+    clips: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    table = write_table(Path(clips["path"][0].as_py()).parent, clips)
+    monkeypatch.chdir(tmp_path)
+    given = ["--data.dataset", "table", "--data.tables", str(table), *options.split(), URL]
+    script = ROOT / "jobs" / f"{job}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *given])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    said = f"{end.value.code} {''.join(capfd.readouterr())}"
+    assert "error: " in said
+    assert "Traceback" not in said
+    assert SECRET not in said
+
+
+def test_a_traceback_says_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: Config) -> None:
+        raise RuntimeError(f"lost {config.storage}")
+
+    monkeypatch.setattr(sys, "argv", ["job.py", "--storage", URL])
+    with pytest.raises(SystemExit) as end:
+        cli.main(broken, "A job.")  # type: ignore[arg-type]
+    assert "in broken" in str(end.value.code)
+    assert "RuntimeError: lost nosuch://***@host/x" in str(end.value.code)
+    assert SECRET not in str(end.value.code)

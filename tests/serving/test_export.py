@@ -1,0 +1,213 @@
+"""Exported models compute what ours do, in timm and in onnxruntime, and nothing is written that doesn't."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from raymae.config import AugmentConfig, Config, ExportConfig, to_dict
+from raymae.inference.classifier import write_classifier
+from raymae.inference.predictor import Predictor
+from raymae.models import MaskedAutoencoder, build_classifier
+from raymae.models.weights_file import save_weights
+from raymae.pipeline.plan.init_weights import bring, find
+from raymae.serving import export as module
+from raymae.serving.export import check_onnx, check_timm, export, read_model, timm_arguments, timm_state, write_onnx
+from raymae.storage.folder import Folder
+from tests.support.training import TINY
+
+torch.set_num_threads(1)
+
+NAMES = ["bus", "park", "tram"]
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """The model with weights of which none is 0 or 1."""
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def with_table(model: nn.Module) -> nn.Module:
+    """The model with positions of its own, of another grid than that of its clips."""
+    state = {**model.state_dict(), "encoder.pos_embed": torch.randn(11, 5, 32)}
+    model.load_state_dict(state)
+    return model
+
+
+def classifier_folder(folder: Path, cnn: str | None = None, table: bool = False, **changes: Any) -> Folder:
+    finetune = dataclasses.replace(TINY.finetune, **changes)
+    model = shaken(build_classifier(TINY.audio, TINY.model, finetune, len(NAMES), cnn))
+    write_classifier(
+        Folder(str(folder)),
+        with_table(model) if table else model,
+        class_names=NAMES,
+        audio=TINY.audio,
+        model_config=TINY.model,
+        finetune=finetune,
+        cnn=cnn,
+    )
+    return Folder(str(folder))
+
+
+def pretraining_folder(folder: Path, table: bool = False) -> Folder:
+    model = shaken(MaskedAutoencoder(TINY.audio, TINY.model))
+    found = Folder(str(folder))
+    found.write_bytes("model.safetensors", save_weights(with_table(model) if table else model))
+    settings = {"audio": to_dict(TINY.audio), "model": to_dict(TINY.model)}
+    found.write_json("model.json", {"format": 1, "crop_seconds": None, **settings})
+    return found
+
+
+def job(model: Folder | Path | str, output: Path) -> Config:
+    source = model.url if isinstance(model, Folder) else str(model)
+    return dataclasses.replace(TINY, export=ExportConfig(model=source, output=str(output)))
+
+
+def test_onnxruntime_reads_segments_and_timm_one_of_them(tmp_path: Path) -> None:
+    half = TINY.audio.clip_seconds / 2
+    model = read_model(classifier_folder(tmp_path, pool="row_stats", centre=True, segment_seconds=half))
+    assert model.n_frames == 2 * model.segment
+    write_onnx(model, tmp_path / "graph.onnx")
+    assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
+    save_file(timm_state(model), tmp_path / "vit.safetensors")
+    assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
+def test_two_readings_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
+    model = read_model(classifier_folder(tmp_path, pool=pool, centre=True, with_plain=True))
+    assert timm_arguments(model)["num_classes"] == 0
+    save_file(timm_state(model), tmp_path / "vit.safetensors")
+    assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
+    write_onnx(model, tmp_path / "graph.onnx")
+    assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
+
+
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("pool", ["mean", "cls", "row_stats", None])
+def test_timm_computes_the_same(tmp_path: Path, pool: str | None, centre: bool, table: bool) -> None:
+    if pool is None:
+        model = read_model(pretraining_folder(tmp_path, table))
+    else:
+        model = read_model(classifier_folder(tmp_path, table=table, pool=pool, centre=centre))
+    save_file(timm_state(model), tmp_path / "vit.safetensors")
+    arguments = timm_arguments(model)
+    assert arguments["num_classes"] == (3 if pool in ("mean", "cls") else 0)
+    assert check_timm(model, arguments, tmp_path / "vit.safetensors") < 1e-4
+
+
+def test_the_job_writes_a_classifier_for_timm_and_onnxruntime(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = classifier_folder(tmp_path / "model", pool="mean")
+    result = export(job(source, tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "timm's outputs are ours, largest difference" in said
+    assert "onnxruntime's outputs are ours, largest difference" in said
+    assert result["files"] == ["classifier.onnx", "export.json", "vit.safetensors"]
+    assert all(0 <= value < 1e-4 for value in result["largest_difference"].values())
+
+    # as the README does it, and no more than that
+    card = json.loads((tmp_path / "out" / "export.json").read_text())
+    vit = VisionTransformer(**card["vit"]["arguments"]).eval()
+    vit.load_state_dict(load_file(tmp_path / "out" / card["vit"]["file"]))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / card["onnx"]["file"])
+    predictor = Predictor(source)
+    log_mel = np.random.default_rng(0).standard_normal((4, card["n_frames"], card["n_mels"])).astype(np.float32)
+    frames = np.full(4, card["n_frames"])
+    expected = predictor.probabilities(log_mel, frames)
+    (logits,) = session.run(None, {"log_mel": log_mel, "valid_frames": frames})
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1), expected, atol=1e-5)
+    height = card["vit"]["arguments"]["img_size"][0]
+    found = vit(torch.from_numpy(log_mel)[:, None, :height]).softmax(1)
+    np.testing.assert_allclose(found.detach(), expected, atol=1e-5)
+    assert card["class_names"] == predictor.class_names == NAMES
+    assert expected.std() > 0.05
+
+
+@pytest.mark.parametrize("kind", ["row_stats", "encoder"])
+def test_onnxruntime_computes_the_same_on_padded_and_silent_clips(tmp_path: Path, kind: str) -> None:
+    """`check_onnx` compares with the model as it is used, which leaves out what isn't valid."""
+    if kind == "encoder":
+        model = read_model(pretraining_folder(tmp_path, table=True))
+    else:
+        crop = AugmentConfig(crop_seconds=0.4)
+        model = read_model(classifier_folder(tmp_path, pool=kind, centre=True, augment=crop))
+        assert model.n_frames < TINY.audio.n_frames
+    write_onnx(model, tmp_path / "graph.onnx")
+    assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
+
+
+def test_training_starts_from_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "NEEDED", ("nowhere",))
+    source = classifier_folder(tmp_path / "model", pool="mean", table=True)
+    model = read_model(source)
+    export(job(source, tmp_path / "out"))
+    finetune = dataclasses.replace(TINY.finetune, init_from=str(tmp_path / "out/vit.safetensors"))
+    config = dataclasses.replace(TINY, finetune=finetune)
+    given = find(config, Folder(str(tmp_path)), "finetune")["finetune"]
+    bring(given, "finetune", config, write=True)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # export.json says what it is
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, num_heads=4))
+    with pytest.raises(ValueError, match=r"model\.num_heads: found 2, expected 4"):
+        bring(given, "finetune", other, write=False)
+    brought = load_tensors(given.artifact.read_bytes("model.safetensors"))
+    for name, value in model.encoder.state_dict().items():
+        if name != "pos_embed":
+            assert torch.equal(brought[f"encoder.{name}"], value), name
+    columns = brought["encoder.pos_embed"].shape[0]
+    assert torch.equal(brought["encoder.pos_embed"], model.encoder.pos_embed[:columns])  # type: ignore[index]
+    assert torch.equal(brought["norm.weight"], model.classifier.norm.weight)  # type: ignore[union-attr]
+
+
+def test_without_the_extra_the_job_says_how_to_get_onnx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
+    result = export(job(pretraining_folder(tmp_path / "model"), tmp_path / "out"))
+    assert "no ONNX without onnxscript: pip install 'raymae[export]'" in capsys.readouterr().out
+    assert result["files"] == ["export.json", "vit.safetensors"]
+    assert json.loads((tmp_path / "out/export.json").read_text())["onnx"] is None
+
+
+def test_a_model_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = module.timm_arguments
+    monkeypatch.setattr(module, "timm_arguments", lambda model: {**arguments(model), "num_heads": 1})
+    source = classifier_folder(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"the model in timm differs by .* nothing written"):
+        export(job(source, tmp_path / "out"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs --export\.model, .*, and --export\.output"):
+        export(TINY)
+    with pytest.raises(ValueError, match=r"holds neither classifier\.json nor model\.json"):
+        export(job(tmp_path, tmp_path / "out"))
+    with pytest.raises(ValueError, match="is a CNN of timm"):
+        export(job(classifier_folder(tmp_path / "cnn", cnn="resnet10t"), tmp_path / "out"))
+    source = pretraining_folder(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--export\.output .*file/below can't be written"):
+        export(job(source, tmp_path / "file" / "below"))
+    source.write_json("model.json", {"format": 1, "audio": to_dict(TINY.audio)})
+    with pytest.raises(ValueError, match="is damaged: KeyError: 'model'"):
+        export(job(source, tmp_path / "out"))

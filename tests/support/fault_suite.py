@@ -1,0 +1,252 @@
+"""Faults at random places of whole pipelines, by real signals, until there were enough of them.
+
+    python -m tests.support.fault_suite --faults 50 --seed 0 --json faults.json
+
+A cluster of real nodes runs the pipeline once undisturbed and then again and again, each time in a new storage, while
+worker processes, nodes and drivers are killed at random times. A run that ended has to equal the undisturbed one, to
+the bit, without a step repeated that was committed. Exit status 0 means that all did. With one training worker, since
+the sums of two are taken in another order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from raymae.storage.events import latest_step, read_events
+from raymae.storage.folder import EVENTS, Folder
+from tests.support.audio_files import write_clips, write_table
+from tests.support.nodes import ROOT, Nodes, wait_until
+
+TARGETS = {"training worker": 4, "other process": 3, "node": 2, "driver": 2}
+"""What is killed, and how often in relation. Others of Ray's processes read, featurize, control or look after them."""
+SETTINGS = {
+    "--data.dataset": "table",
+    "--data.shard-mb": 0.1,
+    "--unlabelled": "pseudo_labels consistency",
+    "--pretrain.epochs": 60,
+    "--pretrain.precision": "fp32",
+    "--pretrain.commit-minutes": 0.02,
+    "--pretrain.report-steps": 1,
+    "--finetune.epochs": 60,
+    "--finetune.precision": "fp32",
+    "--finetune.commit-minutes": 0.02,
+    "--finetune.report-steps": 1,
+    "--consistency.epochs": 20,
+    "--evaluate.rivals": "svm svm_robust",  # the CNN trains for seconds, not steps: no two runs of it are equal
+    "--compute.num-workers": 1,
+    "--compute.torch-threads": 1,
+    "--compute.max-failures": 1000,
+    "--compute.wait-minutes": 2,
+}
+PATIENCE = 900
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kill."""
+
+    seed: int
+    number: int
+    target: str
+    what: str
+    """The process's name, as Ray calls it."""
+    stage: str
+    step: int | None
+    recovered: float
+    """Seconds until something new stood in the storage."""
+
+
+@dataclass
+class Pipeline:
+    """One run of the pipeline in a storage of its own, and what was committed before each fault."""
+
+    nodes: Nodes
+    storage: Path
+    table: Path
+    driver: subprocess.Popen[bytes] | None = None
+    kept: dict[Path, float] = field(default_factory=dict)
+    """When the event files of committed steps were written, in nanoseconds."""
+
+    def start(self) -> None:
+        """Give the command, or give it again."""
+        fields = SETTINGS | {"--storage": self.storage, "--data.tables": self.table}
+        words = [word for name, value in fields.items() for word in (name, *str(value).split())]
+        command = [sys.executable, "jobs/pipeline.py", "synthetic", *words, "--compute.address", self.nodes.address]
+        with self.log.open("ab") as log:
+            self.driver = subprocess.Popen(
+                command, cwd=ROOT, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def log(self) -> Path:
+        """All that its drivers printed."""
+        return self.storage.with_suffix(".log")
+
+    def ended(self) -> bool:
+        """Whether the driver has ended well; RuntimeError where it failed."""
+        assert self.driver is not None
+        status = self.driver.poll()
+        if status:
+            raise RuntimeError(f"the pipeline failed with status {status}:\n{self.log.read_text()[-4000:]}")
+        return status == 0
+
+    def stages(self) -> dict[str, Folder]:
+        """The folders of its stages by their names, in order; empty before the run has told them."""
+        found = sorted(self.storage.glob("runs/*/stages.json"))
+        if not found:
+            return {}
+        stages = json.loads(found[-1].read_text())["stages"]
+        return {name: Folder(f"{self.storage}/artifacts/{one['stage']}/{one['key']}") for name, one in stages.items()}
+
+    def now(self) -> tuple[str, int | None]:
+        """The stage that is being made, and its newest committed step."""
+        for name, folder in self.stages().items():
+            if not folder.is_done():
+                return name, latest_step(folder)
+        return "start", None
+
+    def standing(self) -> frozenset[str]:
+        """Everything that no fault may undo."""
+        paths = self.storage.glob("artifacts/**/*")
+        return frozenset(
+            str(path) for path in paths if path.name in ("done.json", "commit.json") or "shards" in str(path)
+        )
+
+    def remember(self) -> None:
+        """Note the steps that are committed."""
+        for folder in self.stages().values():
+            committed = latest_step(folder) or (10**9 if folder.is_done() else 0)
+            for path in Path(folder.path(EVENTS)).glob("*.json"):
+                if int(path.stem) <= committed:
+                    self.kept.setdefault(path, path.stat().st_mtime_ns)
+
+    def repeated(self) -> list[str]:
+        """Committed steps that were made again."""
+        return [str(path) for path, when in self.kept.items() if path.stat().st_mtime_ns != when]
+
+
+def strike(run: Pipeline, rng: random.Random) -> tuple[str, str]:
+    """Kill something; what kind of thing, and its name."""
+    nodes, target = run.nodes, rng.choices(list(TARGETS), weights=list(TARGETS.values()))[0]
+    there, training = nodes.workers(), set(nodes.training_workers())
+    run.remember()
+    those = [one for one in there if (one[0] in training) == (target == "training worker")] or there
+    if target in ("training worker", "other process") and those:
+        pid, name = rng.choice(those)
+        os.kill(pid, signal.SIGKILL)
+        return "training worker" if pid in training else "other process", name
+    if target == "node":
+        nodes.kill(rng.choice(nodes.nodes))
+        nodes.add()
+        return target, "raylet and all its workers"
+    assert run.driver is not None
+    run.driver.kill()
+    run.driver.wait()
+    run.start()
+    return "driver", "jobs/pipeline.py"
+
+
+def disturb(run: Pipeline, seed: int, faults: list[Fault], most: int) -> None:
+    """Run the pipeline to its end, with a fault each time it has made progress since the last one."""
+    rng = random.Random(seed)
+    run.start()
+    while not run.ended():
+        if len(faults) >= most or not run.stages():
+            time.sleep(0.5)
+            continue
+        time.sleep(rng.uniform(0, 8))
+        if run.ended():
+            return
+        (stage, step), started = run.now(), time.monotonic()
+        target, what = strike(run, rng)
+        before = run.standing()  # what was moments from standing doesn't count as recovered
+        wait_until(lambda: run.ended() or run.standing() - before, f"progress after {target}", PATIENCE)  # noqa: B023
+        faults.append(Fault(seed, len(faults) + 1, target, what, stage, step, time.monotonic() - started))
+        print(said(faults[-1]), flush=True)
+
+
+def said(one: Fault) -> str:
+    """A line for a fault."""
+    where = f"{one.stage}, step {one.step}" if one.step is not None else one.stage
+    return (
+        f"fault {one.number} (seed {one.seed}): {one.target} {one.what}; {where}; goes on after {one.recovered:.0f} s"
+    )
+
+
+def content(folder: Folder) -> dict[str, Any]:
+    """What of a stage has to be the same whatever happened to it: by file, its bytes or its rows."""
+    found: dict[str, Any] = {}
+    for path in sorted(Path(folder.path()).rglob("*")):
+        name = str(path.relative_to(folder.path()))
+        if path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+        elif path.suffix == ".parquet":
+            table = pq.read_table(path)
+            found[name] = table.drop([one for one in ("teacher",) if one in table.column_names])  # an address
+    result = folder.result()
+    told = ("trail", "steps", "clips", "quarantined", "mean", "std", "metrics", "counts", "accepted")
+    found |= {name: result[name] for name in told if name in result and result.get("stage") is None}
+    return found | {"trails": [event.get("trail") for event in read_events(folder)]}
+
+
+def differences(run: Pipeline, other: Pipeline) -> list[str]:
+    """Where a run differs from another one."""
+    mine, theirs = run.stages(), other.stages()
+    found = [] if mine.keys() == theirs.keys() else [f"stages {list(mine)}, not {list(theirs)}"]
+    for name in mine.keys() & theirs.keys():
+        one, two = content(mine[name]), content(theirs[name])
+        found += [f"{name}: {file}" for file in sorted(one.keys() | two.keys()) if one.get(file) != two.get(file)]
+    shards = [
+        {path.name: path.read_bytes() for path in each.storage.glob("artifacts/shards/*/*")} for each in (run, other)
+    ]
+    return found + (["the shards"] if shards[0] != shards[1] else [])
+
+
+def main() -> None:
+    """Run the suite and say what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=50, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; the next ones count up")
+    parser.add_argument("--json", help="file for the result")
+    given = parser.parse_args()
+    faults: list[Fault] = []
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="raymae-faults-") as temporary, Nodes(Path(temporary)) as nodes:
+        folder = Path(temporary)
+        table = write_table(folder / "recordings", write_clips(folder / "recordings", 120))
+        calm, started = Pipeline(nodes, folder / "calm", table), time.monotonic()
+        disturb(calm, given.seed, [], 0)
+        print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
+        for seed in range(given.seed, given.seed + given.faults):
+            if len(faults) >= given.faults:
+                break
+            run, started = Pipeline(nodes, folder / f"run{seed}", table), time.monotonic()
+            disturb(run, seed, faults, given.faults)
+            found = differences(run, calm) + [f"repeated: {path}" for path in run.repeated()]
+            wrong += [f"seed {seed}: {one}" for one in found]
+            print(
+                f"seed {seed}: {time.monotonic() - started:.0f} s, {'; '.join(found) or 'as undisturbed'}", flush=True
+            )
+    by_target, by_stage = Counter(one.target for one in faults), Counter(one.stage for one in faults)
+    print(f"{len(faults)} faults: {dict(by_target)}; {dict(by_stage)}; {len(wrong)} differences")
+    if given.json:
+        Path(given.json).write_text(json.dumps({"faults": [asdict(one) for one in faults], "wrong": wrong}, indent=1))
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""A Ray cluster of several real nodes on this machine, each of which can be killed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.scale.recovery import title, training_workers
+from tests.support.paths import ROOT
+
+RAY = str(Path(sys.executable).parent / "ray")
+PATIENCE = 240
+IDLE = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+"""Processes of Ray that work for no stage."""
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def wait_until(condition: Any, what: str, seconds: float = PATIENCE) -> None:
+    """TimeoutError where it never holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} never came")
+        time.sleep(0.1)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and everything below it, at once."""
+    for one in process_tree(pid):
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+class Nodes:
+    """While the block runs: a head without CPUs, with a dashboard and a job server, and nodes that come and go.
+
+    Ray's daemons are real processes, started as `ray start` starts them on a machine of its own; with a token they
+    answer nobody who lacks it.
+    """
+
+    def __init__(self, folder: Path, cpus: tuple[int, ...] = (2, 2), token: bool = False) -> None:
+        self.folder, self.cpus = folder, cpus
+        self.port, self.dashboard_port = free_port(), free_port()
+        authentication = {"RAY_AUTH_MODE": "disabled"}
+        if token:
+            (folder / "token").write_text(secrets.token_hex(32))
+            authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.environment = {
+            **os.environ,
+            **authentication,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # not on loopback alone, where no node could join
+            "RAY_health_check_period_ms": "500",  # a dead node is missed after seconds instead of half a minute
+            "RAY_health_check_failure_threshold": "6",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # jobs run what `python` is there
+            "PYTHONPATH": str(ROOT),
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.started = 0
+
+    @property
+    def head(self) -> subprocess.Popen[bytes]:
+        """The head, which stays."""
+        return self.processes[0]
+
+    @property
+    def nodes(self) -> list[subprocess.Popen[bytes]]:
+        """The other nodes, in the order in which they came."""
+        return self.processes[1:]
+
+    @property
+    def address(self) -> str:
+        """What a driver connects to."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def job_server(self) -> str:
+        """What `ray job submit` connects to."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def __enter__(self) -> Nodes:
+        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1")
+        try:
+            self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true")
+            for cpus in self.cpus:
+                self.add(cpus)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self.processes:
+            self._end(self.processes[-1])
+
+    def add(self, cpus: int = 2) -> subprocess.Popen[bytes]:
+        """One more node; returns when it has joined."""
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """All processes of a node die at once."""
+        assert node is not self.head
+        self._end(node)
+
+    def _end(self, node: subprocess.Popen[bytes]) -> None:
+        kill_tree(node.pid)
+        node.wait()
+        self.processes.remove(node)
+
+    def workers(self) -> list[tuple[int, str]]:
+        """The processes that work for a job, on any node, with the names that Ray gives them."""
+        found = []
+        for pid in (pid for node in self.processes for pid in process_tree(node.pid)):
+            words = title(pid).strip(b"\0 ")
+            if words.startswith(b"ray::") and not words.startswith(IDLE):
+                found.append((pid, words.decode(errors="replace")[5:]))
+        return sorted(found)
+
+    def training_workers(self) -> list[int]:
+        """The processes that train."""
+        return [pid for node in self.processes for pid in training_workers(node.pid)]
+
+    @contextmanager
+    def training_halted(self) -> Iterator[None]:
+        """Training workers stand still meanwhile: a fast machine would be through before a node has joined."""
+        halted = self.training_workers()
+        for pid in halted:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in halted:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def drain(self, node: subprocess.Popen[bytes], seconds: int) -> None:
+        """Announce that a node is taken away in so many seconds, as a cloud does of a spot machine."""
+        words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test's"]
+        words += ["--deadline-remaining-seconds", str(seconds), "--node-id", self.node_id(node)]
+        subprocess.run(
+            [RAY, "drain-node", "--address", self.address, *words], env=self.environment, check=True, timeout=PATIENCE
+        )
+
+    def node_id(self, node: subprocess.Popen[bytes]) -> str:
+        """Ray's name for a node, from the command line of its raylet."""
+        for pid in process_tree(node.pid):
+            words = title(pid).split(b"\0")
+            found = [word.partition(b"=")[2] for word in words if word.startswith(b"--node_id=")]
+            if words[0].endswith(b"raylet") and found:
+                return found[0].decode()
+        raise LookupError("the node has no raylet")
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        self.started += 1
+        log = self.folder / f"node{self.started}.log"
+        command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+        command.append(f"--dashboard-agent-listen-port={free_port()}")  # jobs are given to it
+        # its own, as on a machine of its own; short, because the names of sockets have a limit
+        temporary = f"--temp-dir=/tmp/raymae-{os.getpid()}-{self.started}"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, temporary, *arguments], env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        self.processes.append(process)
+
+        def up() -> bool:
+            assert process.poll() is None, log.read_text()[-3000:]
+            return b"--block" in log.read_bytes()
+
+        wait_until(up, f"Ray's node (see {log})")
+        return process

@@ -1,0 +1,62 @@
+"""Predictions of made-up models, and finished evaluations of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymae.config import to_dict
+from raymae.evaluation.report import write_report
+from raymae.pipeline.evaluate import judge
+from raymae.storage.folder import Folder
+
+
+def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0", drop: int = 0) -> Folder:
+    """A finished evaluation of two models, the second of which is right with probability `share`."""
+    tables = {"cnn": make_guesses(0.5, 9), "student": make_guesses(share, seed)}
+    tables = {name: table.slice(drop) for name, table in tables.items()}
+    extra = {"split": split, "note": None, "train_seconds": dict.fromkeys(tables, 1.0), "val_chose": []}
+    found = judge(tables, NAMES, "single", tables["cnn"]) | extra | {"quarantined": {}, "embeddings": None}
+    for name, table in tables.items():
+        folder.write_table(f"predictions/{name}.parquet", table)
+    report = dict(to_dict(found))
+    write_report(report, folder)
+    folder.finish(report)
+    return folder
+
+
+NAMES = ["bus", "park", "tram"]
+
+
+def make_predictions(rows: list[tuple[str, str | None, str, str | None, str]]) -> pa.Table:
+    """Clips (split, scene_label, device, group, guess) whose guess has probability 0.8."""
+    columns: dict[str, list[Any]] = {
+        name: [row[place] for row in rows] for place, name in enumerate(("split", "scene_label", "device", "group"))
+    }
+    table = pa.table(
+        columns | {"city": ["x"] * len(rows), "clip_id": [f"clip{number}" for number in range(len(rows))]},
+        pa.schema([(name, pa.string()) for name in ("split", "scene_label", "device", "group", "city", "clip_id")]),
+    )
+    probabilities = [[0.8 if name == row[4] else 0.1 for name in NAMES] for row in rows]
+    return table.append_column("probabilities", pa.array(probabilities, pa.list_(pa.float32())))
+
+
+def make_guesses(share: float, seed: int) -> pa.Table:
+    """Three splits, four devices, and a model that is right with probability `share`; and the clips it trained on."""
+    rng = np.random.default_rng(seed)
+    rows = [("train", name, device, f"t{name}", name) for name in NAMES for device in "ab"]
+    for split, devices in {"val": "ab", "test_seen": "ab", "test_unseen": ("s4", "s5")}.items():
+        for number in range(90):
+            truth = NAMES[number % 3]
+            guess = truth if rng.random() < share else NAMES[rng.integers(3)]
+            rows.append((split, truth, devices[number // 3 % 2], f"g{number // 5}", guess))
+    table = make_predictions(rows)
+    return table.append_column("path", pc.binary_join_element_wise("rec", table["clip_id"], "/"))
+
+
+MODELS = ("svm", "svm_robust", "cnn", "student")
+
+PREDICTIONS = {name: make_guesses(0.3 + 0.1 * k, k) for k, name in enumerate(MODELS)}

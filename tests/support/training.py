@@ -1,0 +1,135 @@
+"""A tiny configuration, and ways to train its stages without Ray."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
+from raymae.features.store import FeatureStore
+from raymae.storage.folder import Folder
+from raymae.training.batches.order import mix
+from raymae.training.batches.windows import MicroBatch, micro_batches, read_window
+from raymae.training.run_stage import build_task
+from raymae.training.spec import StageSpec
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
+from tests.support.audio_files import TINY_AUDIO
+
+TINY = Config(
+    audio=TINY_AUDIO,
+    model=ModelConfig(
+        patch_size=(8, 8),
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        decoder="light",
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        mask_ratio=0.6,
+    ),
+    pretrain=PretrainConfig(
+        epochs=8,
+        warmup_epochs=1,
+        global_batch_size=16,
+        micro_batch_size=8,
+        lr=2e-3,
+        report_steps=2,
+        augment=AugmentConfig(roll_p=1.0, colour_p=0.5),
+    ),
+    finetune=FinetuneConfig(
+        epochs=30,
+        warmup_epochs=2,
+        global_batch_size=8,
+        micro_batch_size=8,
+        lr=2e-3,
+        report_steps=5,
+        layer_decay=1.0,
+        ema_decay=0.9,
+        augment=AugmentConfig(mixup_p=0.3, roll_p=0.5),
+    ),
+)
+
+EVERYTHING = AugmentConfig(
+    crop_seconds=0.32,
+    roll_p=0.8,
+    gain_db=6.0,
+    colour_p=0.8,
+    responses=("devices/",),
+    response_p=0.8,
+    mixstyle_p=0.8,
+    freq_mask_param=8,
+    time_mask_param=8,
+)
+
+RESPONSES = np.random.default_rng(0).normal(size=(5, TINY_AUDIO.n_mels)).astype(np.float32)
+
+
+def make_spec(store: FeatureStore, folder: Path, kind: str = "pretrain", config: Config = TINY, **more) -> StageSpec:
+    return StageSpec(name=kind, kind=kind, config=config, artifact=Folder(str(folder)), store=store, **more)
+
+
+def train(spec: StageSpec) -> dict[str, Tensor]:
+    trainer = Trainer(build_task(spec), BareSession(spec.store, spec.artifact), spec.artifact)
+    trainer.run()
+    return {name: value.clone() for name, value in trainer.result_model.state_dict().items()}
+
+
+def losses(spec: StageSpec, world_size: int) -> dict[int, float]:
+    """The loss of every micro-batch by its place in the run, however many workers share them."""
+    task = build_task(spec)
+    order = task.order
+    found = {}
+    for rank in range(world_size):
+        mine = [number for number in range(order.windows) if number % order.slots % world_size == rank]
+        windows = (read_window(spec.store, order, number) for number in mine)
+        for batch in micro_batches(order, windows, rank, world_size, 0):
+            with torch.no_grad():
+                found[batch.index] = task.training_step(task.model, batch, torch.device("cpu"))[0].item()
+    return found
+
+
+def trails(spec: StageSpec) -> dict[int, str]:
+    """The trail after every step of a stage, from its order alone."""
+    order, ids, total, found = spec.order(), spec.store.clips["clip_id"].to_pylist(), 0, {}
+    windows = [order.window_rows(number) for number in range(order.windows)]
+    for step in range(order.steps):
+        first = order.first_window(step)
+        start = (step - order.round_steps(first).start) * order.micro_batch_size
+        for slot in range(order.slots):
+            rows = windows[first + slot][start : start + order.micro_batch_size]
+            names = "\n".join(ids[row] for row in rows)
+            total += mix(step * order.slots + slot, zlib.crc32(names.encode()))
+        found[step + 1] = f"{total % 2**64:016x}"
+    return found
+
+
+class KilledError(Exception):
+    """Stands for a sudden end."""
+
+
+def train_in_two(spec: StageSpec, monkeypatch: pytest.MonkeyPatch, at: int) -> dict[str, Tensor]:
+    """The weights of a run that commits at every third step, ends before step `at` and goes on."""
+    real_step = Trainer._step
+
+    def step(self: Trainer, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
+        if self.progress.step == at:
+            raise KilledError
+        metrics = real_step(self, batches, share)
+        if self.progress.step % 3 == 1:
+            self._commit()
+            self.committer.wait()
+        return metrics
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", step)
+        with pytest.raises(KilledError):
+            train(spec)
+    return train(spec)

@@ -1,0 +1,450 @@
+"""A sweep's trials, claims, records and pictures, without Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.patches import Rectangle
+
+from raymae.audio.decode import UnreachableError
+from raymae.cluster import connect
+from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
+from raymae.pipeline.plan.plan import Plan
+from raymae.storage.folder import Folder, open_storage
+from raymae.storage.lease import Claim, claimed
+from raymae.sweep import search
+from raymae.sweep.heatmap import sweep_figure
+from raymae.sweep.points import Ground, Point, effective, interleaved, look_at, plan_of, stages_of, sweep_key
+from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
+from raymae.sweep.run import Sweep, run_sweep
+from raymae.sweep.space import grid, parse_axis, parse_space
+from raymae.sweep.trial import Trial
+from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
+from tests.support.audio_files import make_store, write_clips, write_table
+from tests.support.training import TINY
+
+SPACE = ("model.mask_ratio=0.5,0.7", "pseudo_label.coverage=0.4,0.8")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+    """A metadata table of 60 clips."""
+    folder = tmp_path_factory.mktemp("recordings")
+    clips = write_clips(folder, 60)
+    return write_table(folder, clips), clips
+
+
+@pytest.fixture
+def config(recordings: tuple[Path, pa.Table], tmp_path: Path) -> Config:
+    """A sweep whose trials take a second."""
+    return replace(
+        TINY,
+        recipe="tiny",
+        storage=str(tmp_path / "storage"),
+        data=DataConfig(dataset="table", tables=(str(recordings[0]),)),
+        pretrain=replace(TINY.pretrain, epochs=2, probe_clips=0),
+        finetune=replace(TINY.finetune, epochs=6),
+        pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
+        sweep=SweepConfig(space=SPACE),
+    )
+
+
+@pytest.fixture
+def ground(config: Config) -> Ground:
+    """Its ground, with a feature store that was made without Ray."""
+    ground = Ground(config, open_storage(config.storage))
+    make = make_store(Path(ground.storage.path()), ground.clips_of(config))
+    node = replace(ground.plan({}), target="prepare").nodes["prepare"]
+    for name in ("clips.parquet", "done.json"):
+        node.artifact.write_bytes(name, make.folder.read_bytes(name))
+    sizes, manifest = make.shards.sizes(), make.manifest
+    shards = [{**shard, "size": sizes[shard["name"]]} for shard in manifest["shards"]]
+    node.artifact.write_json("manifest.json", {**manifest, "shards": shards})
+    return ground
+
+
+def points(ground: Ground) -> list[Point]:
+    return [look_at(ground, values) for values in grid(parse_space(ground.config))]
+
+
+# Trials --------------------------------------------------------------------------------------------------------------
+
+
+def test_trials_share_their_stages_and_reach_the_pipelines_keys(ground: Ground) -> None:
+    reports: list[dict[str, Any]] = []
+    low, high = {"pseudo_label.coverage": 0.4}, {"pseudo_label.coverage": 0.8}
+    first = Trial(plan_of(ground, low), reports.append).run()
+    second = Trial(plan_of(ground, high), lambda report: None).run()
+    names = ["prepare", "pretrain", "finetune", "pseudo_label", "student"]
+    assert list(first["stages"]) == names
+    assert [stage["reused"] for stage in first["stages"].values()] == [True, False, False, False, False]
+    assert [stage["reused"] for stage in second["stages"].values()] == [True, True, True, False, False]
+    assert not (ground.storage / "claims").names() or not any(
+        (ground.storage / "claims" / name).names() for name in (ground.storage / "claims").names()
+    )
+
+    config = ground.config_of(low)
+    whole = Plan(config, ground.clips_of(config), ground.storage, "register")
+    assert all(whole.nodes[name].reused for name in names[1:]), "the pipeline finds what the trial made"
+    result = whole.nodes["student"].artifact.result()
+    assert first["score"] == result["selection"]["value"] == result["metrics"]["val/macro_accuracy"]
+
+    scored = [report for report in reports if "percent" in report]
+    assert [report["percent"] for report in scored] == sorted({report["percent"] for report in scored})
+    assert all(report["stage"] == "student" and 0 < report["percent"] < 100 for report in scored)
+    events = [event for report in [*reports, first] for event in report["events"]]
+    assert [event["step"] for event in events] == sorted({event["step"] for event in events})
+    assert {name.partition("/")[0] for event in events for name in event["metrics"]} == {
+        "pretrain",
+        "finetune",
+        "student",
+    }
+
+
+def test_a_stopped_trial_strands_nobody(ground: Ground) -> None:
+    def stop(report: dict[str, Any]) -> None:
+        if "percent" in report:
+            raise SystemExit(0)  # as Tune ends a trial's thread
+
+    with pytest.raises(SystemExit):
+        Trial(plan_of(ground, {}), stop).run()
+    again = Trial(plan_of(ground, {}), lambda report: None).run()
+    assert [name for name, stage in again["stages"].items() if not stage["reused"]] == ["student"]
+    assert again["score"] is not None
+
+
+def test_a_trial_at_its_deadline_leaves_a_commit(ground: Ground) -> None:
+    over = Deadline(1e-9, time.time() - 60)
+    with pytest.raises(TimeIsUpError, match="before pretrain"):
+        Trial(plan_of(ground, {}), lambda report: None, deadline=over).run()
+
+
+def test_a_trial_needs_the_feature_store(config: Config) -> None:
+    ground = Ground(config, open_storage(config.storage))
+    with pytest.raises(ValueError, match=r"the feature store .* isn't there"):
+        Trial(plan_of(ground, {}), lambda report: None).run()
+
+
+# Points --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "planned", "status"),
+    [
+        (ValueError("no such class"), True, "failed"),
+        (ValueError("no such class"), False, "refused"),
+        (FileNotFoundError("/data/x"), False, "failed"),
+        (UnreachableError("no answer"), False, "failed"),
+    ],
+)
+def test_what_one_node_cannot_plan_is_tried_again(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, error: Exception, planned: bool, status: str
+) -> None:
+    def plan(*_: Any) -> None:
+        raise error
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(search.tune, "report", told.append)
+    monkeypatch.setattr(search, "plan_of", plan)
+    search.train_trial({search.POINT: {}}, ground, (), FOREVER, cpus=1, gpus=0, planned=planned)
+    assert [one["status"] for one in told] == [status]
+    assert str(error) in told[0]["error"]
+
+
+def test_neighbours_in_time_share_no_pretraining(ground: Ground) -> None:
+    order = [point.values["model.mask_ratio"] for point in interleaved(points(ground))]
+    assert order == [0.5, 0.7, 0.5, 0.7]
+    assert stages_of(plan_of(ground, {}))[-1] == "student"
+
+
+def test_the_key_names_what_is_found_and_not_how(config: Config) -> None:
+    def key(**sweep: Any) -> str:
+        changed = replace(config, sweep=replace(config.sweep, **sweep))
+        ground = Ground(changed, open_storage(config.storage))
+        return sweep_key(ground, parse_space(changed))
+
+    random = {"search": "random", "trials": 4}
+    assert key() == key(cpus_per_trial=2.0, max_concurrent=1)
+    assert key(**random) == key(**random | {"trials": 9})
+    assert len({key(), key(**random), key(space=SPACE[:1]), key(early_stopping=False), key(grace=0.5)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (("evaluate.probe_clips=1,2",), r"evaluate\.probe_clips changes nothing that the stages .*student compute"),
+        (("storage=a,b",), "storage changes nothing"),
+        (("pretrain.report_steps=1,2",), "changes nothing"),
+        (("pseudo_label.confidence_threshold=.7,.8",), r"every trial would be refused; .*set one of pseudo_label"),
+        (("model.embed_dim=31,33",), "every trial would be refused"),
+    ],
+)
+def test_a_space_that_leads_nowhere_is_refused_at_once(
+    config: Config, space: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    with pytest.raises(ValueError, match=message):
+        run_sweep(replace(config, sweep=SweepConfig(space=space)))
+
+
+def test_a_sweep_without_labels_in_val_says_how_to_get_some(config: Config, tmp_path: Path) -> None:
+    rows = write_clips(tmp_path, 60).to_pylist()
+    for row in rows:
+        row["split"] = "train" if row["split"] == "val" else row["split"]
+    table = write_table(tmp_path, pa.Table.from_pylist(rows))
+    other = replace(config, data=DataConfig(dataset="table", tables=(str(table),)))
+    with pytest.raises(ValueError, match=r"no clip of split val has a scene_label.*--data\.split\.val-share"):
+        run_sweep(other)
+
+
+def test_other_validation_clips_are_another_contest(config: Config, tmp_path: Path) -> None:
+    table = write_table(tmp_path, write_clips(tmp_path, 80))
+    ground = Ground(config, open_storage(config.storage))
+    point = look_at(ground, {"data.tables": (str(table),)})
+    assert "other clips or labels" in point.refused
+
+
+def test_a_field_that_matters_passes(ground: Ground) -> None:
+    axes = [*parse_space(ground.config), parse_axis("finetune.lr=log:1e-4..1e-2")]
+    assert effective(ground, axes) == axes
+
+
+def test_the_default_space_is_what_has_an_effect(ground: Ground) -> None:
+    unasked = replace(ground, config=replace(ground.config, sweep=SweepConfig()))
+    axes = parse_space(unasked.config)
+    assert effective(unasked, [*axes, parse_axis("evaluate.probe_clips=1,2")]) == axes
+    with pytest.raises(ValueError, match="the default space changes nothing"):
+        effective(unasked, [])
+
+
+# Claims --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_of_many_does_the_work(tmp_path: Path) -> None:
+    folder, inside, most, made = Folder(str(tmp_path / "claims")), [0], [0], []
+
+    def work(number: int) -> None:
+        with claimed(folder, lambda: bool(made)) as mine:
+            if mine:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.2)
+                inside[0] -= 1
+                made.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), most[0], folder.names()) == (1, 1, [])
+
+
+def test_a_claim_that_nobody_renews_expires(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("dead.json", json.dumps({"host": "elsewhere", "pid": 1, "count": 3}).encode())
+    claim = Claim(folder, expire=0.3)
+    assert not claim.take()
+    time.sleep(0.4)
+    assert claim.take()
+    assert folder.names() == [claim.name]
+    claim.release()
+
+
+def test_the_claim_of_a_process_that_is_gone_is_void(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name, pid in (("gone", gone.pid), ("here", os.getpid())):
+        folder.write_bytes(f"{name}.json", json.dumps({"host": socket.gethostname(), "pid": pid, "count": 1}).encode())
+    assert not Claim(folder).take()
+    assert folder.names() == ["here.json"]
+
+
+def test_a_claim_that_is_renewed_lives(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    owner, other = Claim(folder, renew=0.05), Claim(folder, expire=0.5)
+    assert owner.take()
+    for _ in range(5):
+        assert not other.take()
+        time.sleep(0.2)
+    owner.release()
+    assert other.take()
+    other.release()
+
+
+# Records -------------------------------------------------------------------------------------------------------------
+
+
+def record(first: float, second: float, status: Any = "finished", score: float | None = 0.5, **more: Any) -> Record:
+    values = {"model.mask_ratio": first, "pseudo_label.coverage": second}
+    return Record(key=Point(values).key, changes=values, status=status, score=score, **more)
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    finished = record(0.5, 0.4, history=[{"percent": 10.0, "step": 3, "score": 0.2}], seconds=2.5)
+    tuples = Record(key="k", changes={"model.patch_size": (8, 8)}, status="failed", error="ValueError: no")
+    for one in (finished, tuples):
+        write_record(folder, one)
+    assert read_records(folder) == {finished.key: finished, "k": tuples}
+    write_record(folder, replace(tuples, status="finished", error=""))
+    write_record(folder, finished)
+    found = read_records(folder)
+    assert found["k"].status == "finished", "what failed is run again and replaced"
+    assert set(found) == {"k", finished.key, f"{finished.key}-2"}
+    (tmp_path / "trials" / "x.json").write_text('{"key": 1}')
+    with pytest.raises(ValueError, match=r"trials/x\.json is damaged"):
+        read_records(folder)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["finished", "stopped", "failed"]), st.floats(0, 1)), max_size=9))
+def test_the_best_is_the_best_of_the_finished(ended: list[tuple[Any, float]]) -> None:
+    records = [record(k / 10, 0.5, status, None if status == "failed" else x) for k, (status, x) in enumerate(ended)]
+    finished = [x for status, x in ended if status == "finished"]
+    best = best_of(records)
+    assert (best.score if best else None) == max(finished, default=None)
+    assert not best or ranked(records)[0].score == best.score
+    assert [one.status for one in ranked(records)] == sorted(
+        (status for status, _ in ended), key=["finished", "stopped", "failed"].index
+    )
+
+
+def test_tables_say_how_every_trial_ended() -> None:
+    axes = [parse_axis(text) for text in SPACE]
+    stages = {"prepare": {"reused": True}, "pretrain": {"reused": True}}
+    records = [record(0.5, 0.4, "failed", None, error="ValueError: a|b"), record(0.7, 0.4, score=0.75, stages=stages)]
+    lines = table(records, axes, "val/macro_accuracy").splitlines()
+    assert [word in lines[2] for word in ("0.7500", "finished", "shared: pretrain")] == [True] * 3
+    assert [word in lines[3] for word in ("failed", "a\\|b")] == [True] * 2
+    rows = list(csv.DictReader(io.StringIO(table_csv(records, axes, "val/macro_accuracy"))))
+    assert [row["score"] for row in rows] == ["", "0.75"]
+    assert rows[0]["error"] == "ValueError: a|b"
+    assert [row["model.mask_ratio"] for row in rows] == ["0.5", "0.7"]
+
+
+def test_every_cell_of_the_heat_map_says_what_it_is() -> None:
+    axes = [parse_axis(text) for text in SPACE]
+    records = [record(0.5, 0.4, score=0.61), record(0.5, 0.8, "stopped", 0.3), record(0.7, 0.4, "failed", None)]
+    plot, _ = sweep_figure(records, axes, "val/macro_accuracy", "tiny").axes
+    assert {text.get_text() for text in plot.texts} == {"0.610", "(0.300)\nstopped", "failed", "missing"}
+    hatched = [one.get_hatch() for one in plot.patches if isinstance(one, Rectangle)]
+    assert hatched.count(None) == 1
+    assert (plot.get_ylabel(), plot.get_xlabel()) == ("model.mask_ratio", "pseudo_label.coverage")
+    assert [tick.get_text() for tick in plot.get_yticklabels()] == ["0.5", "0.7"]
+
+
+def test_a_third_field_leaves_the_best_in_its_cell_and_ranges_are_points() -> None:
+    axes = [parse_axis(text) for text in (*SPACE, "seed=0,1")]
+    place = {"model.mask_ratio": 0.5, "pseudo_label.coverage": 0.4}
+    records = [
+        Record(key=str(seed), changes={**place, "seed": seed}, status="finished", score=score)
+        for seed, score in enumerate((0.2, 0.4))
+    ]
+    plot, _ = sweep_figure(records, axes, "val/mAP", "tiny").axes
+    assert "0.400" in [text.get_text() for text in plot.texts]
+    assert "best over seed" in plot.get_title()
+    ranges = [parse_axis("finetune.lr=log:1e-4..1e-2"), axes[1]]
+    drawn = [replace(one, changes={"finetune.lr": 1e-3, "pseudo_label.coverage": 0.4}) for one in records]
+    plot, _ = sweep_figure([*drawn, replace(drawn[0], status="failed", score=None)], ranges, "val/mAP", "tiny").axes
+    assert (plot.get_xscale(), plot.get_xlabel()) == ("log", "finetune.lr")
+
+
+# Replay --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_recorded_is_not_run_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, sweep=SweepConfig(space=("model.patch_size=8+8,8+7,4+8", SPACE[1])))
+    storage = open_storage(config.storage)
+    sweep = Sweep(config, storage)
+    assert sweep.points is not None
+    known = [point for point in sweep.points if point.plan is not None]
+    refused = len(sweep.points) - len(known)
+    assert (len(known) + refused, sweep.left) == (6, len(known))
+    for number, point in enumerate(known):
+        write_record(
+            sweep.folder,
+            Record(key=point.key, changes=point.values, status="finished", score=0.5 + number / 10, seconds=1),
+        )
+        assert Sweep(config, storage).left == len(known) - number - 1
+    failed = replace(Record(key=known[0].key, changes=known[0].values, status="failed"), error="OSError: gone")
+    sweep.folder.write_json(f"trials/{failed.key}.json", {**failed.__dict__})
+    assert Sweep(config, storage).left == 1, "what failed is tried again"
+    sweep.folder.write_json(f"trials/{failed.key}.json", {**failed.__dict__, "status": "finished", "score": 0.5})
+
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    result = run_sweep(replace(config, storage=storage.url))
+    assert result["best"]["changes"] == known[-1].values
+    assert [one["status"] for one in result["trials"]].count("refused") == refused
+    assert sweep.folder.read_json("best.json")["pseudo_label.coverage"] == 0.8
+    assert {"sweep.csv", "sweep.md", "best.json", "result.json"} <= set(sweep.folder.names())
+    assert sweep.folder.read_bytes("figures/heatmap.png").startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "go on with: python jobs/pipeline.py tiny --settings" in said
+
+
+def test_no_finished_trial_is_an_error_with_the_commonest_reason(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(config.storage)
+    sweep = Sweep(config, storage)
+    for point in sweep.points or ():
+        write_record(
+            sweep.folder, Record(key=point.key, changes=point.values, status="failed", error="ValueError: bad")
+        )
+    monkeypatch.setattr(Sweep, "search", lambda self: None)
+    with pytest.raises(ValueError, match="no trial finished: ValueError: bad"):
+        run_sweep(replace(config, storage=storage.url))
+
+
+def test_a_dry_run_starts_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
+    found = run_sweep(replace(config, dry_run=True))
+    assert found["points"][0] == "model.mask_ratio=0.5 pseudo_label.coverage=0.4"
+
+
+def test_optuna_is_told_of_the_known_trials(config: Config) -> None:
+    from raymae.sweep.search import as_text, domain, optuna_search, values_of
+
+    axes = [parse_axis("finetune.lr=log:1e-4..1e-2"), parse_axis("model.patch_size=8+8,4+8"), parse_axis("seed=0..5")]
+    values = {"finetune.lr": 1e-3, "model.patch_size": (4, 8), "seed": 5}
+    assert values_of(as_text(values, axes), axes) == values_of({"point": as_text(values, axes)}, axes) == values
+    known = [
+        Record(key="a", changes=values, status="finished", score=0.7),
+        Record(key="b", changes=values, status="failed"),
+    ]
+    search = optuna_search(Ground(config, open_storage(config.storage)), axes, known)
+    search.set_search_properties(None, None, {axis.path: domain(axis) for axis in axes})
+    assert [trial.value for trial in search._ot_study.trials] == [0.7]
+    suggested = values_of(search.suggest("one") or {}, axes)
+    assert 1e-4 <= suggested["finetune.lr"] <= 1e-2
+    assert suggested["model.patch_size"] in ((8, 8), (4, 8))
+
+
+def test_optuna_is_for_spaces_larger_than_the_trials(config: Config) -> None:
+    other = replace(config, sweep=SweepConfig(space=SPACE, search="optuna", trials=4))
+    with pytest.raises(ValueError, match="the space has 4 points, no more than the 4 trials: choose grid"):
+        Sweep(other, open_storage(config.storage))

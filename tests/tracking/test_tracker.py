@@ -1,0 +1,382 @@
+"""MLflow on a real SQLite store: runs that go on, a registry whose model reads audio, no secrets and no noise."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from raymae.config import Config, TrackingConfig, to_dict
+from raymae.inference.classifier import write_classifier
+from raymae.inference.predictor import Predictor
+from raymae.models import build_classifier
+from raymae.storage.folder import Folder, open_storage
+from raymae.tracking.delivery import AwayError
+from raymae.tracking.registry import REQUIREMENTS
+from raymae.tracking.reporter import flat
+from raymae.tracking.tracker import BATCH, KEY, MAX_PARAM, Tracker
+from tests.support.audio_files import TINY_AUDIO, write_tone
+from tests.support.training import TINY
+
+NAMES = ["high", "low"]
+CONFIG = TrackingConfig(registered_model="scenes")
+ALIAS = "models:/scenes@candidate"
+SECRET = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return open_storage(str(tmp_path_factory.mktemp("storage")))
+
+
+@pytest.fixture(scope="module")
+def tracker(storage: Folder) -> Iterator[Tracker]:
+    """One SQLite store for all tests of this file: making its tables takes seconds."""
+    environment, path = dict(os.environ), list(sys.path)
+    yield Tracker(CONFIG, storage)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    sys.path[:] = path  # a loaded model puts its own code there
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("audio") / "tone.wav"
+    write_tone(path, 440)
+    return str(path)
+
+
+def classifier(folder: Folder, seed: int = 0) -> Folder:
+    """A tiny classifier that tells recordings apart."""
+    torch.manual_seed(seed)
+    model = build_classifier(TINY_AUDIO, TINY.model, TINY.finetune, len(NAMES))
+    torch.nn.init.normal_(model.head.weight)
+    write_classifier(
+        folder, model, class_names=NAMES, audio=TINY_AUDIO, model_config=TINY.model, finetune=TINY.finetune
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registered(tracker: Tracker, storage: Folder) -> tuple[Folder, str, str]:
+    """A registered classifier: its folder, model URI and version."""
+    folder = classifier(storage / "first")
+    run_id = tracker.run("registered", "pipeline")
+    return folder, *tracker.register(run_id, folder, {"recipe": "tiny", "metrics": {"test": {"accuracy": 0.5}}})
+
+
+def history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) of everything that was logged under a name, doubles included."""
+    found = tracker.client.get_metric_history(run_id, name)
+    return sorted((metric.step, metric.value) for metric in found)
+
+
+def events(first: int, last: int, factor: float = 1.0) -> list[dict[str, Any]]:
+    return [{"step": step, "time": 1e9 + step, "metrics": {"loss": factor * step}} for step in range(first, last + 1)]
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_the_same_key_goes_on(tracker: Tracker, storage: Folder) -> None:
+    run_id = tracker.run("key", "first name", params={"a": "1"})
+    tracker.finish(run_id, "FAILED")
+    for one in (tracker, Tracker(CONFIG, storage)):
+        assert one.run("key", "another name", params={"a": "2"}) == run_id
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {"a": "1"}
+    assert tracker.run("other key", "first name") != run_id
+
+
+def test_the_first_end_of_a_run_counts(tracker: Tracker) -> None:
+    run_id = tracker.run("ends", "run")
+    tracker.finish(run_id, "FAILED")
+    tracker.finish(run_id, "FINISHED")
+    assert tracker.client.get_run(run_id).info.status == "FAILED"
+
+
+def test_runs_of_stages_nest_below_their_pipeline(tracker: Tracker) -> None:
+    parents = [tracker.run(f"pipeline {number}", "pipeline") for number in range(2)]
+    children = [tracker.run("stage", "prepare", parent=parent) for parent in parents]
+    assert len({*parents, *children}) == 4
+    for parent, child in zip(parents, children, strict=True):
+        assert tracker.client.get_run(child).data.tags["mlflow.parentRunId"] == parent
+        assert tracker.run("stage", "prepare", parent=parent) == child
+
+
+def test_many_and_long_parameters(tracker: Tracker) -> None:
+    params = {f"p{number}": "x" * (MAX_PARAM + 1) if number == 7 else str(number) for number in range(250)}
+    found = tracker.client.get_run(tracker.run("parameters", "run", params=params)).data.params
+    assert found == {name: value[:MAX_PARAM] for name, value in params.items()}
+
+
+def test_a_whole_configuration_becomes_parameters(tracker: Tracker) -> None:
+    params = flat(to_dict(Config()))
+    found = tracker.client.get_run(tracker.run("config", "run", params=params)).data.params
+    assert found == params
+    assert found["model.mask_ratio"] == "0.8"
+
+
+# Metrics and files ---------------------------------------------------------------------------------------------------
+
+
+def test_logged_steps_are_passed_over(tracker: Tracker, storage: Folder) -> None:
+    run_id = tracker.run("events", "pretrain")
+    tracker.log_events(run_id, events(1, 3))
+    tracker.log_events(run_id, events(2, 5, factor=7.0))
+    assert history(tracker, run_id, "loss") == [(1, 1), (2, 2), (3, 3), (4, 28), (5, 35)]
+    Tracker(CONFIG, storage).log_events(run_id, events(1, 6))  # a driver that was started again
+    assert history(tracker, run_id, "loss")[3:] == [(4, 28), (5, 35), (6, 6)]
+    times = {metric.step: metric.timestamp for metric in tracker.client.get_metric_history(run_id, "loss")}
+    assert times[3] == 1000 * (10**9 + 3)
+
+
+def test_more_metrics_than_a_request_takes(tracker: Tracker) -> None:
+    run_id = tracker.run("many", "pretrain")
+    metrics = {f"m{number}": float(number) for number in range(BATCH // 4 + 1)}
+    tracker.log_events(run_id, [{"step": step, "time": 1e9, "metrics": metrics} for step in range(5)])
+    for name in ("m0", f"m{BATCH // 4}"):
+        assert [step for step, _ in history(tracker, run_id, name)] == [0, 1, 2, 3, 4]
+    tracker.log_events(run_id, [])
+
+
+def test_figures_of_a_stage(tracker: Tracker) -> None:
+    run_id = tracker.run("numbers", "prepare")
+    tracker.log_numbers(run_id, {"clips": 12.0, "loss": float("nan")})
+    assert history(tracker, run_id, "stage/clips") == [(0, 12)]
+    assert history(tracker, run_id, "stage/loss")[0][1] != history(tracker, run_id, "stage/loss")[0][1]
+
+
+def test_files_of_a_run(tracker: Tracker, storage: Folder, tmp_path: Path) -> None:
+    run_id = tracker.run("files", "evaluate")
+    for name in ("report.md", "figures/curve.png"):
+        tracker.log_bytes(run_id, name, f"\0{name}".encode())
+        assert Path(tracker.client.download_artifacts(run_id, name, str(tmp_path))).read_bytes() == f"\0{name}".encode()
+    assert str(storage.path("mlflow-artifacts")) in tracker.client.get_run(run_id).info.artifact_uri
+
+
+# The registry --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_classifier_is_the_same_version(tracker: Tracker, registered: tuple[Folder, str, str]) -> None:
+    folder, model_uri, version = registered
+    run_id = tracker.run("registered", "pipeline")
+    assert tracker.register(run_id, folder, {}) == (model_uri, version) == ("models:/scenes/1", "1")
+    assert tracker.client.get_run(run_id).info.status == "RUNNING"
+    found = tracker.client.get_model_version_by_alias("scenes", "candidate")
+    assert (str(found.version), found.run_id) == ("1", run_id)
+    assert tracker.exists(model_uri)
+    assert not tracker.exists("models:/scenes/99")
+    assert not tracker.exists("models:/nothing/1")
+
+
+def test_a_registered_model_says_what_it_is(registered: tuple[Folder, str, str]) -> None:
+    info = mlflow.models.get_model_info(registered[1])
+    assert info.metadata["class_names"] == NAMES
+    assert info.metadata["audio"] == to_dict(TINY_AUDIO)
+    assert info.metadata["metrics"] == {"test": {"accuracy": 0.5}}
+    assert info.signature.inputs.to_dict() == [{"type": "any", "required": True}]
+    assert info.signature.outputs.input_names() == ["scene_label", "confidence", "error", *NAMES]
+
+
+def test_the_alias_moves_to_another_classifier_and_back(
+    tracker: Tracker,
+    storage: Folder,
+    registered: tuple[Folder, str, str],
+    recwarn: pytest.WarningsRecorder,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run_id = tracker.run("registered", "pipeline")
+    _, version = tracker.register(run_id, classifier(storage / "second", seed=1), {})
+    assert version == "2"
+    assert capfd.readouterr() == ("", "")
+    assert not [str(one.message) for one in recwarn]
+    folders = [Predictor(tracker.download_classifier(uri)) for uri in (ALIAS, "models:/scenes/2", "models:/scenes/1")]
+    weights = [one.classifier.model.head.weight for one in folders]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert tracker.register(run_id, registered[0], {})[1] == "1"
+    assert str(tracker.client.get_model_version_by_alias("scenes", "candidate").version) == "1"
+
+
+@pytest.mark.parametrize("kind", ["list", "path", "file"])
+def test_the_model_reads_audio_files(
+    tracker: Tracker, registered: tuple[Folder, str, str], wav: str, kind: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = mlflow.pyfunc.load_model(ALIAS)
+        paths = [wav, wav + ".gone", wav]
+        found = model.predict(paths if kind == "list" else pd.DataFrame({kind: paths}))
+    expected = Predictor(tracker.download_classifier(ALIAS)).row(wav)
+    assert list(found.columns) == ["scene_label", "confidence", "error", *NAMES]
+    for row in (0, 2):
+        assert found["scene_label"][row] == expected["scene_label"]
+        assert found[NAMES].iloc[row].tolist() == pytest.approx([expected[name] for name in NAMES], abs=1e-6)
+    assert found["error"][1] == "No such file or directory"
+    assert found.iloc[1].drop("error").isna().all()
+
+
+def test_the_model_reads_bytes_and_waveforms(tracker: Tracker, registered: tuple[Folder, str, str], wav: str) -> None:
+    model = mlflow.pyfunc.load_model(ALIAS)
+    content = Path(wav).read_bytes()
+    wave, rate = soundfile.read(wav, dtype="float32")
+    expected = model.predict([wav])
+    given = {"waveform": wave, "sample_rate": rate}
+    inputs: list[Any] = [
+        [content],
+        content,
+        wav,
+        pd.Series([(wave, rate)]),
+        pd.DataFrame({"audio": [(wave.tolist(), float(rate))]}),
+        pd.DataFrame({"audio": [given], "more": [1]}),
+        pd.DataFrame({"audio": [json.loads(json.dumps(given | {"waveform": wave.tolist()}))]}),
+    ]
+    for one in inputs:
+        pd.testing.assert_frame_equal(model.predict(one), expected, atol=1e-5)
+    mixed = model.predict(pd.Series([wav, content, (wave, rate), b"RIFF", (wave[:0], rate)], index=list("abcde")))
+    assert mixed.index.tolist() == list("abcde")
+    assert mixed["error"].isna().tolist() == [True, True, True, False, False]
+    assert mixed["scene_label"].tolist()[:3] == expected["scene_label"].tolist() * 3
+
+
+@pytest.mark.parametrize("kind", ["pairs in a list", "waveforms", "numbers", "nothing", "half a mapping", "no rate"])
+def test_what_is_no_recording_is_named(registered: tuple[Folder, str, str], kind: str) -> None:
+    wave = np.zeros(8000, np.float32)
+    inputs: dict[str, Any] = {
+        "pairs in a list": [(wave, 8000), (wave, 8000)],
+        "waveforms": pd.DataFrame({"waveform": [wave], "sample_rate": [8000]}),
+        "numbers": pd.Series([1.5, 2.5]),
+        "nothing": pd.Series([None]),
+        "half a mapping": pd.Series([{"waveform": wave}]),
+        "no rate": pd.Series([(wave, "8 kHz")]),
+    }
+    with pytest.raises(ValueError, match=r"row 0 holds .*; wanted is the path of an audio file, its bytes, a pair"):
+        mlflow.pyfunc.load_model(ALIAS).predict(inputs[kind])
+
+
+def test_what_the_model_imports_is_declared() -> None:
+    """Of every file of the package that a loaded model has imported, all imports, those inside functions included."""
+    code = (
+        "import sys, raymae.tracking.pyfunc_model, raymae.inference.predictor\n"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('raymae.')), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported: set[str] = set()
+    for path in done.stdout.splitlines():
+        for node in ast.walk(ast.parse(Path(path).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {item.name.split(".")[0] for item in node.names}
+    assert {"torch", "soundfile", "mlflow"} <= imported, "the check looks at nothing"
+    assert imported - set(sys.stdlib_module_names) - {"raymae", "mlflow"} <= set(REQUIREMENTS)
+
+
+def test_the_model_brings_its_code_and_loads_silently(
+    tracker: Tracker, registered: tuple[Folder, str, str], wav: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, mlflow\n"
+        f"model = mlflow.pyfunc.load_model({ALIAS!r})\n"
+        f"print(model.predict([{wav!r}])['scene_label'][0], sys.modules['raymae'].__file__)"
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracker.uri, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    label, where = done.stdout.split()
+    assert label == Predictor(tracker.download_classifier(ALIAS)).row(wav)["scene_label"]
+    assert "mlflow-artifacts" in where
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("uri", ["models:/nothing@candidate", "models:/scenes/99", "runs:/0123/model"])
+def test_a_model_that_is_not_there(tracker: Tracker, uri: str) -> None:
+    with pytest.raises(ValueError, match=f"{uri} can't be read: ") as error:
+        tracker.download_classifier(uri)
+    assert "\n" not in str(error.value)
+
+
+# Settings and secrets ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"uri": f"nonsense://me:{SECRET}@host/x"}, r"MLflow at nonsense://\*\*\*@host/x can't be used"),
+        ({"uri": "mysql+nothing://host/x"}, "can't be used"),
+        ({"alias": "Latest"}, r"tracking\.alias = 'Latest'"),
+        ({"alias": "v12"}, r"tracking\.alias = 'v12'"),
+        ({"alias": "a b/c"}, "a b/c"),
+        ({"registered_model": "team/scenes"}, "team/scenes"),
+    ],
+)
+def test_wrong_settings_are_refused_at_the_start(
+    tracker: Tracker, storage: Folder, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        Tracker(replace(CONFIG, **changes), storage)
+    mlflow.set_tracking_uri(tracker.uri)
+    assert SECRET not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("host", "unknown"), [("127.0.0.1:1", False), ("no-such-host.invalid:5000", True)])
+def test_a_server_that_is_down_is_no_wrong_setting(
+    tracker: Tracker, storage: Folder, monkeypatch: pytest.MonkeyPatch, host: str, unknown: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(AwayError, match=r"MLflow at http://\*\*\*@\S+ can't be used") as error:
+        Tracker(replace(CONFIG, uri=f"http://me:{SECRET}@{host}"), storage)
+    mlflow.set_tracking_uri(tracker.uri)
+    assert error.value.unknown_host == unknown
+    assert SECRET not in str(error.value)
+
+
+def test_a_request_that_was_answered_too_late_makes_no_second_run(tracker: Tracker) -> None:
+    for _ in range(2):
+        tracker.client.create_run(tracker.experiment_id, tags={KEY: "late"})
+    run_id = tracker.run("late", "late", params={"a": "1"})
+    assert tracker._runs("late", None) == [run_id]
+    assert tracker.client.get_run(run_id).data.params == {"a": "1"}
+
+
+def test_credentials_never_reach_the_store(tracker: Tracker, storage: Folder) -> None:
+    config = Config(
+        storage=f"s3://me:{SECRET}@bucket/x?token={SECRET}",
+        tracking=replace(CONFIG, uri=f"postgresql://me:{SECRET}@host/db"),
+    )
+    folder = Folder(f"memory://me:{SECRET}@bucket/classifier")
+    params = flat(to_dict(config)) | {"raw": config.storage, "artifact": folder.url}
+    run_id = tracker.run("secrets", "pipeline", params=params)
+    _, version = tracker.register(run_id, classifier(folder, seed=2), {})
+    assert tracker.register(run_id, folder, {})[1] == version
+    assert tracker.client.get_run(run_id).data.params["storage"] == "s3://***@bucket/x?token=***"
+    with sqlite3.connect(storage.path("mlflow.db")) as database:
+        assert SECRET not in "\n".join(database.iterdump())
+    for path in Path(storage.path("mlflow-artifacts")).rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_the_store_lies_below_the_storage(tracker: Tracker, storage: Folder) -> None:
+    assert tracker.uri == f"sqlite:///{storage.path('mlflow.db')}"
+    assert tracker.client.get_experiment(tracker.experiment_id).artifact_location.endswith("/mlflow-artifacts")
+    with pytest.raises(ValueError, match=r"needs --tracking\.uri"):
+        Tracker(CONFIG, Folder("memory://bucket"))

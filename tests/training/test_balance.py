@@ -1,0 +1,86 @@
+"""Balanced sampling of labelled clips: every cell equally often, nothing lost, also beside unlabelled ones."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raymae.config import ConsistencyConfig, FinetuneConfig
+from raymae.datasets.rows import rows_of
+from raymae.features.store import FeatureStore
+from raymae.storage.folder import Folder
+from raymae.training.batches.order import Order, PairedOrder
+from raymae.training.spec import StageSpec, labelled_rows
+from tests.support.training import TINY
+
+
+def make_spec(store: FeatureStore, folder: Path, balance: str, kind: str = "finetune") -> StageSpec:
+    finetune = replace(TINY.finetune, balance=balance, epochs=12)
+    consistency = ConsistencyConfig(epochs=12, ratio=2)
+    config = replace(TINY, finetune=finetune, consistency=consistency)
+    return StageSpec(name=kind, kind=kind, config=config, artifact=Folder(str(folder)), store=store)  # type: ignore[arg-type]
+
+
+def unequal(store: FeatureStore) -> FeatureStore:
+    """The store with four labelled clips of "low" for each of "high", and most of them on device a."""
+    clips = store.clips
+    train = rows_of(clips, "train", labelled=True)
+    labels, devices = clips["scene_label"].to_pylist(), clips["device"].to_pylist()
+    for number, row in enumerate(train):
+        labels[row], devices[row] = "high" if number % 5 == 0 else "low", "b" if number in (0, 1, 2, 5) else "a"
+    for name, values in (("scene_label", labels), ("device", devices)):
+        clips = clips.set_column(clips.column_names.index(name), name, pa.chunked_array([pa.array(values)]))
+    other = FeatureStore(store.folder, store.shards)
+    other.__dict__["clips"] = clips
+    return other
+
+
+def visits(order: Order, epochs: int) -> Counter[int]:
+    return Counter(order.rows_at(np.arange(epochs * order.rows_per_epoch)).tolist())
+
+
+@pytest.mark.parametrize(("balance", "cells"), [("class", 2), ("class_device", 4)])
+def test_cells_come_equally_often_and_every_clip_comes(
+    store: FeatureStore, tmp_path: Path, balance: str, cells: int
+) -> None:
+    store = unequal(store)
+    order = make_spec(store, tmp_path, balance).order()
+    rows, targets = labelled_rows(make_spec(store, tmp_path, balance))
+    assert order.rows_per_epoch == len(rows) // cells * cells
+    found = visits(order, 24)
+    assert set(found) == set(rows.tolist())
+    classes = targets.argmax(axis=1)
+    devices = store.clips["device"].to_pylist()
+    shares: Counter[tuple[int, str]] = Counter()
+    for row, count in found.items():
+        shares[int(classes[row]), devices[row] if cells == 4 else ""] += count
+    assert len(shares) == cells
+    assert set(shares.values()) == {24 * (len(rows) // cells)}
+
+
+def test_beside_unlabelled_clips_the_labelled_ones_come_as_they_do_alone(store: FeatureStore, tmp_path: Path) -> None:
+    store = unequal(store)
+    paired = make_spec(store, tmp_path, "class", "consistency").order()
+    assert isinstance(paired, PairedOrder)
+    unlabelled = set(rows_of(store.clips, "train", labelled=False).tolist())
+    first, second = (visits(part, 6) for part in paired.parts)
+    assert set(second) == unlabelled
+    labels = store.clips["scene_label"].to_pylist()
+    by_class = Counter[str]()
+    for row, count in first.items():
+        by_class[labels[row]] += count
+    assert by_class["high"] == by_class["low"]
+
+
+def test_without_balance_nothing_changes(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path, "none")
+    assert spec.order().chunk == spec.config.data.shuffle_chunk
+    assert set(visits(spec.order(), 1).values()) == {1}
+
+
+def test_clips_of_several_classes_are_not_balanced() -> None:
+    with pytest.raises(ValueError, match="balance"):
+        FinetuneConfig(labels="multi", balance="class")

@@ -1,0 +1,128 @@
+"""The head that fine-tuning begins with: the probe's own answers, the same after a commit, no class lost."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raymae.config import Config
+from raymae.evaluation.probes import make_probe
+from raymae.features.store import FeatureStore
+from raymae.models import AudioClassifier, build_classifier
+from raymae.storage.folder import Folder
+from raymae.training.run_stage import build_task
+from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.tasks.linear_probe_init import embed, start_head
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
+from tests.support.training import TINY
+
+LOGISTIC = replace(TINY, finetune=replace(TINY.finetune, head_start="logistic", pool="row_stats"))
+
+
+def make_spec(store: FeatureStore, folder: Path, config: Config = LOGISTIC) -> StageSpec:
+    return StageSpec(name="finetune", kind="finetune", config=config, artifact=Folder(str(folder)), store=store)
+
+
+def make_model(config: Config, classes: int) -> AudioClassifier:
+    torch.manual_seed(0)
+    model = build_classifier(config.audio, config.model, config.finetune, classes)
+    assert isinstance(model, AudioClassifier)
+    return model
+
+
+def rows_and_labels(spec: StageSpec) -> tuple[np.ndarray, np.ndarray]:
+    rows, targets = labelled_rows(spec)
+    return rows, targets[rows].toarray().argmax(1)
+
+
+def test_the_head_answers_as_the_probe_does(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    rows, labels = rows_and_labels(spec)
+    model = make_model(LOGISTIC, 2)
+    start_head(model, spec, rows, np.eye(2)[labels], 5)
+    x = embed(model, spec, rows)
+    with torch.no_grad():
+        logits = model.head(torch.from_numpy(x))
+    assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # of an encoder with random weights, too
+    again = make_model(LOGISTIC, 2)
+    start_head(again, spec, rows, np.eye(2)[labels], 5)
+    torch.testing.assert_close(again.head.weight, model.head.weight, rtol=0, atol=0)
+
+
+def test_several_classes_have_the_probabilities_of_the_probe(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(store, tmp_path)
+    rows, _ = rows_and_labels(spec)
+    labels = np.array([0, 3, 4])[np.arange(len(rows)) % 3]  # classes 1 and 2 have no clip
+    model = make_model(LOGISTIC, 5)
+    x = np.random.default_rng(0).normal(size=(len(rows), model.head.in_features)).astype(np.float32)
+    x[:, :5] += 2 * np.eye(5, dtype=np.float32)[labels]
+    monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
+    start_head(model, spec, rows, np.eye(5)[labels], 0)
+    probe = make_probe("linear", len(x)).fit(x, labels)
+    with torch.no_grad():
+        logits = model.head(torch.from_numpy(x))
+    np.testing.assert_allclose(logits[:, [0, 3, 4]].softmax(1), probe.predict_proba(x), atol=1e-4)
+    assert not model.head.weight[[1, 2]].any()
+    assert torch.isin(logits.argmax(1), torch.tensor([0, 3, 4])).all()
+
+
+def test_soft_targets_count_by_their_shares(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(store, tmp_path)
+    rows, _ = rows_and_labels(spec)
+    twice = np.concatenate([rows, rows])
+    labels, seconds = np.arange(len(rows)) % 3, (np.arange(len(rows)) // 3) % 3
+    once = np.random.default_rng(0).normal(size=(len(rows), make_model(LOGISTIC, 3).head.in_features))
+    monkeypatch.setattr(
+        "raymae.training.tasks.linear_probe_init.embed",
+        lambda *arguments: np.concatenate([once, once]).astype(np.float32),
+    )
+    shared, apart = make_model(LOGISTIC, 3), make_model(LOGISTIC, 3)
+    halves = (np.eye(3)[labels] + np.eye(3)[seconds]) / 2
+    start_head(shared, spec, twice, np.concatenate([halves, halves]), 0)
+    start_head(apart, spec, twice, np.concatenate([np.eye(3)[labels], np.eye(3)[seconds]]), 0)
+    torch.testing.assert_close(shared.head.weight, apart.head.weight, rtol=1e-2, atol=1e-4)
+    assert shared.head.weight.abs().max() > 1e-3
+
+
+def test_a_run_begins_with_it_once(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    session = BareSession(store, spec.artifact)
+    first = Trainer(build_task(spec), session, spec.artifact)
+    assert first.model.head.weight.abs().max() > 1e-3
+    assert first.ema is not None
+    torch.testing.assert_close(first.ema.model.head.weight, first.model.head.weight)
+    with torch.no_grad():
+        first.model.head.weight.fill_(7.0)
+    first._commit()
+    first.committer.wait()
+    assert (Trainer(build_task(spec), session, spec.artifact).model.head.weight == 7).all()
+
+
+def test_clips_of_several_classes_have_a_probe_for_each(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(LOGISTIC, finetune=replace(LOGISTIC.finetune, labels="multi"))
+    spec = make_spec(store, tmp_path, config)
+    rows, _ = rows_and_labels(spec)
+    rng = np.random.default_rng(0)
+    targets = (rng.random((len(rows), 4)) < 0.5).astype(np.float32)
+    targets[:, 2], targets[:, 3] = 0, 1  # a class that no clip has, and one that all have
+    model = make_model(config, 4)
+    before = model.head.weight.detach().clone()
+    x = rng.normal(size=(len(rows), model.head.in_features)).astype(np.float32)
+    x[:, :4] += 2 * targets
+    monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
+    start_head(model, spec, rows, targets, 0)
+    with torch.no_grad():
+        said = model.head(torch.from_numpy(x)).sigmoid().numpy()
+    for column in (0, 1):
+        probe = make_probe("linear", len(x)).fit(x, targets[:, column])
+        np.testing.assert_allclose(said[:, column], probe.predict_proba(x)[:, 1], atol=1e-4)
+    torch.testing.assert_close(model.head.weight[2:], before[2:], rtol=0, atol=0)

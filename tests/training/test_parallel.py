@@ -1,0 +1,261 @@
+"""Two processes on gloo compute what one does: with the whole model on each (DDP), and with a half of it (FSDP2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from raymae.config import AugmentConfig, ConsistencyConfig
+from raymae.features.store import FeatureStore
+from raymae.storage.events import read_events
+from raymae.training import parallel
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.state.checkpoint import load_commit
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession, GroupSession, Session
+from tests.support.audio_files import make_store, write_clips, write_tone
+from tests.support.training import TINY, make_spec
+
+Found = dict[str, dict[str, Any]]
+
+STEPS = 5
+CUT = 3
+COMMON = {"clip_grad_norm": 0.05, "ema_decay": 0.9, "warmup_epochs": 0, "micro_batch_size": 4, "global_batch_size": 16}
+CONFIG = replace(
+    TINY,
+    pretrain=replace(TINY.pretrain, **COMMON),
+    finetune=replace(TINY.finetune, layer_decay=0.8, drop_path=0.3, epochs=3, **COMMON),
+)
+"""Four micro-batches a step, so that two workers accumulate two each; everything on that draws or averages."""
+BF16 = replace(
+    CONFIG, model=replace(CONFIG.model, decoder="local"), pretrain=replace(CONFIG.pretrain, precision="bf16")
+)
+STRONG = AugmentConfig(colour_p=0.5, freq_mask_param=8)
+PAIRED = replace(CONFIG, consistency=ConsistencyConfig(method="softmatch", teacher="ema", ratio=1, strong=STRONG))
+KINDS: dict[str, dict[str, Any]] = {
+    "pretrain": {"kind": "pretrain", "config": CONFIG},
+    "bf16": {"kind": "pretrain", "config": BF16},
+    "finetune": {"kind": "finetune", "config": CONFIG},
+    "cnn": {"kind": "finetune", "config": CONFIG, "cnn": "test_resnet"},
+    "consistency": {"kind": "consistency", "config": PAIRED},
+}
+MODES = ("ddp", "fsdp")
+
+
+def steps(trainer: Trainer, count: int) -> None:
+    batches = trainer.session.batches(trainer.order, trainer.progress.step)
+    for _ in range(count):
+        trainer._step(batches, trainer.share_done())
+
+
+def snapshot(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """Everything that a run hands on or goes on from, whole; gradients too."""
+    gradients = {n: parallel.full(p.grad).clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    weights = {name: parallel.full(value).clone() for name, value in trainer.model.state_dict().items()}
+    average = {name: value.clone() for name, value in trainer.result_model.state_dict().items()}
+    return {"gradients": gradients, "weights": weights, "average": average}
+
+
+def held(trainer: Trainer) -> float:
+    """Share of weights, gradients, moments and averaged weights that this process holds."""
+    parameters = list(trainer.model.parameters())
+    tensors = parameters + [p.grad for p in parameters if p.grad is not None]
+    tensors += [value for moments in trainer.optimizer.state.values() for value in moments.values() if value.ndim]
+    tensors += list(trainer.ema.model.parameters()) if trainer.ema else []
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum(t.numel() for t in local) / sum(t.numel() for t in tensors)
+
+
+def follow(spec: StageSpec, session: Session) -> dict[str, Any]:
+    """The first step's gradients, and what stands after the last; with a commit between."""
+    trainer = Trainer(build_task(spec), session, spec.artifact)
+    steps(trainer, 1)
+    first = snapshot(trainer)["gradients"]
+    steps(trainer, CUT - 1)
+    trainer._commit()
+    trainer.committer.wait()
+    at_commit = snapshot(trainer)
+    steps(trainer, STEPS - CUT)
+    shares = session.gather(held(trainer))
+    return {"first": first, "commit": at_commit, "last": snapshot(trainer), "held": torch.tensor(shares)}
+
+
+def go_on(spec: StageSpec, session: Session) -> dict[str, Any]:
+    """From the commit to the last step."""
+    trainer = Trainer(build_task(spec), session, spec.artifact)
+    assert trainer.progress.step == CUT
+    steps(trainer, STEPS - CUT)
+    return snapshot(trainer)
+
+
+def work(rank: int, store: FeatureStore, root: Path) -> None:
+    """One of two processes: whole stages sharded; all kinds in both modes, then on from a commit of one process."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{root / 'meet'}", rank=rank, world_size=2)
+    for spec in stages(store, root / "two"):
+        run_stage(spec, GroupSession(store, spec.artifact, mode="fsdp"))
+    for mode in MODES:
+        for name, more in KINDS.items():
+            spec = make_spec(store, root / mode / name, **more)
+            found = follow(spec, GroupSession(store, spec.artifact, mode=mode))
+            spec = make_spec(store, root / "one" / name, **more)
+            found["on from one"] = go_on(spec, GroupSession(store, spec.artifact, mode=mode))
+            torch.save(found, root / f"{mode}-{name}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def stages(store: FeatureStore, root: Path) -> list[StageSpec]:
+    """Pre-training and fine-tuning from it, which commit all the time."""
+    config = replace(
+        CONFIG,
+        pretrain=replace(CONFIG.pretrain, epochs=1, report_steps=1, commit_minutes=1e-6),
+        finetune=replace(CONFIG.finetune, epochs=2, report_steps=1, commit_minutes=1e-6, ema_decay=None),
+    )
+    pretrained = make_spec(store, root / "pretrain", config=config)
+    return [
+        pretrained,
+        make_spec(store, root / "finetune", "finetune", config=config, encoder=pretrained.artifact),
+    ]
+
+
+@pytest.fixture(scope="module")
+def odd_store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Clips of many lengths: micro-batches with different numbers of patches."""
+    folder = tmp_path_factory.mktemp("odd")
+    clips = write_clips(folder, 120)
+    for index, path in enumerate(clips["path"].to_pylist()):
+        write_tone(Path(path), 300 + 9 * index, seconds=0.2 + 0.06 * (index % 8), seed=index)
+    return make_store(folder / "store", clips)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process and two write."""
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def found(odd_store: FeatureStore, root: Path) -> Found:
+    """What one process and two in both modes found, by mode and kind."""
+    torch.set_num_threads(1)
+    result = {}
+    for name, more in KINDS.items():
+        spec = make_spec(odd_store, root / "one" / name, **more)
+        result[f"one-{name}"] = follow(spec, BareSession(odd_store, spec.artifact))
+        result[f"one-{name}"]["files"] = load_commit(spec.artifact, CUT)[0]
+    torch.multiprocessing.spawn(work, (odd_store, root), nprocs=2)
+    for mode in MODES:
+        for name, more in KINDS.items():
+            ours, theirs = (torch.load(root / f"{mode}-{name}-{rank}.pt", weights_only=True) for rank in range(2))
+            assert_same(ours, theirs)
+            spec = make_spec(odd_store, root / mode / name, **more)
+            ours["files"] = load_commit(spec.artifact, CUT)[0]
+            ours["on to one"] = go_on(spec, BareSession(odd_store, spec.artifact))
+            result[f"{mode}-{name}"] = ours
+    return result
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal to the bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same(one[name], other[name])
+    else:
+        assert torch.equal(one, other)
+
+
+def distances(kind: str, found: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float]:
+    """How far each tensor lies from the true one, as a share of its norm.
+
+    AdamW makes steps of the learning rate of whatever gradient, also of one that is nothing but rounding. So is that
+    of the keys' biases, which softmax doesn't see: they are left out. So are many of a CNN's, between its batch norms:
+    it is compared as one vector.
+    """
+    assert found.keys() == true.keys()
+    pairs = {name: (found[name].double(), true[name].double()) for name in true}
+    if kind == "cnn":
+        pairs = {"all": tuple(torch.cat([pair[i].flatten() for pair in pairs.values()]) for i in range(2))}
+    pairs |= {
+        name: tuple(torch.cat([value.chunk(3)[0], value.chunk(3)[2]]) for value in pair)
+        for name, pair in pairs.items()
+        if name.endswith("attn.qkv.bias")
+    }
+    return {name: float((mine - other).norm() / other.norm()) for name, (mine, other) in pairs.items()}
+
+
+both = pytest.mark.parametrize("mode", MODES)
+each = pytest.mark.parametrize("kind", KINDS)
+
+
+@both
+@each
+def test_gradients_of_two_workers_are_those_of_one(found: Found, mode: str, kind: str) -> None:
+    ours, one = found[f"{mode}-{kind}"]["first"], found[f"one-{kind}"]["first"]
+    assert len(one) > 10
+    # sharded convolutions can't be channels_last: their kernels round otherwise
+    assert max(distances(kind, ours, one).values()) < (1e-3 if (mode, kind) == ("fsdp", "cnn") else 1e-5)
+
+
+@both
+@each
+@pytest.mark.parametrize("part", ["weights", "average"])
+def test_so_are_weights_after_some_steps(found: Found, mode: str, kind: str, part: str) -> None:
+    ours, one = found[f"{mode}-{kind}"]["last"][part], found[f"one-{kind}"]["last"][part]
+    # a new classifier's head is near 0, and with it the encoder's gradients are near AdamW's epsilon
+    assert max(distances(kind, ours, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "cnn": 1e-3}.get(kind, 1e-4)
+
+
+@both
+@each
+def test_a_commit_is_whole_and_plain(found: Found, mode: str, kind: str) -> None:
+    ours, one = found[f"{mode}-{kind}"], found[f"one-{kind}"]
+    assert_same(ours["files"]["model"], ours["commit"]["weights"])
+    assert_same({n: v for n, v in ours["files"]["ema"].items() if n != "__updates__"}, ours["commit"]["average"])
+    for part, tensors in one["files"].items():
+        assert {n: v.shape for n, v in tensors.items()} == {n: v.shape for n, v in ours["files"][part].items()}
+
+
+@both
+@each
+def test_one_goes_on_from_two_and_two_from_one(found: Found, mode: str, kind: str) -> None:
+    ours, one = found[f"{mode}-{kind}"], found[f"one-{kind}"]
+    near = 1e-3 if kind == "cnn" else 1e-5
+    assert max(distances(kind, ours["on to one"]["weights"], ours["last"]["weights"]).values()) < near
+    assert max(distances(kind, ours["on from one"]["weights"], one["last"]["weights"]).values()) < near
+
+
+@each
+def test_a_sharded_worker_holds_its_share(found: Found, kind: str) -> None:
+    assert found[f"ddp-{kind}"]["held"].tolist() == [1, 1]
+    assert found[f"fsdp-{kind}"]["held"].sum() == pytest.approx(1)
+    assert found[f"fsdp-{kind}"]["held"].max() < 0.55
+
+
+def test_one_worker_is_plain() -> None:
+    model = torch.nn.Linear(2, 2)
+    wrapped = parallel.wrap(model, torch.device("cpu"), "fsdp")
+    assert wrapped is model
+    assert not isinstance(model.weight, DTensor)
+    assert parallel.gather("x") == ["x"]
+
+
+def test_whole_stages_run_sharded(odd_store: FeatureStore, root: Path, found: Found, tmp_path: Path) -> None:
+    for ours, alone in zip(stages(odd_store, root / "two"), stages(odd_store, tmp_path), strict=True):
+        run_stage(alone, BareSession(odd_store, alone.artifact))
+        mine, theirs = (read_events(spec.artifact) for spec in (ours, alone))
+        assert [event["step"] for event in mine] == [event["step"] for event in theirs]
+        for one, other in zip(mine, theirs, strict=True):
+            assert one["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-4)
+        weights = [load_tensors(spec.artifact.read_bytes("model.safetensors")) for spec in (ours, alone)]
+        assert max(distances("", *weights).values()) < 1e-3
+    assert ours.artifact.result()["workers"] == 2
+    assert "val/macro_accuracy" in ours.artifact.result()["metrics"]

@@ -1,0 +1,76 @@
+"""A node that is announced to be taken away: a commit at once, another in time, and the run stops there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from raymae.config import ComputeConfig
+from raymae.features.store import FeatureStore
+from raymae.storage.events import latest_step
+from raymae.training.guards import preemption
+from raymae.training.guards.preemption import MARGIN_SECONDS, Departure
+from raymae.training.run_stage import run_stage
+from raymae.training.worker import BareSession
+from tests.support.training import TINY, make_spec, train
+
+
+@given(ahead=st.floats(-1e3, 1e6), cost=st.floats(0, 1e3))
+def test_one_commit_at_the_announcement_and_one_before_the_end(ahead: float, cost: float) -> None:
+    one, end = Departure(), time.time() + ahead
+    assert one.look(None, cost) == (False, False)
+    urgent, leave = one.look(end, cost)
+    assert urgent
+    assert leave or ahead > MARGIN_SECONDS + 2 * cost
+    assert one.look(end, cost)[0] == one.look(end, cost)[1]
+    assert one.look(float("inf"), cost) == (False, False)
+
+
+class Announced(BareSession):
+    """A process that learns, when it first looks, that it has some seconds left."""
+
+    left = 3600.0
+
+    def taken_at(self) -> float | None:
+        return time.time() + self.left
+
+
+class Doomed(Announced):
+    left = MARGIN_SECONDS
+
+
+class Grown(BareSession):
+    """A process to which others could be added."""
+
+    def outgrown(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("kind", "ended"), [(Announced, True), (Doomed, False), (Grown, False)])
+def test_what_it_stops_at_is_committed_and_changes_nothing(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BareSession], ended: bool
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.0)
+    often = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1.5, commit_minutes=1e-9))
+    whole = train(make_spec(store, tmp_path / "whole", config=often))
+    spec = make_spec(store, tmp_path / "parts", config=often)
+    assert run_stage(spec, kind(store, spec.artifact)) == ended
+    if not ended:
+        assert latest_step(spec.artifact) == 1
+        assert run_stage(spec, BareSession(store, spec.artifact))
+    last = load(spec.artifact.read_bytes("model.safetensors"))
+    assert all((value == last[name]).all() for name, value in whole.items())
+
+
+@pytest.mark.parametrize(("field", "value"), [("min_workers", 0), ("wait_minutes", 0.0)])
+def test_wrong_settings(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"compute.{field} = {value} must be"):
+        ComputeConfig(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,125 @@
+"""A commit says what it was trained on, and a stage goes on from it only with the same clips."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from raymae.config import Config, from_dict
+from raymae.features.store import SHARDS, FeatureStore
+from raymae.storage.folder import COMMITS, Folder
+from raymae.training.guards.deadline import Deadline
+from raymae.training.run_stage import build_task, run_stage
+from raymae.training.spec import StageSpec
+from raymae.training.state.provenance import check_commit, source, trained_clips
+from raymae.training.trainer import Trainer
+from raymae.training.worker import BareSession
+from tests.support.audio_files import make_store
+from tests.support.training import make_spec
+
+OVER = Deadline(1.0, 0.0)
+"""Of a job that began long ago: every run stops after its first step."""
+
+
+def commit_of(spec: StageSpec) -> dict[str, Any]:
+    (name,) = (spec.artifact / COMMITS).names()
+    return dict((spec.artifact / COMMITS / name).read_json("commit.json"))
+
+
+@pytest.fixture
+def fewer(tmp_path: Path, clips: pa.Table) -> FeatureStore:
+    """The store without a training clip, which was quarantined."""
+    return make_store(tmp_path / "fewer", pa.concat_tables([clips.slice(0, 3), clips.slice(4)]))
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_other_clips_are_refused(store: FeatureStore, fewer: FeatureStore, tmp_path: Path, kind: str) -> None:
+    spec = make_spec(fewer, tmp_path / "run", kind)
+    assert not run_stage(spec, BareSession(fewer, spec.artifact), OVER)
+    state = commit_of(spec)
+    assert from_dict(Config, state["config"]) == spec.config
+    assert state["class_names"] == (["high", "low"] if kind == "finetune" else [])
+    assert state["clips"]["count"] == sum(len(rows) for rows in spec.order().rows)
+    check_commit(spec)
+
+    back = replace(spec, store=store)  # the clip is read again
+    count = state["clips"]["count"]
+    with pytest.raises(
+        ValueError, match=rf"{kind} can't go on from step 1: it was trained on {count} clips .*/commits"
+    ):
+        check_commit(back)
+    with pytest.raises(ValueError, match="can't go on from step 1"):
+        run_stage(back, BareSession(store, spec.artifact))
+    spec.artifact.remove(COMMITS)
+    assert run_stage(back, BareSession(store, spec.artifact))
+
+
+def test_the_fingerprint_names_clips_order_and_labels(store: FeatureStore, tmp_path: Path, clips: pa.Table) -> None:
+    labels = clips["scene_label"].to_pylist()
+    swapped = [{"high": "low", "low": "high", None: None}[label] for label in labels]
+    tables = {
+        "same": clips,
+        "labels": clips.set_column(clips.column_names.index("scene_label"), "scene_label", pa.array(swapped)),
+        "order": clips.take(list(range(len(clips)))[::-1]),
+    }
+    found = {}
+    for name, table in tables.items():
+        other = FeatureStore(Folder(str(tmp_path / name)), Folder(str(tmp_path / SHARDS)))
+        other.__dict__["clips"] = table
+        for kind in ("pretrain", "finetune"):
+            found[name, kind] = trained_clips(make_spec(other, tmp_path, kind))["fingerprint"]
+    for kind in ("pretrain", "finetune"):
+        assert found["same", kind] == trained_clips(make_spec(store, tmp_path, kind))["fingerprint"]
+        assert found["order", kind] != found["same", kind]
+    assert found["labels", "pretrain"] == found["same", "pretrain"]
+    assert found["labels", "finetune"] != found["same", "finetune"]
+
+
+def test_a_commit_counts_the_steps_of_its_weights(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(store, tmp_path)
+    trainer = Trainer(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
+    real = Folder.write_json
+
+    def slowly(self: Folder, name: str, value: Any) -> None:
+        time.sleep(0.5)
+        real(self, name, value)
+
+    monkeypatch.setattr(Folder, "write_json", slowly)
+    trainer.progress.step = 3
+    trainer._commit()
+    trainer.progress.step = 4  # the next step ends while the commit is written
+    trainer.committer.wait()
+    assert commit_of(spec)["progress"]["step"] == 3
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_code_knows_the_commit_of_its_working_tree(tmp_path: Path) -> None:
+    code, other = tmp_path / "repository/code", tmp_path / "repository/environment"
+    for folder in (code, other):
+        folder.mkdir(parents=True)
+        (folder / "file.py").write_text("1")
+    assert source(code) == {}
+    git(tmp_path / "repository", "init")
+    git(code, "add", "file.py")
+    git(code, "commit", "-m", "first")
+    commit = git(code, "rev-parse", "HEAD")
+    assert source(code) == {"git_commit": commit}
+    assert source(other) == {}  # installed within a repository that doesn't hold it
+    (code / "file.py").write_text("2")
+    assert source(code) == {"git_commit": commit, "git_dirty": "true"}
+    assert source(tmp_path / "nowhere") == {}
