@@ -1,7 +1,7 @@
 """Say what leaks between the training and the held-out clips of a table, and what its metadata alone give away.
 
 python jobs/audit.py small --data.tables RUN/metadata.csv --data.split.kind session --json audit.json
-python jobs/audit.py small --data.tables RUN/metadata.csv --audit.listen
+python jobs/audit.py small --data.tables RUN/metadata.csv --audit.same_recording
 """
 
 from raymae.cli.main import main

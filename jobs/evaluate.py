@@ -1,4 +1,4 @@
-"""Evaluate every classifier and the rivals on the held-out splits; runs the stages before it if need be.
+"""Evaluate every classifier and the baselines on the held-out splits; runs the stages before it if need be.
 
 python jobs/evaluate.py small --data.tables RUN/metadata.csv
 ray job submit --working-dir . -- python jobs/evaluate.py …

@@ -150,11 +150,27 @@ def option_names(section: Any, path: str = "") -> Iterator[str]:
                 yield f"{path}no-{name}"
 
 
+RENAMED = {
+    "finetune.centre": "finetune.subtract-band-mean",
+    "finetune.no-centre": "finetune.no-subtract-band-mean",
+    "finetune.with-plain": "finetune.with-raw",
+    "finetune.no-with-plain": "finetune.no-with-raw",
+    "finetune.head-start": "finetune.head-init",
+    "evaluate.rivals": "evaluate.baselines",
+    "audit.listen": "audit.same-recording",
+    "compute.leg-windows": "compute.feed-windows",
+}
+"""Options of earlier versions by their names of today; `augment.colour-*` is `augment.eq-*` in every section."""
+
+
 def check_names(options: list[str], known: list[str]) -> None:
-    """Exit with the valid names where an option has none of them."""
+    """Exit with the valid names where an option has none of them, and with the new name where it was renamed."""
     for option in options:
         name = option.removeprefix("--").split("=")[0].replace("_", "-")
         if option.startswith("--") and name not in {*known, "help"}:
+            renamed = RENAMED.get(name, name.replace(".colour-", ".eq-"))
+            if renamed in known:
+                refuse(f"--{name} is called --{renamed} now")
             refuse(f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in beside(name, known))}")
 
 

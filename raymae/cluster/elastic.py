@@ -49,7 +49,7 @@ class Workforce:
         nodes = alive()
         return next((count for count in self.counts if has_room(self.compute, self.use_gpu, count, nodes)), 0)
 
-    def outgrown(self, workers: int) -> bool:
+    def can_grow(self, workers: int) -> bool:
         """Whether more could take part than so many, in room that nobody uses."""
         more = self.now() - workers
         return more > 0 and time.time() >= self.grows_from and self.is_idle(more)

@@ -53,7 +53,7 @@ class WindowReader:
 def legs(spec: StageSpec, first: int) -> range:
     """The first windows of the legs that a run from window `first` on is cut into; each a whole number of rounds."""
     order = spec.order()
-    return range(first, order.windows, max(1, spec.config.compute.leg_windows // order.slots) * order.slots)
+    return range(first, order.windows, max(1, spec.config.compute.feed_windows // order.slots) * order.slots)
 
 
 def read_leg(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
@@ -103,7 +103,7 @@ def next_window(spec: StageSpec) -> int:
     return order.first_window(min(latest_step(spec.artifact) or 0, order.steps - 1))
 
 
-class Unhurried(ExecutionCallback):
+class ThrottledPolling(ExecutionCallback):
     """Lets Ray Data's scheduler rest between its rounds.
 
     While finished windows wait for the training step, its loop would poll without a pause: half a core, all the time.
@@ -131,7 +131,7 @@ class InOrder(ray.train.DataConfig):
 def split_in_order(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
     """Window k to rank k mod W, none dropped."""
     dataset.context.execution_options.preserve_order = True
-    dataset.context.custom_execution_callback_classes = [Unhurried]
+    dataset.context.custom_execution_callback_classes = [ThrottledPolling]
     return dataset.streaming_split(world_size, equal=False)
 
 

@@ -81,14 +81,14 @@ class RaySession:
 
         return parallel.gather(value)
 
-    def taken_at(self) -> float | None:
+    def preemption_time(self) -> float | None:
         """When the first node that is announced to be taken away goes."""
         info = ray.train.get_preemption_info()
         return None if info is None else (info.deadline_ms or float("inf")) / 1000
 
-    def outgrown(self) -> bool:
+    def can_grow(self) -> bool:
         """Whether the cluster has room for more workers, as rank 0 sees it."""
-        return self.rank == 0 and self.crew.outgrown(self.world_size)
+        return self.rank == 0 and self.crew.can_grow(self.world_size)
 
     def report(self, event: dict[str, Any]) -> None:
         """To the artifact's events, which the driver follows, and to Ray's metrics; the stage's last to Ray Train too.

@@ -18,11 +18,11 @@ class AugmentConfig:
     """Probability of rolling a clip in time by a random number of frames."""
     gain_db: float = 0.0
     """Largest random gain, dB in either direction."""
-    colour_p: float = 0.0
+    eq_p: float = 0.0
     """Probability of a random smooth frequency response (another recording device)."""
-    colour_nats: float = 3.0
+    eq_nats: float = 3.0
     """Standard deviation of the response at its knots, nats of power."""
-    colour_knots: int = 8
+    eq_knots: int = 8
     """Knots of the response from the lowest to the highest band."""
     responses: tuple[str, ...] = ()
     """Impulse responses of real devices: audio files of any rate, folders, globs or URLs of them; what they hold, and
@@ -43,19 +43,19 @@ class AugmentConfig:
     """SpecAugment: largest number of frames in the one stripe that is masked; 0 masks none."""
 
     def __post_init__(self) -> None:
-        for name in ("roll_p", "colour_p", "response_p", "mixup_p", "mixstyle_p"):
+        for name in ("roll_p", "eq_p", "response_p", "mixup_p", "mixstyle_p"):
             p = getattr(self, name)
             require(p is None or 0 <= p <= 1, f"augment.{name} = {p} is a probability: 0 to 1")
         require(
             bool(self.responses) or not self.response_p,
             f"augment.response_p = {self.response_p} needs augment.responses: files or folders of impulse responses",
         )
-        for name in ("gain_db", "colour_nats", "freq_mask_param", "time_mask_param"):
+        for name in ("gain_db", "eq_nats", "freq_mask_param", "time_mask_param"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"augment.{name} = {value} must be finite and not negative")
         for name in ("mixup_alpha", "mixstyle_alpha"):
             require(getattr(self, name) > 0, f"augment.{name} = {getattr(self, name)} must be positive")
-        require(self.colour_knots >= 2, f"augment.colour_knots = {self.colour_knots} must be at least 2")
+        require(self.eq_knots >= 2, f"augment.eq_knots = {self.eq_knots} must be at least 2")
 
     @property
     def response_share(self) -> float:

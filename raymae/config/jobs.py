@@ -54,7 +54,7 @@ class EmbedConfig:
 class AuditConfig:
     """What jobs/audit.py looks at beside the metadata."""
 
-    listen: bool = False
+    same_recording: bool = False
     """Look for held-out clips that sound as if they were cut from a recording of the training side."""
 
 

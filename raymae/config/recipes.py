@@ -63,7 +63,7 @@ def synthetic() -> Config:
             micro_batch_size=32,
             lr=1e-3,
             precision=native_precision(),
-            augment=AugmentConfig(colour_p=1.0),
+            augment=AugmentConfig(eq_p=1.0),
         ),
         finetune=small_finetune(epochs=40),
         consistency=small_consistency(epochs=20, freq_mask_param=16, time_mask_param=48),
@@ -88,14 +88,14 @@ def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: i
         layer_decay=0.75,
         weight_decay=0.05,
         pool="row_stats",
-        centre=True,
+        subtract_band_mean=True,
         time_mask_ratio=0.2,
         freq_mask_ratio=0.0,
         label_smoothing=0.1,
         ema_decay=0.99,
         views=views,
         augment=AugmentConfig(
-            crop_seconds=crop_seconds, colour_p=0.9, roll_p=1.0, mixup_p=0.5, mixup_alpha=0.4, mixstyle_p=0.4
+            crop_seconds=crop_seconds, eq_p=0.9, roll_p=1.0, mixup_p=0.5, mixup_alpha=0.4, mixstyle_p=0.4
         ),
     )
 
@@ -111,8 +111,8 @@ def probe_finetune(epochs: float, *, segment_seconds: float) -> FinetuneConfig:
     return replace(
         small_finetune(epochs, views=2),
         segment_seconds=segment_seconds,
-        with_plain=True,
-        head_start="logistic",
+        with_raw=True,
+        head_init="logistic",
         head_epochs=0.0,
         head_lr_scale=0.05,
         lr=5e-5,
@@ -125,11 +125,9 @@ def small_consistency(epochs: float, *, freq_mask_param: int, time_mask_param: i
     """Consistency training from the fine-tuned classifier, in half of its epochs: a step costs five of its own.
 
     Soft weights, since smoothed labels keep confidences below a fixed threshold. The masks hide up to a quarter of the
-    bands and of the frames: what colours alone would be undone by `finetune.centre`.
+    bands and of the frames: what colours alone would be undone by `finetune.subtract_band_mean`.
     """
-    strong = AugmentConfig(
-        colour_p=1.0, mixstyle_p=0.4, freq_mask_param=freq_mask_param, time_mask_param=time_mask_param
-    )
+    strong = AugmentConfig(eq_p=1.0, mixstyle_p=0.4, freq_mask_param=freq_mask_param, time_mask_param=time_mask_param)
     return ConsistencyConfig(method="softmatch", epochs=epochs, strong=strong)
 
 
@@ -148,7 +146,7 @@ def small() -> Config:
             lr=1e-3,
             weight_decay=0.05,
             precision=native_precision(),
-            augment=AugmentConfig(crop_seconds=2.56, colour_p=1.0),
+            augment=AugmentConfig(crop_seconds=2.56, eq_p=1.0),
         ),
         finetune=probe_finetune(epochs=2, segment_seconds=2.56),
         # the rates and crops that the CNN was found to learn with, and long enough to: it starts from scratch
@@ -195,7 +193,7 @@ def audioset() -> Config:
         augment=AugmentConfig(mixup_p=0.5, freq_mask_param=48, time_mask_param=192),
     )
     model = replace(recipe.model, norm_target=True)
-    return replace(recipe, model=model, finetune=finetune, evaluate=EvaluateConfig(rivals=("cnn",)))
+    return replace(recipe, model=model, finetune=finetune, evaluate=EvaluateConfig(baselines=("cnn",)))
 
 
 TAU2020 = "tau2020_mobile"

@@ -45,7 +45,7 @@ class ComputeConfig:
     """Threads of torch in a training worker; the default shares the machine's cores out."""
     data_workers: int | None = None
     """Most CPUs that decode audio; the default is all of the cluster that nothing else reserves."""
-    leg_windows: int = 8192
+    feed_windows: int = 8192
     """Windows of 128 clips that Ray Data is given at once, up to 1 ms for each; the next ones when they are used up."""
     max_failures: int = 3
     """How often a training worker group is started again after a failure."""
@@ -173,13 +173,13 @@ class Config:
             "finetune.init_from takes the place of pre-training, so pretrain.init_from would have no effect: set one",
         )
         require(
-            not (self.pseudo_label.views and self.finetune.centre and not self.finetune.with_plain),
-            f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.centre, which takes from each "
-            "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-centre",
+            not (self.pseudo_label.views and self.finetune.subtract_band_mean and not self.finetune.with_raw),
+            f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.subtract_band_mean, which takes from each "
+            "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-subtract-band-mean",
         )
         require(
-            self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.rivals,
-            "evaluate.rivals = svm_self_trained guesses one class a clip; with finetune.labels = multi leave it out",
+            self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.baselines,
+            "evaluate.baselines = svm_self_trained guesses one class a clip; with finetune.labels = multi leave it out",
         )
         layer = self.finetune.layer
         require(

@@ -62,7 +62,7 @@ DOES = {
     "prepare": "audio to log-mel feature store",
     "pretrain": "masked autoencoder on unlabelled clips",
     "finetune": "classifier on the labelled clips (teacher)",
-    "cnn": "rival: CNN from scratch",
+    "cnn": "baseline: CNN from scratch",
     "pseudo_label": "teacher labels the unlabelled clips",
     "student": "classifier on labels and pseudo-labels",
     "consistency": "classifier on labels and its own guesses",

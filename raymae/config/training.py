@@ -11,7 +11,7 @@ from raymae.config.values import require, require_choice, require_share
 RANDOM = "random"
 """The `init_from` of a fine-tuning that starts from random weights."""
 
-Rival = Literal["svm", "svm_centred", "svm_coloured", "svm_robust", "svm_self_trained", "cnn"]
+Baseline = Literal["svm", "svm_band_mean", "svm_eq", "svm_robust", "svm_self_trained", "cnn"]
 
 Ablation = Literal["scratch", "supervised", "pool", "pool_train"]
 
@@ -128,7 +128,7 @@ class FinetuneConfig(TrainConfig):
     balance: Literal["none", "class", "class_device"] = "none"
     """Let each class, or each class on each device that it is labelled on, come equally often in an epoch (one class a
     clip only); none: each clip."""
-    head_start: Literal["zero", "logistic"] = "zero"
+    head_init: Literal["zero", "logistic"] = "zero"
     """Where the head begins: at (nearly) zero weights, or at a logistic regression on what the untouched encoder makes
     of the labelled clips as they are (linear probing, then fine-tuning); one for each class with labels = multi."""
     head_lr_scale: float = 1.0
@@ -142,11 +142,11 @@ class FinetuneConfig(TrainConfig):
     segment_seconds: float | None = None
     """Read a longer input in segments of this length, whose patches are pooled together; with that of pre-training's
     crops, the encoder sees no time position that it wasn't trained at. The default is one sequence."""
-    centre: bool = False
+    subtract_band_mean: bool = False
     """Remove each clip's mean level of every band from the input (device robustness)."""
-    with_plain: bool = False
-    """With centre: read each clip as it is, too; what is pooled of both stands side by side in the head's input. What a
-    device changes is in one half alone. (Of the encoder's classifiers; the CNN rival centres.)"""
+    with_raw: bool = False
+    """With subtract_band_mean: read each clip as it is, too; what is pooled of both stands side by side in the head's input. What a
+    device changes is in one half alone. (Of the encoder's classifiers; the CNN baseline centres.)"""
     drop_path: float = 0.1
     """Stochastic depth of the last block; linear from 0."""
     label_smoothing: float = 0.0
@@ -173,10 +173,10 @@ class FinetuneConfig(TrainConfig):
             self.balance == "none" or self.labels == "single",
             f"finetune.balance = {self.balance} is for clips of one class: leave it out with finetune.labels = multi",
         )
-        require_choice("finetune.head_start", self.head_start, ("zero", "logistic"))
+        require_choice("finetune.head_init", self.head_init, ("zero", "logistic"))
         require(
-            self.centre or not self.with_plain,
-            "finetune.with_plain sets the clip as it is beside the centred one: it needs finetune.centre",
+            self.subtract_band_mean or not self.with_raw,
+            "finetune.with_raw sets the clip as it is beside the centred one: it needs finetune.subtract_band_mean",
         )
 
 
@@ -184,9 +184,9 @@ class FinetuneConfig(TrainConfig):
 class EvaluateConfig:
     """What the final table compares."""
 
-    rivals: tuple[Rival, ...] = ("svm", "svm_robust", "cnn")
-    """Rivals in every table. SVMs on log-mel statistics: svm, plain; svm_centred, without each clip's mean level of
-    every band; svm_coloured, with copies through random devices; svm_robust, both of these; svm_self_trained, the same
+    baselines: tuple[Baseline, ...] = ("svm", "svm_robust", "cnn")
+    """Baselines in every table. SVMs on log-mel statistics: svm, plain; svm_band_mean, without each clip's mean level of
+    every band; svm_eq, with copies through random devices; svm_robust, both of these; svm_self_trained, the same
     with the surer half of its guesses of the unlabelled clips (not for clips of several classes). cnn: from scratch.
     Where clips have several classes the SVMs are one per class: seconds for a dozen classes, hours for AudioSet."""
     ablation: tuple[Ablation, ...] = ()
@@ -198,13 +198,13 @@ class EvaluateConfig:
     """Classifier, trained with labels on another data set, that the ablation supervised starts from; named like
     init_from. The pool can't stand in for it: its labels are not read."""
     cnn: str = "test_resnet"
-    """timm name of the CNN rival; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
+    """timm name of the CNN baseline; the default is a ResNet of 0.4 M parameters, which suits the seconds it is given."""
     cnn_lr: float | None = None
-    """Peak learning rate of the CNN rival, which starts from random weights; the default is that of finetune."""
+    """Peak learning rate of the CNN baseline, which starts from random weights; the default is that of finetune."""
     cnn_crop_seconds: float | None = None
-    """Length of the CNN rival's random crops; the default is that of finetune."""
+    """Length of the CNN baseline's random crops; the default is that of finetune."""
     cnn_seconds: float | None = None
-    """Seconds of work (on a CPU those of the training thread) of the CNN rival; the default is the fine-tuning's."""
+    """Seconds of work (on a CPU those of the training thread) of the CNN baseline; the default is the fine-tuning's."""
     probe_clips: int = 1000
     """Most labelled held-out clips on whose frozen embeddings probes read device, city and scene, before and after each
     stage; 0 switches them off."""

@@ -39,7 +39,7 @@ class PseudoLabelConfig:
     views: int = 0
     """Coloured views of a clip (other recording devices, as finetune.augment.colour_* draws them) over which the
     teacher averages, beside the clip as it is and centred; 0: the clip as it is alone. Of no use to a model that
-    centres its input (finetune.centre), which takes the colours off again."""
+    centres its input (finetune.subtract_band_mean), which takes the colours off again."""
     rounds: int = 1
     """How often guessing and learning take turns: the teacher of each round is the student of the round before it."""
     student_start: StudentStart = "pretrained"
@@ -139,9 +139,9 @@ class ConsistencyConfig:
     the papers, whose runs take a million steps and not some hundreds."""
     fairness_weight: float = 0.01
     """Weight of freematch's fairness loss, which keeps the guesses spread over the classes."""
-    strong: AugmentConfig = AugmentConfig(colour_p=1.0, mixstyle_p=0.4, freq_mask_param=48, time_mask_param=96)
+    strong: AugmentConfig = AugmentConfig(eq_p=1.0, mixstyle_p=0.4, freq_mask_param=48, time_mask_param=96)
     """What makes the strong view of an unlabelled clip. Structured masks of finetune come on top. What colours alone
-    is undone by finetune.centre."""
+    is undone by finetune.subtract_band_mean."""
 
     def __post_init__(self) -> None:
         require_choice("consistency.method", self.method, get_args(Method))

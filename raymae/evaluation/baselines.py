@@ -1,4 +1,4 @@
-"""Rivals without a network: support vector machines on log-mel statistics.
+"""Baselines without a network: support vector machines on log-mel statistics.
 
 They train in seconds on a few hundred clips and are hard to beat with few labels. A network that doesn't beat them has
 not earned its cost.
@@ -21,7 +21,7 @@ from sklearn.svm import SVC
 from raymae.config import AudioConfig
 from raymae.datasets.labels import Labels
 
-SvmKind = Literal["svm", "svm_centred", "svm_coloured", "svm_robust", "svm_self_trained"]
+SvmKind = Literal["svm", "svm_band_mean", "svm_eq", "svm_robust", "svm_self_trained"]
 SVMS: tuple[SvmKind, ...] = get_args(SvmKind)
 """In the order of the report."""
 
@@ -52,7 +52,7 @@ def keep(x: Statistics) -> Statistics:
     return x
 
 
-def centre(x: Statistics) -> Statistics:
+def subtract_band_mean(x: Statistics) -> Statistics:
     """Take each clip's mean level of every band from its levels: what a device adds is gone."""
     x = x.copy()
     x[:, LEVELS] -= x[:, [MEAN]]
@@ -70,7 +70,7 @@ def colour(x: Statistics, rng: np.random.Generator) -> Statistics:
 
 
 @dataclass(frozen=True)
-class SvmRival:
+class SvmBaseline:
     """One or several machines, each on its own view of the statistics."""
 
     class_names: Sequence[str]
@@ -98,11 +98,11 @@ def fit_svm(
     class_names: Sequence[str],
     seed: int,
     unlabelled: Statistics | None = None,
-) -> SvmRival:
-    """Fit a rival to statistics (n, 5, F) and class numbers (n,), or to multi-hot targets (n, C): one class against the
+) -> SvmBaseline:
+    """Fit a baseline to statistics (n, 5, F) and class numbers (n,), or to multi-hot targets (n, C): one class against the
     rest each.
 
-    svm: one machine on the statistics. svm_centred: on centred ones. svm_coloured: on the statistics with coloured
+    svm: one machine on the statistics. svm_band_mean: on centred ones. svm_eq: on the statistics with coloured
     copies. svm_robust: the last two together. svm_self_trained: svm_robust labels the surer half of each predicted
     class of `unlabelled` (m, 5, F), by the margin between its two best classes, and is fitted again with them; without
     unlabelled clips the same as svm_robust. Raises ValueError for fewer than two classes (scikit-learn's), and where
@@ -119,13 +119,13 @@ def fit_svm(
     parts: list[tuple[Prepare, Any]] = []
     if kind == "svm":
         parts.append((keep, _machine(x, targets)))
-    if kind not in ("svm", "svm_centred"):
+    if kind not in ("svm", "svm_band_mean"):
         rng = np.random.default_rng(seed)
         coloured = np.concatenate([x, *(colour(x, rng) for _ in range(COPIES))])
         parts.append((keep, _machine(coloured, np.concatenate([targets] * (1 + COPIES)))))
-    if kind not in ("svm", "svm_coloured"):
-        parts.append((centre, _machine(centre(x), targets)))
-    return SvmRival(class_names, labels, parts)
+    if kind not in ("svm", "svm_eq"):
+        parts.append((subtract_band_mean, _machine(subtract_band_mean(x), targets)))
+    return SvmBaseline(class_names, labels, parts)
 
 
 def surer_half(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

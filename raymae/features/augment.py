@@ -113,21 +113,21 @@ def gain(
 def colour(
     log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Record each clip with another device, with probability `colour_p`: add a random smooth frequency response.
+    """Record each clip with another device, with probability `eq_p`: add a random smooth frequency response.
 
-    The response is linear between `colour_knots` normal draws of `colour_nats` nats of power, spread evenly from the
+    The response is linear between `eq_knots` normal draws of `eq_nats` nats of power, spread evenly from the
     lowest to the highest band. Convolution with an impulse response that is short against the window is such an
     offset of the log-mel, wherever the power lies well above `log_offset`: with windows of 96 and 25 ms a band's mean
     is off by 0.01 and 0.03 nats for noise through such a filter, by 0.02 and 0.1 for gliding tones. Real microphones
     deviate by 0.5 to 2.3 nats up to 8 kHz and by 2.4 to 3.8 up to 16 kHz (MicIRP), these by 2.1 about their own mean.
     """
-    if not config.colour_p:
+    if not config.eq_p:
         return log_mel, valid_frames
     count, _, n_mels = log_mel.shape
-    knots = torch.randn(count, 1, config.colour_knots, generator=generator, device=generator.device)
-    knots = knots.to(log_mel.device) * (config.colour_nats / audio.norm_scale)
+    knots = torch.randn(count, 1, config.eq_knots, generator=generator, device=generator.device)
+    knots = knots.to(log_mel.device) * (config.eq_nats / audio.norm_scale)
     response = F.interpolate(knots, size=n_mels, mode="linear", align_corners=True)[:, 0]
-    response = response * _coins(config.colour_p, log_mel, generator)[:, None]
+    response = response * _coins(config.eq_p, log_mel, generator)[:, None]
     return _add_response(log_mel, valid_frames, response), valid_frames
 
 

@@ -81,7 +81,7 @@ def standing(shards: Folder) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if name + DAMAGED not in sizes}
 
 
-def all_stand(shards: Folder, manifest: dict[str, Any]) -> bool:
+def all_exist(shards: Folder, manifest: dict[str, Any]) -> bool:
     """Whether every shard of a manifest is there in its full size: one listing."""
     found = standing(shards)
     return all(found.get(shard["name"]) == shard["size"] for shard in manifest["shards"])

@@ -17,9 +17,10 @@ from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, r
 from raymae.features.augment import crop_frames
 from raymae.models import build_classifier
 from raymae.models.weights_file import read_weights, save_weights
-from raymae.storage.folder import Folder
+from raymae.storage.folder import Folder, check_format
 
-FORMAT = 1
+FORMAT = 2
+"""Of `classifier.json`; raised when the names of its settings change."""
 
 Probabilities = NDArray[np.float32]
 
@@ -57,9 +58,7 @@ def read_classifier(folder: Folder) -> Classifier:
         if not folder.exists(name):
             raise ValueError(f"{url} is no classifier: it has no {name}")
     card = folder.read_json("classifier.json")
-    found = card.get("format") if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{url}/classifier.json: format {found} is unknown; this reads {FORMAT}")
+    check_format(card.get("format") if isinstance(card, dict) else None, FORMAT, f"{url}/classifier.json")
     try:
         class_names = [str(name) for name in card["class_names"]]
         audio = from_dict(AudioConfig, card["audio"])

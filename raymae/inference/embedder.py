@@ -15,7 +15,7 @@ from torch import Tensor
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
 from raymae.features.augment import crop_frames, segment_frames
 from raymae.models import AudioClassifier, Encoder, load_encoder
-from raymae.models.classifier import centre
+from raymae.models.classifier import subtract_band_mean
 from raymae.models.encoder import select
 from raymae.models.masking import index
 from raymae.models.pooling import cut_segments, row_stats, segment_starts, token_mean
@@ -92,7 +92,7 @@ class Embedder:
         device = self.encoder.cls_token.device
         x, frames = torch.from_numpy(log_mel).to(device).float(), torch.from_numpy(valid_frames).to(device).long()
         segments = cut_segments(
-            centre(x, frames) if self.centred else x, frames, self.segment, self.encoder.patch_size[0]
+            subtract_band_mean(x, frames) if self.centred else x, frames, self.segment, self.encoder.patch_size[0]
         )
         patches = self.encoder.patchify(*segments)
         masking = index(patches.valid, device)
@@ -146,7 +146,7 @@ def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str 
     centred = False
     if name == "classifier.json":
         finetune = from_dict(FinetuneConfig, card["finetune"])
-        centred, segment = finetune.centre, segment_frames(finetune, audio)
+        centred, segment = finetune.subtract_band_mean, segment_frames(finetune, audio)
         encoder = AudioClassifier(audio, model, finetune, 2).encoder
     else:
         segment = crop_frames(AugmentConfig(crop_seconds=card["crop_seconds"]), audio)

@@ -15,7 +15,7 @@ from raymae.features.augment import colour
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.classifier import Probabilities
 from raymae.inference.predictor import Predictor
-from raymae.models.classifier import centre
+from raymae.models.classifier import subtract_band_mean
 from raymae.storage.folder import Folder
 
 BATCH = 64
@@ -39,8 +39,8 @@ def averaged(
     one = predictor.classifier
     x, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(np.asarray(valid_frames)).long()
     shown = [coloured(x, frames, clip_ids, one.finetune.augment, one.audio, view) for view in range(views)]
-    if not one.finetune.centre:
-        shown.append(centre(x, frames))
+    if not one.finetune.subtract_band_mean:
+        shown.append(subtract_band_mean(x, frames))
     total = found + sum(predictor.probabilities(view.numpy(), valid_frames) for view in shown)
     return np.asarray(total / (1 + len(shown)), np.float32)
 
@@ -54,7 +54,7 @@ def coloured(
     view: int,
 ) -> torch.Tensor:
     """Log-mels (B, T, F) through devices that the clips' names and the number of the view draw."""
-    always = AugmentConfig(colour_p=1.0, colour_nats=config.colour_nats, colour_knots=config.colour_knots)
+    always = AugmentConfig(eq_p=1.0, eq_nats=config.eq_nats, eq_knots=config.eq_knots)
     found = []
     for place, clip_id in enumerate(clip_ids):
         seed = int.from_bytes(hashlib.sha256(f"{view} {clip_id}".encode()).digest()[:7], "little")

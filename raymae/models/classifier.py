@@ -45,7 +45,7 @@ class AudioClassifier(nn.Module):
             self.encoder.norm = nn.Identity()  # the norm comes after the pooling
         n_rows = grid_size(audio.n_frames, audio.n_mels, model.patch_size)[1]
         pooled = model.embed_dim * (2 * n_rows if finetune.pool == "row_stats" else 1)
-        self.head = nn.Linear(pooled * (2 if finetune.with_plain else 1), num_classes)
+        self.head = nn.Linear(pooled * (2 if finetune.with_raw else 1), num_classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
@@ -63,12 +63,12 @@ class AudioClassifier(nn.Module):
         return self.classify(patches, self.masking(patches, generator))
 
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F), centred if `finetune.centre` -> its patches, a row for each segment; with `finetune.with_plain`
+        """(B, T, F), centred if `finetune.subtract_band_mean` -> its patches, a row for each segment; with `finetune.with_raw`
         those of each clip as it is come before those of the centred one."""
-        if self.finetune.centre:
-            centred = centre(log_mel, valid_frames)
-            log_mel = torch.stack([log_mel, centred], 1).flatten(0, 1) if self.finetune.with_plain else centred
-            if self.finetune.with_plain and valid_frames is not None:
+        if self.finetune.subtract_band_mean:
+            centred = subtract_band_mean(log_mel, valid_frames)
+            log_mel = torch.stack([log_mel, centred], 1).flatten(0, 1) if self.finetune.with_raw else centred
+            if self.finetune.with_raw and valid_frames is not None:
                 valid_frames = valid_frames.repeat_interleave(2)
         least = self.encoder.patch_size[0]
         segments = len(segment_starts(log_mel.shape[1], self.segment, least))
@@ -85,7 +85,7 @@ class AudioClassifier(nn.Module):
     def embed(self, patches: Patches, masking: Masking) -> Tensor:
         """The head's input (B, E) from the kept patches."""
         pooled = self.pool(self.encoder(patches, masking), masking, patches)
-        return pooled.unflatten(0, (-1, 2)).flatten(1) if self.finetune.with_plain else pooled
+        return pooled.unflatten(0, (-1, 2)).flatten(1) if self.finetune.with_raw else pooled
 
     def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
         """All valid patches; while training, those that structured masking leaves."""
@@ -147,7 +147,7 @@ def layer_id(parameter: str, top: int) -> int:
 class Cnn(nn.Module):
     """A timm CNN on the log-mel as an image of one channel, trained from scratch.
 
-    Of the fine-tuning settings only `centre` applies to the network itself: it has neither patches to mask nor
+    Of the fine-tuning settings only `subtract_band_mean` applies to the network itself: it has neither patches to mask nor
     pre-trained layers.
     """
 
@@ -163,8 +163,8 @@ class Cnn(nn.Module):
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """The logits (B, C) of log-mels (B, T, F); see `AudioClassifier.forward`. Nothing is drawn."""
-        if self.finetune.centre:
-            log_mel = centre(log_mel, valid_frames)
+        if self.finetune.subtract_band_mean:
+            log_mel = subtract_band_mean(log_mel, valid_frames)
         return self.cnn(log_mel.float()[:, None].contiguous(memory_format=torch.channels_last))
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
@@ -186,7 +186,7 @@ def build_classifier(
     return AudioClassifier(audio, model, finetune, num_classes)
 
 
-def centre(log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+def subtract_band_mean(log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
     """(B, T, F) without each clip's mean level of every band, over its valid frames; padding stays as it is.
 
     A short impulse response adds nearly a constant to each band of a log-mel, so this removes most of a recording

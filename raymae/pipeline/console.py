@@ -25,9 +25,9 @@ def print_plan(plan: Plan) -> None:
         print(f"  {section} starts from {source}, weights {given.key}")
     details = {}
     if plan.to_do:
-        from raymae.pipeline.plan.estimate import outlook  # builds the models, which takes torch and seconds
+        from raymae.pipeline.plan.estimate import estimate  # builds the models, which takes torch and seconds
 
-        details = outlook(plan)
+        details = estimate(plan)
     width = max(12, *map(len, plan.nodes))
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)

@@ -1,4 +1,4 @@
-"""Evaluation: every model and rival on every held-out split of the store, each clip exactly once."""
+"""Evaluation: every model and baseline on every held-out split of the store, each clip exactly once."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
     return np.stack(found)
 
 
-def svm_rivals(
+def svm_baselines(
     store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], labels: Labels, seed: int
 ) -> dict[SvmKind, tuple[NDArray[np.float32], float]]:
-    """Probabilities (n, C) of the held-out rows and training seconds, by rival; `train` are the labelled rows."""
+    """Probabilities (n, C) of the held-out rows and training seconds, by baseline; `train` are the labelled rows."""
     targets = target_matrix(store.clips["scene_label"].take(train), names, labels).toarray().astype(np.int64)
     if labels == "single":
         targets = targets.argmax(axis=1)
@@ -105,13 +105,13 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     if not len(rows):
         raise ValueError("nothing to evaluate on: no clip of a split val or test… has a scene_label")
     folders = plan.classifiers
-    kinds = [kind for kind in SVMS if kind in config.evaluate.rivals]
+    kinds = [kind for kind in SVMS if kind in config.evaluate.baselines]
     train = rows_of(store.clips, "train", labelled=True)
-    rivals = reader.start(svm_rivals, store, kinds, train, rows, names, labels, config.seed)
+    baselines = reader.start(svm_baselines, store, kinds, train, rows, names, labels, config.seed)
     by_network, work_seconds = reader.classify(rows, folders)
     probabilities = dict(by_network)
     seconds = {name: folder.result()["work_seconds"] for name, folder in folders.items()}
-    for kind, (found, spent) in rivals().items():
+    for kind, (found, spent) in baselines().items():
         probabilities[kind], seconds[kind] = found, spent
         work_seconds += spent
     order = [name for name in (*SVMS, *folders) if name in probabilities]
@@ -207,11 +207,11 @@ def readings(plan: Plan) -> dict[str, Reading]:
     elif "finetune" in plan.given:
         first["given weights"] = plan.given["finetune"].artifact
     found = {title: Reading(classifier, weights, False, config.pool) for title, weights in first.items()}
-    if config.centre:
+    if config.subtract_band_mean:
         found |= {f"{title}, input centred": replace(reading, centred=True) for title, reading in found.items()}
     for name, node in plan.nodes.items():
         stage, turn = turn_of(name)
         if stage in STAGES:
             title = STAGES[stage] + (f", round {turn}" if turn > 1 else "")
-            found[title] = Reading(classifier, node.artifact, config.centre, config.pool)
+            found[title] = Reading(classifier, node.artifact, config.subtract_band_mean, config.pool)
     return found

@@ -35,30 +35,30 @@ from raymae.training.worker import BareSession
 CLAIMS = "claims"
 BATCH = 64
 
-Tell = Callable[[StageSpec, dict[str, Any]], Any]
+OnEvent = Callable[[StageSpec, dict[str, Any]], Any]
 
 
-class TellingSession(BareSession):
+class ReportingSession(BareSession):
     """A process without Ray's session that passes every event on."""
 
-    def __init__(self, spec: StageSpec, torch_device: str, tell: Tell) -> None:
+    def __init__(self, spec: StageSpec, torch_device: str, on_event: OnEvent) -> None:
         super().__init__(spec.store, spec.artifact, torch_device)
-        self.spec, self.tell = spec, tell
+        self.spec, self.on_event = spec, on_event
 
     def report(self, event: dict[str, Any]) -> None:
         """Write the event and tell of it."""
         super().report(event)
-        self.tell(self.spec, event)
+        self.on_event(self.spec, event)
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Makes the stages of a plan in this process; `tell` gets every event of a training and may end it by raising."""
+    """Makes the stages of a plan in this process; `on_event` gets every event of a training, and ends it by raising."""
 
     plan: Plan
     torch_device: str = "cpu"
     deadline: Deadline = FOREVER
-    tell: Tell = lambda spec, event: None
+    on_event: OnEvent = lambda spec, event: None
 
     def make(self, node: Node) -> bool:
         """Make a stage unless it stands; whether it was made here.
@@ -84,7 +84,7 @@ class InProcess:
             return mine
 
     def _train(self, spec: StageSpec) -> None:
-        if not run_stage(spec, TellingSession(spec, self.torch_device, self.tell), self.deadline):
+        if not run_stage(spec, ReportingSession(spec, self.torch_device, self.on_event), self.deadline):
             raise self.deadline.error(f"within {spec.name}")
 
     def _read(self, node: Node) -> None:

@@ -31,7 +31,7 @@ class Follower:
         on_begin: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.specs, self.on_begin = specs, on_begin
-        self._told = {line for spec in specs for line in troubles(spec)}
+        self._told = {line for spec in specs for line in problems(spec)}
         self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
         self._first = {spec.name: latest_step(spec.artifact) or 0 for spec in specs}
@@ -62,7 +62,7 @@ class Follower:
                 continue
             try:
                 done = spec.artifact.is_done()
-                self._tell_troubles(spec)
+                self._log_problems(spec)
                 self._pass_on(spec)
             except Exception as error:  # a follower that fails must not end the training
                 log.warning("can't follow %s: %s", spec.name, error)
@@ -70,8 +70,8 @@ class Follower:
             if done:
                 self._ended.add(spec.name)
 
-    def _tell_troubles(self, spec: StageSpec) -> None:
-        for line in sorted(troubles(spec) - self._told):
+    def _log_problems(self, spec: StageSpec) -> None:
+        for line in sorted(problems(spec) - self._told):
             log.warning("%s: %s", spec.name, line)
             self._told.add(line)
 
@@ -101,6 +101,6 @@ class Follower:
         bar.update(event["step"] - bar.n)
 
 
-def troubles(spec: StageSpec) -> set[str]:
+def problems(spec: StageSpec) -> set[str]:
     """A line for every hang and every failure of a stage's workers."""
     return hangs([spec.artifact]) | failures([spec.artifact])

@@ -86,7 +86,7 @@ def calibrate(
     truth, groups = labels_of(store, rows)
     if not can_cross_fit(truth, groups):
         return nothing(f"{why}, and {too_few(truth, groups)}")
-    reading = Reading(teacher, plan.start("finetune"), config.finetune.centre, config.finetune.pool)
+    reading = Reading(teacher, plan.start("finetune"), config.finetune.subtract_band_mean, config.finetune.pool)
     return by_probe(unlabelled, embed(rows, reading), truth, groups, why)
 
 

@@ -10,14 +10,14 @@ from raymae.config.stages import TRAININGS
 from raymae.datasets.splits.split_file import DESCRIPTION
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.tracking.outbox import Entry
-from raymae.tracking.reporter import Journal, begin, finish, flat, tell
+from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
 from raymae.training.state.provenance import source
 
 if TYPE_CHECKING:
     pass
 
 
-class PlanJournal(Journal):
+class PlanReporter(Reporter):
     """The runs of a plan in MLflow: one of the job, with a child for each stage."""
 
     def __init__(self, plan: Plan) -> None:
@@ -54,7 +54,7 @@ class PlanJournal(Journal):
             numbers[""] = scores(result["metrics"])
         files = [*reports(node, result), *(f"figures/{name}" for name in (node.artifact / "figures").names())]
         first = [] if node.name in self.outbox.open_runs() else [self._stage(node.name)]
-        self.write(*first, tell(node.name, numbers, place(node), files), finish(node.name))
+        self.write(*first, log_entry(node.name, numbers, place(node), files), finish(node.name))
 
     def register(self) -> dict[str, str]:
         """Register the final classifier: model_uri, version and mlflow_run_id.

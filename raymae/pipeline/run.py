@@ -20,7 +20,7 @@ from raymae.pipeline.console import print_plan, print_result, said_of_round
 from raymae.pipeline.inventory import STAGES
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Node, Plan
-from raymae.pipeline.reporter import PlanJournal
+from raymae.pipeline.reporter import PlanReporter
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
 from raymae.tracking.delivery import AwayError
@@ -63,9 +63,9 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
     try:
         if plan.to_do:
             left = run.execute()
-        elif run.journal.has_waiting():
-            run.journal.start(begins=False)
-            left = run.journal.close("FINISHED")
+        elif run.reporter.has_waiting():
+            run.reporter.start(begins=False)
+            left = run.reporter.close("FINISHED")
         result = run.result(time.time() - started)
     except TimeIsUpError:
         run.abandon("KILLED")
@@ -95,14 +95,14 @@ class Run:
         self.times: dict[str, dict[str, float]] = {}
 
     @cached_property
-    def journal(self) -> PlanJournal:
+    def reporter(self) -> PlanReporter:
         """What MLflow is told."""
-        return PlanJournal(self.plan)
+        return PlanReporter(self.plan)
 
     def abandon(self, status: str) -> None:
         """End the run in MLflow after an error."""
-        if "journal" in self.__dict__:
-            self.journal.abandon(status)
+        if "reporter" in self.__dict__:
+            self.reporter.abandon(status)
 
     # Stages -----------------------------------------------------------------------------------------------------
 
@@ -113,14 +113,14 @@ class Run:
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
         write_split(plan.run_folder, plan.clips, plan.config.data.split)
-        self.journal.start()  # the run is visible from the first moment
+        self.reporter.start()  # the run is visible from the first moment
         before = time.time()
         start_ray(plan.config.compute)
         print(f"Ray is up after {time.time() - before:.0f} s")
         waiting: list[Node] = []
         for name in plan.to_do:
             self.deadline.check(f"before {name}")
-            self.journal.check()
+            self.reporter.check()
             node = plan.nodes[name]
             if node.stage in TRAININGS:
                 waiting.append(node)
@@ -131,14 +131,14 @@ class Run:
                 self._run(node)
             except AwayError as error:
                 assert node.stage == "register"
-                left = self.journal.close("KILLED") or f"MLflow was away ({error})"
+                left = self.reporter.close("KILLED") or f"MLflow was away ({error})"
                 return f"{left}; the same command registers the model, too"
         self._train(waiting)
-        return self.journal.close("FINISHED")
+        return self.reporter.close("FINISHED")
 
     def _run(self, node: Node) -> None:
         started = time.time()
-        self.journal.begins(node.name)
+        self.reporter.begins(node.name)
         runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.stage}")
         result = runner(node)
         result["seconds"] = time.time() - started
@@ -150,7 +150,7 @@ class Run:
         seconds = result["seconds"]
         work = result.get("work_seconds", seconds)
         self.times[node.name] = {"seconds": seconds, "work_seconds": work, "overhead_seconds": seconds - work}
-        self.journal.finished(node, result)
+        self.reporter.finished(node, result)
         commits = f" (commits {result['commit_seconds']:.1f} s)" if result.get("commit_seconds") else ""
         print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s{commits}")
         if node.stage in FINETUNED:
@@ -189,7 +189,7 @@ class Run:
         specs = [self.plan.spec(node.name) for node in nodes]
         check_commit(specs[0])  # the others haven't begun: stages train one after the other
         started = time.time()
-        with Follower(specs, self.journal.begins):
+        with Follower(specs, self.reporter.begins):
             train(specs, self.plan.storage, self.deadline)
         for node in nodes:
             if not node.artifact.is_done():
@@ -229,7 +229,7 @@ class Run:
         return evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))
 
     def _register(self, node: Node) -> dict[str, Any]:
-        return dict(self.journal.register())
+        return dict(self.reporter.register())
 
     def commands(self) -> dict[str, str]:
         """Commands to look further."""

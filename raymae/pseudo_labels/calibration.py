@@ -69,7 +69,7 @@ class Calibration:
         return asdict(self)
 
 
-def soften(probabilities: Probabilities, temperature: float) -> Probabilities:
+def apply_temperature(probabilities: Probabilities, temperature: float) -> Probabilities:
     """Probabilities (n, C) at another temperature of their softmax."""
     if not len(probabilities):
         return probabilities
@@ -82,7 +82,7 @@ def fit_temperature(probabilities: Probabilities, truth: Labels) -> float:
     """The temperature with the smallest log loss on held-out clips (n, C), (n,); Guo et al. 2017."""
 
     def loss(log_temperature: float) -> float:
-        right = soften(probabilities, float(np.exp(log_temperature)))[np.arange(len(truth)), truth]
+        right = apply_temperature(probabilities, float(np.exp(log_temperature)))[np.arange(len(truth)), truth]
         return float(-np.log(np.clip(right, 1e-12, 1)).mean())
 
     found = minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded")
@@ -94,7 +94,7 @@ def match_temperature(probabilities: Probabilities, accuracy: float) -> float:
     is so."""
 
     def gap(log_temperature: float) -> float:
-        return float(soften(probabilities, float(np.exp(log_temperature))).max(1).mean()) - accuracy
+        return float(apply_temperature(probabilities, float(np.exp(log_temperature))).max(1).mean()) - accuracy
 
     low, high = np.log(BOUNDS)
     if gap(low) <= 0:
@@ -130,7 +130,7 @@ def on_val(probabilities: Probabilities, truth: Labels, groups: NDArray[np.str_]
         count,
         float((probabilities.argmax(1) == truth).mean()),
         described(probabilities, truth),
-        described(soften(probabilities, temperature), truth),
+        described(apply_temperature(probabilities, temperature), truth),
     )
 
 
@@ -171,7 +171,7 @@ def by_probe(
         len(set(groups.tolist())),
         accuracy,
         {"mean_confidence": float(unlabelled.max(1).mean())},
-        {"mean_confidence": float(soften(unlabelled, temperature).max(1).mean())},
+        {"mean_confidence": float(apply_temperature(unlabelled, temperature).max(1).mean())},
     )
 
 

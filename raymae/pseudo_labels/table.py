@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raymae.config import PseudoLabelConfig, redact
 from raymae.pseudo_labels.acceptance import Acceptance, decide, guesses
-from raymae.pseudo_labels.calibration import Calibration, soften
+from raymae.pseudo_labels.calibration import Calibration, apply_temperature
 
 FILE = "pseudo_labels.parquet"
 
@@ -56,7 +56,7 @@ def pseudo_label(
     """
     free = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
     assert pc.all(free).as_py() is not False, "pseudo-labels are for unlabelled clips of split train alone"
-    calibrated = soften(probabilities, calibration.temperature)
+    calibrated = apply_temperature(probabilities, calibration.temperature)
     groups = np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist(), np.str_)
     acceptance = decide(calibrated, groups, config)
     guess, confidence = guesses(calibrated)
@@ -71,7 +71,9 @@ def pseudo_label(
         "reason": pa.array(acceptance.reasons.tolist(), pa.string()),
     }
     if config.labels == "soft":
-        columns["probabilities"] = pa.array(list(soften(calibrated, config.sharpening)), pa.list_(pa.float32()))
+        columns["probabilities"] = pa.array(
+            list(apply_temperature(calibrated, config.sharpening)), pa.list_(pa.float32())
+        )
     table = pa.table(columns).replace_schema_metadata({"class_names": json.dumps(list(class_names))})
     return Round(number, redact(teacher), table, acceptance, calibration, class_names, config)
 

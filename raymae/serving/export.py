@@ -58,7 +58,7 @@ class Model:
         """Whether timm's VisionTransformer has a place for the head: not for row statistics, nor for two readings."""
         if self.classifier is None:
             return False
-        return self.pool != "row_stats" and not self.classifier.finetune.with_plain
+        return self.pool != "row_stats" and not self.classifier.finetune.with_raw
 
     @property
     def pool(self) -> str | None:
@@ -284,13 +284,13 @@ def card_of(model: Model, arguments: dict[str, Any], graph: str | None) -> dict[
     """What is needed to use the files."""
     finetune = model.classifier.finetune if model.classifier else None
     return {
-        "format": 1,
+        "format": 2,
         "vit": {"file": VIT, "arguments": arguments, "pad_value": model.audio.silence},
         "onnx": graph and {"file": graph, "inputs": ["log_mel", "valid_frames"], "output": output_name(model)},
         "n_frames": model.n_frames,
         "segment_frames": model.segment,
         "n_mels": model.audio.n_mels,
-        "centre": bool(finetune and finetune.centre),
+        "subtract_band_mean": bool(finetune and finetune.subtract_band_mean),
         "pool": model.pool,
         "class_names": model.class_names,
         "audio": to_dict(model.audio),

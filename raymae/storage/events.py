@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from raymae.storage.folder import COMMITS, EVENTS, Folder
+from raymae.config import redact
+from raymae.storage.folder import COMMITS, EVENTS, Folder, check_format
+
+COMMIT_FORMAT = 2
+"""Of `commit.json`; raised when the names of its fields or settings change."""
 
 
 def write_event(artifact: Folder, event: dict[str, Any]) -> None:
@@ -52,3 +56,11 @@ def latest_step(artifact: Folder) -> int | None:
         if (folder / name).exists("commit.json"):
             return int(name)
     return None
+
+
+def read_commit(artifact: Folder, step: int) -> dict[str, Any]:
+    """What `commit.json` of a step holds beside the tensors; ValueError where an earlier version wrote it."""
+    folder = artifact / COMMITS / f"{step:09d}"
+    state = dict(folder.read_json("commit.json"))
+    check_format(state.pop("format", 1), COMMIT_FORMAT, f"{redact(folder.url)}/commit.json")
+    return state

@@ -200,8 +200,10 @@ class Folder:
         return self.exists("done.json")
 
     def result(self) -> dict[str, Any]:
-        """What the stage said when it was done."""
-        return dict(self.read_json("done.json"))
+        """The result that `finish` wrote; ValueError where an earlier version wrote it."""
+        result = dict(self.read_json("done.json"))
+        check_format(result.pop("format", 1), FORMAT, f"{redact(self.url)}/done.json")
+        return result
 
     def finish(self, result: dict[str, Any]) -> None:
         """Declare the folder finished; nothing that counts may be written to it afterwards.
@@ -211,7 +213,13 @@ class Folder:
         names = sorted(self.files())
         counting = [name for name in names if name.split("/")[0] not in (*PASSING, CHECKSUMS)]
         self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in counting})
-        self.write_json("done.json", result)
+        self.write_json("done.json", {"format": FORMAT, **result})
+
+
+def check_format(found: Any, expected: int, path: str) -> None:
+    """ValueError where a JSON file is of the format of another version; one without a number is of format 1."""
+    if found != expected:
+        raise ValueError(f"{path} is of format {found}; this version of raymae reads format {expected}")
 
 
 def check_plain(schema: pa.Schema, name: str) -> None:
@@ -242,6 +250,8 @@ def checksum_of(folder: Folder, name: str) -> str:
 
 EVENTS, COMMITS = "events", "commits"
 
+FORMAT = 2
+"""Of every `done.json`; raised when the names of its fields change."""
 PASSING = (EVENTS, COMMITS, "figures", "stacks", "failures", "profile", "done.json")
 """In the folder of a stage: what no later stage reads."""
 

@@ -69,7 +69,7 @@ def passes(error: BaseException) -> bool:
 def patiently(call: Callable[[], Found], what: str, seconds: float | None = None) -> Found:
     """What `call` returns; while it fails with what passes, it is called again for `seconds`, else `PATIENCE_SECONDS`.
 
-    `call` has to be such that doing it twice does no harm. The log names `what` when the trouble begins and ends.
+    `call` has to be such that doing it twice does no harm. The log names `what` when the problem begins and ends.
     """
     began, delay = None, FIRST_DELAY
     while True:

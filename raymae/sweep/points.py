@@ -54,12 +54,12 @@ class Ground:
         return self.clips[key]
 
     def plan(self, values: Values) -> Plan:
-        """The plan of a point, without rivals and ablations, which choose nothing.
+        """The plan of a point, without baselines and ablations, which choose nothing.
 
         Raises ValueError where the settings don't go together, can't be trained, or change what trials are judged on.
         """
         config = self.config_of(values)
-        config = replace(config, evaluate=replace(config.evaluate, rivals=(), ablation=(), supervised_from=None))
+        config = replace(config, evaluate=replace(config.evaluate, baselines=(), ablation=(), supervised_from=None))
         clips = self.clips_of(config)
         if config.finetune.labels != self.config.finetune.labels:
             raise ValueError("finetune.labels decides the score itself: trials couldn't be compared")

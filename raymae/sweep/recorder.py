@@ -15,7 +15,7 @@ from raymae.sweep.points import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values
 from raymae.tracking.outbox import Entry
-from raymae.tracking.reporter import Journal, begin, finish, tell
+from raymae.tracking.reporter import Reporter, begin, finish, log_entry
 
 SAID_SECONDS = 30.0
 """Between two entries of a trial's metrics for MLflow: each is a file. TensorBoard has them at once."""
@@ -27,7 +27,7 @@ class Recorder(Callback):
     Args:
         folder: the sweep's.
         values_of: from Tune's configuration of a trial to its values by path.
-        journal: what MLflow is told; with the sweep's key.
+        reporter: what MLflow is told; with the sweep's key.
         total: trials of the sweep, `known` of which have been recorded before.
         tensorboard: a local folder, or None.
     """
@@ -36,14 +36,14 @@ class Recorder(Callback):
         self,
         folder: Folder,
         values_of: Callable[[Mapping[str, Any]], Values],
-        journal: Journal,
+        reporter: Reporter,
         key: str,
         *,
         known: int,
         total: int,
         tensorboard: str | None,
     ) -> None:
-        self.folder, self.values_of, self.journal = folder, values_of, journal
+        self.folder, self.values_of, self.reporter = folder, values_of, reporter
         self.key, self.tensorboard = key, tensorboard
         self.done, self.total = known, total
         self._started: dict[str, float] = {}
@@ -55,7 +55,7 @@ class Recorder(Callback):
         self._writers: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tune stores a copy, to restore a sweep from: ours goes on from its records, and its journal has threads."""
+        """Tune stores a copy, to restore a sweep from: ours goes on from its records, and its reporter has threads."""
         return Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -122,13 +122,13 @@ class Recorder(Callback):
             self._begun.add(run)
             values = self.values_of(trial.config)
             params = {path: to_text(value) for path, value in values.items()}
-            self.journal.write(begin(run, f"{self.key}-{run}", Point(values).label, params, {}))
+            self.reporter.write(begin(run, f"{self.key}-{run}", Point(values).label, params, {}))
         return run
 
     def _pass_on(self, trial: TuneTrial, events: list[dict[str, Any]]) -> None:
         self._unsaid.setdefault(trial.trial_id, []).extend(events)
         if events and time.monotonic() - self._said.get(trial.trial_id, -SAID_SECONDS) >= SAID_SECONDS:
-            self.journal.write(*self._log(trial))
+            self.reporter.write(*self._log(trial))
         if self.tensorboard is None:
             return
         writer = self._writer(trial)
@@ -156,8 +156,8 @@ class Recorder(Callback):
         if writer := self._writers.pop(trial.trial_id, None):
             writer.close()
         run = self._begin(trial)
-        scored = [] if score is None else [tell(run, {"": {"score": score}})]
-        self.journal.write(*self._log(trial), *scored, finish(run, status))
+        scored = [] if score is None else [log_entry(run, {"": {"score": score}})]
+        self.reporter.write(*self._log(trial), *scored, finish(run, status))
 
 
 def line(record: Record) -> str:

@@ -40,7 +40,7 @@ from raymae.sweep.results import (
     write_record,
 )
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
-from raymae.tracking.reporter import Journal, begin, flat, tell
+from raymae.tracking.reporter import Reporter, begin, flat, log_entry
 from raymae.tracking.uri import ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
 
@@ -58,7 +58,7 @@ def run_sweep(config: Config) -> dict[str, Any]:
     sweep = Sweep(config, open_storage(config.storage))
     sweep.announce()
     if sweep.left:
-        sweep.journal.uri  # noqa: B018  a missing one is said before anything is begun
+        sweep.reporter.uri  # noqa: B018  a missing one is said before anything is begun
     if config.dry_run:
         return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
     waiting = sweep.search() if sweep.left else sweep.deliver()
@@ -85,7 +85,7 @@ class Sweep:
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
         self.points = points_of(self.ground, self.axes)
         self.before = self._known()
-        self.journal = Journal(config.tracking, storage, self.folder)
+        self.reporter = Reporter(config.tracking, storage, self.folder)
 
     @property
     def total(self) -> int:
@@ -125,10 +125,10 @@ class Sweep:
 
     def deliver(self) -> str | None:
         """What an earlier start couldn't tell MLflow; a line that says what still waits."""
-        if not self.journal.has_waiting():
+        if not self.reporter.has_waiting():
             return None
-        self.journal.start()
-        return self.journal.close("FINISHED")
+        self.reporter.start()
+        return self.reporter.close("FINISHED")
 
     def search(self) -> str | None:
         """Run what is left; a line that says what MLflow lacks in the end, if it does."""
@@ -145,20 +145,20 @@ class Sweep:
         demand = room(self.config.sweep, self.config.compute)
         self._prepare()
         name = f"{self.config.recipe}-sweep"
-        self.journal.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))
+        self.reporter.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))
         tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
         self._say_where(tensorboard, ray._private.worker.get_dashboard_url())
         try:
             self._check_end(self._run_trials(tensorboard, demand))
         except TimeIsUpError:
             self._tell()
-            self.journal.abandon("KILLED")
+            self.reporter.abandon("KILLED")
             raise
         except BaseException:
-            self.journal.abandon("FAILED")
+            self.reporter.abandon("FAILED")
             raise
         self._tell()
-        return self.journal.close("FINISHED")
+        return self.reporter.close("FINISHED")
 
     def _run_trials(self, tensorboard: str | None, demand: tuple[float, float]) -> int:
         """Run what is left; how many trials have ended, with those that were known."""
@@ -169,7 +169,7 @@ class Sweep:
         recorder = Recorder(
             self.folder,
             lambda found: values_of(found, self.axes),
-            self.journal,
+            self.reporter,
             self.key,
             known=len(self.before),
             total=self.total,
@@ -186,7 +186,7 @@ class Sweep:
         best = best_of(self.records)
         numbers = {"": {f"best/{self.ground.metric}": best.score or 0.0}} if best else {}
         files = [file for file in (CSV, TABLE, HEAT_MAP, BEST) if self.folder.exists(file)]
-        self.journal.write(tell("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
+        self.reporter.write(log_entry("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
 
     def _check_end(self, done: int) -> None:
         """TimeIsUpError where trials are left over at the deadline."""

@@ -179,8 +179,8 @@ def keep_secrets() -> None:
 
     A trial then opens the storage with its node's own keys, as all other workers do.
     """
-    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
-    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
+    kept_weights = class_cache.ENV_VARS_TO_PROPAGATE
+    kept_weights -= {name for name in kept_weights if name.startswith("AWS_")}
 
 
 def optuna_search(ground: Ground, axes: Sequence[Axis], known: Sequence[Record]) -> Any:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FAREWELL_SECONDS = 10.0
+SHUTDOWN_GRACE_SECONDS = 10.0
 """How long a job that ends with an error waits for MLflow."""
 
 
-class Journal:
+class Reporter:
     """What MLflow is told of a run, whose folder keeps it until then, and of its children.
 
     Args:
@@ -100,7 +100,7 @@ class Journal:
         entries = [finish(run, left if run else status) for run in runs]
         if entries:
             self.write(*entries)
-        waiting = self._delivery.close(self.patience if status == "FINISHED" else FAREWELL_SECONDS)
+        waiting = self._delivery.close(self.patience if status == "FINISHED" else SHUTDOWN_GRACE_SECONDS)
         if not waiting:
             return None
         return (
@@ -125,7 +125,7 @@ def begin(
     return {"do": "begin", "run": run, "key": key, "name": name, "params": params, "tags": tags, "events": events}
 
 
-def tell(run: str, numbers: dict[str, dict[str, float]], artifact: str = "", files: Sequence[str] = ()) -> Entry:
+def log_entry(run: str, numbers: dict[str, dict[str, float]], artifact: str = "", files: Sequence[str] = ()) -> Entry:
     """The entry of a run's figures, and of files of a folder of the storage."""
     return {"do": "tell", "run": run, "numbers": numbers, "artifact": artifact, "files": list(files)}
 

@@ -18,7 +18,7 @@ from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import Watchdog
 from raymae.training.spec import StageSpec
 from raymae.training.state.lineage import FILE as SEEN
-from raymae.training.state.lineage import seen_table
+from raymae.training.state.lineage import trained_on_table
 from raymae.training.tasks.base import Progress, Task
 from raymae.training.tasks.consistency import ConsistencyTask
 from raymae.training.tasks.finetune import FinetuneTask
@@ -66,8 +66,8 @@ def finish(task: Task, trainer: Trainer, model: nn.Module) -> None:
     task.save(model)
     spec.artifact.write_bytes(CURVES, png(learning_curves(read_events(spec.artifact), spec.name)))
     spec.artifact.write_json("config.json", to_dict(spec.config))
-    spec.artifact.write_table(SEEN, seen_table(spec))
-    chosen = handed_on(task, progress)
+    spec.artifact.write_table(SEEN, trained_on_table(spec))
+    chosen = kept_weights(task, progress)
     log.info("%s %s", spec.name, described(chosen))
     spec.artifact.finish(
         {
@@ -89,7 +89,7 @@ def finish(task: Task, trainer: Trainer, model: nn.Module) -> None:
     trainer.committer.clear()
 
 
-def handed_on(task: Task, progress: Progress) -> dict[str, Any]:
+def kept_weights(task: Task, progress: Progress) -> dict[str, Any]:
     """Which weights a stage hands on, and why."""
     best, metric = task.selection.best, task.selection.metric
     return {

@@ -63,11 +63,11 @@ class StageSpec:
     @property
     def classification(self) -> FinetuneConfig:
         """The section of a stage that trains a classifier."""
-        finetune, rival = self.config.finetune, self.config.evaluate
-        if self.cnn and rival.cnn_lr is not None:
-            finetune = replace(finetune, lr=rival.cnn_lr)
-        if self.cnn and rival.cnn_crop_seconds is not None:
-            finetune = replace(finetune, augment=replace(finetune.augment, crop_seconds=rival.cnn_crop_seconds))
+        finetune, baseline = self.config.finetune, self.config.evaluate
+        if self.cnn and baseline.cnn_lr is not None:
+            finetune = replace(finetune, lr=baseline.cnn_lr)
+        if self.cnn and baseline.cnn_crop_seconds is not None:
+            finetune = replace(finetune, augment=replace(finetune.augment, crop_seconds=baseline.cnn_crop_seconds))
         return self.config.consistency.training(finetune) if self.kind == "consistency" else finetune
 
     @property

@@ -26,11 +26,11 @@ from raymae.training.batches.order import mix
 from raymae.training.batches.windows import MicroBatch
 from raymae.training.figures import Pictures
 from raymae.training.guards.deadline import FOREVER, Deadline
-from raymae.training.guards.preemption import Departure
+from raymae.training.guards.preemption import Preemption
 from raymae.training.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
 from raymae.training.profiling import device_use, profiled
 from raymae.training.state.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
-from raymae.training.state.commit_schedule import CommitPace, is_mark
+from raymae.training.state.commit_schedule import CommitSchedule, is_mark
 from raymae.training.state.provenance import check_commit, provenance
 from raymae.training.tasks.base import Progress, Task, TrainingError
 from raymae.training.worker import Session
@@ -69,7 +69,7 @@ class Trainer:
         self._own_trail = 0
         self.best: dict[str, Tensor] = {}
         self.chosen: nn.Module | None = None
-        self.pace, self.departure = CommitPace(self.config, self.order), Departure()
+        self.pace, self.preemption = CommitSchedule(self.config, self.order), Preemption()
         self.pictures = Pictures(artifact, task.spec.name)
         self.committer = Committer(artifact, self.config.keep_commits)
         moments = {} if step is None else self._restore(step)
@@ -162,14 +162,14 @@ class Trainer:
         """
         session = self.session
         due, stop, look = session.gather(
-            (self.pace.due(self.progress.step), self.deadline.is_over(), self.departure.due())
+            (self.pace.due(self.progress.step), self.deadline.is_over(), self.preemption.due())
         )[0]
         if look:
-            urgent, leave = session.gather(self.departure.look(session.taken_at(), self.pace.cost))[0]
+            urgent, leave = session.gather(self.preemption.look(session.preemption_time(), self.pace.cost))[0]
             due, stop = due or urgent, stop or leave
         if due or stop:
             self._commit()
-            stop = stop or session.gather(session.outgrown())[0]
+            stop = stop or session.gather(session.can_grow())[0]
         return bool(stop)
 
     def _keep_best(self, metrics: dict[str, float]) -> None:

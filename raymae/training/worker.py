@@ -42,12 +42,12 @@ class Session(Protocol):
         """`value` of every rank, on every rank."""
         ...
 
-    def taken_at(self) -> float | None:
+    def preemption_time(self) -> float | None:
         """Unix time at which a node of the workers is taken away, where that is announced; infinity where it isn't
         said when. Called by every rank."""
         ...
 
-    def outgrown(self) -> bool:
+    def can_grow(self) -> bool:
         """Whether more workers could take part from a commit on; rank 0's answer counts."""
         ...
 
@@ -80,11 +80,11 @@ class BareSession:
         """The value, alone."""
         return [value]
 
-    def taken_at(self) -> float | None:
+    def preemption_time(self) -> float | None:
         """Nobody announces anything here."""
         return None
 
-    def outgrown(self) -> bool:
+    def can_grow(self) -> bool:
         """The number of processes is fixed."""
         return False
 

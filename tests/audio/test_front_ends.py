@@ -13,7 +13,7 @@ from torchaudio.functional import melscale_fbanks
 from raymae.audio.decode import load
 from raymae.audio.logmel import LogMel, mel_bank
 from raymae.audio.power_spectrum import KaldiSpectra
-from raymae.benchmark.harness.torchaudio_rivals import TorchLogMel, kaldi_bank
+from raymae.benchmark.harness.torchaudio_baselines import TorchLogMel, kaldi_bank
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig
 from raymae.config.recipes import RECIPES
 from raymae.features.augment import crop_frames

@@ -105,7 +105,7 @@ def test_a_random_colour_is_what_its_filter_does(audio: AudioConfig, kind: str, 
     curve = colour(
         torch.zeros(1, 1, audio.n_mels),
         torch.tensor([1]),
-        AugmentConfig(colour_p=1.0),
+        AugmentConfig(eq_p=1.0),
         audio,
         torch.Generator().manual_seed(0),
     )[0][0, 0].numpy()

@@ -22,7 +22,7 @@ from raymae.benchmark.command import PARTS, main
 from raymae.benchmark.harness.memory import PeakMemory, process_tree, pss_mb
 from raymae.benchmark.harness.result import Result, Row, load_rows, markdown
 from raymae.benchmark.harness.timing import cpu_between, cpu_seconds, interleave, pace
-from raymae.benchmark.scale.plan import CORPORA, Cluster, Corpus, Plan, measured, outlook
+from raymae.benchmark.scale.plan import CORPORA, Cluster, Corpus, Plan, estimate, measured
 from raymae.benchmark.speed.front_end import FrontEnd, bands_below, require_equal
 from raymae.benchmark.speed.ingest import NoiseReader, median, order_rows
 from raymae.benchmark.speed.ingest import make_spec as make_store
@@ -44,7 +44,7 @@ RATES = Rates(prepare_clips=50, ingest_mb=100, gpu_clips=1000)
 
 def test_a_worked_example() -> None:
     """100 h of ten-second clips: 36,000 clips, 36 GB of audio, 36,000 x 640 x 256 x 2 bytes = 11.8 GB of features."""
-    plan = outlook(
+    plan = estimate(
         Corpus(name="x", hours=100, audio_mb_per_hour=360),
         Cluster(gpus=2, cpus=10, network_gbit=8),
         RATES,
@@ -69,20 +69,20 @@ def test_a_worked_example() -> None:
 
 def test_what_a_step_and_a_commit_send() -> None:
     rates = replace(RATES, parameters=1e6, gpu_batch=10)
-    one, four = (outlook(Corpus(name="x", hours=1), Cluster(gpus=gpus), rates) for gpus in (1, 4))
+    one, four = (estimate(Corpus(name="x", hours=1), Cluster(gpus=gpus), rates) for gpus in (1, 4))
     assert (one.gradients_mb, four.gradients_mb) == (0, pytest.approx(1.5 * 4 * rates.gpu_clips / 10))
     assert one.commit_gb == pytest.approx(0.012)
     assert one.commit_network_mb == pytest.approx(0.04)
 
 
 def test_a_thin_network_is_the_bottleneck() -> None:
-    plan = outlook(Corpus(name="x", hours=100), Cluster(gpus=8, cpus=1000, network_gbit=0.08), RATES)
+    plan = estimate(Corpus(name="x", hours=100), Cluster(gpus=8, cpus=1000, network_gbit=0.08), RATES)
     assert plan.prepare_bottleneck == plan.store_bottleneck == plan.stream_bottleneck == "network"
     assert plan.stream_epoch_hours == pytest.approx(47_600 / 10 / 3600)
 
 
 def test_a_store_that_saves_nothing_is_never_repaid() -> None:
-    plan = outlook(Corpus(name="x", hours=1), Cluster(gpus=1, cpus=100), RATES)
+    plan = estimate(Corpus(name="x", hours=1), Cluster(gpus=1, cpus=100), RATES)
     assert plan.stream_bottleneck == "GPUs"
     assert plan.epochs_repaid is None
 
@@ -92,8 +92,8 @@ def test_everything_grows_with_the_corpus_but_the_cores_per_gpu(
     factor: int, hours: float, cpus: int, gpus: int
 ) -> None:
     cluster = Cluster(gpus=gpus, cpus=cpus)
-    small = outlook(Corpus(name="x", hours=hours), cluster, RATES)
-    large = outlook(Corpus(name="x", hours=factor * hours), cluster, RATES)
+    small = estimate(Corpus(name="x", hours=hours), cluster, RATES)
+    large = estimate(Corpus(name="x", hours=factor * hours), cluster, RATES)
     for name in ("prepare_hours", "store_epoch_hours", "stream_epoch_hours", "audio_gb", "store_gb"):
         assert getattr(large, name) == pytest.approx(factor * getattr(small, name), rel=1e-2)
     assert large.stream_cores_per_gpu == small.stream_cores_per_gpu
@@ -103,14 +103,14 @@ def test_everything_grows_with_the_corpus_but_the_cores_per_gpu(
 @given(cpus=st.integers(1, 10_000), gpus=st.integers(1, 64))
 def test_cores_per_gpu_are_what_frees_the_gpus(cpus: int, gpus: int) -> None:
     cluster = Cluster(gpus=gpus, cpus=cpus, network_gbit=1e9)
-    plan = outlook(Corpus(name="x", hours=1000), cluster, RATES)
+    plan = estimate(Corpus(name="x", hours=1000), cluster, RATES)
     assert (plan.stream_bottleneck == "GPUs") == (cpus >= gpus * plan.stream_cores_per_gpu * (1 - 1e-9))
     assert (plan.store_bottleneck == "GPUs") == (cpus >= gpus * plan.store_cores_per_gpu * (1 - 1e-9))
 
 
 def test_short_clips_are_padded_frames_and_cost_their_seconds() -> None:
-    whole = outlook(Corpus(name="x", hours=10), Cluster(), RATES)
-    short = outlook(Corpus(name="x", hours=10, clip_seconds=1), Cluster(), RATES)
+    whole = estimate(Corpus(name="x", hours=10), Cluster(), RATES)
+    short = estimate(Corpus(name="x", hours=10, clip_seconds=1), Cluster(), RATES)
     assert short.clips == 10 * whole.clips
     assert short.store_gb == pytest.approx(whole.store_gb)  # 64 frames a second in both
     assert short.stream_epoch_hours == whole.stream_epoch_hours

@@ -79,19 +79,19 @@ def test_the_figure_is_drawn(scores: Scores) -> None:
 
 def test_runs_share_their_pre_training_and_differ_by_generalisation() -> None:
     recipe = small()
-    some = {"pool": ("pool.csv",), "rivals": False}
+    some = {"pool": ("pool.csv",), "baselines": False}
     generalised, plain = (run_config(recipe, "a.csv", generalised=value, **some) for value in (True, False))
     other = run_config(recipe, "b.csv", generalised=True, **some)
     assert generalised.pretrain == plain.pretrain == other.pretrain
     assert generalised.pretrain.pool_only
     assert generalised.finetune == recipe.finetune
     augment = plain.finetune.augment
-    assert (augment.colour_p, augment.mixstyle_p, plain.finetune.centre) == (0, 0, False)
-    assert plain.consistency.strong.colour_p == plain.consistency.strong.mixstyle_p == 0
+    assert (augment.eq_p, augment.mixstyle_p, plain.finetune.subtract_band_mean) == (0, 0, False)
+    assert plain.consistency.strong.eq_p == plain.consistency.strong.mixstyle_p == 0
     assert augment.crop_seconds == recipe.finetune.augment.crop_seconds
-    assert plain.evaluate.rivals == ("cnn",)
-    with_svms = run_config(recipe, "a.csv", generalised=True, pool=("pool.csv",), rivals=True)
-    assert with_svms.evaluate.rivals == (*SVM_ROWS, "cnn")
+    assert plain.evaluate.baselines == ("cnn",)
+    with_svms = run_config(recipe, "a.csv", generalised=True, pool=("pool.csv",), baselines=True)
+    assert with_svms.evaluate.baselines == (*SVM_ROWS, "cnn")
     assert replace(with_svms, evaluate=generalised.evaluate) == generalised
 
 

@@ -121,7 +121,7 @@ def test_every_field_of_every_recipe_can_be_given(name: str) -> None:
         ("--model.mask_ratio=0.5", "model.mask_ratio", 0.5),
         ("--pretrain.augment.crop-seconds 1.5", "pretrain.augment.crop_seconds", 1.5),
         ("--compute.use-gpu False", "compute.use_gpu", False),
-        ("--evaluate.rivals svm", "evaluate.rivals", ("svm",)),
+        ("--evaluate.baselines svm", "evaluate.baselines", ("svm",)),
         ("--pseudo-label.coverage None --pseudo-label.confidence-threshold .8", "pseudo_label.coverage", None),
         ("--audio.norm-mean -3", "audio.norm_mean", -3.0),
     ],
@@ -306,7 +306,7 @@ def test_a_dry_run_writes_its_plan(
 ) -> None:
     table = write_table(tmp_path / "own", ROWS)
     monkeypatch.chdir(tmp_path)
-    words = ["small", "--data.tables", table, "--dry-run", "--json", "plan.json", "--evaluate.rivals"]
+    words = ["small", "--data.tables", table, "--dry-run", "--json", "plan.json", "--evaluate.baselines"]
     words += ["--compute.torch-threads", "1"]
     words += ["--model.embed-dim", "32", "--model.num-heads", "2", "--model.mlp-ratio", "1"]  # test_dry_run measures
     monkeypatch.setattr(sys, "argv", ["jobs/pipeline.py", *words])

@@ -72,20 +72,20 @@ def test_only_room_that_nobody_uses_is_grown_into(monkeypatch: pytest.MonkeyPatc
     found = crew(monkeypatch, [8], most=8, slots=8, fewest=2)
     free = [{"GPU": 1.0}, {"CPU": 64.0}, {"GPU": 3.0, "CPU": 1.0}]
     monkeypatch.setattr(elastic, "idle", lambda: free)
-    assert found.outgrown(4)
-    assert not found.outgrown(8)
-    assert not replace(found, grows_from=time.time() + 60).outgrown(4)
+    assert found.can_grow(4)
+    assert not found.can_grow(8)
+    assert not replace(found, grows_from=time.time() + 60).can_grow(4)
     free.pop()
-    assert not found.outgrown(4)
+    assert not found.can_grow(4)
 
 
 def test_of_cpus_a_worker_lies_on_one_node_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "alive", lambda *_: [{"CPU": 16.0}] * 2)
     found, free = Workforce(ComputeConfig(cpus_per_worker=2), 8, 8, use_gpu=False), [{"CPU": 1.0}] * 8
     monkeypatch.setattr(elastic, "idle", lambda: free)
-    assert not found.outgrown(4)  # in pieces
+    assert not found.can_grow(4)  # in pieces
     free[:] = [{"CPU": 5.0}, {"CPU": 4.5}]
-    assert found.outgrown(4)
+    assert found.can_grow(4)
 
 
 def test_what_is_about_to_be_taken_away_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

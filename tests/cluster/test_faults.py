@@ -177,7 +177,7 @@ def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, 
     job = run.submit("third")
     run.on(20)
     nodes.drain(nodes.nodes[1], seconds=12)
-    wait_until(lambda: "workers: 1, 2 before" in run.log, "the departure", 300)
+    wait_until(lambda: "workers: 1, 2 before" in run.log, "the preemption", 300)
     nodes.kill(nodes.nodes[1])
     run.on(1)
     with nodes.training_halted():

@@ -63,7 +63,7 @@ def stage(store: FeatureStore, folder: Path, kind: str, **compute: int) -> Stage
         TINY,
         pretrain=replace(TINY.pretrain, epochs=24, report_steps=1, commit_minutes=COMMIT_MINUTES),
         finetune=replace(TINY.finetune, epochs=36, report_steps=1, commit_minutes=COMMIT_MINUTES),
-        compute=ComputeConfig(torch_threads=1, leg_windows=16, **compute),
+        compute=ComputeConfig(torch_threads=1, feed_windows=16, **compute),
     )
     return StageSpec(name=kind, kind=kind, config=config, artifact=Folder(str(folder)), store=store)  # type: ignore[arg-type]
 

@@ -40,7 +40,7 @@ def test_recipes_survive_json(name: str) -> None:
         (lambda: TrainConfig(epochs=2, warmup_epochs=3), "warmup_epochs"),
         (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),
         (lambda: AugmentConfig(response_p=1.5, responses=("x",)), "response_p = 1.5 is a probability"),
-        (lambda: AugmentConfig(colour_nats=float("inf")), "colour_nats = inf must be finite"),
+        (lambda: AugmentConfig(eq_nats=float("inf")), "eq_nats = inf must be finite"),
         (lambda: Config(finetune=FinetuneConfig(augment=AugmentConfig(crop_seconds=0.005))), "hold a frame"),
         (lambda: Config(finetune=FinetuneConfig(augment=AugmentConfig(crop_seconds=11))), "clip_seconds = 10"),
         (lambda: AugmentConfig(response_p=0.5), "response_p = 0.5 needs augment.responses"),

@@ -31,7 +31,7 @@ ALL = AugmentConfig(
     crop_seconds=0.32,
     roll_p=1.0,
     gain_db=6.0,
-    colour_p=1.0,
+    eq_p=1.0,
     mixup_p=1.0,
     mixstyle_p=1.0,
     freq_mask_param=8,
@@ -44,7 +44,7 @@ SWITCHES = {
     "crop": {"crop_seconds": 0.32},
     "roll": {"roll_p": 0.7},
     "gain": {"gain_db": 6.0},
-    "colour": {"colour_p": 0.7},
+    "colour": {"eq_p": 0.7},
     "freq_mixstyle": {"mixstyle_p": 0.7},
     "spec_augment": {"freq_mask_param": 8, "time_mask_param": 8},
 }
@@ -100,7 +100,7 @@ def test_what_is_off_is_as_if_it_did_not_exist(
     fields = {name: value for key in on for name, value in SWITCHES[key].items()}
     share = 0.7 if devices else 0.0
     config = AugmentConfig(
-        **fields, responses=("x",), response_p=share, colour_nats=nats, mixstyle_alpha=alpha, mixup_alpha=alpha
+        **fields, responses=("x",), response_p=share, eq_nats=nats, mixstyle_alpha=alpha, mixup_alpha=alpha
     )
     batch = torch.randn(6, 64, 32, generator=seeded(9))
     together, apart = seeded(seed), seeded(seed)
@@ -120,7 +120,7 @@ def test_what_is_off_is_as_if_it_did_not_exist(
     "config",
     [
         AugmentConfig(crop_seconds=0.64),
-        AugmentConfig(colour_p=1.0, colour_nats=0.0),
+        AugmentConfig(eq_p=1.0, eq_nats=0.0),
         AugmentConfig(responses=("x",), response_p=0.0),
     ],
 )
@@ -171,7 +171,7 @@ def test_clips_draw_for_themselves(batch: Tensor) -> None:
 @pytest.mark.parametrize("name", ["roll", "colour", "freq_mixstyle"])
 def test_half_the_clips_change_at_half_the_probability(name: str) -> None:
     batch = torch.randn(400, 64, 4, generator=seeded())
-    half = AugmentConfig(roll_p=0.5, colour_p=0.5, mixstyle_p=0.5)
+    half = AugmentConfig(roll_p=0.5, eq_p=0.5, mixstyle_p=0.5)
     found, _ = AUGMENTATIONS[name](batch, torch.full((400,), 64), half, AUDIO, seeded())
     unchanged = sum(torch.equal(one, other) for one, other in zip(found, batch, strict=True))
     assert 150 < unchanged < 250
@@ -210,7 +210,7 @@ def test_gain_in_decibels(batch: Tensor) -> None:
 
 def test_colour_has_its_spread_and_is_straight_between_knots() -> None:
     batch = torch.zeros(2000, 64, 22)
-    config = AugmentConfig(colour_p=1.0, colour_knots=8, colour_nats=3.0)
+    config = AugmentConfig(eq_p=1.0, eq_knots=8, eq_nats=3.0)
     found, _ = colour(batch, torch.full((2000,), 64), config, AUDIO, seeded())
     assert torch.equal(found, found[:, :1].expand_as(found))
     response = found[:, 0] * AUDIO.norm_scale

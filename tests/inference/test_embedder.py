@@ -144,7 +144,7 @@ def test_pretraining_is_probed_at_every_mark(store: FeatureStore, tmp_path: Path
 def test_a_classifier_that_centres_its_input_does_so_for_its_embeddings(store: FeatureStore, tmp_path: Path) -> None:
     """What a device adds to each band stays out of them, and not of those of an encoder that hears it."""
     for centred in (True, False):
-        config = replace(TINY, finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0, centre=centred))
+        config = replace(TINY, finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0, subtract_band_mean=centred))
         spec = make_spec(store, tmp_path / str(centred), config=config, kind="finetune")
         run_stage(spec, BareSession(store, spec.artifact))
         embedder = read_embedder(spec.artifact)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models import AudioClassifier, Cnn, MaskedAutoencoder, build_classifier, load_encoder
-from raymae.models.classifier import centre
+from raymae.models.classifier import subtract_band_mean
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ def all_parameters_once(model: AudioClassifier | Cnn, groups: list[dict]) -> boo
 @POOLS
 @pytest.mark.parametrize("centred", [False, True])
 def test_a_padded_clip_is_the_clip(pool: str, centred: bool) -> None:
-    classifier = make(pool=pool, centre=centred)
+    classifier = make(pool=pool, subtract_band_mean=centred)
     short = sound(1, 43)
     padded = sound(2, 96, seed=1)
     padded[0] = AUDIO.silence
@@ -52,12 +52,12 @@ def test_a_padded_clip_is_the_clip(pool: str, centred: bool) -> None:
 @POOLS
 @pytest.mark.parametrize("centred", [False, True])
 def test_segments_are_read_alone_and_pooled_together(pool: str, centred: bool) -> None:
-    in_segments = make(pool=pool, centre=centred, segment_seconds=48 * AUDIO.hop_length / AUDIO.sample_rate)
+    in_segments = make(pool=pool, subtract_band_mean=centred, segment_seconds=48 * AUDIO.hop_length / AUDIO.sample_rate)
     whole = make(pool=pool)
     clips = sound(2, 96)
     clips[1, 64:] = AUDIO.silence
     frames = torch.tensor([96, 64])
-    seen = centre(clips, frames) if centred else clips
+    seen = subtract_band_mean(clips, frames) if centred else clips
     tokens, ids, rows = [], [], []
     for start in (0, 48):
         patches = whole.encoder.patchify(seen[:, start : start + 48], (frames - start).clamp(0, 48))
@@ -89,20 +89,20 @@ def test_segments_are_read_alone_and_pooled_together(pool: str, centred: bool) -
 @POOLS
 def test_a_clip_stands_beside_itself_centred(pool: str) -> None:
     both, plain = (
-        make(pool=pool, centre=True, with_plain=True, segment_seconds=0.5),
+        make(pool=pool, subtract_band_mean=True, with_raw=True, segment_seconds=0.5),
         make(pool=pool, segment_seconds=0.5),
     )
     both.encoder.load_state_dict(plain.encoder.state_dict())
     clips, frames = sound(3, 64), torch.tensor([64, 40, 64])
     clips[1, 40:] = AUDIO.silence
     halves = []
-    for one in (clips, centre(clips, frames)):
+    for one in (clips, subtract_band_mean(clips, frames)):
         patches = plain.patchify(one, frames)
         halves.append(plain.embed(patches, plain.masking(patches, None)))
     assert torch.allclose(both(clips, frames), both.head(torch.cat(halves, 1)), atol=1e-4)
     assert both(clips).shape == (3, 3)
-    with pytest.raises(ValueError, match=r"it needs finetune\.centre"):
-        FinetuneConfig(with_plain=True)
+    with pytest.raises(ValueError, match=r"it needs finetune\.subtract_band_mean"):
+        FinetuneConfig(with_raw=True)
 
 
 @POOLS
@@ -215,9 +215,9 @@ def test_centring_undoes_an_offset_of_each_band() -> None:
     log_mel, colour = sound(2, 50), torch.randn(2, 1, 32)
     valid_frames = torch.tensor([50, 30])
     coloured = log_mel + colour
-    centred = centre(coloured, valid_frames)
-    assert torch.allclose(centred[1, :30], centre(log_mel[1:, :30])[0], atol=1e-5)
-    assert torch.allclose(centred[0], centre(log_mel[:1])[0], atol=1e-5)
+    centred = subtract_band_mean(coloured, valid_frames)
+    assert torch.allclose(centred[1, :30], subtract_band_mean(log_mel[1:, :30])[0], atol=1e-5)
+    assert torch.allclose(centred[0], subtract_band_mean(log_mel[:1])[0], atol=1e-5)
     assert torch.equal(centred[1, 30:], coloured[1, 30:])
 
 
@@ -237,7 +237,7 @@ def test_learns_two_classes(pool: str) -> None:
 
 
 def test_cnn() -> None:
-    cnn = build_classifier(AUDIO, MODEL, dataclasses.replace(PLAIN, centre=True), 5, cnn="resnet10t")
+    cnn = build_classifier(AUDIO, MODEL, dataclasses.replace(PLAIN, subtract_band_mean=True), 5, cnn="resnet10t")
     assert isinstance(cnn, Cnn)
     cnn.eval()
     log_mel = sound(2, 70)

@@ -145,7 +145,7 @@ def test_every_row_lands_in_the_report(
         data=DataConfig(dataset="table", tables=(str(table),)),
         pretrain=replace(TINY.pretrain, epochs=2),
         finetune=replace(TINY.finetune, epochs=4, labels="multi"),  # no student: one group of workers trains all
-        evaluate=EvaluateConfig(rivals=(), probe_clips=0),
+        evaluate=EvaluateConfig(baselines=(), probe_clips=0),
     )
     config = asking(config, "scratch", "supervised", "pool", "pool_train", supervised_from=classifier)
     storage = open_storage(config.storage)

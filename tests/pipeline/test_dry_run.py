@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from raymae.config import AudioConfig, ConsistencyConfig, DataConfig, FinetuneConfig, ModelConfig
 from raymae.models import build_classifier
 from raymae.pipeline.dry_run import dry_run
-from raymae.pipeline.dry_run import trial_steps as rehearsal
+from raymae.pipeline.dry_run import trial_steps as trial_steps
 from raymae.pipeline.dry_run.cost import finetune_flops
-from raymae.pipeline.dry_run.trial_steps import Rehearsal, few
+from raymae.pipeline.dry_run.trial_steps import TrialSteps, few
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from tests.support.audio_files import write_clips, write_table
@@ -48,7 +48,7 @@ def test_a_few_clips_hold_every_class(clips: pa.Table) -> None:
 
 @given(peak=MEGABYTES, base=MEGABYTES, state=MEGABYTES, clips=st.integers(1, 64))
 def test_memory_grows_with_the_clips_at_once_alone(peak: float, base: float, state: float, clips: int) -> None:
-    found = Rehearsal("cpu", 1, "fp32", 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
+    found = TrialSteps("cpu", 1, "fp32", 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
     assert found.needed_mb(2) == pytest.approx(found.peak_mb)
     assert found.needed_mb(clips + 1) - found.needed_mb(clips) == pytest.approx(peak / 2, rel=1e-3, abs=1e-6)
 
@@ -67,8 +67,8 @@ def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     storage = open_storage(str(tmp_path / "storage"))
     found = dry_run.dry_run(config, "register", storage)
     assert not any(found["plan"].values())
-    assert set(found["rehearsal"]) == {"pretrain", "finetune", "consistency"}
-    for kind, one in found["rehearsal"].items():
+    assert set(found["trial_steps"]) == {"pretrain", "finetune", "consistency"}
+    for kind, one in found["trial_steps"].items():
         assert one["clips"] == (2 + 4 if kind == "consistency" else 2)
         assert one["seconds"] > 0
         assert one["peak_mb"] > one["base_mb"] > 100
@@ -81,7 +81,7 @@ def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert (found["costs"]["consistency"]["clips"], found["costs"]["consistency"]["steps"]) == (10 * 12 * 3, 15)
     assert found["costs"]["consistency"]["gpu_hours"] > 10 / 30 * 3 * found["costs"]["finetune"]["gpu_hours"]
     assert found["costs"]["pretrain"]["hours"] == pytest.approx(
-        8 * 36 * found["rehearsal"]["pretrain"]["seconds"] / 2 / 3600
+        8 * 36 * found["trial_steps"]["pretrain"]["seconds"] / 2 / 3600
     )
     said = capsys.readouterr().out
     assert "2 clips at once (not 8, for a CPU)" in said
@@ -92,8 +92,8 @@ def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_was_killed_does_not_fit(clips: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "train", kill)
-    assert rehearsal.rehearse(TINY, "pretrain", clips) is None
+    monkeypatch.setattr(trial_steps, "train", kill)
+    assert trial_steps.run_trial(TINY, "pretrain", clips) is None
     plan = Plan(TINY, clips, Folder("/nowhere"), "pretrain")
     assert not dry_run.fit(TINY, "pretrain", None)["fits"]
     assert dry_run.stage_cost(plan, "pretrain", {"pretrain": None})["hours"] is None  # type: ignore[index]

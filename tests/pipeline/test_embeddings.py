@@ -60,7 +60,7 @@ def test_a_device_with_too_few_groups_is_left_out() -> None:
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, tmp_path: Path, centred: bool) -> None:
-    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, centre=centred, layer=1)
+    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, subtract_band_mean=centred, layer=1)
     config = replace(TINY, finetune=tune, pretrain=replace(TINY.pretrain, epochs=2, warmup_epochs=0))
     plan = Plan(config, store.clips, Folder(str(tmp_path)), "evaluate")
     spec = make_spec(store, Path(plan.nodes["pretrain"].artifact.path()), config=config)

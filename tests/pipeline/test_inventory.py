@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         pretrain=replace(TINY.pretrain, epochs=2, probe_clips=0),
         finetune=replace(TINY.finetune, epochs=6),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
-        evaluate=replace(TINY.evaluate, rivals=(), probe_clips=0),
+        evaluate=replace(TINY.evaluate, baselines=(), probe_clips=0),
     )
     storage = open_storage(str(tmp_path_factory.mktemp("storage")))
     plan = new_plan(config, storage)

@@ -21,7 +21,7 @@ from raymae.features.store import FeatureStore
 from raymae.inference.embedder import Reading
 from raymae.inference.predictor import Predictor
 from raymae.inference.test_time_augmentation import averaged, classify, coloured
-from raymae.models.classifier import centre
+from raymae.models.classifier import subtract_band_mean
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.pseudo_label import run_round
 from raymae.pseudo_labels.table import FILE
@@ -117,8 +117,8 @@ def test_the_truth_changes_the_report_alone(clips: pa.Table, tmp_path: Path) -> 
 
 
 def test_views_are_of_no_use_to_a_model_that_centres() -> None:
-    with pytest.raises(ValueError, match=r"pseudo_label\.views = 2 has no effect with finetune\.centre"):
-        replace(with_labels(views=2), finetune=replace(SHORT.finetune, centre=True))
+    with pytest.raises(ValueError, match=r"pseudo_label\.views = 2 has no effect with finetune\.subtract_band_mean"):
+        replace(with_labels(views=2), finetune=replace(SHORT.finetune, subtract_band_mean=True))
 
 
 # In one process ------------------------------------------------------------------------------------------------------
@@ -286,5 +286,5 @@ def test_views_depend_on_the_clip_alone(trained: tuple[Folder, dict[str, Any]], 
     x, valid = torch.from_numpy(log_mel).float(), torch.from_numpy(frames).long()
     shown = [coloured(x, valid, ids, AugmentConfig(), plan.config.audio, view) for view in range(3)]
     assert not torch.allclose(shown[0], shown[1])
-    one_by_one = [predictor.probabilities(view.numpy(), frames) for view in (x, centre(x, valid), *shown)]
+    one_by_one = [predictor.probabilities(view.numpy(), frames) for view in (x, subtract_band_mean(x, valid), *shown)]
     np.testing.assert_allclose(together, np.mean(one_by_one, axis=0), atol=1e-5)

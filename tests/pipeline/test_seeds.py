@@ -88,7 +88,7 @@ def test_finished_seeds_are_found_again(
         storage=str(tmp_path / "storage"),
         data=DataConfig(dataset="table", tables=(str(table),)),
         finetune=replace(TINY.finetune, epochs=4, labels="multi", init_from=RANDOM),  # one stage to train
-        evaluate=EvaluateConfig(rivals=(), probe_clips=0),
+        evaluate=EvaluateConfig(baselines=(), probe_clips=0),
     )
     storage = open_storage(config.storage)
     alone = run_plan(config, "evaluate", storage)

@@ -11,30 +11,30 @@ from numpy.typing import NDArray
 from raymae.pseudo_labels.calibration import (
     BOUNDS,
     MIN_GROUPS,
+    apply_temperature,
     by_probe,
     can_cross_fit,
     enough_groups,
     fit_temperature,
     match_temperature,
     on_val,
-    soften,
 )
 from tests.support.pseudo_labels import guesses, names, probabilities, teacher
 
 
 @given(values=probabilities)
 def test_temperature_one_changes_nothing(values: NDArray[np.float32]) -> None:
-    np.testing.assert_allclose(soften(values, 1.0), values, atol=1e-6)
+    np.testing.assert_allclose(apply_temperature(values, 1.0), values, atol=1e-6)
 
 
 @given(values=probabilities, temperature=st.floats(0.1, 10))
 def test_another_temperature_keeps_the_order(values: NDArray[np.float32], temperature: float) -> None:
-    softened = soften(values, temperature)
+    softened = apply_temperature(values, temperature)
     assert softened.dtype == np.float32
     np.testing.assert_allclose(softened.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(softened[np.arange(len(values)), values.argmax(1)], softened.max(1), atol=1e-6)
     if temperature >= 1:  # below, small probabilities are lost
-        np.testing.assert_allclose(soften(softened, 1 / temperature), values, atol=1e-4)
+        np.testing.assert_allclose(apply_temperature(softened, 1 / temperature), values, atol=1e-4)
     change = softened.max(1) - values.max(1)
     assert ((change <= 1e-6) if temperature >= 1 else (change >= -1e-6)).all()
 
@@ -42,7 +42,7 @@ def test_another_temperature_keeps_the_order(values: NDArray[np.float32], temper
 def test_a_certain_teacher_stays_finite() -> None:
     certain = np.eye(4, dtype=np.float32)
     for temperature in (0.05, 1.0, 20.0):
-        softened = soften(certain, temperature)
+        softened = apply_temperature(certain, temperature)
         assert np.isfinite(softened).all()
         np.testing.assert_array_equal(softened.argmax(1), np.arange(4))
 
@@ -56,8 +56,8 @@ def test_a_known_over_confidence_is_found(scale: float) -> None:
 
 def test_calibrated_confidence_is_accuracy() -> None:
     values, truth = teacher(20_000, 1.0)
-    boastful = soften(values, 0.3)
-    calibrated = soften(boastful, fit_temperature(boastful, truth))
+    boastful = apply_temperature(values, 0.3)
+    calibrated = apply_temperature(boastful, fit_temperature(boastful, truth))
     accuracy = (values.argmax(1) == truth).mean()
     assert boastful.max(1).mean() > accuracy + 0.05
     assert calibrated.max(1).mean() == pytest.approx(accuracy, abs=0.01)

@@ -15,7 +15,7 @@ from raymae.config import PseudoLabelConfig
 from raymae.evaluation.report import write_round
 from raymae.inference.classifier import check_teacher
 from raymae.pseudo_labels.acceptance import decide
-from raymae.pseudo_labels.calibration import Calibration, nothing, on_val, soften
+from raymae.pseudo_labels.calibration import Calibration, apply_temperature, nothing, on_val
 from raymae.pseudo_labels.table import Round, against_truth, agreement, pseudo_label, summary
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.folder import Folder
@@ -59,10 +59,10 @@ def test_every_unlabelled_clip_has_a_row_with_its_provenance(config: PseudoLabel
     assert rows["clip_id"] == [f"c{number}" for number in range(200)]
     assert rows["pseudo_label"] == [NAMES[number] for number in values.argmax(1)]
     assert rows["raw_confidence"] == pytest.approx(values.max(1).tolist())
-    assert rows["confidence"] == pytest.approx(soften(values, 2.0).max(1).tolist())
+    assert rows["confidence"] == pytest.approx(apply_temperature(values, 2.0).max(1).tolist())
     assert set(rows["round"]) == {3}
     assert set(rows["teacher"]) == {"artifacts/finetune/abc"}
-    assert rows["accepted"] == decide(soften(values, 2.0), in_groups(200), config).accepted.tolist()
+    assert rows["accepted"] == decide(apply_temperature(values, 2.0), in_groups(200), config).accepted.tolist()
     assert 0 < sum(rows["accepted"]) < 200
     assert all(bool(reason) != accepted for reason, accepted in zip(rows["reason"], rows["accepted"], strict=True))
 
@@ -72,7 +72,7 @@ def test_soft_labels_are_the_calibrated_probabilities() -> None:
     config = replace(threshold(0.6), labels="soft")
     found = label(values, config, replace(PLAIN, temperature=2.0)).table
     assert found.column_names == [*COLUMNS, "probabilities"]
-    np.testing.assert_allclose(np.array(found["probabilities"].to_pylist()), soften(values, 2.0), atol=1e-6)
+    np.testing.assert_allclose(np.array(found["probabilities"].to_pylist()), apply_temperature(values, 2.0), atol=1e-6)
     sharpened = label(values, replace(config, sharpening=0.5), replace(PLAIN, temperature=2.0)).table
     np.testing.assert_allclose(np.array(sharpened["probabilities"].to_pylist()), values, atol=1e-6)
     assert sharpened["accepted"] == found["accepted"]

@@ -79,7 +79,7 @@ def job(model: Folder | Path | str, output: Path) -> Config:
 
 def test_onnxruntime_reads_segments_and_timm_one_of_them(tmp_path: Path) -> None:
     half = TINY.audio.clip_seconds / 2
-    model = read_model(classifier_folder(tmp_path, pool="row_stats", centre=True, segment_seconds=half))
+    model = read_model(classifier_folder(tmp_path, pool="row_stats", subtract_band_mean=True, segment_seconds=half))
     assert model.n_frames == 2 * model.segment
     write_onnx(model, tmp_path / "graph.onnx")
     assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4
@@ -89,7 +89,7 @@ def test_onnxruntime_reads_segments_and_timm_one_of_them(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
 def test_two_readings_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
-    model = read_model(classifier_folder(tmp_path, pool=pool, centre=True, with_plain=True))
+    model = read_model(classifier_folder(tmp_path, pool=pool, subtract_band_mean=True, with_raw=True))
     assert timm_arguments(model)["num_classes"] == 0
     save_file(timm_state(model), tmp_path / "vit.safetensors")
     assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
@@ -98,13 +98,13 @@ def test_two_readings_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
 
 
 @pytest.mark.parametrize("table", [False, True])
-@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("subtract_band_mean", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats", None])
-def test_timm_computes_the_same(tmp_path: Path, pool: str | None, centre: bool, table: bool) -> None:
+def test_timm_computes_the_same(tmp_path: Path, pool: str | None, subtract_band_mean: bool, table: bool) -> None:
     if pool is None:
         model = read_model(pretraining_folder(tmp_path, table))
     else:
-        model = read_model(classifier_folder(tmp_path, table=table, pool=pool, centre=centre))
+        model = read_model(classifier_folder(tmp_path, table=table, pool=pool, subtract_band_mean=subtract_band_mean))
     save_file(timm_state(model), tmp_path / "vit.safetensors")
     arguments = timm_arguments(model)
     assert arguments["num_classes"] == (3 if pool in ("mean", "cls") else 0)
@@ -147,7 +147,7 @@ def test_onnxruntime_computes_the_same_on_padded_and_silent_clips(tmp_path: Path
         model = read_model(pretraining_folder(tmp_path, table=True))
     else:
         crop = AugmentConfig(crop_seconds=0.4)
-        model = read_model(classifier_folder(tmp_path, pool=kind, centre=True, augment=crop))
+        model = read_model(classifier_folder(tmp_path, pool=kind, subtract_band_mean=True, augment=crop))
         assert model.n_frames < TINY.audio.n_frames
     write_onnx(model, tmp_path / "graph.onnx")
     assert check_onnx(model, tmp_path / "graph.onnx") < 1e-4

@@ -137,7 +137,7 @@ def test_a_stage_outlives_a_storage_that_throttles(store: FeatureStore, tmp_path
     assert run_stage(spec, BareSession(far, spec.artifact))
     assert spec.artifact.read_bytes("model.safetensors") == undisturbed.artifact.read_bytes("model.safetensors")
     assert {"read", "write", "list", "remove", "open", "part"} == {operation for operation, _ in FailingFiles.calls}
-    with spec.artifact.open("seen.parquet") as file:
+    with spec.artifact.open("trained_on.parquet") as file:
         assert pq.read_table(file).num_rows
 
 

@@ -46,7 +46,7 @@ SETTINGS = {
     "--finetune.commit-minutes": 0.02,
     "--finetune.report-steps": 1,
     "--consistency.epochs": 20,
-    "--evaluate.rivals": "svm svm_robust",  # the CNN trains for seconds, not steps: no two runs of it are equal
+    "--evaluate.baselines": "svm svm_robust",  # the CNN trains for seconds, not steps: no two runs of it are equal
     "--compute.num-workers": 1,
     "--compute.torch-threads": 1,
     "--compute.max-failures": 1000,

@@ -42,7 +42,7 @@ TINY = Config(
         micro_batch_size=8,
         lr=2e-3,
         report_steps=2,
-        augment=AugmentConfig(roll_p=1.0, colour_p=0.5),
+        augment=AugmentConfig(roll_p=1.0, eq_p=0.5),
     ),
     finetune=FinetuneConfig(
         epochs=30,
@@ -61,7 +61,7 @@ EVERYTHING = AugmentConfig(
     crop_seconds=0.32,
     roll_p=0.8,
     gain_db=6.0,
-    colour_p=0.8,
+    eq_p=0.8,
     responses=("devices/",),
     response_p=0.8,
     mixstyle_p=0.8,

@@ -12,7 +12,7 @@ from raymae.config import TrackingConfig
 from raymae.storage.folder import Folder
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import read_records
-from raymae.tracking.reporter import Journal, begin
+from raymae.tracking.reporter import Reporter, begin
 
 
 @pytest.fixture
@@ -20,16 +20,16 @@ def storage(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path))
 
 
-def journal_of(storage: Folder, folder: str = "sweeps/one") -> Journal:
-    return Journal(TrackingConfig(), storage, storage / folder)
+def journal_of(storage: Folder, folder: str = "sweeps/one") -> Reporter:
+    return Reporter(TrackingConfig(), storage, storage / folder)
 
 
 def test_a_storage_at_a_url_has_no_default_to_lack_something() -> None:
-    assert not Journal(TrackingConfig(), Folder("memory://storage"), Folder("memory://storage/runs/one")).has_waiting()
+    assert not Reporter(TrackingConfig(), Folder("memory://storage"), Folder("memory://storage/runs/one")).has_waiting()
 
 
-def recorder_of(journal: Journal) -> Recorder:
-    return Recorder(journal.folder, lambda values: dict(values), journal, "key", known=0, total=3, tensorboard=None)
+def recorder_of(reporter: Reporter) -> Recorder:
+    return Recorder(reporter.folder, lambda values: dict(values), reporter, "key", known=0, total=3, tensorboard=None)
 
 
 def trial(ratio: float) -> Any:
@@ -44,9 +44,9 @@ def report(recorder: Recorder, one: Any, steps: list[int], **result: Any) -> Non
 def test_what_a_dead_sweep_had_to_say_is_delivered_by_the_next_job(storage: Folder) -> None:
     from mlflow.tracking import MlflowClient
 
-    journal = journal_of(storage)
-    journal.write(begin("", "sweep-key", "small-sweep", {"seed": "0"}, {}))
-    recorder = recorder_of(journal)
+    reporter = journal_of(storage)
+    reporter.write(begin("", "sweep-key", "small-sweep", {"seed": "0"}, {}))
+    recorder = recorder_of(reporter)
     good, bad, open_one = trial(0.6), trial(0.7), trial(0.8)
     for one in (good, bad, open_one):
         recorder.on_trial_start(0, [], one)
@@ -55,13 +55,13 @@ def test_what_a_dead_sweep_had_to_say_is_delivered_by_the_next_job(storage: Fold
     recorder.on_trial_complete(0, [], good)
     recorder.on_trial_error(0, [], SimpleNamespace(**vars(bad), error_msg="no memory", get_error=lambda: None))
     # the driver dies here; another job with the same storage finds what it had to say
-    journal.outbox.mark()
+    reporter.outbox.mark()
     other = journal_of(storage, "runs/other")
     assert other.has_waiting()
     other.start(begin("", "other", "another", {}, {}))
     assert other.close("FINISHED") is None
 
-    client = MlflowClient(journal.uri)
+    client = MlflowClient(reporter.uri)
     experiment = client.get_experiment_by_name(TrackingConfig().experiment)
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     children = {name: run for name, run in found.items() if "mlflow.parentRunId" in run.data.tags}
@@ -75,7 +75,7 @@ def test_what_a_dead_sweep_had_to_say_is_delivered_by_the_next_job(storage: Fold
     history = client.get_metric_history(best.info.run_id, "loss")
     assert sorted((point.step, point.timestamp) for point in history) == [(1, 1001000), (2, 1002000), (3, 1003000)]
     assert best.data.metrics["score"] == 0.75
-    assert {one.status for one in read_records(journal.folder).values()} == {"finished", "failed"}
+    assert {one.status for one in read_records(reporter.folder).values()} == {"finished", "failed"}
 
     again = journal_of(storage)
     again.start()

@@ -27,7 +27,7 @@ from raymae.sweep.space import Axis, drawn, grid, label, parse_axis, parse_space
         ("model.depth=4,8", Axis("model.depth", (4, 8))),
         ("model.patch_size=16+16,8+8", Axis("model.patch_size", ((16, 16), (8, 8)))),
         ("finetune.pool=cls,mean", Axis("finetune.pool", ("cls", "mean"))),
-        ("finetune.centre=True,False", Axis("finetune.centre", (True, False))),
+        ("finetune.subtract_band_mean=True,False", Axis("finetune.subtract_band_mean", (True, False))),
         ("finetune.layer=None,3", Axis("finetune.layer", (None, 3))),
         ("data.root=../a,../b", Axis("data.root", ("../a", "../b"))),
         ("finetune.lr=log:1e-4..1e-2", Axis("finetune.lr", low=1e-4, high=1e-2, log=True)),

@@ -228,7 +228,7 @@ def finished_but_for_registration(uri: str, root: Path, storage: Folder) -> Conf
         data=DataConfig(dataset="table", tables=(str(write_table(folder, write_clips(folder, 60))),)),
         pretrain=replace(TINY.pretrain, epochs=2, probe_clips=0),
         finetune=replace(TINY.finetune, epochs=6),
-        evaluate=replace(TINY.evaluate, rivals=(), probe_clips=0),
+        evaluate=replace(TINY.evaluate, baselines=(), probe_clips=0),
         tracking=TrackingConfig(uri=uri, registered_model="scenes", patience_minutes=0.02),
     )
     plan = Plan(config, load(config.data, None), storage, "register")

@@ -32,7 +32,7 @@ from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.training import EVERYTHING, RESPONSES, TINY, losses, make_spec, train, train_in_two
 
-STRONG = AugmentConfig(colour_p=0.8, mixstyle_p=0.5, freq_mask_param=8, time_mask_param=16)
+STRONG = AugmentConfig(eq_p=0.8, mixstyle_p=0.5, freq_mask_param=8, time_mask_param=16)
 SETTINGS = ConsistencyConfig(method="freematch", epochs=4, ratio=2, momentum=0.8, strong=STRONG)
 CONFIG = replace(TINY, consistency=SETTINGS)
 
@@ -237,7 +237,7 @@ def taught(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dic
 @pytest.mark.parametrize("method", METHODS)
 def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, taught: dict[str, Folder], method: Any) -> None:
     # no Freq-MixStyle: it would make one tone of the other
-    strong = AugmentConfig(colour_p=0.5, freq_mask_param=4, time_mask_param=16)
+    strong = AugmentConfig(eq_p=0.5, freq_mask_param=4, time_mask_param=16)
     settings = ConsistencyConfig(method=method, epochs=5, ratio=2, strong=strong)
     spec = make_spec(store, tmp_path, "consistency", replace(TINY, consistency=settings), classifier=taught["finetune"])
     run_stage(spec, BareSession(store, spec.artifact))

@@ -19,7 +19,7 @@ from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.training import TINY
 
-LOGISTIC = replace(TINY, finetune=replace(TINY.finetune, head_start="logistic", pool="row_stats"))
+LOGISTIC = replace(TINY, finetune=replace(TINY.finetune, head_init="logistic", pool="row_stats"))
 
 
 def make_spec(store: FeatureStore, folder: Path, config: Config = LOGISTIC) -> StageSpec:

@@ -38,7 +38,7 @@ CONFIG = replace(
 BF16 = replace(
     CONFIG, model=replace(CONFIG.model, decoder="local"), pretrain=replace(CONFIG.pretrain, precision="bf16")
 )
-STRONG = AugmentConfig(colour_p=0.5, freq_mask_param=8)
+STRONG = AugmentConfig(eq_p=0.5, freq_mask_param=8)
 PAIRED = replace(CONFIG, consistency=ConsistencyConfig(method="softmatch", teacher="ema", ratio=1, strong=STRONG))
 KINDS: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "pretrain", "config": CONFIG},

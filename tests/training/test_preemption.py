@@ -16,7 +16,7 @@ from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.storage.events import latest_step
 from raymae.training.guards import preemption
-from raymae.training.guards.preemption import MARGIN_SECONDS, Departure
+from raymae.training.guards.preemption import MARGIN_SECONDS, Preemption
 from raymae.training.run_stage import run_stage
 from raymae.training.worker import BareSession
 from tests.support.training import TINY, make_spec, train
@@ -24,7 +24,7 @@ from tests.support.training import TINY, make_spec, train
 
 @given(ahead=st.floats(-1e3, 1e6), cost=st.floats(0, 1e3))
 def test_one_commit_at_the_announcement_and_one_before_the_end(ahead: float, cost: float) -> None:
-    one, end = Departure(), time.time() + ahead
+    one, end = Preemption(), time.time() + ahead
     assert one.look(None, cost) == (False, False)
     urgent, leave = one.look(end, cost)
     assert urgent
@@ -38,7 +38,7 @@ class Announced(BareSession):
 
     left = 3600.0
 
-    def taken_at(self) -> float | None:
+    def preemption_time(self) -> float | None:
         return time.time() + self.left
 
 
@@ -49,7 +49,7 @@ class Doomed(Announced):
 class Grown(BareSession):
     """A process to which others could be added."""
 
-    def outgrown(self) -> bool:
+    def can_grow(self) -> bool:
         return True
 
 

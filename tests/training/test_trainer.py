@@ -197,8 +197,8 @@ def test_a_stage_can_be_given_the_seconds_of_another(store: FeatureStore, tmp_pa
 
 def test_the_rival_may_have_a_learning_rate_and_crops_of_its_own(store: FeatureStore, tmp_path: Path) -> None:
     config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_lr=3e-3, cnn_crop_seconds=0.32))
-    rival = make_spec(store, tmp_path, "finetune", config, cnn="resnet10t").classification
-    assert (rival.peak_lr, rival.augment.crop_seconds) == (3e-3, 0.32)
+    baseline = make_spec(store, tmp_path, "finetune", config, cnn="resnet10t").classification
+    assert (baseline.peak_lr, baseline.augment.crop_seconds) == (3e-3, 0.32)
     assert make_spec(store, tmp_path, "finetune", config).classification == TINY.finetune
     with pytest.raises(ValueError, match="cnn_lr"):
         replace(TINY.evaluate, cnn_lr=0.0)

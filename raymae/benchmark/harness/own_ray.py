@@ -34,7 +34,7 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on loopback; a token would be written to the user's home
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
     size: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": object_store_mb * 1_000_000}
-    # by default Ray's workers give way to others, and so to the rival
+    # by default Ray's workers give way to others, and so to the baseline
     first = size | {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cluster = None

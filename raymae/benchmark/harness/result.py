@@ -1,4 +1,4 @@
-"""What a part of the benchmark found: numbers for `--json`, and rows of ours against the rival's for the eye."""
+"""What a part of the benchmark found: numbers for `--json`, and rows of ours against the baseline's for the eye."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Row:
     part: str
     what: str
     ours: str
-    rival: str
+    baseline: str
     ratio: float
     goal: float
     at_most: bool = False
@@ -54,7 +54,7 @@ class Result:
             file.write("\n")
 
     def __str__(self) -> str:
-        lines = [f"{row.what}: {row.ours} against {row.rival}: {row.verdict}" for row in self.rows]
+        lines = [f"{row.what}: {row.ours} against {row.baseline}: {row.verdict}" for row in self.rows]
         return "\n".join([*lines, *([self.text] if self.text else [])])
 
 
@@ -78,8 +78,8 @@ def load_rows(content: dict[str, Any]) -> list[Row]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| part | measured | raymae | rival | ratio, goal |", "|---|---|---|---|---|"]
-    lines += [f"| {row.part} | {row.what} | {row.ours} | {row.rival} | {row.verdict} |" for row in rows]
+    lines = ["| part | measured | raymae | baseline | ratio, goal |", "|---|---|---|---|---|"]
+    lines += [f"| {row.part} | {row.what} | {row.ours} | {row.baseline} | {row.verdict} |" for row in rows]
     return "\n".join(lines)
 
 

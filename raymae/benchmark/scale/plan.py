@@ -94,7 +94,7 @@ class Outlook:
     """MB/s that each GPU sends and receives to average gradients (fp32, ring)."""
 
 
-def outlook(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
+def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
     """Work out a plan; every part of an epoch overlaps with the others, so the slowest decides."""
     audio = AudioConfig(clip_seconds=corpus.clip_seconds)
     clips = round(corpus.hours * 3600 / corpus.clip_seconds)
@@ -229,7 +229,7 @@ class Plan:
             replace(corpus, clip_seconds=self.clip_seconds, audio_mb_per_hour=self.audio_mb_per_hour)
             for corpus in (CORPORA if self.hours is None else [Corpus(name="corpus", hours=self.hours)])
         ]
-        plans = [(corpus, outlook(corpus, cluster, rates)) for corpus in corpora]
+        plans = [(corpus, estimate(corpus, cluster, rates)) for corpus in corpora]
         values = {
             "rates": asdict(rates),
             "cluster": asdict(cluster),

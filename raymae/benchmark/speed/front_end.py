@@ -30,9 +30,9 @@ CHAIN_HERTZ = 10_000
 class FrontEnd:
     """LogMel, and decode + resample + LogMel, per clip on one core (medians of CPU time, sides taking turns).
 
-    `--json` keys: `log_mel_ms`; its rivals `reference_ms` (torch.stft, |X|^2, dense Kaldi bank of torchaudio),
+    `--json` keys: `log_mel_ms`; its baselines `reference_ms` (torch.stft, |X|^2, dense Kaldi bank of torchaudio),
     `tuned_ms` (the same in place, without square roots), `transforms_ms` (torchaudio.transforms), `fft_ms` (bare
-    scipy.fft.rfft of the same frames); `wav_ms`, `flac_ms` (load + LogMel) and their rivals `wav_reference_ms`,
+    scipy.fft.rfft of the same frames); `wav_ms`, `flac_ms` (load + LogMel) and their baselines `wav_reference_ms`,
     `flac_reference_ms` (soundfile, torchaudio Resample, reference); `largest_difference`, from the reference;
     `chain_difference`, below 10 kHz; `clip_seconds`; `clips_per_second` of one core, from WAV.
     """
@@ -64,15 +64,15 @@ class FrontEnd:
         """What is timed, and how far apart the outputs are; ValueError where they aren't equal."""
         import torch
 
-        from raymae.benchmark.harness.torchaudio_rivals import TorchChain, TorchLogMel, TransformsLogMel, TunedLogMel
+        from raymae.benchmark.harness.torchaudio_baselines import TorchChain, TorchLogMel, TransformsLogMel, TunedLogMel
 
         log_mel, chain = LogMel(config), TorchChain(config, SAMPLE_RATE)
         waveform = recording(self.clip_seconds, seed=0, sample_rate=config.sample_rate)
         tensor = torch.from_numpy(waveform)
-        rivals = {"reference": TorchLogMel, "tuned": TunedLogMel, "transforms": TransformsLogMel}
-        called = {name: rival(config) for name, rival in rivals.items()}
+        baselines = {"reference": TorchLogMel, "tuned": TunedLogMel, "transforms": TransformsLogMel}
+        called = {name: baseline(config) for name, baseline in baselines.items()}
         ours = log_mel(waveform)
-        largest = max(difference(ours, rival(tensor).numpy()) for rival in called.values())
+        largest = max(difference(ours, baseline(tensor).numpy()) for baseline in called.values())
         require_equal("LogMel", largest, TOLERANCE)
 
         def from_file(path: str) -> FloatArray:
@@ -83,7 +83,7 @@ class FrontEnd:
         require_equal("decode + resample + LogMel", max(apart), CHAIN_TOLERANCE)
         sides = {
             "log_mel": partial(log_mel, waveform),
-            **{name: partial(rival, tensor) for name, rival in called.items()},
+            **{name: partial(baseline, tensor) for name, baseline in called.items()},
             "fft": partial(bare_ffts, windowed(log_mel, waveform)),
         }
         for kind, path in names.items():
@@ -94,9 +94,9 @@ class FrontEnd:
 def rows(times: dict[str, float]) -> list[Row]:
     """The ratios of the times (ms per clip) and their goals."""
 
-    def row(what: str, ours: str, rival: str, name: str, goal: float) -> Row:
-        times_ms = (f"{times[ours]:.1f} ms", f"{times[rival]:.1f} ms ({name})")
-        return Row("front-end", what, *times_ms, times[rival] / times[ours], goal)
+    def row(what: str, ours: str, baseline: str, name: str, goal: float) -> Row:
+        times_ms = (f"{times[ours]:.1f} ms", f"{times[baseline]:.1f} ms ({name})")
+        return Row("front-end", what, *times_ms, times[baseline] / times[ours], goal)
 
     floor = (f"{times['log_mel']:.1f} ms", f"{times['fft']:.1f} ms (bare scipy.fft.rfft)")
     chain = "decode {} + resample + LogMel"

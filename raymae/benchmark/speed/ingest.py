@@ -73,15 +73,15 @@ class Ingest:
             base_mb, peaks = self._peaks(Folder(folder))
             spec = make_spec(Folder(folder) / "rates", audio, self.clips, self.epochs)
             with own_ray(self.cpus, object_store_mb=1000):
-                ours, rival = self._rates(spec, Path(folder))
+                ours, baseline = self._rates(spec, Path(folder))
         values = {
             "clips_per_second": ours.rate,
             "mb_per_second": ours.rate * clip_mb,
             "mb_per_core_second": clip_mb / ours.cpu,
             "cpu_ms": 1000 * ours.cpu,
-            "loader_clips_per_second": rival.rate,
-            "loader_mb_per_second": rival.rate * clip_mb,
-            "loader_cpu_ms": 1000 * rival.cpu,
+            "loader_clips_per_second": baseline.rate,
+            "loader_mb_per_second": baseline.rate * clip_mb,
+            "loader_cpu_ms": 1000 * baseline.cpu,
             "start_seconds": ours.start_seconds,
             "clips": self.clips,
             "store_mb": self.clips * clip_mb,
@@ -91,7 +91,7 @@ class Ingest:
             "base_peak_mb": peaks[0],
             "peak_mb": peaks[1],
         }
-        rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (ours, rival)]
+        rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (ours, baseline)]
         what = f"store to batches of {BATCH} on {self.cpus} CPUs"
         rows = [
             Row(
@@ -99,14 +99,14 @@ class Ingest:
                 what,
                 rates[0],
                 f"{rates[1]} (DataLoader, {self.cpus} workers, .npy)",
-                ours.rate / rival.rate,
+                ours.rate / baseline.rate,
                 1.0,
             ),
             memory_row("ingest", peaks[1], peaks[0], base_mb),
         ]
         text = (
             f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the first batch.\n"
-            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * rival.cpu:.2f} ms; that is "
+            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * baseline.cpu:.2f} ms; that is "
             f"{clip_mb / ours.cpu:.0f} MB/s per core: an H200 that takes {H200_CLIPS:.0f} clips/s, "
             f"{H200_CLIPS * clip_mb:.0f} MB/s, needs {H200_CLIPS * ours.cpu:.1f} cores."
         )
@@ -131,10 +131,10 @@ class Ingest:
         return base_mb, peaks
 
     def _rates(self, spec: StageSpec, folder: Path) -> tuple[Pace, Pace]:
-        """Ours and the rival's."""
+        """Ours and the baseline's."""
         import torch
 
-        from raymae.benchmark.harness.torchaudio_rivals import Stored, Turns, loader
+        from raymae.benchmark.harness.torchaudio_baselines import Stored, Turns, loader
 
         torch.set_num_threads(1)
         rows = order_rows(spec)
@@ -142,16 +142,16 @@ class Ingest:
         for row in range(len(spec.store)):
             np.save(folder / "npy" / f"{row:05d}.npy", spec.store.read(np.array([row]))[0][0])
         turns = Turns()
-        rival = loader(Stored(folder / "npy", len(spec.store)), turns, BATCH, self.cpus)
+        baseline = loader(Stored(folder / "npy", len(spec.store)), turns, BATCH, self.cpus)
         turns.indices = rows[: CHECKED * BATCH].tolist()
-        for batch, other in zip(as_float(batches(spec)), rival, strict=False):
+        for batch, other in zip(as_float(batches(spec)), baseline, strict=False):
             if not torch.equal(batch, other.float()):
                 raise ValueError("ingest: the batches of both sides differ")
         turns.indices = rows.tolist()
         ours, other = [], []
         for _ in range(self.runs):
             ours.append(pace(as_float(batches(spec)), SKIPPED))
-            other.append(pace((batch.float() for batch in rival), SKIPPED))
+            other.append(pace((batch.float() for batch in baseline), SKIPPED))
         return median(ours), median(other)
 
 

@@ -51,7 +51,7 @@ class Prepare:
     """Different recordings among them; the others are hard links."""
     cpus: int = 2
     """CPUs of Ray, and workers of the DataLoader."""
-    rival_clips: int = 300
+    baseline_clips: int = 300
     """Clips that the DataLoader is timed on."""
     single_clips: int = 120
     """Clips that the bare process is timed on, before and after the job."""
@@ -74,16 +74,16 @@ class Prepare:
                 large.run()
             single.append(bare(few, Folder(folder) / "bare-1", config))
             several.append(together(few, Folder(folder) / "together-1", config, self.cpus))
-            rival = self._loader(clips, Path(folder), config)
+            baseline = self._loader(clips, Path(folder), config)
         rate, cpu = (float(np.mean(values)) for values in zip(*single, strict=True))
         values = {
             "clips_per_second": large.rate,
             "single_clips_per_second": rate,
             "several_clips_per_second": float(np.mean(several)),
-            "loader_clips_per_second": rival.rate,
+            "loader_clips_per_second": baseline.rate,
             "cpu_ms": 1000 * large.cpu,
             "single_cpu_ms": 1000 * cpu,
-            "loader_cpu_ms": 1000 * rival.cpu,
+            "loader_cpu_ms": 1000 * baseline.cpu,
             "ray_start_seconds": ray_seconds,
             "first_shards_seconds": large.first_seconds,
             "job_seconds": large.seconds,
@@ -97,7 +97,7 @@ class Prepare:
         text = (
             f"Start-up, not in the rates: Ray {ray_seconds:.1f} s, first shards after {large.first_seconds:.1f} s.\n"
             f"CPU per clip, all processes: {1000 * large.cpu:.1f} ms in the job, {1000 * cpu:.1f} ms in the bare "
-            f"process, {1000 * rival.cpu:.1f} ms in the DataLoader."
+            f"process, {1000 * baseline.cpu:.1f} ms in the DataLoader."
         )
         return Result("prepare", self._rows(values), values, text)
 
@@ -134,22 +134,22 @@ class Prepare:
         ]
 
     def _loader(self, clips: pa.Table, folder: Path, config: Config) -> Pace:
-        """The rival, set up and warm."""
-        from raymae.benchmark.harness.torchaudio_rivals import Featurized, Turns, loader
+        """The baseline, set up and warm."""
+        from raymae.benchmark.harness.torchaudio_baselines import Featurized, Turns, loader
 
         target = folder / "loader"
         target.mkdir()
         paths = clips["path"].to_pylist()
         turns = Turns()
-        rival = loader(Featurized(paths, target, config.audio, SAMPLE_RATE), turns, 8, self.cpus)
+        baseline = loader(Featurized(paths, target, config.audio, SAMPLE_RATE), turns, 8, self.cpus)
         turns.indices = list(range(32 * self.cpus))
-        list(rival)
+        list(baseline)
         low = bands_below(config.audio, CHAIN_HERTZ)
         ours, _, _ = ClipReader(config.audio, 30)(paths[0])
         apart = difference(ours[:, :low].astype(np.float32), np.load(target / "00000.npy")[:, :low].astype(np.float32))
         require_equal("prepare", apart, CHAIN_TOLERANCE)
-        turns.indices = list(range(self.rival_clips))
-        return pace(rival, skipped=2 * self.cpus)
+        turns.indices = list(range(self.baseline_clips))
+        return pace(baseline, skipped=2 * self.cpus)
 
 
 def memory_row(part: str, peak_mb: float, base_peak_mb: float, base_mb: float) -> Row:

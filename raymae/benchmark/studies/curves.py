@@ -32,7 +32,7 @@ PIXEL_LIGHT, PIXEL_FAITHFUL, LATENT = "pixel, light decoder", "pixel, local deco
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """The contestants: one encoder, three things to predict with it. Widths are the recipe's.
+    """The classifiers: one encoder, three things to predict with it. Widths are the recipe's.
 
     With latent targets a step holds a quarter of the clips, each under four masks.
     """
@@ -89,10 +89,10 @@ class Curves:
 
         torch.set_num_threads(self.threads)
         config = RECIPES[self.recipe]()
-        contestants = variants(config)
-        chosen = {name: one for name, one in contestants.items() if name in (self.only or (name,))}
+        classifiers = variants(config)
+        chosen = {name: one for name, one in classifiers.items() if name in (self.only or (name,))}
         if not chosen:
-            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, contestants))}")
+            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, classifiers))}")
         precision = self.precision or config.pretrain.precision
         runs: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as name:

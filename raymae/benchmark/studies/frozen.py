@@ -78,16 +78,16 @@ class Labelled:
 
 
 def with_centred(embedder: Embedder, log_mel: NDArray[np.float32], frames: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Embeddings (B, 2 E) of log-mels (B, T, F) as they are and centred (`raymae.models.classifier.centre`).
+    """Embeddings (B, 2 E) of log-mels (B, T, F) as they are and centred (`raymae.models.classifier.subtract_band_mean`).
 
     What a device changes is in the first half alone. Chosen on classes of the pool, where it brings 1 to 7 points
     through devices that the probe didn't learn from.
     """
     import torch
 
-    from raymae.models.classifier import centre
+    from raymae.models.classifier import subtract_band_mean
 
-    without = centre(torch.from_numpy(log_mel), torch.from_numpy(frames)).numpy()
+    without = subtract_band_mean(torch.from_numpy(log_mel), torch.from_numpy(frames)).numpy()
     return np.concatenate([embedder.clips(one, frames) for one in (log_mel, without)], axis=1)
 
 
@@ -102,7 +102,7 @@ def coloured(
     from raymae.training.batches.order import mix
 
     generator = torch.Generator().manual_seed(mix(*keys) >> 1)
-    config = AugmentConfig(colour_p=1.0)
+    config = AugmentConfig(eq_p=1.0)
     found, _ = colour(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
     return np.asarray(found.numpy())
 
@@ -113,7 +113,7 @@ class Frozen:
 
     Each probe learns from the labelled clips of split train and is scored on the table's test splits: macro accuracy,
     mean and standard deviation over the tables. The same probe reads the encoder with random weights (of other seeds
-    for every table) and log-mel statistics; the rivals `svm` and `svm_robust` read these, too. All are read as they
+    for every table) and log-mel statistics; the baselines `svm` and `svm_robust` read these, too. All are read as they
     are and centred, side by side.
 
     `--json` keys: `scores`, features → split → macro accuracy by table; `tables`; `model`; `layers`.
@@ -167,8 +167,8 @@ class Frozen:
 
 
 def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict[str, float]]:
-    """What the linear probe and the rivals reach on log-mel statistics."""
-    from raymae.evaluation.baselines import Statistics, SvmKind, centre, fit_svm
+    """What the linear probe and the baselines reach on log-mel statistics."""
+    from raymae.evaluation.baselines import Statistics, SvmKind, fit_svm, subtract_band_mean
     from raymae.evaluation.metrics import macro_accuracy
     from raymae.evaluation.probes import score
     from raymae.evaluation.report import model_title
@@ -179,7 +179,7 @@ def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict
     held_out = {split: (store_statistics(table.store, rows), table.labels(rows)) for split, rows in tests.items()}
 
     def both(values: Statistics) -> Statistics:
-        return np.concatenate([values, centre(values)], axis=1).reshape(len(values), -1)
+        return np.concatenate([values, subtract_band_mean(values)], axis=1).reshape(len(values), -1)
 
     scores = {split: score("linear", both(x), y, both(one), labels) for split, (one, labels) in held_out.items()}
     found = {STATISTICS: scores}

@@ -1,4 +1,4 @@
-"""`transfer`: what pre-training and unlabelled clips are worth on devices never heard, against rivals without them.
+"""`transfer`: what pre-training and unlabelled clips are worth on devices never heard, against baselines without them.
 
 Every table is one run of a protocol (its labelled and unlabelled clips, its held-out splits); all share one
 pre-training on the pool. A table's stages stand in the storage, so that the command, stopped and given again, goes on.
@@ -37,21 +37,23 @@ def without_generalisation(config: Config) -> Config:
     fine-tuning and consistency training. Pre-training keeps them: one serves all."""
 
     def plain(augment: AugmentConfig) -> AugmentConfig:
-        return replace(augment, colour_p=0.0, mixstyle_p=0.0, responses=(), response_p=None)
+        return replace(augment, eq_p=0.0, mixstyle_p=0.0, responses=(), response_p=None)
 
-    finetune = replace(config.finetune, centre=False, with_plain=False, augment=plain(config.finetune.augment))
+    finetune = replace(
+        config.finetune, subtract_band_mean=False, with_raw=False, augment=plain(config.finetune.augment)
+    )
     consistency = replace(config.consistency, strong=plain(config.consistency.strong))
     return replace(config, finetune=finetune, consistency=consistency)
 
 
-def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: bool, rivals: bool) -> Config:
-    """One table's run: every row of the benchmark that `evaluate` can make of it; `rivals` brings the SVMs."""
-    svms = SVM_ROWS if rivals else ()
+def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: bool, baselines: bool) -> Config:
+    """One table's run: every row of the benchmark that `evaluate` can make of it; `baselines` brings the SVMs."""
+    svms = SVM_ROWS if baselines else ()
     config = replace(
         recipe,
         data=replace(recipe.data, dataset="table", tables=(table,), pool_tables=tuple(pool)),
         pretrain=replace(recipe.pretrain, pool_only=True, probe_clips=0),
-        evaluate=replace(recipe.evaluate, rivals=(*svms, "cnn"), ablation=("scratch",), probe_clips=0),
+        evaluate=replace(recipe.evaluate, baselines=(*svms, "cnn"), ablation=("scratch",), probe_clips=0),
         unlabelled=("pseudo_labels", "consistency"),
     )
     return config if generalised else without_generalisation(config)
@@ -59,7 +61,7 @@ def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Trains and evaluates all contestants on every table; ends with mean ± standard deviation over the tables, and the
+    """Trains and evaluates all classifiers on every table; ends with mean ± standard deviation over the tables, and the
     differences table by table.
 
     Contestants: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation of
@@ -96,7 +98,7 @@ class Transfer:
         started, storage = time.time(), open_storage(self.storage)
         wanted = [(table, turn) for table in self.tables for turn in range(len(self.generalisation))]
         configs = [
-            run_config(recipe, table, self.pool, generalised=self.generalisation[turn], rivals=turn == 0)
+            run_config(recipe, table, self.pool, generalised=self.generalisation[turn], baselines=turn == 0)
             for table, turn in wanted
         ]
         names = [f"{table}{self._said(turn)}" for table, turn in wanted]
@@ -164,8 +166,8 @@ def pairs(scores: Scores) -> dict[str, tuple[str, str]]:
     """What is compared table by table: name → (row, row that is taken off)."""
     from raymae.evaluation.report import model_title
 
-    rivals = [row for row in (*SVM_ROWS, "cnn", f"cnn{WITHOUT}") if row in scores]
-    best = max(rivals, key=lambda row: sum(statistics.fmean(values) for values in scores[row].values()))
+    baselines = [row for row in (*SVM_ROWS, "cnn", f"cnn{WITHOUT}") if row in scores]
+    best = max(baselines, key=lambda row: sum(statistics.fmean(values) for values in scores[row].values()))
     wanted = [
         ("finetune", best),
         ("finetune", "finetune_scratch"),

@@ -27,7 +27,7 @@ NOTE = (
 def audit_run(config: Config) -> dict[str, Any]:
     """Audit the clips that `config.data` names, print what was found and keep it under `config.storage`/audits/.
 
-    Keys: job, recipe, folder, splits (`audit.audit_splits`) and, with audit.listen, heard (`twins.heard`). Raises
+    Keys: job, recipe, folder, splits (`audit.audit_splits`) and, with audit.same_recording, heard (`twins.heard`). Raises
     ValueError for what `datasets.load_rows` and `splits.assign` reject, and where no held-out split has a label.
     """
     storage = open_storage(config.storage)
@@ -40,7 +40,7 @@ def audit_run(config: Config) -> dict[str, Any]:
     folder = storage / f"audits/{config.recipe or 'run'}-{audit_key(config, rows)}"
     result: dict[str, Any] = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
     text = audit_text(found)
-    if config.audit.listen:
+    if config.audit.same_recording:
         result["heard"] = heard(assign(rows, config.data.split))
         text += f"\n{heard_text(result['heard'])}"
     folder.write_bytes("audit.md", text.encode())
@@ -52,7 +52,7 @@ def audit_run(config: Config) -> dict[str, Any]:
 
 def audit_key(config: Config, rows: pa.Table) -> str:
     """Names the clips, the split and whether it listens, so that no audit takes the place of another."""
-    return digest([table_hash(rows), to_dict(config.data.split), config.audit.listen])
+    return digest([table_hash(rows), to_dict(config.data.split), config.audit.same_recording])
 
 
 def audit_text(found: Sequence[dict[str, Any]]) -> str:

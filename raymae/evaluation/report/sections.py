@@ -15,8 +15,8 @@ Block = str | Table
 
 MODEL_TITLES = {
     "svm": "SVM on log-mel statistics",
-    "svm_centred": "SVM, centred",
-    "svm_coloured": "SVM, coloured",
+    "svm_band_mean": "SVM, centred",
+    "svm_eq": "SVM, coloured",
     "svm_robust": "SVM, coloured + centred",
     "svm_self_trained": "SVM, self-trained",
     "cnn": "CNN from scratch",

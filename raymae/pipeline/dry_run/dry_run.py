@@ -18,33 +18,33 @@ from raymae.config.stages import Target
 from raymae.datasets.rows import rows_of
 from raymae.features.augment import crop_frames
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
-from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, Rehearsal, clips_for_each, memory_mb, micro_batch, rehearse
+from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, TrialSteps, clips_for_each, memory_mb, micro_batch, run_trial
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.run import make_plan
 from raymae.storage.folder import Folder
 
-REHEARSED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}
-"""What is rehearsed for a training stage. The rival cnn is given seconds, whatever it does in them."""
+TRIED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}
+"""What is tried for a training stage. The baseline cnn is given seconds, whatever it does in them."""
 
 
 def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
-    """Print what a job would do and take; the plan, the rehearsals and the costs, for JSON."""
+    """Print what a job would do and take; the plan, the trials and the costs, for JSON."""
     plan = make_plan(replace(config, seeds=1), target, storage)
     stages = [plan.nodes[name].stage for name in plan.to_do]
-    kinds = dict.fromkeys(REHEARSED[stage] for stage in stages if stage in REHEARSED)
-    rehearsals = {}
+    kinds = dict.fromkeys(TRIED[stage] for stage in stages if stage in TRIED)
+    trials = {}
     for kind in kinds:
-        print(f"rehearsal of {kind} …", flush=True)
-        rehearsals[kind] = rehearse(config, kind, plan.clips)
-    costs = {name: cost for name in plan.to_do if (cost := stage_cost(plan, name, rehearsals))}
-    fits = {kind: fit(config, kind, found) for kind, found in rehearsals.items()}
+        print(f"trial_steps of {kind} …", flush=True)
+        trials[kind] = run_trial(config, kind, plan.clips)
+    costs = {name: cost for name in plan.to_do if (cost := stage_cost(plan, name, trials))}
+    fits = {kind: fit(config, kind, found) for kind, found in trials.items()}
     if "prepare" in plan.to_do:
-        fits["disk"] = disk_fit(plan, rehearsals)
-    for line in [*rehearsal_lines(config, rehearsals), *cost_lines(costs, config.seeds), *map(fit_line, fits.items())]:
+        fits["disk"] = disk_fit(plan, trials)
+    for line in [*trial_lines(config, trials), *cost_lines(costs, config.seeds), *map(fit_line, fits.items())]:
         print(line)
     return {
         "plan": {name: node.reused for name, node in plan.nodes.items()},
-        "rehearsal": {kind: found and asdict(found) for kind, found in rehearsals.items()},
+        "trial_steps": {kind: found and asdict(found) for kind, found in trials.items()},
         "costs": costs,
         "fits": fits,
     }
@@ -82,19 +82,19 @@ def stage_flops(plan: Plan, name: str) -> float:
     return flops
 
 
-def stage_cost(plan: Plan, name: str, rehearsals: Mapping[str, Rehearsal | None]) -> dict[str, Any] | None:
+def stage_cost(plan: Plan, name: str, trials: Mapping[str, TrialSteps | None]) -> dict[str, Any] | None:
     """Clips, steps, hours here and on one GPU of a stage that trains or prepares; None for the others.
 
-    Hours here are None where the rehearsal was killed.
+    Hours here are None where the trial_steps was killed.
     """
     stage, config, rates = plan.nodes[name].stage, plan.config, Rates()
     if stage == "prepare":
         units = len(plan.clips) * config.audio.clip_seconds / UNIT_SECONDS
         cores = config.compute.data_workers or os.cpu_count() or 1
         return {"clips": len(plan.clips), "hours": units / rates.prepare_clips / cores / 3600, "gpu_hours": 0.0}
-    if stage not in REHEARSED:
+    if stage not in TRIED:
         return None
-    found = rehearsals[REHEARSED[stage]]
+    found = trials[TRIED[stage]]
     clips = trained_clips(plan, name)
     section = config.pretrain if stage == "pretrain" else config.finetune
     batch = section.global_batch_size * (clips_for_each(config, stage) if plan.has_unlabelled else 1)
@@ -110,7 +110,7 @@ def stage_cost(plan: Plan, name: str, rehearsals: Mapping[str, Rehearsal | None]
 # Whether it fits ----------------------------------------------------------------------------------------------------
 
 
-def fit(config: Config, kind: str, found: Rehearsal | None) -> dict[str, Any]:
+def fit(config: Config, kind: str, found: TrialSteps | None) -> dict[str, Any]:
     """Memory of a worker at the settings' micro-batch, and what there is on this machine."""
     _, clips = micro_batch(config, kind)
     there = available_mb(found)
@@ -122,8 +122,8 @@ def fit(config: Config, kind: str, found: Rehearsal | None) -> dict[str, Any]:
     return {"what": what, "needed_mb": needed, "there_mb": there, "fits": needed <= there}
 
 
-def available_mb(found: Rehearsal | None) -> float:
-    """Memory of the GPU that was rehearsed on, or what this machine could give to a process now."""
+def available_mb(found: TrialSteps | None) -> float:
+    """Memory of the GPU that was tried on, or what this machine could give to a process now."""
     if found is not None and found.device != "cpu":
         import torch
 
@@ -136,12 +136,12 @@ def available_mb(found: Rehearsal | None) -> float:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def disk_fit(plan: Plan, rehearsals: Mapping[str, Rehearsal | None]) -> dict[str, Any]:
+def disk_fit(plan: Plan, trials: Mapping[str, TrialSteps | None]) -> dict[str, Any]:
     """Features and commits of the run, and the room in a local storage (None at a URL, which doesn't tell)."""
     config, megabytes = plan.config, 0.0
     if config.data.store == "parquet":
         megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
-    for kind, found in rehearsals.items():
+    for kind, found in trials.items():
         section = config.pretrain if kind == "pretrain" else config.finetune
         megabytes += 0 if found is None else (section.keep_commits + 1) * found.state_mb
     free = shutil.disk_usage(plan.storage.path()).free / 1e6 if plan.storage.is_local else None
@@ -152,10 +152,10 @@ def disk_fit(plan: Plan, rehearsals: Mapping[str, Rehearsal | None]) -> dict[str
 # What is printed ----------------------------------------------------------------------------------------------------
 
 
-def rehearsal_lines(config: Config, rehearsals: Mapping[str, Rehearsal | None]) -> list[str]:
-    """What the two steps of every rehearsal took."""
+def trial_lines(config: Config, trials: Mapping[str, TrialSteps | None]) -> list[str]:
+    """What the two steps of every trial_steps took."""
     lines = []
-    for kind, found in rehearsals.items():
+    for kind, found in trials.items():
         if found is None:
             lines.append(f"  {kind}: its process died before the second step was over, most likely for want of memory")
             continue
@@ -193,7 +193,7 @@ def cost_lines(costs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
         times = f" for {seeds} seeds at most" if seeds > 1 else ""
         lines.append(
             f"  in all{times}: {'unknown' if known is None else duration(known)} here, {duration(gpu_hours)} of one "
-            "H200; pseudo-labels, rivals and evaluation come on top, and a student counts with all its pseudo-labels"
+            "H200; pseudo-labels, baselines and evaluation come on top, and a student counts with all its pseudo-labels"
         )
     return lines
 

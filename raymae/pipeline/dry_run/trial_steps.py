@@ -36,7 +36,7 @@ CPU_CLIPS = 2
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class TrialSteps:
     """What two steps of a stage took."""
 
     device: str
@@ -81,13 +81,13 @@ class GeneratedReader(ClipReader):
         return features.astype(np.float16), valid_frames, self.audio.clip_seconds
 
 
-def rehearse(config: Config, kind: str, clips: pa.Table) -> Rehearsal | None:
+def run_trial(config: Config, kind: str, clips: pa.Table) -> TrialSteps | None:
     """Train two steps of a training stage in a fresh process; None where it was killed: no memory was left.
 
     `clips` is the clip table of the run, of whose names a few are taken. Raises what the stage raises.
     """
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="raymae-rehearsal-") as folder, ProcessPoolExecutor(1, spawn) as pool:
+    with tempfile.TemporaryDirectory(prefix="raymae-trial_steps-") as folder, ProcessPoolExecutor(1, spawn) as pool:
         try:
             return pool.submit(train, config, kind, few(clips), folder).result()
         except BrokenProcessPool:
@@ -138,8 +138,8 @@ def clips_for_each(config: Config, kind: str) -> int:
     return 1 + config.consistency.ratio if kind == "consistency" else 1
 
 
-def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
-    """Make a store of the clips and train on it; in the process that `rehearse` starts."""
+def train(config: Config, kind: str, clips: pa.Table, folder: str) -> TrialSteps:
+    """Make a store of the clips and train on it; in the process that `run_trial` starts."""
     import torch
 
     from raymae.training.run_stage import build_task
@@ -173,7 +173,7 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> Rehearsal:
     trained = [value for value in trainer.model.parameters() if value.requires_grad]
     numbers, others = (sum(value.numel() for value in some) for some in (trained, trainer.model.parameters()))
     copies = 4 + (section.ema_decay is not None)
-    return Rehearsal(
+    return TrialSteps(
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
         threads=torch.get_num_threads(),
         precision=spec.train.precision,

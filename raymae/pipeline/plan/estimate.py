@@ -17,7 +17,7 @@ TORCH_MB = 650
 """Resident memory of a process that has imported torch."""
 
 
-def outlook(plan: Plan) -> dict[str, str]:
+def estimate(plan: Plan) -> dict[str, str]:
     """A few words for every stage that has to run."""
     config = plan.config
     found = {}
@@ -28,15 +28,15 @@ def outlook(plan: Plan) -> dict[str, str]:
     for name in plan.to_do:
         stage = plan.nodes[name].stage
         if stage == "pretrain":
-            found[name] = pretrain_outlook(plan.plan_of(name))
+            found[name] = pretrain_estimate(plan.plan_of(name))
         elif stage in ("finetune", "student"):
-            found[name] = finetune_outlook(plan.plan_of(name), stage)
+            found[name] = finetune_estimate(plan.plan_of(name), stage)
         elif stage == "consistency":
-            found[name] = consistency_outlook(plan)
+            found[name] = consistency_estimate(plan)
     return found
 
 
-def pretrain_outlook(plan: Plan) -> str:
+def pretrain_estimate(plan: Plan) -> str:
     """Clips, steps, kept tokens and memory of pre-training."""
     config, train = plan.config, plan.config.pretrain
     rows = plan.rows(["pool"] if train.pool_only else ["pool", "train"])
@@ -53,7 +53,7 @@ def pretrain_outlook(plan: Plan) -> str:
     )
 
 
-def finetune_outlook(plan: Plan, name: str) -> str:
+def finetune_estimate(plan: Plan, name: str) -> str:
     """Clips, steps and memory of fine-tuning."""
     config, train = plan.config, plan.config.finetune
     rows = plan.rows(["train"])
@@ -67,7 +67,7 @@ def finetune_outlook(plan: Plan, name: str) -> str:
     return f": {labelled} labels{more}, {steps} steps, about {memory_mb(model, tokens, config):.0f} MB a worker"
 
 
-def consistency_outlook(plan: Plan) -> str:
+def consistency_estimate(plan: Plan) -> str:
     """Clips, steps and memory of consistency training."""
     config, settings = plan.config, plan.config.consistency
     train, rows = settings.training(config.finetune), plan.rows(["train"])

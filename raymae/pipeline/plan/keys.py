@@ -19,7 +19,7 @@ from raymae.features.manifest import FORMAT
 from raymae.storage.folder import digest
 from raymae.training.tasks.selection import selection
 
-VERSION = 1
+VERSION = 2
 """Part of every key; a change of what the stages compute raises it."""
 
 EVALUATION = 3
@@ -28,7 +28,7 @@ EVALUATION = 3
 LABELLING = 2
 """Part of the key of pseudo-labels; a change of how they are made or reported raises it."""
 
-PACE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
+SCHEDULE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
 """Fields of a training section that don't change its result."""
 
 AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
@@ -82,7 +82,7 @@ class Keys:
             clips = fingerprint(self.clips, self.clips.column_names)
             said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips, config.evaluate.ablation]
             said += [final] if final == "consistency" else []
-            return [audio, config.evaluate.rivals, clips, models, *said]
+            return [audio, config.evaluate.baselines, clips, models, *said]
         tracking = config.tracking
         return [keys[final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
 
@@ -114,7 +114,7 @@ class Keys:
     def _training(self, section: str) -> dict[str, Any]:
         """What decides the result of training, from a section of the configuration; responses by what they hold."""
         config = self.config
-        skipped = (*PACE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
+        skipped = (*SCHEDULE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
         values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
         name = AUGMENTS[section]
         del values[name]["responses"], values[name]["response_p"]

@@ -22,7 +22,7 @@ from raymae.config.stages import (
     turn_of,
 )
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
-from raymae.features.shard import all_stand
+from raymae.features.shard import all_exist
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.pipeline.plan.keys import Keys
@@ -132,7 +132,7 @@ class Plan:
         def add(name: str) -> None:
             for needed in self.needs(name):
                 add(needed)
-            if name == "evaluate" and "cnn" in self.config.evaluate.rivals:
+            if name == "evaluate" and "cnn" in self.config.evaluate.baselines:
                 add("cnn")
             wanted.add(name)
 
@@ -148,18 +148,18 @@ class Plan:
     def nodes(self) -> dict[str, Node]:
         """Every stage with its key and whether it stands."""
         nodes: dict[str, Node] = {}
-        handed_on: dict[str, str] = {}
+        kept_weights: dict[str, str] = {}
         for name in self.names:
             if name in ("pseudo_label", "evaluate"):  # before them, so that one group of workers trains all
                 nodes |= self._ablated(nodes)
             stage = turn_of(name)[0]
-            keys = {one: handed_on.get(one, node.key) for one, node in nodes.items()}
-            key = handed_on[name] = self.keys.key(name, self.needs(name), keys, self.final)
+            keys = {one: kept_weights.get(one, node.key) for one, node in nodes.items()}
+            key = kept_weights[name] = self.keys.key(name, self.needs(name), keys, self.final)
             if stage == "pseudo_label" and self.truth is not None:
                 # the truth changes what is said of the labels, and neither them nor what is learned from them
                 key = digest([key, fingerprint(self.truth, self.truth.column_names)])
             artifact = self.storage / f"artifacts/{stage}/{key}"
-            reused = artifact.is_done() and self._stands(name, artifact)
+            reused = artifact.is_done() and self._exists(name, artifact)
             nodes[name] = Node(name, key, artifact, reused, stage)
         return nodes
 
@@ -205,12 +205,12 @@ class Plan:
     def classifiers(self) -> dict[str, Folder]:
         """What is evaluated, in the order of the report; the plan's result last."""
         trained = [name for name, node in self.nodes.items() if node.stage in FINETUNED]
-        places = {"cnn": 0, "finetune": 2}  # the ablations between rival and result
+        places = {"cnn": 0, "finetune": 2}  # the ablations between baseline and result
         places |= {turn_of(name)[0]: 3 + number for number, name in enumerate(self.learners)}
         trained.sort(key=lambda name: (places.get(turn_of(name)[0], 1), turn_of(name)[1]))
         return {name: self.nodes[name].artifact for name in trained}
 
-    def _stands(self, name: str, artifact: Folder) -> bool:
+    def _exists(self, name: str, artifact: Folder) -> bool:
         """Whether what a finished stage refers to is there too: the shards of a store, a model in the registry."""
         if name != "prepare":
             return self._in_registry(name)
@@ -220,7 +220,7 @@ class Plan:
             manifest = artifact.read_json("manifest.json")
         except (OSError, ValueError):  # lost or damaged: written anew
             return False
-        return all_stand(self.shards, manifest)
+        return all_exist(self.shards, manifest)
 
     def _in_registry(self, name: str) -> bool:
         """False for a model that was registered in a local registry which is gone."""

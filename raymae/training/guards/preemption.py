@@ -10,7 +10,7 @@ MARGIN_SECONDS = 8.0
 """Between the last commit and the node's end: for a step, and for Ray to end the workers."""
 
 
-class Departure:
+class Preemption:
     """When to look for an announcement, and what to do about it."""
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raymae.config import redact
 from raymae.models.weights_file import load_tensors
+from raymae.storage.events import COMMIT_FORMAT, read_commit
 from raymae.storage.folder import COMMITS, Folder
 from raymae.storage.retry import StorageFullError
 from raymae.training.parallel import full, like
@@ -46,8 +47,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
 
 def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by part ("model", "optimizer", "ema") and the state of a commit."""
-    folder = artifact / COMMITS / f"{step:09d}"
-    state = folder.read_json("commit.json")
+    folder, state = artifact / COMMITS / f"{step:09d}", read_commit(artifact, step)
     parts = {}
     for part in state["parts"]:
         try:
@@ -97,7 +97,7 @@ class Committer:
         try:
             for part, tensors in parts.items():
                 folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
-            folder.write_json("commit.json", {"step": step, "parts": list(parts), **state})
+            folder.write_json("commit.json", {"format": COMMIT_FORMAT, "step": step, "parts": list(parts), **state})
         except StorageFullError:
             self.folder.remove(f"{step:09d}")  # half a commit would take the room that the next one needs
             raise

@@ -18,7 +18,7 @@ def is_mark(before: float, after: float) -> bool:
     return int(after * VALIDATIONS + 1e-9) > int(before * VALIDATIONS + 1e-9)
 
 
-class CommitPace:
+class CommitSchedule:
     """Says when a commit is due: the interval is over, or an epoch has ended that was worth keeping."""
 
     def __init__(self, config: TrainConfig, order: Order) -> None:

@@ -1,6 +1,6 @@
 """Which clips a model has learnt from: what a deletion request asks. Neither Ray nor torch.
 
-A training stage writes `seen.parquet`: with a feature store the role of each of its rows (null: none), whose runs take
+A training stage writes `trained_on.parquet`: with a feature store the role of each of its rows (null: none), whose runs take
 next to no room; without one the ids of the clips and their roles. Its metadata name the store and what the stage's
 weights began as, which has seen clips of its own.
 """
@@ -23,13 +23,13 @@ from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec, labelled_rows
 
-FILE = "seen.parquet"
+FILE = "trained_on.parquet"
 ROLES = ("unlabelled", "labelled", "pseudo-labelled")
 TRAINED = ("pretrain", *FINETUNED)
 META = b"raymae"
 
 
-def seen_table(spec: StageSpec) -> pa.Table:
+def trained_on_table(spec: StageSpec) -> pa.Table:
     """The clips of a stage and what they were to it, for its artifact."""
     clips = spec.store.clips
     roles = np.full(len(clips), -1, np.int8)

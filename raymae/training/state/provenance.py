@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raymae.config import redact, to_dict
 from raymae.datasets.rows import class_names, fingerprint, unlabelled_rows
-from raymae.storage.events import latest_step
+from raymae.storage.events import latest_step, read_commit
 from raymae.storage.folder import COMMITS
 from raymae.training.spec import StageSpec, labelled_rows
 
@@ -52,9 +52,8 @@ def check_commit(spec: StageSpec) -> None:
     step = latest_step(spec.artifact)
     if step is None:
         return
-    folder = spec.artifact / COMMITS / f"{step:09d}"
-    then, now = folder.read_json("commit.json").get("clips"), trained_clips(spec)
-    if then is not None and then != now:  # None: a commit from before clips were noted
+    then, now = read_commit(spec.artifact, step)["clips"], trained_clips(spec)
+    if then != now:
         raise ValueError(
             f"{spec.name} can't go on from step {step}: it was trained on {then['count']} clips (fingerprint "
             f"{then['fingerprint']}), and now there are {now['count']} ({now['fingerprint']}), because quarantined "

@@ -94,7 +94,7 @@ class FinetuneTask:
 
     def begin(self, device: torch.device) -> None:
         """Let a logistic regression on the untouched encoder set the head, if it is to and none is given."""
-        wanted = self.config.head_start == "logistic" and not self.spec.classifier
+        wanted = self.config.head_init == "logistic" and not self.spec.classifier
         if wanted and isinstance(self.network, AudioClassifier):
             rows, _ = labelled_rows(self.spec)
             start_head(self.network.to(device), self.spec, rows, self.targets[rows].toarray(), mix(self.seed, 7))

@@ -1,6 +1,6 @@
-"""The rivals: what a user would write with torch, torchaudio and soundfile, and the tuned forms of it.
+"""The baselines: what a user would write with torch, torchaudio and soundfile, and the tuned forms of it.
 
-Imported by the workers of the rivals' DataLoaders; needs torch and torchaudio, and no Ray.
+Imported by the workers of the baselines' DataLoaders; needs torch and torchaudio, and no Ray.
 """
 
 from __future__ import annotations
