@@ -1,7 +1,7 @@
-"""Say what leaks between the training and the held-out clips of a table, and what its metadata alone give away.
+"""Find leaks between the training and held-out clips of a table, and score labels guessed from its metadata alone.
 
 python jobs/audit.py small --data.tables RUN/metadata.csv --data.split.kind session --json audit.json
-python jobs/audit.py small --data.tables RUN/metadata.csv --audit.same_recording
+python jobs/audit.py small --data.tables RUN/metadata.csv --audit.same-recording
 """
 
 from raymae.cli.main import main

@@ -1,4 +1,4 @@
-"""Measure raymae against what a user would pick instead, and plan a cluster from what was measured.
+"""Measure raymae against baselines that a user could take instead, and plan a cluster from measured rates.
 
 python jobs/benchmark.py all --json benchmark.json
 python jobs/benchmark.py plan --hours 5000 --clip-seconds 10 --gpus 8 --cpus 64

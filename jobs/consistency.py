@@ -1,7 +1,7 @@
-"""Train the fine-tuned classifier on labelled and unlabelled clips at once; runs the stages before it if need be.
+"""Train the fine-tuned classifier on labelled and unlabelled clips at once; run the stages before it if needed.
 
 python jobs/consistency.py small --data.tables RUN/metadata.csv --consistency.method softmatch
-ray job submit --working-dir . -- python jobs/consistency.py …
+ray job submit --working-dir . -- python jobs/consistency.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

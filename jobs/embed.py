@@ -1,4 +1,4 @@
-"""Write vectors of every clip, or of every moment of it, from any layer of a pre-trained encoder.
+"""Write embeddings of every clip, or of every time column of it, from any layers of a pre-trained encoder.
 
 python jobs/embed.py small --data.tables RUN/metadata.csv --embed.output vectors
 python jobs/embed.py small --data.tables RUN/metadata.csv --embed.level frame --embed.layers 6 --embed.output frames
@@ -11,7 +11,7 @@ from raymae.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the job; its module imports Ray, which main has to prepare for."""
+    """Run the job; its module imports Ray, so it is imported after main has prepared the environment."""
     from raymae.serving.embed import embed_clips
 
     return embed_clips(config)

@@ -1,7 +1,7 @@
-"""Evaluate every classifier and the baselines on the held-out splits; runs the stages before it if need be.
+"""Evaluate every classifier and the baselines on the held-out splits; run the stages before it if needed.
 
 python jobs/evaluate.py small --data.tables RUN/metadata.csv
-ray job submit --working-dir . -- python jobs/evaluate.py …
+ray job submit --working-dir . -- python jobs/evaluate.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

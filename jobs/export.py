@@ -1,7 +1,7 @@
-"""Export a classifier or a pre-trained encoder to timm's VisionTransformer (safetensors) and to ONNX, each checked.
+"""Export a classifier or a pre-trained encoder to timm's VisionTransformer (safetensors) and to ONNX, and check both.
 
 python jobs/export.py --export.model models:/raymae-scene-classifier@candidate --export.output exported/
-ray job submit --working-dir . -- python jobs/export.py …
+python jobs/export.py --export.model runs/artifacts/pretrain/1a2b3c4d5e6f7a8b --export.output exported/
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from raymae.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the job; its module imports torch, for which --help need not wait."""
+    """Run the job; its module imports torch, so it is imported after --help has been answered."""
     from raymae.serving.export import export
 
     return export(config)

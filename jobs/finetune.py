@@ -1,7 +1,7 @@
-"""Fine-tune the pre-trained encoder on the labelled clips; runs the stages before it if need be.
+"""Fine-tune the pre-trained encoder on the labelled clips; run the stages before it if needed.
 
 python jobs/finetune.py small --data.tables RUN/metadata.csv --finetune.epochs 50
-ray job submit --working-dir . -- python jobs/finetune.py …
+ray job submit --working-dir . -- python jobs/finetune.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
-"""The whole way, from audio files to a registered scene classifier.
+"""Run the whole pipeline, from audio files to a registered scene classifier.
 
 python jobs/pipeline.py small --data.tables RUN/metadata.csv --data.pool-tables POOL/metadata.csv
-ray job submit --working-dir . -- python jobs/pipeline.py …
+ray job submit --working-dir . -- python jobs/pipeline.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
-"""Label audio files with a finished or registered classifier.
+"""Predict the labels of audio files with a finished or registered classifier.
 
-python jobs/predict.py --predict.inputs recordings/ --predict.output scenes.csv
-ray job submit --working-dir . -- python jobs/predict.py …
+python jobs/predict.py small --data.tables RUN/metadata.csv --predict.inputs recordings/ --predict.output scenes.csv
+python jobs/predict.py --predict.model runs/classifier --predict.inputs recordings/ --predict.output scenes.parquet
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from raymae.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the job; its module imports Ray, which main has to prepare for."""
+    """Run the job; its module imports Ray, so it is imported after main has prepared the environment."""
     from raymae.serving.predict import label_files
 
     return label_files(config)

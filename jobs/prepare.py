@@ -1,7 +1,7 @@
-"""Audio to log-mel feature store, in parallel CPU workers.
+"""Compute the log-mel feature store from audio files, in parallel CPU workers.
 
 python jobs/prepare.py small --data.tables RUN/metadata.csv
-ray job submit --working-dir . -- python jobs/prepare.py …
+ray job submit --working-dir . -- python jobs/prepare.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

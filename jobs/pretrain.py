@@ -1,7 +1,7 @@
-"""Pre-train the masked autoencoder on all clips of train and pool; prepares the features if need be.
+"""Pre-train the masked autoencoder on all clips of train and pool; prepare the features if needed.
 
 python jobs/pretrain.py small --data.tables RUN/metadata.csv --model.mask-ratio 0.8
-ray job submit --working-dir . -- python jobs/pretrain.py …
+ray job submit --working-dir . -- python jobs/pretrain.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

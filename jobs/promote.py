@@ -1,4 +1,4 @@
-"""Make the registry's candidate its champion, if it is better on the same held-out clips.
+"""Promote the registry's candidate to champion if it is better on the same held-out clips.
 
 python jobs/promote.py small --storage runs
 python jobs/promote.py small --storage s3://BUCKET/raymae --tracking.uri http://MLFLOW:5000 --promote.level 0.01

@@ -1,7 +1,7 @@
-"""Label the unlabelled training clips with the fine-tuned classifier; runs the stages before it if need be.
+"""Label the unlabelled training clips with the fine-tuned classifier; run the stages before it if needed.
 
 python jobs/pseudo_label.py small --data.tables RUN/metadata.csv --pseudo-label.coverage 0.3
-ray job submit --working-dir . -- python jobs/pseudo_label.py …
+ray job submit --working-dir . -- python jobs/pseudo_label.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
-"""Serve a finished or registered classifier over HTTP, with a page to drop recordings on, until Ctrl-C.
+"""Serve a finished or registered classifier over HTTP, with a page for uploads, until Ctrl-C.
 
-python jobs/serve.py small --storage runs
+python jobs/serve.py small --data.tables RUN/metadata.csv
 python jobs/serve.py --serve.model models:/raymae-scene-classifier@champion --storage runs --serve.port 8080
 """
 
@@ -11,7 +11,7 @@ from raymae.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the job; its module imports Ray, which main has to prepare for."""
+    """Run the job; its module imports Ray, so it is imported after main has prepared the environment."""
     from raymae.serving.http.job import serve_classifier
 
     return serve_classifier(config)

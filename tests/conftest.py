@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pyarrow as pa
@@ -21,6 +22,14 @@ SECRETS = {"AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests", "MLFLOW_TRACKING_PA
 # a busy machine is slow, not wrong
 hypothesis.settings.register_profile("raymae", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("raymae")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A test module runs in one of the processes: what its tests share is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    return LoadScopeScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, clips: pa.Table) -> FeatureS
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The tests' own Ray, with its own temporary folder; ended by its handle.
 
-    Everything that it and the jobs of all tests have written then lacks the secrets of their environment.
+    At the end, no file that it and the jobs of all tests have written may hold a secret of their environment.
     """
     import ray
 
@@ -55,6 +64,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from raymae.config import ComputeConfig
 
     os.environ.update(SECRETS)
+    # a node that dies is noticed after some seconds instead of half a minute
+    os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"})
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
     ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(folder), logging_level="warning")
     start_ray(ComputeConfig())

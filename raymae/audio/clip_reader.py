@@ -1,4 +1,4 @@
-"""One clip after the other from its address to its log-mel, with a time limit for each."""
+"""Read clips one after the other, from address to log-mel, with a time limit for each."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from raymae.config import AudioConfig
 from raymae.storage.io_wait import waits
 
 Clip = tuple[NDArray[np.float16], int, float]
-"""A log-mel (T, F), its frames before padding, and the seconds that were read."""
+"""Log-mel (T, F), its frames before padding, and the seconds that were read."""
 
 
 class SilentError(AudioError):
-    """A recording's storage neither gave it nor refused it."""
+    """The recording's storage answered neither with it nor with an error."""
 
 
 class ClipReader:
-    """Reads one clip after the other: path or address to float16 log-mel, with a time limit for each file.
+    """Path or address of a clip to its float16 log-mel, with a time limit for each file.
 
-    Files are read in a thread of its own. A daemon, unlike those of an executor: one that is stuck and left behind
-    doesn't keep the process from ending.
+    Files are read in a daemon thread (an executor's are none), so that one that is stuck and abandoned doesn't keep the
+    process from ending.
     """
 
     def __init__(self, audio: AudioConfig, timeout: float) -> None:
         self.audio, self.timeout = audio, timeout
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._start()
         self.log_mel = LogMel(audio)
 
     def _start(self) -> None:
-        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._asked, self._found), daemon=True)
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_serve, args=(self._requests, self._answers), daemon=True)
         self._thread.start()
 
     def __del__(self) -> None:
-        self._asked.put(None)
+        self._requests.put(None)
 
     def _read(self, path: str) -> Clip:
         waveform = load(open_clip(path), self.audio.sample_rate, seconds=self.audio.clip_seconds)
@@ -55,15 +55,16 @@ class ClipReader:
     def __call__(self, path: str) -> Clip:
         """Log-mel (T, F) float16, its frames before padding and the seconds read.
 
-        AudioError says what is wrong; of its kinds, UnreachableError: nothing but its storage, which refuses it for
-        now, and SilentError: its storage answers nothing.
+        Raises:
+            AudioError: the clip can't be used, with the reason. Subclasses: UnreachableError, its storage fails
+                temporarily; SilentError, its storage doesn't answer.
         """
-        with self._turn:  # or two callers could take each other's clips
+        with self._lock:  # or two callers could take each other's clips
             return self._ask(path)
 
     def _ask(self, path: str) -> Clip:
         before = waits(self._thread).total(time.monotonic())
-        self._asked.put((self._read, path))
+        self._requests.put((self._read, path))
         answer = self._answer(before)
         if isinstance(answer, OSError) and not isinstance(answer, AudioError):
             raise AudioError(answer.strerror or str(answer)) from None
@@ -72,10 +73,10 @@ class ClipReader:
         return answer  # type: ignore[no-any-return]
 
     def _answer(self, before: float) -> Any:
-        """What the thread says: the clip or an error.
+        """Wait for the thread's answer: the clip or an error.
 
-        AudioError where that takes too long, without the time in which its storage was at work: a tar is gone through
-        before its first member. SilentError where the storage gives nothing for as long.
+        Raises AudioError if it takes longer than `timeout`, not counting the time spent waiting for the storage (a tar
+        is indexed before its first member is read), and SilentError if the storage doesn't answer for as long.
         """
         began = time.monotonic()
         while True:
@@ -83,22 +84,22 @@ class ClipReader:
             silent, own = waited.silent(now), now - began - (waited.total(now) - before)
             left = self.timeout - max(silent, own)
             with suppress(queue.Empty):
-                return self._found.get(timeout=max(left, 0.0))  # at the end too: this process may have slept itself
+                return self._answers.get(timeout=max(left, 0.0))  # at the end too: this process may have been suspended
             if left <= 0:
                 break
-        self._asked.put(None)  # the stuck thread is left behind; the next file gets a new one
+        self._requests.put(None)  # the stuck thread is abandoned; the next file gets a new one
         self._start()
         if silent >= self.timeout:
-            raise SilentError(f"its storage gave nothing for {self.timeout:g} s")
+            raise SilentError(f"no response from its storage for {self.timeout:g} s")
         raise AudioError(f"not decoded within {self.timeout:g} s")
 
 
-def _serve(asked: queue.SimpleQueue[Any], found: queue.SimpleQueue[Any]) -> None:
-    while (request := asked.get()) is not None:
+def _serve(requests: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Any]) -> None:
+    while (request := requests.get()) is not None:
         read, path = request
         del request  # or this thread would keep the reader alive while it waits
         try:
-            found.put(read(path))
-        except BaseException as error:  # handed to who asked, who raises it
-            found.put(error)
+            answers.put(read(path))
+        except BaseException as error:  # the caller raises it
+            answers.put(error)
         del read

@@ -1,4 +1,4 @@
-"""Tar shards and Parquet tables with audio inside: what they hold, and a clip's bytes from them."""
+"""Tar shards and Parquet tables of audio: list their clips and read a clip's bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,26 +23,27 @@ from fsspec.core import url_to_fs
 
 from raymae.audio.decode import AudioError, UnreachableError
 from raymae.config import redact
+from raymae.storage.folder import change_time
 from raymae.storage.io_wait import asking, waiting
-from raymae.storage.retry import READ_SECONDS, passes, patiently
+from raymae.storage.retry import READ_SECONDS, is_transient, with_retries
 
 Found = TypeVar("Found")
 
 AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf")
-"""Endings of the names that are taken for recordings where no table names them."""
+"""Name endings that mark a recording where no table lists them."""
 
 PACKED = r"(?s)^(?P<inner>(?:tar|parquet)://.+)::(?P<outer>.+)$"
-"""The address of a clip within a container."""
+"""Pattern of the address of a clip within a container."""
 
 WHOLE = 2**24
-"""Bytes up to which a clip is fetched in one piece; of a longer one, only what the decoder asks for."""
+"""Bytes up to which a clip is fetched in one piece; of a longer one only the parts that the decoder reads."""
 
 _BUFFER = 2**20
 
 
 @dataclass(frozen=True)
 class Container:
-    """A file at a path or URL, read by position alone: a thread that a time limit left behind disturbs no other."""
+    """A file at a path or URL, read by position only: an abandoned thread of a timed-out read disturbs no other."""
 
     url: str
     size: int
@@ -51,47 +51,41 @@ class Container:
 
     @classmethod
     def open(cls, url: str) -> Container:
-        """The container at a path or URL; AudioError where there is none."""
+        """Find the container at a path or URL; AudioError if there is none."""
         if "://" in url:
             fs, path = url_to_fs(url)
-            info = read_patiently(lambda: fs.info(path), url)
+            info = read_with_retries(lambda: fs.info(path), url)
             if info["type"] != "file" or info["size"] is None:
                 raise AudioError("not a file of known size")
-            return cls(url, info["size"], modified(info))
-        status = read_patiently(lambda: os.stat(url), url)
+            return cls(url, info["size"], change_time(info))
+        status = read_with_retries(lambda: os.stat(url), url)
         if not stat.S_ISREG(status.st_mode):
             raise AudioError("not a regular file")
         return cls(url, status.st_size, status.st_mtime)
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to before `stop`."""
+        """Read the bytes from `start` up to, not including, `stop`."""
         if "://" in self.url:
             fs, path = url_to_fs(self.url)
-            return bytes(read_patiently(lambda: fs.cat_file(path, start=start, end=stop), self.url))
-        return read_patiently(lambda: _read_local(self.url, start, stop), self.url)
+            return bytes(read_with_retries(lambda: fs.cat_file(path, start=start, end=stop), self.url))
+        return read_with_retries(lambda: _read_local(self.url, start, stop), self.url)
 
     def part(self, start: int, size: int, buffer: int = _BUFFER) -> BinaryIO:
-        """A part as a file of its own, of which only what is asked for is read, `buffer` bytes at a time."""
+        """A part as a file object that reads on demand, `buffer` bytes at a time."""
         return io.BufferedReader(_Part(self, start, size), buffer)
 
 
 def storage_of(path: str) -> str:
-    """Who gives the clip at an address: scheme and host of a URL, or the folder of a file."""
+    """Storage of the clip at an address: scheme and host of a URL, or the folder of a file."""
     outer = path.rpartition("::")[2]
     return "/".join(outer.split("/", 3)[:3]) if "://" in outer else os.path.dirname(outer)
-
-
-def modified(info: dict[str, Any]) -> float:
-    """When a file of an fsspec file system was last changed, in seconds since 1970; 0 where that isn't known."""
-    changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "created") if key in info), 0)
-    return changed.timestamp() if isinstance(changed, datetime) else float(changed)
 
 
 class _Part(io.RawIOBase):
     def __init__(self, container: Container, start: int, size: int) -> None:
         self._container, self._start, self._size, self._position = container, start, size, 0
         self.error: UnreachableError | None = None
-        """What a read has failed with: decoders call it the file's end."""
+        """The transient error of a failed read, which decoders take for the end of the file."""
 
     def readable(self) -> bool:
         return True
@@ -110,8 +104,8 @@ class _Part(io.RawIOBase):
         start = min(self._position, stop)
         try:
             content = self._container.read(self._start + start, self._start + stop)
-        except Exception as error:  # file systems bring their own
-            if passes(error):
+        except Exception as error:  # file systems have their own exceptions
+            if is_transient(error):
                 self.error = UnreachableError(reason_of(error))
                 raise self.error from None
             raise
@@ -120,17 +114,17 @@ class _Part(io.RawIOBase):
         return len(content)
 
 
-def _touch(path: str) -> None:
-    """Read the first byte of a file: where its disk hangs, it is here, and not in the decoder."""
-    with suppress(OSError, ValueError):  # what is wrong with it is for the decoder to say
-        if stat.S_ISREG(read_patiently(lambda: os.stat(path), path).st_mode):
-            read_patiently(lambda: _read_local(path, 0, 1), path)
+def read_first_byte(path: str) -> None:
+    """Read the first byte of a file, so that a hanging disk hangs here and not in the decoder."""
+    with suppress(OSError, ValueError):  # the decoder reports what is wrong with the file
+        if stat.S_ISREG(read_with_retries(lambda: os.stat(path), path).st_mode):
+            read_with_retries(lambda: _read_local(path, 0, 1), path)
 
 
-def read_patiently(call: Callable[[], Found], url: str) -> Found:
-    """What a storage says, asked for again while it fails for now."""
+def read_with_retries(call: Callable[[], Found], url: str) -> Found:
+    """Read from a storage, with retries while it fails temporarily; the time counts as waiting for it."""
     with waiting():
-        return patiently(lambda: asking(call), f"reading {redact(url)}", READ_SECONDS)
+        return with_retries(lambda: asking(call), f"reading {redact(url)}", READ_SECONDS)
 
 
 def _read_local(path: str, start: int, stop: int) -> bytes:
@@ -138,10 +132,11 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
         return os.pread(file.fileno(), stop - start, start)
 
 
-find_container = lru_cache(maxsize=64)(Container.open)  # at a URL: looked up once in each process
+find_container = lru_cache(maxsize=64)(Container.open)  # for URLs: looked up once per process
 
 
 def reason_of(error: Exception) -> str:
+    """Why a container or clip can't be read, in one line of at most 200 characters."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, StopIteration):
@@ -151,7 +146,7 @@ def reason_of(error: Exception) -> str:
 
 
 class Contents(NamedTuple):
-    """What a container holds in its order: names, first bytes, sizes (-1: no file); and why that may not be all."""
+    """Entries of a container in its order: names, offsets, sizes in bytes (-1: not a file); why some may be missing."""
 
     names: pa.Array
     starts: pa.Array
@@ -167,7 +162,7 @@ EMPTY = Contents(pa.array([], pa.string()), pa.array([], pa.int64()), pa.array([
 
 @lru_cache(maxsize=8)
 def tar_contents(tar: Container) -> Contents:
-    """The members of a tar; of several with the same name the last counts, as for tar itself."""
+    """Members of a tar; of several with the same name the last counts, as for tar itself."""
     members: dict[str, tuple[int, int]] = {}
     problem = ""
     try:
@@ -182,27 +177,27 @@ def tar_contents(tar: Container) -> Contents:
                 if not member.isdir():
                     is_file = member.isreg() and not member.issparse()
                     members[name] = (member.offset_data, member.size if is_file else -1)
-                file.members.clear()  # type: ignore[attr-defined]  # it keeps them all
-            problem = _rest(tar, file.offset)
-    except Exception as error:  # tarfile's own, and what a forged header leads it to
-        if passes(error):
-            raise  # or it would be taken for the archive's, for as long as this process lives
+                file.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members otherwise
+            problem = _trailing_problem(tar, file.offset)
+    except Exception as error:  # tarfile's own, and those that a forged header causes in it
+        if is_transient(error):
+            raise  # or this process would cache it as a fault of the archive
         problem = reason_of(error)
     problem = f"not all of the archive can be read: {problem}" if problem and members else problem
     starts, sizes = (pa.array([place[part] for place in members.values()], pa.int64()) for part in (0, 1))
     return Contents(pa.array(members, pa.string()), starts, sizes, problem)
 
 
-def _rest(tar: Container, end: int) -> str:
-    """What is wrong at the place where the members of a tar end: tarfile takes a damaged header for the end."""
+def _trailing_problem(tar: Container, end: int) -> str:
+    """What is wrong where the members of a tar end, or "": tarfile takes a damaged header for the end."""
     if tar.read(end, end + tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         return f"neither a member nor the end at byte {end}"
     more = tar.size - end
-    return f"{more} bytes behind its end at byte {end}" if more > _BUFFER else ""  # tar itself pads with less
+    return f"{more} bytes after its end at byte {end}" if more > _BUFFER else ""  # tar itself pads with less
 
 
 @lru_cache(maxsize=2)
-def _places(tar: Container) -> dict[str, int]:
+def _positions(tar: Container) -> dict[str, int]:
     return {name: index for index, name in enumerate(tar_contents(tar).names.to_pylist())}
 
 
@@ -210,11 +205,12 @@ _locks: dict[Container, threading.Lock] = {}
 
 
 def open_member(tar: Container, name: str) -> bytes | BinaryIO:
-    lock = _locks.setdefault(tar, threading.Lock())  # who comes second waits, instead of going through it again
-    with waiting():  # tarfile's own work included: the time limit is for the clip
+    """Content of a member of a tar, or a file object if it is longer than `WHOLE`; AudioError if it can't be read."""
+    lock = _locks.setdefault(tar, threading.Lock())  # a second thread waits for the index instead of building it again
+    with waiting():  # includes tarfile's own work: the time limit is for the clip
         asking(lock.acquire)
         try:
-            contents, index = tar_contents(tar), _places(tar).get(name)
+            contents, index = tar_contents(tar), _positions(tar).get(name)
         finally:
             lock.release()
     if index is None:
@@ -223,7 +219,7 @@ def open_member(tar: Container, name: str) -> bytes | BinaryIO:
     if size < 0:
         raise AudioError("not a regular file")
     if start + size > tar.size:
-        raise AudioError(f"truncated: {start + size - tar.size} bytes of it are missing in the archive")
+        raise AudioError(f"truncated: {start + size - tar.size} bytes are missing in the archive")
     return tar.read(start, start + size) if size <= WHOLE else tar.part(start, size)
 
 
@@ -241,7 +237,7 @@ def holds_audio(schema: pa.Schema, column: str = "audio") -> bool:
 
 
 class _Rows:
-    """A column of encoded files, read forwards some rows at a time: its pages alone have to fit into memory."""
+    """Column of encoded files, read forwards a few rows at a time, so that only its pages have to fit into memory."""
 
     def __init__(self, table: Container, column: str) -> None:
         self._file = pq.ParquetFile(table.part(0, table.size), pre_buffer=False, buffer_size=_BUFFER)
@@ -253,7 +249,7 @@ class _Rows:
         self.counts = [group.num_rows for group in groups]
         if min(self.counts, default=0) < 0 or sum(self.counts) > table.size:
             raise ValueError(f"it claims {sum(self.counts)} rows in {table.size} bytes")
-        # Of all columns together: a forged column's own metadata would end the process.
+        # of all columns together: reading a forged column's own metadata would crash the process
         self.means = [max(1, group.total_byte_size // max(1, group.num_rows)) for group in groups]
         self._ends = list(accumulate(self.counts))
         self._group, self._first, self._batch = -1, 0, pa.array([], pa.binary())
@@ -261,7 +257,7 @@ class _Rows:
         self._failed: tuple[int, int, str] | None = None
 
     def read(self, row: int) -> bytes:
-        """The clip of a row, counted from 0."""
+        """Read the clip of a row, counted from 0."""
         if not 0 <= row < sum(self.counts):
             raise AudioError(f"no such row: the table has {sum(self.counts)}")
         group = bisect_right(self._ends, row)
@@ -282,8 +278,8 @@ class _Rows:
     def _next(self) -> pa.Array:
         try:
             column = next(self._batches).column(0)
-        except Exception as error:  # the rest of the row group can't be read either: it isn't tried for every row
-            if passes(error):
+        except Exception as error:  # the rest of the row group can't be read either and isn't tried again
+            if is_transient(error):
                 self._group = -1
                 raise
             self._failed, self._group = (self._group, self._first, reason_of(error)), -1
@@ -292,10 +288,11 @@ class _Rows:
 
 
 _parked: dict[tuple[Container, str], _Rows] = {}
-"""The column last read from; whoever reads takes it out, so that no two threads share one."""
+"""The column last read from; a reader takes it out, so that no two threads share one."""
 
 
 def open_row(table: Container, name: str) -> bytes:
+    """Content of a row, named <column>/<number from 1>; AudioError if it can't be read."""
     column, _, number = name.rpartition("/")
     rows = _parked.pop((table, column), None) or _Rows(table, column)
     try:
@@ -306,11 +303,11 @@ def open_row(table: Container, name: str) -> bytes:
 
 
 def parquet_contents(table: Container) -> Contents:
-    """The rows of a Parquet file with a column `audio`, each with the average size in its row group: none is read."""
+    """Rows of a Parquet file with a column `audio`, each with the mean size in its row group; no row is read."""
     try:
         rows = _Rows(table, "audio")
-    except Exception as error:  # Arrow's and the file system's; an AudioError: no such column
-        if passes(error):
+    except Exception as error:  # Arrow's and the file system's; AudioError: no such column
+        if is_transient(error):
             raise
         return EMPTY._replace(problem="" if isinstance(error, AudioError) else reason_of(error))
     count = sum(rows.counts)

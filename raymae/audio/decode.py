@@ -1,8 +1,6 @@
-"""From an audio file to a log-mel spectrogram, without torch: a worker that featurizes needs a tenth of the memory.
+"""Decode audio files, or parts of them, to mono waveforms at a given rate; AudioError says why a file can't be used.
 
-`load` decodes a file, or a part of it, to a mono waveform at the wanted rate and says why where it can't. `LogMel` is
-the front end of Cai & Li (ICME 2024 Grand Challenge, section 3) with the details of its authors' public code, or
-another of `raymae.config.FRONT_ENDS`.
+Without torch: a worker that featurizes needs a tenth of the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from raymae.audio.headers import find_fault
-from raymae.storage.retry import passes
+from raymae.storage.retry import is_transient
 
 FloatArray = NDArray[np.float32]
 
@@ -29,14 +27,14 @@ MAX_CHANNELS = 64
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
 
 MAX_SAMPLES = 2**27
-"""Longest waveform that `load` returns: 512 MiB, 70 minutes at 32 kHz."""
+"""Samples of the longest waveform that `load` returns: 512 MiB, 70 minutes at 32 kHz."""
 
 HEADROOM = 16.0
-"""Largest peak of a float file that counts as a level in units of full scale (+24 dB)."""
+"""Largest peak of a float file whose samples are taken to be in units of full scale (+24 dB)."""
 
 _BLOCK_VALUES = 2**20
 
-_LEAD_FRAMES = 2**14  # decoded before a part and dropped: MP3 frames need the bit reservoir of those before them
+_LEAD_FRAMES = 2**14  # decoded before a part and dropped: MP3 frames need the bit reservoir of earlier ones
 
 _UNKNOWN_FRAMES = 2**63 - 1
 
@@ -46,15 +44,15 @@ class AudioError(ValueError):
 
 
 class UnreachableError(AudioError, ConnectionError):
-    """A recording that its storage doesn't give, although it was asked several times: later it may."""
+    """The recording's storage still fails temporarily after retries; it may be readable later."""
 
 
 class TooLongError(AudioError):
-    """The recording is longer than is read at once."""
+    """The recording is too long to be read at once."""
 
 
 class _SequentialFile(soundfile.SoundFile):
-    """Reads on without the seek that soundfile adds to every read; at the end of a FLAC of unknown length it fails."""
+    """Without the seek that soundfile adds to every read, which fails at the end of a FLAC of unknown length."""
 
     def seekable(self) -> bool:
         return False
@@ -68,22 +66,24 @@ def load(
     seconds: float | None = None,
     max_seconds: float | None = None,
 ) -> FloatArray:
-    """The mono waveform (n_samples,) at `sample_rate` of a file, of an encoded file's bytes or of an open file.
+    """Decode a file, the bytes of an encoded file or an open file to a mono waveform (n_samples,) at `sample_rate`.
 
-    Only the part from `start_seconds` on, `seconds` long or less where the recording ends, is decoded and resampled,
-    as if the file held nothing else. Channels are averaged. Resampling is soxr's HQ: flat to 91 % of the lower
-    rate's half, and what would alias is more than 120 dB down.
+    Only the part from `start_seconds` on, `seconds` long or up to the end of the recording, is decoded and resampled,
+    as if the file held nothing else. Channels are averaged. Resampling is soxr's HQ: flat up to 91 % of the lower
+    Nyquist frequency, aliases more than 120 dB down.
 
     Float files may exceed [-1, 1] and are kept as they are up to `HEADROOM`. A larger peak means that the samples
     are in units of 16, 24 or 32 bit integers: they are divided by the first of 2^15, 2^23 and 2^31 that is not below
     the peak. A WAV file written to a pipe (data size 2^32 - 1) is read to its end, like a FLAC file without a count.
 
-    Raises AudioError for what is missing, not a regular file (it is not opened), not audio, empty, truncated or
-    chained (`headers.find_fault`; or fewer frames than the header promises), and for NaN or infinite samples;
-    TooLongError for what is longer than `MAX_SAMPLES` or `max_seconds`, before it is decoded where the header says so;
-    UnreachableError where the file's storage fails with what may pass.
-    What libsndfile hides passes: the lost end of an Ogg file, and of an MP3 of variable bit rate without a Xing header,
-    whose length it guesses.
+    Two faults are not detected because libsndfile hides them: a missing end of an Ogg file, and of an MP3 of variable
+    bit rate without a Xing header, whose length it guesses.
+
+    Raises:
+        AudioError: the file is missing, not a regular file (it is not opened), not audio, empty, truncated or chained
+            (`headers.find_fault`; or has fewer frames than its header says), or has NaN or infinite samples.
+        TooLongError: it is longer than `MAX_SAMPLES` or `max_seconds`; before decoding if the header says so.
+        UnreachableError: its storage fails temporarily.
     """
     stream = None
     try:
@@ -91,17 +91,17 @@ def load(
             fault = find_fault(stream)
             if fault:
                 raise AudioError(fault)
-            # a descriptor where there is one: decoding through a Python object's reads and seeks takes a tenth longer
+            # a file descriptor if there is one: decoding through a Python object's reads and seeks takes a tenth longer
             direct = isinstance(stream, io.FileIO)
             with _SequentialFile(stream.fileno() if direct else stream, closefd=False) as file:
                 native_rate = file.samplerate
                 longest = inf if max_seconds is None else max_seconds * native_rate
                 limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), longest)
                 waveform = _read_part(file, int(limit), start_seconds, seconds)
-            if hidden := _hidden(stream):
+            if hidden := _hidden_error(stream):
                 raise hidden
     except (soundfile.LibsndfileError, OSError, AudioError) as error:
-        raise _said(error, stream) from None
+        raise _as_audio_error(error, stream) from None
     waveform = _to_full_scale(waveform)
     if native_rate != sample_rate:
         waveform = soxr.resample(waveform, native_rate, sample_rate, quality="HQ")
@@ -112,19 +112,19 @@ def load(
     return waveform
 
 
-def _said(error: soundfile.LibsndfileError | OSError | AudioError, stream: BinaryIO | None) -> AudioError:
-    """What to say of an error."""
-    if hidden := _hidden(stream):
+def _as_audio_error(error: soundfile.LibsndfileError | OSError | AudioError, stream: BinaryIO | None) -> AudioError:
+    """The AudioError to raise for an error of libsndfile or of the file system."""
+    if hidden := _hidden_error(stream):
         return hidden
     if isinstance(error, AudioError):
         return error
     if isinstance(error, OSError):
-        return (UnreachableError if passes(error) else AudioError)(error.strerror or type(error).__name__)
+        return (UnreachableError if is_transient(error) else AudioError)(error.strerror or type(error).__name__)
     return AudioError(f"can't be decoded: {' '.join(error.error_string.split())}")
 
 
-def _hidden(stream: BinaryIO | None) -> AudioError | None:
-    """What the reads of a file at a URL raised: libsndfile takes it for the file's end."""
+def _hidden_error(stream: BinaryIO | None) -> AudioError | None:
+    """The error of a read at a URL, which libsndfile took for the end of the file."""
     error = getattr(getattr(stream, "raw", None), "error", None)
     return error if isinstance(error, AudioError) else None
 
@@ -140,15 +140,15 @@ def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:
 
 
 def _read_part(file: soundfile.SoundFile, limit: int, start_seconds: float, seconds: float | None) -> FloatArray:
-    """The mono mix of a part, at most `limit` frames long, of an open file at the file's own rate."""
+    """Mono mix of a part, at most `limit` frames long, of an open file at the file's own rate."""
     rate, frames = file.samplerate, file.frames
     if file.channels > MAX_CHANNELS or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise AudioError(f"{file.channels} channels at {rate} Hz are not a recording's")
+        raise AudioError(f"{file.channels} channels at {rate} Hz are not supported")
     if not frames:
         raise AudioError("no samples")
     start = round(start_seconds * rate)
     if start >= frames:
-        raise AudioError(f"only {frames / rate:.2f} s long, the part begins at {start_seconds:g} s")
+        raise AudioError(f"only {frames / rate:.2f} s long, but the part starts at {start_seconds:g} s")
     lead = min(start, _LEAD_FRAMES)
     if start:
         file.seek(start - lead)
@@ -162,7 +162,7 @@ def _read_part(file: soundfile.SoundFile, limit: int, start_seconds: float, seco
 
 
 def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArray:
-    """The mean of the channels over the next `n_frames` frames, or as many as there are, in blocks of bounded size."""
+    """Mean of the channels over the next `n_frames` frames, fewer at the end, decoded in blocks of bounded size."""
     block_frames = _BLOCK_VALUES // file.channels
     blocks: list[FloatArray] = []
     count = 0
@@ -173,7 +173,7 @@ def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArr
         if file.channels == 1:
             blocks.append(block[:, 0])
         else:
-            with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused later
+            with np.errstate(over="ignore", invalid="ignore"):  # non-finite samples are refused later
                 blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
@@ -186,7 +186,7 @@ def _too_long(limit: int, rate: int) -> TooLongError:
 
 
 def _to_full_scale(waveform: FloatArray) -> FloatArray:
-    """`waveform` in units of full scale (see `load`); AudioError for NaN, infinity and values beyond any integer."""
+    """Scale `waveform` to units of full scale (see `load`); AudioError for NaN, infinity and values beyond 2^31."""
     peak = max(waveform.max(initial=0), -waveform.min(initial=0))
     if not np.isfinite(peak):
         raise AudioError("NaN or infinite samples")

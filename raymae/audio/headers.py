@@ -1,4 +1,4 @@
-"""What an audio file's headers promise and libsndfile doesn't hold them to: it clips most formats silently."""
+"""Truncated and chained audio files, which libsndfile reads without an error, found by their headers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import BinaryIO, NamedTuple
 
 _UNKNOWN_SIZE = 2**32 - 1
 _MAX_CHUNKS = 1_000
-_OGG_PAGE = 65_307  # bytes of the largest
+_OGG_PAGE = 65_307  # bytes of the largest page
 
 
 class _Chunks(NamedTuple):
-    """How a format lays out its chunks: where the first begins, name and size of each, the one that holds audio."""
+    """Chunk layout of a format: offset of the first chunk, struct of the chunk header, name of the audio chunk."""
 
     first: int
     header: str
     audio: bytes
     counted: int = 0
-    """Bytes of the header that the size counts."""
+    """Bytes of the chunk header that its size includes."""
     align: int = 2
 
 
@@ -33,10 +33,10 @@ _FORMATS = {
 
 
 def find_fault(stream: BinaryIO) -> str | None:
-    """What is wrong with a file as a whole, or None; the stream is rewound.
+    """Fault of a file as a whole, or None; the stream is rewound.
 
-    Found are an empty file, audio that by its chunk's size goes on beyond the end of the file (WAV in all its kinds,
-    AIFF, AU, W64, CAF), and Ogg streams one after the other, of which libsndfile reads the first alone.
+    Faults are an empty file, an audio chunk that by its size ends beyond the end of the file (WAV in all variants,
+    AIFF, AU, W64, CAF), and chained Ogg streams, of which libsndfile reads only the first.
     """
     size = stream.seek(0, os.SEEK_END)
     missing = _audio_end(stream, size) - size
@@ -50,7 +50,7 @@ def find_fault(stream: BinaryIO) -> str | None:
 
 
 def _audio_end(stream: BinaryIO, file_size: int) -> int:
-    """Where the audio of a file ends by its header; 0 where the header doesn't say."""
+    """End of the audio, in bytes, according to the header; 0 if the header doesn't say."""
     stream.seek(0)
     magic = stream.read(4)
     if magic in (b".snd", b"dns."):  # AU, in either byte order
@@ -72,14 +72,14 @@ def _audio_end(stream: BinaryIO, file_size: int) -> int:
             break
         if name[:4] == chunks.audio:
             return position + (long_size if size == _UNKNOWN_SIZE else size)
-        if name == b"ds64":  # the 64-bit sizes of an RF64 file: of the file, then of its data
+        if name == b"ds64":  # 64-bit sizes of an RF64 file: of the file, then of its data
             long_size = int.from_bytes(stream.read(16)[8:], "little")
         position += size + -size % chunks.align
     return 0
 
 
 def _is_chained(stream: BinaryIO, file_size: int) -> bool:
-    """Whether the last page of an Ogg file belongs to none of the streams that begin at its start."""
+    """Whether the last page of an Ogg file belongs to another stream than those that begin at its start."""
     stream.seek(0)
     if stream.read(4) != b"OggS":
         return False

@@ -1,8 +1,8 @@
-"""Measured devices as additive offsets of the log-mel: from their impulse responses to one number per band. No torch.
+"""Impulse responses of recording devices as additive log-mel offsets, one number per band. No torch.
 
-A device filters what it records. Where its impulse response h is short against the front end's window, the log-mel of
-the filtered sound is that of the sound plus, in every band, the logarithm of the response's power: an offset that a
-batch can be given for nothing (Morocutti et al. 2023 convolve the waveform with it).
+A device filters what it records. If its impulse response h is short against the front end's window, the log-mel of the
+filtered sound is that of the sound plus, in every band, the logarithm of the response's power. Adding this offset to a
+batch costs almost nothing (Morocutti et al. 2023 convolve the waveform with h).
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from raymae.config import AudioConfig, redact
 log = logging.getLogger(__name__)
 
 MAX_SECONDS = 3.0
-"""A longer file is a recording rather than a device's impulse response."""
+"""Longest impulse response, s; a longer file is taken for a recording."""
 MAX_BYTES = 2**25
 FLOOR = 1e-8
-"""Power over that of the strongest band below which a response is taken to be no lower: every device has its noise."""
+"""Lower limit of a band's power relative to the strongest band: every device has a noise floor."""
 LONG_SHARE = 0.1
-"""Share of a response's energy outside one window from which on it is named in the log."""
+"""Share of a response's energy outside one window above which the log warns of it."""
 
 
 @dataclass(frozen=True)
 class Responses:
-    """The responses of one setting, in the order of their digests: names and folders play no part."""
+    """The responses of one setting, in the order of their digests, so that names and folders don't matter."""
 
     offsets: NDArray[np.float32]
-    """(n, F): what each adds to a normalised log-mel."""
+    """(n, F): the offset that each adds to a normalised log-mel."""
     digests: tuple[str, ...]
-    """Of the files' contents, sorted."""
+    """SHA-256 of the files' contents, sorted."""
 
 
 def read_responses(names: Sequence[str], audio: AudioConfig, setting: str) -> Responses:
-    """The offsets of all impulse responses that `names` (files, folders, globs, URLs) stand for.
+    """Read the offsets of all impulse responses of `names` (files, folders, globs, URLs).
 
-    Raises ValueError that begins with `setting` and names what can't be read or is no impulse response for `audio`.
+    Raises ValueError that begins with `setting` and names a file that can't be read or is not usable for `audio`.
     """
     found: dict[str, NDArray[np.float32]] = {}
     digests = []
@@ -65,39 +65,40 @@ def read_responses(names: Sequence[str], audio: AudioConfig, setting: str) -> Re
         found[digest] = band_offsets(response, rate, audio)
         outside, window = share_outside(response, rate, audio), 1000 * audio.win_length / audio.sample_rate
         if outside > LONG_SHARE:
-            words = (
-                "%s: %s: %.0f %% of the energy lies outside one window of %.0f ms; its colour is used, its echo isn't"
+            message = (
+                "%s: %s: %.0f %% of the energy lies outside one window of %.0f ms; its frequency response is used, its "
+                "reverberation is not"
             )
-            log.warning(words, setting, redact(address), 100 * outside, window)
+            log.warning(message, setting, redact(address), 100 * outside, window)
     digests.sort()
     return Responses(np.stack([found[digest] for digest in digests]), tuple(digests))
 
 
 def band_offsets(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> NDArray[np.float32]:
-    """The offset (F,) of normalised log-mels that stands for convolution with `response` (n_samples,), `rate` in Hz.
+    """Offset (F,) of normalised log-mels that approximates convolution with `response` (n_samples,), `rate` in Hz.
 
-    In each band it is the logarithm of the mean of |H(f)|², weighted by the mel filter, where |H(f)|² is what white
-    noise through the response shows on average: smoothed as the window smooths every spectrum. H is taken at the front
-    end's frequencies whatever `rate` is, so that no resampling filter is part of it. The offsets' mean over the bands
-    is 0, since level is another augmentation's; bands whose filter holds no bin are always silent and have 0.
+    In each band it is the logarithm of the mean of |H(f)|², weighted by the mel filter. |H(f)|² is smoothed as the
+    window smooths every spectrum: it is the mean spectrum of white noise through the response. H is evaluated at the
+    front end's frequencies whatever `rate` is, so that no resampling filter is part of it. The offsets' mean over the
+    bands is 0, since level is left to `augment.gain_db`; empty bands (no FFT bin in the filter) have offset 0.
     """
-    power = _seen_through_window(response, rate, audio)
+    power = _smoothed_power(response, rate, audio)
     bank = mel_bank(audio).astype(np.float64)
     weight = bank.sum(axis=1)
-    heard = weight > 0
-    in_band = bank[heard] @ power / weight[heard]
+    filled = weight > 0
+    in_band = bank[filled] @ power / weight[filled]
     nats = np.log(np.maximum(in_band, FLOOR * in_band.max()))
     offsets = np.zeros(audio.n_mels, np.float32)
-    offsets[heard] = (nats - nats.mean()) / audio.norm_scale
+    offsets[filled] = (nats - nats.mean()) / audio.norm_scale
     return offsets
 
 
-def _seen_through_window(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> NDArray[np.float64]:
+def _smoothed_power(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> NDArray[np.float64]:
     """The power |H(f)|² (n_fft // 2 + 1,) smoothed by the window's spectrum: a product of autocorrelations."""
-    from scipy.signal import zoom_fft  # half a second, which every job would wait
+    from scipy.signal import zoom_fft  # importing it takes half a second, which every job would pay
 
     fine = ceil((len(response) / rate * audio.sample_rate + audio.win_length) / audio.n_fft)
-    size = fine * audio.n_fft  # so long that the response's autocorrelation doesn't wrap into the window's
+    size = fine * audio.n_fft  # long enough that the response's autocorrelation doesn't wrap around into the window's
     band = [0, audio.sample_rate / 2]
     power = np.abs(zoom_fft(response.astype(np.float64), band, size // 2 + 1, fs=rate, endpoint=True)) ** 2
     window = np.abs(np.fft.rfft(hann_window(audio).astype(np.float64), size)) ** 2
@@ -106,7 +107,7 @@ def _seen_through_window(response: NDArray[np.floating], rate: int, audio: Audio
 
 
 def share_outside(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> float:
-    """The share of a response's energy outside the best stretch of one window's length."""
+    """Share of a response's energy outside the strongest segment of one window's length."""
     length = round(audio.win_length / audio.sample_rate * rate)
     energy = np.concatenate([[0.0], np.cumsum(np.square(response, dtype=np.float64))])
     best = np.max(energy[length:] - energy[: max(0, len(energy) - length)], initial=0.0) or energy[-1]
@@ -114,7 +115,7 @@ def share_outside(response: NDArray[np.floating], rate: int, audio: AudioConfig)
 
 
 def _decode(content: bytes, audio: AudioConfig) -> tuple[NDArray[np.float32], int]:
-    """An impulse response and its own sample rate, Hz; AudioError where it is none that the front end can use."""
+    """Decode an impulse response: samples and sample rate, Hz; AudioError if the front end can't use it."""
     if len(content) > MAX_BYTES:
         raise AudioError(f"larger than {MAX_BYTES >> 20} MB: not an impulse response")
     try:
@@ -124,19 +125,19 @@ def _decode(content: bytes, audio: AudioConfig) -> tuple[NDArray[np.float32], in
     response = load(content, rate)
     seconds = len(response) / rate
     if seconds > MAX_SECONDS:
-        raise AudioError(f"{seconds:.1f} s long: an impulse response of a device has at most {MAX_SECONDS:g} s")
+        raise AudioError(f"{seconds:.1f} s long: a device's impulse response has at most {MAX_SECONDS:g} s")
     if rate < 2 * audio.f_high:
         raise AudioError(
-            f"its sample rate of {rate} Hz says nothing above {rate / 2:g} Hz; the mel bands reach up to "
+            f"its sample rate of {rate} Hz covers nothing above {rate / 2:g} Hz; the mel bands reach up to "
             f"{audio.f_high:g} Hz (audio.f_max), which needs at least {ceil(2 * audio.f_high)} Hz"
         )
     if not response.any():
-        raise AudioError("silent: an impulse response has some sample that isn't 0")
+        raise AudioError("silent: all samples are 0")
     return response, rate
 
 
 def _contents(names: Sequence[str], setting: str) -> Iterator[tuple[str, bytes]]:
-    """Address and content of every file that the names stand for."""
+    """Address and content of every file that the names match."""
     for name in names:
         try:
             fs, path = url_to_fs(os.path.expanduser(name))
@@ -145,12 +146,12 @@ def _contents(names: Sequence[str], setting: str) -> Iterator[tuple[str, bytes]]
             else:
                 below = fs.find(path) if fs.isdir(path) else fs.glob(path)
                 paths = sorted(file for file in below if file.lower().endswith(AUDIO))
-        except Exception as error:  # file systems bring their own
+        except Exception as error:  # file systems have their own exceptions
             raise ValueError(f"{setting}: {redact(name)} can't be read: {redact(str(error))}") from None
         if not paths:
             raise ValueError(
-                f"{setting}: there is no audio file {redact(name)}, nor one below or matching it; give recordings of "
-                f"impulse responses ({', '.join(AUDIO)}), folders or globs of them"
+                f"{setting}: there is no audio file {redact(name)}, nor one below or matching it; name files of "
+                f"impulse responses ({', '.join(AUDIO)}), folders or globs"
             )
         for file in paths:
             try:

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms in NumPy, without torch: mel filter banks and `LogMel`."""
+"""Log-mel spectrograms in NumPy, without torch: mel filter banks and the front end `LogMel`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK_WEIGHTS = 2_000
 
 
 def band_centres(config: AudioConfig) -> NDArray[np.float64]:
-    """The frequencies (n_mels,), Hz, at which the mel filters are largest."""
+    """Centre frequencies (n_mels,), Hz, at which the mel filters peak."""
     if config.mel_scale == "slaney":
         return _slaney_hertz(np.linspace(_slaney(config.f_min), _slaney(config.f_high), config.n_mels + 2))[1:-1]
     mels = np.linspace(_mel(config.f_min), _mel(config.f_high), config.n_mels + 2)[1:-1]
@@ -27,7 +27,7 @@ def band_centres(config: AudioConfig) -> NDArray[np.float64]:
 
 
 def mel_bank(config: AudioConfig) -> FloatArray:
-    """The mel filters (n_mels, n_fft // 2 + 1) of `config.mel_scale`.
+    """Mel filter bank (n_mels, n_fft // 2 + 1) of `config.mel_scale`.
 
     Kaldi's are triangles on the scale 1127 ln(1 + f / 700), each with peak 1. Slaney's (Auditory Toolbox, 1998) are
     triangles in Hz, each with area 1: peak 2 / (upper - lower edge), 1/Hz.
@@ -41,7 +41,7 @@ def mel_bank(config: AudioConfig) -> FloatArray:
 
 
 def _triangles(bins: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Triangles (n, bins) of peak 1 between `edges` (n + 2,), each from one edge over the next to the one after."""
+    """Triangles (n, bins) of peak 1: filter i rises from `edges[i]` (n + 2,) to edge i + 1 and falls to edge i + 2."""
     rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
     return np.maximum(0, np.minimum(rising, falling))
@@ -52,7 +52,7 @@ def _mel(hertz: ArrayLike) -> NDArray[np.float64]:
 
 
 def _slaney(hertz: float) -> float:
-    """Slaney's mel: 3 for every 200 Hz up to 1 kHz, above it 27 for every factor of 6.4."""
+    """Slaney's mel scale: 3 for every 200 Hz up to 1 kHz, above it 27 for every factor of 6.4."""
     return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * log(hertz / 1000) / log(6.4)
 
 
@@ -61,16 +61,16 @@ def _slaney_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def hann_window(config: AudioConfig) -> FloatArray:
-    """The Hann window (win_length,) of `config.window`."""
+    """Hann window (win_length,) of `config.window`."""
     periodic = config.window == "periodic"
     return np.hanning(config.win_length + periodic)[: config.win_length].astype(np.float32)
 
 
 class _BandedProduct:
-    """`power @ bank.T` for a mel bank of which all but a narrow band around the diagonal is zero.
+    """`power @ bank.T` for a mel bank that is zero outside a narrow band around the diagonal.
 
-    Neighbouring mel bands look at the same few bins, so the bank is cut into small dense blocks. That saves the
-    transposition that a sparse matrix product needs, and the blocks stay below the size at which OpenBLAS wakes its
+    Neighbouring mel bands use the same few bins, so the bank is cut into small dense blocks. That saves the
+    transposition that a sparse matrix product needs, and the blocks stay below the size at which OpenBLAS starts its
     threads, which takes longer than the product.
     """
 
@@ -94,7 +94,7 @@ class _BandedProduct:
 
 
 def _support(filters: FloatArray) -> tuple[int, int]:
-    """First bin and number of bins from the first to the last weight of some filters that isn't zero."""
+    """First bin and number of bins from the first to the last non-zero weight of some filters."""
     used = np.flatnonzero(filters.any(axis=0))
     return (int(used[0]), int(used[-1] - used[0] + 1)) if len(used) else (0, 0)
 
@@ -102,13 +102,14 @@ def _support(filters: FloatArray) -> tuple[int, int]:
 class LogMel:
     """Waveform (n_samples,) to normalised log-mel (n_frames, n_mels); n_frames is `config.frames(n_samples)`.
 
-    At the defaults: pre-emphasis y[n] = x[n + 1] - a x[n]; STFT, centred with reflection, symmetric Hann window
-    zero-padded to n_fft; power; Kaldi's mel bank; log(x + offset); (x - mean) / scale. Ten seconds give 640 x 256.
-    `AudioConfig` says what each field changes.
+    The defaults are the front end of Cai & Li (ICME 2024 Grand Challenge, section 3) with the details of its authors'
+    public code: pre-emphasis y[n] = x[n + 1] - a x[n]; STFT with centred frames and reflection padding, symmetric Hann
+    window zero-padded to n_fft; power; Kaldi's mel bank; log(x + offset); (x - mean) / scale. Ten seconds give
+    640 x 256. `AudioConfig` documents the fields, `raymae.config.FRONT_ENDS` are other front ends.
 
-    A waveform too short to be reflected (2,049 samples and one for the pre-emphasis at the defaults), or with Kaldi's
-    framing shorter than a window, is first zero-padded to the shortest that can be, also an empty one. Frames are
-    transformed 64 at a time, so that all intermediate results stay in the processor's cache.
+    A waveform that is too short (for reflection: fewer than 2,049 samples at the defaults, and one more for the
+    pre-emphasis; with Kaldi's framing: shorter than a window), even an empty one, is first zero-padded to the shortest
+    length that works. Frames are transformed 64 at a time, so that intermediate results stay in the processor's cache.
     """
 
     def __init__(self, config: AudioConfig = _PAPER) -> None:
@@ -126,7 +127,7 @@ class LogMel:
         for start in range(0, len(result), _CHUNK_FRAMES):
             mel = result[start : start + _CHUNK_FRAMES]
             power = space[: len(mel)]
-            # The window lies at the start of the FFT rather than in its middle: the power is the same.
+            # The window lies at the start of the FFT instead of in its middle: the power is the same.
             self._power(samples[start * config.hop_length :], power)
             self._mel(power, out=mel)
         floor = np.add if config.log_floor == "add" else np.maximum
@@ -137,9 +138,9 @@ class LogMel:
         return result
 
     def _samples(self, waveform: FloatArray) -> FloatArray:
-        """The waveform from the first sample under the first frame's window on.
+        """The waveform from the first sample of the first frame's window.
 
-        Centred, it is pre-emphasised and reflected; Kaldi's frames are cut from it as it is.
+        With centred framing it is pre-emphasised and reflected; Kaldi's framing cuts it as it is.
         """
         config = self.config
         kaldi = config.framing == "kaldi"
@@ -162,7 +163,7 @@ class LogMel:
 
 
 def fit_length(log_mel: FloatArray, n_frames: int, silence: float) -> tuple[FloatArray, int]:
-    """`log_mel` cropped, or padded with `silence`, at its end to (n_frames, F), and its frames before the padding."""
+    """Crop `log_mel` or pad its end with `silence` to (n_frames, F); returns it and its frames before the padding."""
     valid_frames = min(len(log_mel), n_frames)
     padding = ((0, n_frames - valid_frames), (0, 0))
     return np.pad(log_mel[:valid_frames], padding, constant_values=silence), valid_frames

@@ -1,10 +1,10 @@
-"""Power spectra of windowed frames; compiled for the paper's: 3072 samples, padded to an FFT of 4096.
+"""Power spectra of windowed frames, with compiled code for the paper's sizes: 3072 samples, padded to an FFT of 4096.
 
-scipy's FFT uses the instructions that every x86-64 has, and window, power and padding are passes of their own. Here a
-frame goes through all of them in the first-level cache, in the widest vectors of the processor. The real transform is
-a complex one of half the length (even samples real, odd ones imaginary): two radix-4 steps without the zero quarter,
-then sixteen transforms of 128 side by side by Stockham's autosort (radix 4, 4, 8), and the unpacking to powers.
-Lengths are constants of the compiled code: with variables in their place it isn't vectorised.
+scipy's FFT uses the instructions that every x86-64 has, and windowing, padding and power are separate passes over
+memory. The compiled code does all of them for one frame within the first-level cache and uses the processor's widest
+vectors. The real transform is a complex one of half the length (even samples real, odd ones imaginary): two radix-4
+steps that leave out the zero quarter, then sixteen transforms of 128 side by side by Stockham's autosort (radix 4, 4,
+8), and the unpacking to powers. Lengths are constants of the compiled code: with variables it isn't vectorised.
 """
 
 from __future__ import annotations
@@ -22,38 +22,37 @@ FloatArray = NDArray[np.float32]
 
 N_FFT, LONGEST_WINDOW = 4096, 3072
 HALF = N_FFT // 2
-LANES = 16  # transforms side by side: a vector of AVX-512
+LANES = 16  # transforms side by side: one AVX-512 vector
 QUARTER, SIXTEENTH = HALF // 4, HALF // 16
 _FOURTH, _ROOT_HALF = np.float32(0.25), np.float32(np.sqrt(0.5))
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, for this processor; kept beside the source or in the user's cache. Threads run it side
-    by side.
+    """Compile a function with numba at its first call, for this processor, without the GIL.
 
-    Without fast-math, which gains nothing here: with it, the code of the process that compiles and the code that later
-    ones find in the cache round differently.
+    The compiled code is cached beside the source or in the user's cache folder. Fast-math is off: it gains nothing
+    here, and with it freshly compiled code and code from the cache round differently.
     """
     try:
         return njit(error_model="numpy", nogil=True, cache=True)(function)
-    except RuntimeError:  # nowhere to keep it
+    except RuntimeError:  # there is no folder for a cache
         return njit(error_model="numpy", nogil=True)(function)
 
 
 def power_spectra(window: FloatArray, n_fft: int, hop_length: int) -> PowerSpectra:
-    """The fastest way to the power spectra of frames `hop_length` apart, windowed and zero-padded to `n_fft`."""
+    """The fastest implementation for frames `hop_length` apart, windowed and zero-padded to `n_fft`."""
     compiled = n_fft == N_FFT and N_FFT // 2 <= len(window) <= LONGEST_WINDOW
     return (CompiledSpectra if compiled else PowerSpectra)(window, n_fft, hop_length)
 
 
 class PowerSpectra:
-    """Samples to |rfft(frame * window, n_fft)|^2 by scipy."""
+    """|rfft(frame * window, n_fft)|^2 of every frame, by scipy."""
 
     def __init__(self, window: FloatArray, n_fft: int, hop_length: int) -> None:
         self.window, self.n_fft, self.hop_length = np.asarray(window, np.float32), n_fft, hop_length
 
     def __call__(self, samples: FloatArray, out: FloatArray) -> None:
-        """Write the power (n_frames, n_fft // 2 + 1) of the frames that begin at samples 0, hop, 2 hop, … to `out`."""
+        """Write the power (n_frames, n_fft // 2 + 1) of the frames that start at samples 0, hop, 2 hop, … to `out`."""
         frames = sliding_window_view(samples, len(self.window))[:: self.hop_length]
         padded = np.zeros((len(out), self.n_fft), np.float32)
         self.cut(frames[: len(out)], out=padded[:, : len(self.window)])
@@ -67,9 +66,9 @@ class PowerSpectra:
 
 
 class KaldiSpectra(PowerSpectra):
-    """The same of frames that are first freed of their mean and pre-emphasised, each by itself.
+    """Power spectra of frames with their mean removed and pre-emphasis applied, frame by frame.
 
-    Kaldi's order (feature-window.cc, ProcessWindow); the sample before a frame's first is taken to be equal to it.
+    The order is Kaldi's (feature-window.cc, ProcessWindow); the sample before a frame's first is assumed equal to it.
     """
 
     def __init__(self, window: FloatArray, n_fft: int, hop_length: int, pre_emphasis: float) -> None:
@@ -85,18 +84,18 @@ class KaldiSpectra(PowerSpectra):
 
 
 class CompiledSpectra(PowerSpectra):
-    """The same for n_fft = 4096 and a window of 2048 to 3072 samples; 3072 samples follow the start of any frame."""
+    """Compiled version for n_fft = 4096 and windows of 2048 to 3072 samples; every frame reads 3072 samples."""
 
     def __init__(self, window: FloatArray, n_fft: int, hop_length: int) -> None:
         super().__init__(np.pad(window, (0, LONGEST_WINDOW - len(window))), n_fft, hop_length)
         self._tables = [_turns(HALF), _turns(HALF // 4), _turns(HALF // 16), _turns(HALF // 64), _unpacking()]
 
     def __call__(self, samples: FloatArray, out: FloatArray) -> None:
-        """Write the power (n_frames, 2049) to `out`; ValueError where there are too few samples."""
+        """Write the power (n_frames, 2049) to `out`; ValueError if there are too few samples."""
         if len(samples) < (len(out) - 1) * self.hop_length + LONGEST_WINDOW:
             raise ValueError(f"{len(samples)} samples are too few for {len(out)} frames")
-        space = np.empty((3, 2 * HALF), np.float32)
-        _spectra(samples, self.hop_length, self.window, *self._tables, *space, out)
+        buffers = np.empty((3, 2 * HALF), np.float32)
+        _spectra(samples, self.hop_length, self.window, *self._tables, *buffers, out)
 
 
 def _turns(length: int) -> FloatArray:
@@ -118,7 +117,7 @@ def _times(re, im, cos, sin):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _dft4(ar, ai, br, bi, cr, ci, dr, di):  # type: ignore[no-untyped-def]
-    """The transform of four complex numbers: real and imaginary parts in turn."""
+    """DFT of four complex numbers; real and imaginary parts alternate."""
     sr, si, tr, ti = ar + cr, ai + ci, ar - cr, ai - ci
     ur, ui, vr, vi = br + dr, bi + di, br - dr, bi - di
     return sr + ur, si + ui, tr + vi, ti - vr, sr - ur, si - ui, tr - vi, ti + vr
@@ -126,7 +125,7 @@ def _dft4(ar, ai, br, bi, cr, ci, dr, di):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _first(x, window, t, a):  # type: ignore[no-untyped-def]
-    """Window and the first radix-4 step. Real parts lie in the first half of `a`, imaginary ones in the second."""
+    """Windowing and the first radix-4 step; real parts go to the first half of `a`, imaginary ones to the second."""
     for n in range(QUARTER):
         i, j, k = 2 * n, 2 * n + 2 * QUARTER, 2 * n + 4 * QUARTER
         zero = np.float32(0)
@@ -149,7 +148,7 @@ def _first(x, window, t, a):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _second(a, t, out):  # type: ignore[no-untyped-def]
-    """A radix-4 step of one quarter; real and imaginary parts come to lie side by side."""
+    """Radix-4 step of one quarter; real and imaginary parts are interleaved in the output."""
     for n in range(SIXTEENTH):
         i, j, k = n + SIXTEENTH, n + 2 * SIXTEENTH, n + 3 * SIXTEENTH
         y = _dft4(a[n], a[n + HALF], a[i], a[i + HALF], a[j], a[j + HALF], a[k], a[k + HALF])
@@ -161,9 +160,9 @@ def _second(a, t, out):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _interleave(blocks, out):  # type: ignore[no-untyped-def]
-    """Sixteen transforms one after the other to sixteen side by side: block 4 i + j becomes lane i + 4 j.
+    """Transpose sixteen transforms from one after the other to side by side: block 4 i + j becomes lane i + 4 j.
 
-    Here a complex number is one of 64 bits, which halves the moves.
+    A complex number is moved as one value of 64 bits, which halves the moves.
     """
     for n in range(SIXTEENTH):
         for j in range(4):
@@ -173,7 +172,7 @@ def _interleave(blocks, out):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _third(a, t, row, out):  # type: ignore[no-untyped-def]
-    """The radix-4 step of one row of the transforms of 128; real and imaginary parts come to lie apart again."""
+    """Radix-4 step of one row of the transforms of 128; real and imaginary parts are separated again."""
     rows = SIXTEENTH // 4
     for n in range(LANES):
         h, i, j, k = 2 * n, 2 * (n + QUARTER), 2 * (n + 2 * QUARTER), 2 * (n + 3 * QUARTER)
@@ -187,7 +186,7 @@ def _third(a, t, row, out):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _fourth(a, t, row, out):  # type: ignore[no-untyped-def]
-    """The radix-4 step of one row of the transforms of 32."""
+    """Radix-4 step of one row of the transforms of 32."""
     rows, size = SIXTEENTH // 16, 4 * LANES
     for n in range(size):
         i, j, k = n + QUARTER, n + 2 * QUARTER, n + 3 * QUARTER
@@ -201,7 +200,7 @@ def _fourth(a, t, row, out):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _fifth(a, out):  # type: ignore[no-untyped-def]
-    """The radix-8 step that is left: even and odd numbers apart, the odd ones turned by eighths."""
+    """The last step, radix 8: even and odd inputs separately, the odd ones rotated by multiples of an eighth turn."""
     step = HALF // 8
     for n in range(step):
         b, c, d, e, f, g, h = (
@@ -229,7 +228,7 @@ def _fifth(a, out):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _power(ahead, back, t, low, high):  # type: ignore[no-untyped-def]
-    """Powers of the bins k and 2048 - k of the real transform, 0 < k < 1024."""
+    """Power of the bins k and 2048 - k of the real transform, 0 < k < 1024."""
     last = HALF // 2 - 2
     for n in range(HALF // 2 - 1):
         ar, ai, br, bi = ahead[n], ahead[n + HALF], back[last - n], back[last - n + HALF]

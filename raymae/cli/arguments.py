@@ -33,27 +33,27 @@ DEFAULT_RECIPE = "synthetic"
 
 @dataclass(frozen=True, kw_only=True)
 class SizedModel(ModelConfig):
-    """The masked autoencoder, whose encoder the command line may name by its size."""
+    """The masked autoencoder, with an encoder that can be given by its size."""
 
     size: ModelSize | None = None
-    """Take the encoder of a ViT of this size (embed_dim/depth/num_heads): tiny 192/12/3, small 384/12/6, base
-    768/12/12, large 1024/24/16; what is set beside it counts."""
+    """Use the encoder of a ViT of this size (embed_dim/depth/num_heads): tiny 192/12/3, small 384/12/6, base
+    768/12/12, large 1024/24/16; options for single fields take precedence. None: the recipe's encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Config):
-    """What the command line may change: everything but the name of the recipe."""
+    """The fields that the command line can change: all but the name of the recipe."""
 
     recipe: tyro.conf.Suppress[str] = ""
     model: SizedModel = SizedModel()
     """The masked autoencoder."""
     settings: str | None = None
-    """JSON file of settings that take the place of the recipe's, by path ("model.mask_ratio") or by section: a sweep's
-    best.json, or the config.json of a run; its recipe is the default. Options beside it count over it."""
+    """JSON file of settings that replace the recipe's, by path ("model.mask_ratio") or by section: a sweep's best.json,
+    or the config.json of a run; its recipe is the default. Options take precedence over it."""
 
 
 def parse(arguments: list[str], doc: str) -> Config:
-    """The configuration that a command line asks for; exits with a message where it is wrong."""
+    """The configuration of a command line; exits with a message where the command line is wrong."""
     named = bool(arguments) and not arguments[0].startswith("-")
     options = arguments[1:] if named else arguments
     try:
@@ -74,12 +74,12 @@ def parse(arguments: list[str], doc: str) -> Config:
         args=options,
     )
     model, sections = shallow(settings.model), shallow(settings)
-    del model["size"], sections["settings"]  # what they stand for is in the other fields
+    del model["size"], sections["settings"]  # already applied to the other fields
     return Config(**sections | {"recipe": name, "model": ModelConfig(**model)})
 
 
 def read_settings(options: list[str]) -> dict[str, Any]:
-    """What the file of `--settings` holds, if it is given; ValueError or OSError where it can't be read."""
+    """The content of the file of `--settings`, empty without one; ValueError or OSError where it can't be read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--settings", nargs="?")
     given, _ = parser.parse_known_args(options)
@@ -97,20 +97,19 @@ def read_settings(options: list[str]) -> dict[str, Any]:
 
 
 def with_settings(recipe: Config, name: str, given: dict[str, Any]) -> Config:
-    """A recipe with the settings of a file; ValueError names what is unknown, of a wrong type or of another recipe."""
+    """A recipe with the settings of a file; ValueError names a setting that is unknown, of a wrong type or recipe."""
     found = leaves(given)
     other = found.pop("recipe", name)
     if other != name:
-        raise ValueError(f"--settings are those of recipe {other!r}, not of {name!r}: name that one, or none")
+        raise ValueError(f"--settings are for recipe {other!r}, not for {name!r}: name that recipe, or none")
     return changed(recipe, {path: typed(Config, path, value) for path, value in found.items()})
 
 
 def named_model(model: ModelConfig, options: list[str]) -> ModelConfig:
-    """A recipe's model with the sizes that `options` name: where the single fields beside the names start from.
+    """A recipe's model with the size, decoder and kind that `options` name, before options for single fields.
 
-    With latent targets, which are always normalised, a recipe's normalisation of pixels is switched off.
-
-    A name that isn't valid is left to tyro, which says what would be.
+    With latent targets, which are always normalised, a recipe's norm_target is switched off. An invalid name is left to
+    tyro, which lists the valid ones.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model.size", dest="size", nargs="?")
@@ -129,7 +128,7 @@ def named_model(model: ModelConfig, options: list[str]) -> ModelConfig:
 def description(doc: str) -> str:
     """A job's documentation and the recipes, for `--help`."""
     recipes = [f"{name}: {(recipe.__doc__ or '').strip()}" for name, recipe in RECIPES.items()]
-    where = f"The first argument names a recipe (default {DEFAULT_RECIPE}), the others change its settings."
+    where = f"The first argument names a recipe (default {DEFAULT_RECIPE}), the options change its settings."
     return "\n\n".join([*filter(None, doc.splitlines()), where, *recipes])
 
 
@@ -139,7 +138,7 @@ def shallow(section: Config | ModelConfig) -> dict[str, Any]:
 
 
 def option_names(section: Any, path: str = "") -> Iterator[str]:
-    """The option of every field, without its dashes: "model.mask-ratio"; a switch has two."""
+    """The option of every field without its dashes, "model.mask-ratio"; a switch has two."""
     for item in fields(section):
         value, name = getattr(section, item.name), item.name.replace("_", "-")
         if is_dataclass(value):
@@ -160,31 +159,31 @@ RENAMED = {
     "audit.listen": "audit.same-recording",
     "compute.leg-windows": "compute.feed-windows",
 }
-"""Options of earlier versions by their names of today; `augment.colour-*` is `augment.eq-*` in every section."""
+"""Old names of options and their new ones; `augment.colour-*` is `augment.eq-*` in every section."""
 
 
 def check_names(options: list[str], known: list[str]) -> None:
-    """Exit with the valid names where an option has none of them, and with the new name where it was renamed."""
+    """Exit with a message where an option is unknown: its new name if it was renamed, else the valid names."""
     for option in options:
         name = option.removeprefix("--").split("=")[0].replace("_", "-")
         if option.startswith("--") and name not in {*known, "help"}:
             renamed = RENAMED.get(name, name.replace(".colour-", ".eq-"))
             if renamed in known:
-                refuse(f"--{name} is called --{renamed} now")
-            refuse(f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in beside(name, known))}")
+                refuse(f"--{name} is now called --{renamed}")
+            refuse(f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in siblings(name, known))}")
 
 
-def beside(name: str, known: list[str]) -> list[str]:
-    """The options and sections of the innermost section of `name` that there is."""
+def siblings(name: str, known: list[str]) -> list[str]:
+    """The options and sections of the innermost existing section of `name`."""
     section = name.rpartition(".")[0]
     start = f"{section}." if section else ""
     parts = [one.removeprefix(start).partition(".") for one in known if one.startswith(start)]
-    return list(dict.fromkeys(f"{start}{first}{'.*' if dot else ''}" for first, dot, _ in parts)) or beside(
+    return list(dict.fromkeys(f"{start}{first}{'.*' if dot else ''}" for first, dot, _ in parts)) or siblings(
         section, known
     )
 
 
 def refuse(message: str) -> NoReturn:
-    """End the process as tyro does where the command line is wrong."""
+    """Print an error and exit with status 2, as tyro does for a wrong command line."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""The command line of `jobs/artifacts.py`: one subcommand per question to a storage."""
+"""The command line of `jobs/artifacts.py`: subcommands that list, verify and clean a storage and trace clips."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 import tyro
 
+from raymae.cli.arguments import refuse
 from raymae.cli.main import check_target
 from raymae.config import redact
-from raymae.pipeline.inventory import as_json, damage, human, is_silent, nobodys, remove, row, table, take
+from raymae.pipeline.inventory import as_json, damage, human, is_unverifiable, remove, row, table, take, unreferenced
 from raymae.storage.folder import Folder, open_storage
-from raymae.training.state.lineage import models_that_saw, sights_text
+from raymae.training.state.lineage import models_trained_on, uses_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ls:
-    """What is stored: stages and shards with their size, age and state, and the runs and sweeps that name them."""
+    """List what is stored: stages and shards with size, age and state, and the runs and sweeps that use them."""
 
     storage: str = "raymae-storage"
     """Folder or URL of the storage."""
@@ -28,7 +29,7 @@ class Ls:
     """Write the answer to this JSON file."""
 
     def answer(self, storage: Folder) -> tuple[Any, bool]:
-        """List it."""
+        """Print the list."""
         items = take(storage)
         print(table(items))
         return as_json(storage, items), True
@@ -36,8 +37,8 @@ class Ls:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Read every finished stage and every shard and compare it with the checksums that were written with it; ends with
-    status 1 where something is damaged or missing."""
+    """Read every finished stage and every shard and compare them with their checksums; exit status 1 if something is
+    damaged or missing."""
 
     storage: str = "raymae-storage"
     """Folder or URL of the storage."""
@@ -45,97 +46,100 @@ class Verify:
     """Write the answer to this JSON file."""
 
     def answer(self, storage: Folder) -> tuple[Any, bool]:
-        """Check it."""
+        """Print what is damaged, and the number of sound stages and shards."""
         items = [item for item in take(storage) if item.path.startswith("artifacts/")]
-        found = {item.path: said for item in items if (said := damage(storage, item)) is not None}
-        for path, said in found.items():
-            print(f"{path}: {said}")
+        found = {item.path: problem for item in items if (problem := damage(storage, item)) is not None}
+        for path, problem in found.items():
+            print(f"{path}: {problem}")
         size = human(sum(item.size for item in items))
         print(f"{len(items) - len(found)} of {len(items)} stages and shards are sound ({size})")
-        silent = sum(is_silent(storage, item) for item in items)
-        if silent:
-            print(
-                f"of {silent} of them it is only known that they are there: they have no checksums, or aren't finished"
-            )
+        unverifiable = sum(is_unverifiable(storage, item) for item in items)
+        if unverifiable:
+            print(f"{unverifiable} of them can't be verified: they have no checksums, or are unfinished")
         return found, not found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gc:
-    """What no run and no sweep names any more, and is older than a week; removed with `--delete` alone.
+    """List what no run or sweep uses any more and is older than a week; remove it with `--delete`.
 
-    Runs, sweeps, data sets and MLflow's files are never nobody's; what belongs to a run goes once the run is forgotten.
-    A registered model is a copy of its own and needs no stage.
+    Runs, sweeps, data sets and MLflow's files are kept; a run or sweep named by `--forget` is removed with the stages
+    that it alone uses. A registered model is a copy of its own and needs no stage.
     """
 
     storage: str = "raymae-storage"
     """Folder or URL of the storage."""
     keep_days: float = 7.0
-    """Nothing that was written to since is removed: a run may be making it."""
+    """Days for which something is kept after it was last written to: a run may be making it."""
     forget: tuple[str, ...] = ()
-    """Runs and sweeps that no longer count, and go themselves: runs/small-pipeline-1a2b…"""
+    """Runs and sweeps to remove: runs/small-pipeline-1a2b…"""
     delete: bool = False
-    """Remove it."""
+    """Remove what is listed."""
     json: str | None = None
     """Write the answer to this JSON file."""
 
     def answer(self, storage: Folder) -> tuple[Any, bool]:
-        """Say what can go, and let it."""
-        items = nobodys(take(storage), self.keep_days, self.forget)
+        """Print what can be removed, and remove it with `--delete`."""
+        items = unreferenced(take(storage), self.keep_days, self.forget)
         for item in items:
             print(row(item.kind, item.name, item.state, item.size, item.days, []))
         size = human(sum(item.size for item in items))
         if self.delete:
             remove(storage, items)
-            print(f"removed {len(items)} things, {size}")
+            print(f"removed {len(items)} items, {size}")
         else:
-            print(f"{len(items)} things, {size}, could go; nothing is removed without --delete")
+            print(f"{len(items)} items, {size}, can be removed; nothing is removed without --delete")
         return as_json(storage, items), True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Which models have learnt from some clips, as what, and through which weights that they began with."""
+class TrainedOn:
+    """List the models that were trained on some clips, in which role, and through which initial weights."""
 
     values: tuple[str, ...] = ()
-    """What the column holds of the clips that are asked for."""
+    """Values of the column by which the clips are selected."""
     column: str = "clip_id"
-    """Column of the clip table that names the clips: clip_id, path, group, …"""
+    """Column of the clip table that selects the clips: clip_id, path, group, …"""
     storage: str = "raymae-storage"
     """Folder or URL of the storage."""
     json: str | None = None
     """Write the answer to this JSON file."""
 
     def answer(self, storage: Folder) -> tuple[Any, bool]:
-        """Find them."""
+        """Print them, and the models of which it isn't known."""
         if not self.values:
-            raise ValueError("--values names the clips: --values walk-17, with --column group for all of a group")
-        sights, unknown = models_that_saw(storage, self.column, self.values)
-        print(sights_text(sights, unknown, storage))
-        return {"seen": [asdict(one) for one in sights], "unknown": unknown}, True
+            raise ValueError("--values selects the clips: --values walk-17, with --column group for all of a group")
+        uses, unknown = models_trained_on(storage, self.column, self.values)
+        print(uses_text(uses, unknown, storage))
+        return {"seen": [asdict(one) for one in uses], "unknown": unknown}, True
 
 
-QUESTIONS: dict[str, Any] = {"ls": Ls, "verify": Verify, "gc": Gc, "seen": Seen}
+SUBCOMMANDS: dict[str, Any] = {"ls": Ls, "verify": Verify, "gc": Gc, "trained-on": TrainedOn}
+RENAMED = {"seen": "trained-on"}
+"""Old names of subcommands and their new ones."""
 
 
 def main(doc: str, arguments: Sequence[str] | None = None) -> None:
-    """Answer what the command line asks; 0 means that all is well."""
-    question: Ls | Verify | Gc | Seen = tyro.extras.subcommand_cli_from_dict(
-        QUESTIONS, prog=Path(sys.argv[0]).name, description=doc, args=arguments
+    """Run the subcommand of a command line; exit status 1 means an error or a damaged storage."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in RENAMED:
+        refuse(f"the subcommand {words[0]} is now called {RENAMED[words[0]]}")
+    command: Ls | Verify | Gc | TrainedOn = tyro.extras.subcommand_cli_from_dict(
+        SUBCOMMANDS, prog=Path(sys.argv[0]).name, description=doc, args=arguments
     )
     try:
-        check_target("--json", question.json)
-        found, well = question.answer(existing(question.storage))
-        if question.json:
-            Path(question.json).write_text(json.dumps(found, indent=1) + "\n")
+        check_target("--json", command.json)
+        answer, sound = command.answer(existing(command.storage))
+        if command.json:
+            Path(command.json).write_text(json.dumps(answer, indent=1) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {redact(str(error))}")
-    if not well:
+    if not sound:
         sys.exit(1)
 
 
 def existing(url: str) -> Folder:
-    """The storage at a path or URL; ValueError where there is none, which a question must not make."""
+    """The storage at a path or URL; ValueError where there is none, since opening it would create it."""
     path = url if "://" in url else str(Path(url).expanduser().resolve())
     if not Folder(path).exists("artifacts"):
         raise ValueError(f"--storage {url} holds no artifacts: no job has written there")

@@ -20,11 +20,11 @@ from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
 def main(job: Callable[[Config], dict[str, Any]], doc: str) -> None:
     """Run a job from the command line.
 
-    Exit status 0 means that everything asked for exists; 75, that the same command should be run again: its time was
-    up, or MLflow was down; 1, an error, in one line; 2, a wrong command line.
+    Exit status 0: everything asked for exists; 75: run the same command again, because its time was up or MLflow was
+    down; 1: an error, printed in one line; 2: a wrong command line.
 
     Args:
-        job: from the settings to what `--json` writes. It imports Ray when it is called, not before.
+        job: maps the settings to what `--json` writes. It imports Ray when it is called, not before.
         doc: the job's documentation, for `--help`.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -48,12 +48,12 @@ def main(job: Callable[[Config], dict[str, Any]], doc: str) -> None:
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes from the last checkpoint")
-    except Exception:  # a bug here or an error of the cluster: the traceback, without the credentials of URLs
+    except Exception:  # a bug or an error of the cluster: its traceback, without credentials of URLs
         sys.exit(redact(traceback.format_exc()))
 
 
 def is_unregistered(result: dict[str, Any]) -> bool:
-    """Whether a pipeline (or one of several, of seeds) waits for MLflow to register its model."""
+    """Whether a pipeline (of any seed) could not register its model because MLflow was down."""
     return any(
         one.get("job") == "pipeline" and "undelivered" in one and "model_uri" not in one
         for one in result.get("seeds", {"": result}).values()
@@ -61,7 +61,7 @@ def is_unregistered(result: dict[str, Any]) -> bool:
 
 
 def check_target(option: str, name: str | None) -> None:
-    """ValueError where a file couldn't be written: known at the start rather than when the work is done."""
+    """ValueError where a file can't be written: raised at the start, not after the work."""
     if name is None:
         return
     path = Path(name)

@@ -1,6 +1,6 @@
-"""Errors of a worker that its user can mend, told apart from mistakes of ours.
+"""Turn errors of workers that a user can fix back into exceptions with their own message.
 
-Ray hands on what a worker raised as text, in an error of its own.
+Ray wraps what a worker raised, as text, in an error of its own. Other errors are left as they are: bugs.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from ray.exceptions import RayError
 
 Item = TypeVar("Item")
 
-MENDABLE = re.compile(r"(?m)^.*\b(?:ValueError|ConnectionError|StorageFullError): (.+)$")
+USER_ERROR = re.compile(r"(?m)^.*\b(?:ValueError|ConnectionError|StorageFullError): (.+)$")
 
 
 def user_error(texts: Iterable[str]) -> ValueError | None:
-    """What a user can mend (a damaged shard, a storage that can't be reached, a full disk), from what Ray says of some
-    errors; None where it is nothing of that kind."""
-    found = [line for text in texts for line in MENDABLE.findall(text)]
+    """The error that a user can fix (a damaged shard, an unreachable storage, a full disk) in the texts of Ray's
+    errors; None if there is none."""
+    found = [line for text in texts for line in USER_ERROR.findall(text)]
     return ValueError(found[-1]) if found else None
 
 
-def plainly(items: Iterable[Item]) -> Iterator[Item]:
-    """What Ray Data's workers give; an error of theirs that a user can mend is a ValueError with its own words."""
+def unwrap_errors(items: Iterable[Item]) -> Iterator[Item]:
+    """Iterate over the output of Ray Data's workers; a worker's error that a user can fix becomes a ValueError."""
     try:
         yield from items
     except RayError as error:

@@ -1,4 +1,4 @@
-"""What training workers are fed with: the windows of a run as Ray Data sets, to each its own, in their order."""
+"""Feed training workers: the windows of a run as Ray Data sets, each worker's own, in order."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from raymae.training.batches.windows import Window, read_window
 from raymae.training.spec import StageSpec
 
 AHEAD = 3
-"""Windows for every reader and training worker that may be finished and not yet taken."""
+"""Windows per reader and training worker that may be read ahead."""
 SHORT = 16
-"""Windows for each training worker that one actor reads in the time that another takes to start."""
+"""Windows per training worker that one actor reads in the time that another takes to start."""
 PAUSE = 0.02
 """Seconds between rounds of Ray Data's scheduler while no finished window waits."""
 LONG_PAUSE = 0.1
-"""Seconds between them while one does: an H200 takes one in that time, and the worker holds some more. At the pace of
-a window in 0.8 s polling takes 2.6 % of a core instead of 6.5 %, and who takes windows at once gets no fewer."""
+"""Seconds between rounds while one does: an H200 takes a window in that time, and the worker holds some more. At a
+window per 0.8 s polling takes 2.6 % of a core instead of 6.5 %; a consumer that takes windows at once gets as many."""
 
 
 class WindowReader:
     """A Ray Data actor that turns window numbers into windows, one block each.
 
-    An actor, because Ray ends task workers that are idle for a second and would start, and import, new ones for ever.
+    An actor, because Ray ends task workers that are idle for a second and would keep starting new ones, with imports.
     """
 
     def __init__(self, spec: StageSpec) -> None:
@@ -50,63 +50,63 @@ class WindowReader:
         )
 
 
-def legs(spec: StageSpec, first: int) -> range:
-    """The first windows of the legs that a run from window `first` on is cut into; each a whole number of rounds."""
+def segments(spec: StageSpec, first: int) -> range:
+    """The first windows of the segments of a run from window `first` on; each segment is a whole number of rounds."""
     order = spec.order()
     return range(first, order.windows, max(1, spec.config.compute.feed_windows // order.slots) * order.slots)
 
 
-def read_leg(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
-    """One leg of a stage's run as a Ray Data set of windows in their order: what is planned at once stays bounded."""
-    numbers = range(first, min(first + legs(spec, first).step, spec.order().windows))
+def read_segment(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
+    """A segment of a stage's run as a Ray Data set of windows in order; segments bound what Ray Data plans at once."""
+    numbers = range(first, min(first + segments(spec, first).step, spec.order().windows))
     readers, cpus = window_readers(spec, workers, len(numbers))
-    # not from_arrow: its tasks want a whole CPU each, which there may not be, and read_leg would wait for ever
-    leg = ray.data.from_blocks([pa.table({"window": [number]}) for number in numbers]).map_batches(
+    # not from_arrow: its tasks ask for a whole CPU each, which may not be free, and this would wait for ever
+    segment = ray.data.from_blocks([pa.table({"window": [number]}) for number in numbers]).map_batches(
         WindowReader,
         fn_constructor_args=(spec,),
         batch_size=1,
         num_cpus=cpus,
         compute=ray.data.ActorPoolStrategy(size=readers),
     )
-    leg.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+    segment.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
         object_store_memory=(readers + workers) * AHEAD * window_bytes(spec)
     )
-    return leg
+    return segment
 
 
 def window_bytes(spec: StageSpec) -> int:
-    """Size of a full window in memory."""
+    """The size of a full window in memory, in bytes."""
     audio, order = spec.config.audio, spec.order()
     return order.window_steps * order.micro_batch_size * 2 * audio.n_frames * audio.n_mels
 
 
 def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, float]:
-    """How many actors read some windows for some training workers, and the CPUs reserved for each.
+    """The number of actors that read windows for some training workers, and the CPUs reserved for each.
 
-    From a store, two for each worker: while one hands over, the other reads. For a few windows the second isn't worth
-    its start. Decoding takes all CPUs that the workers leave.
+    Reading a store takes two per worker: while one outputs, the other reads; for a few windows the second isn't worth
+    its start. Decoding audio takes all CPUs that the workers leave.
     """
     compute = spec.config.compute
-    left = ray.cluster_resources().get("CPU", 1) - workers * reserved_cpus(compute, workers, alive())
+    free = ray.cluster_resources().get("CPU", 1) - workers * reserved_cpus(compute, workers, alive())
     if not isinstance(spec.store, StreamedClips):
         readers = workers * (2 if windows > SHORT * workers else 1)
     else:
-        readers = max(1, min(int(left), compute.data_workers or int(left)))
-        if left >= 1:
+        readers = max(1, min(int(free), compute.data_workers or int(free)))
+        if free >= 1:
             return readers, 1
     return readers, 0.25
 
 
 def next_window(spec: StageSpec) -> int:
-    """The window at which a run goes on from its newest commit."""
+    """The window at which a run resumes from its newest checkpoint."""
     order = spec.order()
     return order.first_window(min(latest_step(spec.artifact) or 0, order.steps - 1))
 
 
 class ThrottledPolling(ExecutionCallback):
-    """Lets Ray Data's scheduler rest between its rounds.
+    """Pauses Ray Data's scheduler between its rounds.
 
-    While finished windows wait for the training step, its loop would poll without a pause: half a core, all the time.
+    While finished windows wait for the training step, it would poll without a pause and take half a core all the time.
     """
 
     def on_execution_step(self, executor: Any) -> None:
@@ -115,7 +115,7 @@ class ThrottledPolling(ExecutionCallback):
 
 
 class InOrder(ray.train.DataConfig):
-    """Window k to rank k mod W, none dropped (Ray Train's own split drops rows to make equal parts)."""
+    """Splits data sets so that window k goes to rank k mod W; Ray Train's own split drops rows to make equal parts."""
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -129,14 +129,14 @@ class InOrder(ray.train.DataConfig):
 
 
 def split_in_order(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
-    """Window k to rank k mod W, none dropped."""
+    """Split a data set so that window k goes to rank k mod W, without dropping any."""
     dataset.context.execution_options.preserve_order = True
     dataset.context.custom_execution_callback_classes = [ThrottledPolling]
     return dataset.streaming_split(world_size, equal=False)
 
 
 def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
-    """The windows that arrive at one rank, from its `ray.data.DataIterator`."""
+    """Iterate over the windows of one rank, from its `ray.data.DataIterator`."""
     for block in split.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         yield Window(
             block["position"].to_numpy(),
@@ -146,6 +146,6 @@ def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
         )
 
 
-def factory(spec: StageSpec, workers: int) -> Callable[[], ray.data.Dataset]:
-    """Builds the stage's data set anew at each start of the worker group, from what is committed by then."""
-    return lambda: read_leg(spec, next_window(spec), workers)
+def dataset_factory(spec: StageSpec, workers: int) -> Callable[[], ray.data.Dataset]:
+    """A function that builds the stage's data set at each start of the worker group, from the newest checkpoint on."""
+    return lambda: read_segment(spec, next_window(spec), workers)

@@ -1,4 +1,4 @@
-"""Networks over a feature store with Ray Data: what pseudo-labels and evaluation are made from."""
+"""Run classifiers and encoders over a feature store with Ray Data, for pseudo-labels and evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from raymae.cluster.errors import plainly
+from raymae.cluster.errors import unwrap_errors
 from raymae.cluster.pools import actor_pool, torch_device
 from raymae.config import ComputeConfig
 from raymae.datasets.rows import Rows
@@ -32,7 +32,7 @@ Bar = Callable[[int], AbstractContextManager[Progress]]
 
 
 class Classify:
-    """A Ray Data actor that holds the classifiers."""
+    """A Ray Data actor that holds classifiers and returns class probabilities."""
 
     def __init__(self, store: FeatureStore, folders: Mapping[str, Folder], threads: int, views: int = 0) -> None:
         from raymae.inference.predictor import Predictor
@@ -56,7 +56,7 @@ class Classify:
 
 
 class Embed:
-    """A Ray Data actor that holds frozen encoders."""
+    """A Ray Data actor that holds frozen encoders and returns embeddings."""
 
     def __init__(self, store: FeatureStore, readings: Mapping[str, Reading], threads: int) -> None:
         import torch
@@ -75,27 +75,27 @@ class Embed:
 
 @dataclass(frozen=True)
 class ClusterReader:
-    """Reads rows of a feature store with networks over the cluster; `bar` opens a progress bar of so many clips."""
+    """Runs networks on rows of a feature store over the cluster; `bar` opens a progress bar of so many clips."""
 
     store: FeatureStore
     compute: ComputeConfig
     bar: Bar
 
     def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-        """Start a function on a CPU of the cluster; what comes back waits for its value."""
+        """Start a function on a CPU of the cluster; returns a function that waits for its value."""
         value = ray.remote(num_cpus=1)(function).remote(*args)
         return lambda: ray.get(value)
 
     def classify(
         self, rows: Rows, folders: Mapping[str, Folder], views: int = 0
     ) -> tuple[dict[str, NDArray[np.float32]], float]:
-        """Class probabilities (n, C) of some rows by every classifier, each row exactly once, and the mean seconds of
-        work of the actors; averaged over `views` as `views.averaged` does."""
+        """Class probabilities (n, C) of some rows by every classifier, and the actors' mean seconds of computing;
+        averaged over `views`, see `test_time_augmentation.averaged`."""
         with self.bar(len(rows)) as progress:
             return _over_rows(Classify, self.store, rows, folders, self.compute, progress, views)
 
     def embed(self, rows: Rows, readings: Mapping[str, Reading]) -> tuple[dict[str, NDArray[np.float32]], float]:
-        """Embeddings (n, E) of some rows by every encoder, as `classify`."""
+        """Embeddings (n, E) of some rows by every encoder, and the actors' mean seconds of computing."""
         with self.bar(len(rows)) as progress:
             return _over_rows(Embed, self.store, rows, readings, self.compute, progress)
 
@@ -118,7 +118,7 @@ def _over_rows(
         **pool,
     )
     found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in models}}
-    for block in plainly(done.iter_batches(batch_size=None)):
+    for block in unwrap_errors(done.iter_batches(batch_size=None)):
         progress(len(block["row"]))
         for name in found:
             found[name].append(block[name])
@@ -127,17 +127,19 @@ def _over_rows(
     return {name: np.concatenate(parts)[places].astype(np.float32) for name, parts in found.items()}, seconds
 
 
-def places_of(rows: Rows, came: Rows) -> NDArray[np.int64]:
-    """Where each of `rows` lies among those that came back; ValueError unless each came exactly once and no other."""
-    order = np.argsort(came, kind="stable")
-    wanted = np.argsort(rows, kind="stable")
-    if not np.array_equal(came[order], rows[wanted]):
-        names, counts = np.unique(came, return_counts=True)
-        twice, absent = names[counts > 1].tolist(), np.setdiff1d(rows, came).tolist()
-        strange = np.setdiff1d(came, rows).tolist()
-        said = (("came more than once", twice), ("didn't come", absent), ("were not asked for", strange))
-        problems = "; ".join(f"{len(some)} {what} (row {some[0]} of the store)" for what, some in said if some)
-        raise ValueError(f"of {len(rows)} clips {len(came)} came back from the workers: {problems}")
+def places_of(rows: Rows, returned: Rows) -> NDArray[np.int64]:
+    """The index of each of `rows` in `returned`; ValueError unless each was returned exactly once and no other."""
+    order = np.argsort(returned, kind="stable")
+    expected = np.argsort(rows, kind="stable")
+    if not np.array_equal(returned[order], rows[expected]):
+        names, counts = np.unique(returned, return_counts=True)
+        kinds = {
+            "more than once": names[counts > 1].tolist(),
+            "missing": np.setdiff1d(rows, returned).tolist(),
+            "not asked for": np.setdiff1d(returned, rows).tolist(),
+        }
+        problems = "; ".join(f"{len(some)} {kind} (row {some[0]} of the store)" for kind, some in kinds.items() if some)
+        raise ValueError(f"the workers returned {len(returned)} clips of {len(rows)}: {problems}")
     places = np.empty(len(rows), np.int64)
-    places[wanted] = order
+    places[expected] = order
     return places

@@ -1,6 +1,6 @@
-"""Results that are made in parts, each a Parquet file that an actor of Ray Data writes, whole or not at all.
+"""Results in parts, each a Parquet file that a Ray Data actor writes, whole or not at all.
 
-What stands is not made again: a job that was killed goes on with the parts that lack.
+Parts that exist are not computed again: a job that was killed resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raymae.cluster.errors import plainly
+from raymae.cluster.errors import unwrap_errors
 from raymae.config import redact
 from raymae.storage.folder import Folder
 
 SETTINGS, DONE = "_settings.json", "_done.json"
-"""Names with an underscore are skipped by whoever reads the folder as a Parquet data set."""
+"""Parquet readers skip names with an underscore when they read the folder as a data set."""
 
 
 class Maker(Protocol):
-    """Makes parts, one after the other; built on the worker."""
+    """Computes parts, one after the other; built on the worker."""
 
     def __call__(self, work: dict[str, Any]) -> pa.Table:
-        """The part's content."""
+        """Compute the content of a part."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part to be: its file, how much it counts for in the progress, and what its maker has to know."""
+    """A part to compute: its file, its share of the progress, and the input of its maker."""
 
     name: str
     size: int
@@ -39,9 +39,9 @@ class Part:
 
 
 class WriteParts:
-    """A Ray Data actor that writes the parts that it is given.
+    """A Ray Data actor that writes parts.
 
-    One that stands was written by an actor that died before it could say so: Ray gives its part to another.
+    A part may exist already: if an actor dies after writing it, Ray gives the part to another actor.
     """
 
     def __init__(self, folder: Folder, make: Callable[..., Maker], arguments: Sequence[Any]) -> None:
@@ -63,28 +63,28 @@ def write_parts(
     pool: dict[str, Any],
     progress: Callable[[int], Any],
 ) -> None:
-    """Write parts with actors of a `pool` (arguments of map_batches)."""
-    # not from_arrow: its tasks want a CPU, and the actors may have taken all of them
+    """Write parts with the actors of a `pool` (arguments of map_batches)."""
+    # not from_arrow: its tasks ask for a CPU, and the actors may have taken all of them
     blocks = [pa.Table.from_pylist([vars(part)]) for part in parts]
     done = ray.data.from_blocks(blocks).map_batches(
         WriteParts, batch_size=None, batch_format="pyarrow", fn_constructor_args=(folder, make, arguments), **pool
     )
-    for block in plainly(done.iter_batches(batch_size=None)):
+    for block in unwrap_errors(done.iter_batches(batch_size=None)):
         progress(int(block["size"].sum()))
 
 
 def part_name(start: int) -> str:
-    """The file of a folder that holds the rows from row `start` on."""
+    """The file of the part whose rows start at row `start`."""
     return f"part-{start:09d}.parquet"
 
 
 def claim(output: Folder, settings: dict[str, Any], option: str, what: str) -> None:
-    """Write down what a folder will hold; ValueError where it holds something else."""
+    """Write a folder's settings; ValueError if it holds something else."""
     if output.exists(SETTINGS):
         if output.read_json(SETTINGS) != settings:
             raise ValueError(
-                f"{option} {redact(output.url)} holds {what} of other settings or clips: name a new folder"
+                f"{option} {redact(output.url)} holds {what} of other settings or clips; choose a new folder"
             )
     elif output.names():
-        raise ValueError(f"{option} {redact(output.url)} is not empty: name a new folder")
+        raise ValueError(f"{option} {redact(output.url)} is not empty; choose a new folder")
     output.write_json(SETTINGS, settings)

@@ -1,4 +1,4 @@
-"""Size pools of Ray actors: how many fit the cluster, with how many CPUs and on which device."""
+"""Size pools of Ray actors: their number, their CPUs and their device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ from raymae.config import ComputeConfig
 
 
 def torch_device() -> str:
-    """The device of the actor that asks."""
+    """The device of the actor that calls it."""
     return "cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu"
+
+
+def uses_gpu(compute: ComputeConfig, gpus: float, fallback: bool = False) -> bool:
+    """Whether to use GPUs of a cluster that has so many: by default if there are any, else as `compute.use_gpu` says.
+
+    Args:
+        fallback: use CPUs if `compute.use_gpu` is set and there is no GPU, which is a ValueError otherwise.
+    """
+    if compute.use_gpu and not gpus and not fallback:
+        raise ValueError("compute.use_gpu is set and the cluster has no GPU")
+    return gpus > 0 and compute.use_gpu is not False
 
 
 def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]:
     """Arguments of `map_batches` for actors that run a network, one per GPU or else one per node, and their threads."""
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0)) if compute.use_gpu is not False else 0
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = gpus if uses_gpu(compute, gpus, fallback=True) else 0
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cores = max(node["Resources"].get("CPU", 1) for node in nodes)
     strategy = ray.data.ActorPoolStrategy(min_size=1, max_size=min(tasks, gpus or max(1, len(nodes))))
@@ -27,24 +38,22 @@ def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]
 
 
 THREADS = 4
-"""CPUs of an actor: more threads would wait for each other's turn at the interpreter, fewer hold the model oftener."""
+"""CPUs of an actor: more threads would wait for the interpreter's lock, fewer would take more copies of the model."""
 
 
 def label_pool(compute: ComputeConfig, nodes: Sequence[dict[str, float]], parts: int) -> tuple[dict[str, Any], int]:
-    """Arguments of `map_batches` for actors that label, several on each node, and the threads of each.
+    """Arguments of `map_batches` for actors that predict from audio, several on each node, and the threads of each.
 
-    On GPUs where the cluster has them: then on the nodes with GPUs alone, as many actors to each as there are CPUs for.
+    If the cluster has GPUs, only on nodes with GPUs, as many actors per GPU as there are CPUs for.
 
     Args:
         nodes: resources of each node.
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
-    use_gpu = gpus > 0 if compute.use_gpu is None else compute.use_gpu
-    if use_gpu and not gpus:
-        raise ValueError("compute.use_gpu is set and the cluster has no GPU")
+    use_gpu = uses_gpu(compute, gpus)
     nodes = [node for node in nodes if node.get("CPU", 0) >= 1 and (not use_gpu or node.get("GPU", 0) >= 1)]
     if not nodes:
-        raise ValueError(f"the cluster has no node with a CPU{' and a GPU' if use_gpu else ''} to label files on")
+        raise ValueError(f"the cluster has no node with a CPU{' and a GPU' if use_gpu else ''} to predict on")
     shares = [int(node["CPU"] // node["GPU"]) if use_gpu else int(node["CPU"]) for node in nodes]
     threads = compute.torch_threads or max(1, min(THREADS, max(shares)))
     if compute.data_workers:
@@ -55,7 +64,7 @@ def label_pool(compute: ComputeConfig, nodes: Sequence[dict[str, float]], parts:
         raise ValueError(f"compute.torch_threads = {threads} is more than the {max(shares)} CPUs of the largest node")
     if compute.data_workers:
         actors = min(actors, compute.data_workers // threads)
-    beside = max(-(-count // int(node["GPU"])) for count, node in zip(counts, nodes, strict=True)) if use_gpu else 0
+    per_gpu = max(-(-count // int(node["GPU"])) for count, node in zip(counts, nodes, strict=True)) if use_gpu else 0
     actors = max(1, min(actors, parts))
     pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors)
-    return {"num_cpus": threads, "num_gpus": 1 / max(1, beside) if use_gpu else 0, "compute": pool}, threads
+    return {"num_cpus": threads, "num_gpus": 1 / max(1, per_gpu) if use_gpu else 0, "compute": pool}, threads

@@ -1,4 +1,4 @@
-"""`prepare`: audio to feature store with Ray Data, one shard per task, bad files quarantined."""
+"""The stage `prepare`: audio to feature store with Ray Data, one shard per task, bad files quarantined."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import pyarrow.parquet as pq
 import ray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.cluster.errors import plainly
+from raymae.cluster.errors import unwrap_errors
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
-from raymae.features.shard import DAMAGED, read_summary, standing
+from raymae.features.shard import DAMAGED, read_summary, usable_shards
 from raymae.features.write import ShardPlan, plan_shards, write_shard
 from raymae.storage.folder import Folder
 
 ASKED = "asked.parquet"
-"""The clips that were asked for, bad ones included, as the workers read them: a row group per shard."""
+"""The clips of the clip table, bad ones included, as the workers read them: a row group per shard."""
 _THREADS = 32
 _READ_AHEAD = 1024
 _BLOCKS = 4096
-"""Most blocks that the numbers of the shards are given to Ray in: the driver holds an object for each."""
+"""Most blocks of shard numbers that are passed to Ray: the driver holds an object for each."""
 
 
 class ShardWriter:
-    """A Ray Data worker that turns row groups of the asked clips into shards; it holds one of them at a time."""
+    """A Ray Data worker that turns row groups of `ASKED` into shards, one at a time."""
 
     def __init__(self, shards: Folder, config: Config, artifact: Folder) -> None:
         self.shards, self.data = shards, config.data
@@ -58,7 +58,7 @@ class ShardWriter:
 
 
 def ask(clips: pa.Table, plans: list[ShardPlan], artifact: Folder) -> None:
-    """Write the clips of all shards for the workers."""
+    """Write `ASKED`, the clips of all shards, for the workers."""
     artifact.write_table(ASKED, clips.select(["clip_id", "path"]), row_group_size=plans[0].stop - plans[0].start)
 
 
@@ -67,7 +67,7 @@ def featurize(
 ) -> tuple[int, float]:
     """Write (or, with `data.verify`, check) the shards of these numbers with parallel CPU workers.
 
-    Returns how many were written and the mean seconds of work in each worker.
+    Returns how many were written and the workers' mean seconds of computing.
     """
     workers = max(1, min(len(numbers), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1))))
     size = -(-len(numbers) // _BLOCKS)
@@ -83,7 +83,7 @@ def featurize(
         fn_constructor_args=(shards, config, artifact),
     )
     computed, seconds = 0, 0.0
-    for row in plainly(written.iter_rows()):
+    for row in unwrap_errors(written.iter_rows()):
         tally.add(row["shard"], json.loads(row["summary"]))
         progress(row["clips"])
         computed += row["computed"]
@@ -92,34 +92,34 @@ def featurize(
 
 
 def summaries(plans: list[ShardPlan], shards: Folder, sizes: dict[str, int]) -> Iterator[dict[str, Any] | None]:
-    """The summary of every shard that stands, and None for every other: one listing, then footers, many at once.
+    """The summary of every usable shard, None for every other: one listing, then footers, many at once.
 
-    A shard whose size isn't the one that `sizes` knows doesn't stand.
+    A shard whose size differs from that in `sizes` is not usable.
     """
-    there = standing(shards)
+    listed = usable_shards(shards)
 
     def look(plan: ShardPlan) -> dict[str, Any] | None:
-        found = there.get(plan.name)
-        sound = found is not None and found == sizes.get(plan.name, found)
-        return read_summary(shards, plan.name) if sound else None
+        found = listed.get(plan.name)
+        usable = found is not None and found == sizes.get(plan.name, found)
+        return read_summary(shards, plan.name) if usable else None
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(plans), _READ_AHEAD):  # all at once would hold all of them
+        for start in range(0, len(plans), _READ_AHEAD):  # all at once would take memory for all of them
             yield from pool.map(look, plans[start : start + _READ_AHEAD])
 
 
 def known_sizes(artifact: Folder) -> dict[str, int]:
-    """Bytes of every shard by its name, where an earlier manifest tells them."""
+    """The size of every shard in bytes by its name, from an earlier manifest; empty without one."""
     try:
         return {shard["name"]: shard["size"] for shard in artifact.read_json("manifest.json")["shards"]}
-    except (OSError, ValueError):  # there is none, or a damaged one
+    except (OSError, ValueError):  # missing or damaged
         return {}
 
 
 def missing_shards(
     plans: list[ShardPlan], shards: Folder, config: Config, tally: Tally, sizes: dict[str, int] | None = None
 ) -> list[int]:
-    """The numbers of the shards that don't stand yet, or have to be checked; the others are added to the tally."""
+    """The numbers of the shards that are missing or have to be checked; the others are added to the tally."""
     if config.data.verify:
         return list(range(len(plans)))
     missing = []
@@ -134,11 +134,11 @@ def missing_shards(
 def prepare(
     clips: pa.Table, artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
 ) -> dict[str, Any]:
-    """Build the feature store of a clip table; what stands already is not computed again.
+    """Build the feature store of a clip table; usable shards are not computed again.
 
-    Raises ValueError when more files are bad than `data.max_bad_share` allows.
+    Raises ValueError if more files are bad than `data.max_bad_share` allows.
     """
-    artifact.remove("done.json")  # of a store that is being repaired
+    artifact.remove("done.json")  # a store that is being repaired has one
     plans = plan_shards(clips, config.audio, config.data.shard_mb)
     tally = Tally(clips, plans)
     missing = missing_shards(plans, shards, config, tally, known_sizes(artifact))

@@ -1,4 +1,4 @@
-"""How the workers of a training group find each other."""
+"""The process group of the training workers."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 _store: TCPStore | None = None
-"""Where the others ask; of the first worker, in whose process it is kept."""
+"""The store of rank 0, in its process; the other ranks connect to it."""
 
 
-def meeting(workers: int, stall_minutes: float) -> TorchConfig:
-    """Ray Train's settings for so many workers. One has nobody to find.
+def process_group_config(workers: int, stall_minutes: float) -> TorchConfig:
+    """Ray Train's configuration of the process group of so many workers; a single worker has none.
 
     Args:
-        stall_minutes: how long the watchdog waits, which knows more of a hang than a collective that timed out.
+        stall_minutes: the watchdog's limit. Collectives time out later: the watchdog reports more about a hang.
     """
-    return (Alone if workers == 1 else Together)(timeout_s=max(1800, round(240 * stall_minutes)))
+    return (NoGroup if workers == 1 else Group)(timeout_s=max(1800, round(240 * stall_minutes)))
 
 
-class Alone(TorchConfig):
+class NoGroup(TorchConfig):
     """No process group."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """Does nothing."""
+        """A backend that does nothing."""
         return Backend
 
 
-class Together(TorchConfig):
+class Group(TorchConfig):
     """A process group."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """Sets it up."""
-        return Meeting
+        """The backend that sets it up."""
+        return GroupBackend
 
 
-class Meeting(_TorchBackend):
-    """Ray Train's own way, except where its nodes listen on loopback alone: there PyTorch's store does, too.
+class GroupBackend(_TorchBackend):
+    """Ray Train's backend; if Ray listens on loopback alone, PyTorch's store does too.
 
-    Who reaches the store can take part in the training; by itself it listens on every interface.
+    By default the store listens on every interface, and whoever can connect to it can take part in the training.
     """
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called in the controller, when the workers have started."""
+        """Called in the controller when the workers have started."""
         if worker_group.execute_single(0, ray.util.get_node_ip_address) != LOOPBACK:
             super().on_start(worker_group, backend_config)
             return
@@ -68,7 +68,7 @@ class Meeting(_TorchBackend):
 
 
 def open_store(timeout: timedelta) -> int:
-    """Begin the store in this process; its port."""
+    """Open the store in this process; returns its port."""
     global _store
     from torch.distributed import TCPStore
 
@@ -79,7 +79,7 @@ def open_store(timeout: timedelta) -> int:
 
 
 def join(rank: int, workers: int, backend: str, port: int, timeout: timedelta) -> None:
-    """Take part in the process group."""
+    """Join the process group."""
     from torch import distributed
 
     store = _store if rank == 0 else distributed.TCPStore(LOOPBACK, port, None, False, timeout)

@@ -1,4 +1,4 @@
-"""What a training says of itself as Ray's metrics, which every node exports for Prometheus and the dashboard."""
+"""Training metrics as Ray metrics, which every node exports for Prometheus and the dashboard."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ray.util.metrics import Gauge
 
 TEXTS = {
     "step": "Optimiser updates so far",
-    "loss": "Mean loss of the last step that was reported",
+    "loss": "Mean loss of the last reported step",
     "lr": "Learning rate",
     "grad_norm": "Norm of the gradient",
-    "clips_per_second": "Clips trained on in a second, by all workers",
-    "data_wait_share": "Share of a step that the training waited for data",
-    "gpu_memory_gb": "Most memory that a GPU held so far, mean over the workers",
-    "gpu_use": "Share of the time that a GPU computed, mean over the workers",
+    "clips_per_second": "Clips per second, all workers",
+    "data_wait_share": "Share of a step spent waiting for data",
+    "gpu_memory_gb": "Peak GPU memory so far, mean over the workers",
+    "gpu_use": "GPU utilisation, mean over the workers",
 }
-"""By metric of an event, what `raymae_<metric>` is. Its tags are the stage and the run: its artifact's key."""
+"""Descriptions of the gauges `raymae_<metric>`; their tags are the stage and the run, the artifact's key."""
 
 
 class Gauges:
@@ -28,7 +28,7 @@ class Gauges:
             gauge.set_default_tags({"stage": stage, "run": run})
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Set those that have a value."""
+        """Set the gauges that have a value."""
         for name, gauge in self._gauges.items():
             if name in values:
                 gauge.set(values[name])

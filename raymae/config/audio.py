@@ -1,4 +1,4 @@
-"""Settings of the front end, and whole front ends by name."""
+"""Front-end settings, and complete front ends by name."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ LogFloor = Literal["add", "clamp"]
 class AudioConfig:
     """The front end: waveform to log-mel. The defaults are the paper's (section 3, with the authors' public code).
 
-    `FRONT_ENDS` holds others whole.
+    `FRONT_ENDS` holds further complete front ends.
     """
 
     sample_rate: int = 32_000
-    """Hz; every recording is resampled to it."""
+    """Sample rate to which every recording is resampled, Hz."""
     n_fft: int = 4096
-    """Length of the FFT, samples."""
+    """FFT length, samples."""
     win_length: int = 3072
-    """Length of the Hann window, samples; zero-padded to n_fft."""
+    """Length of the Hann window, samples; frames are zero-padded to n_fft."""
     hop_length: int = 500
-    """Samples from frame to frame."""
+    """Samples from one frame to the next."""
     framing: Framing = "centred"
-    """centred: frame i lies around sample i x hop_length, beyond its ends the waveform is reflected; kaldi: frames lie
-    wholly inside (snip_edges) and each is freed of its mean, then pre-emphasised by itself."""
+    """centred: frame i is centred on sample i x hop_length, and the waveform is reflected at its ends; kaldi: frames
+    lie wholly inside the waveform (snip_edges), and each has its mean subtracted, then is pre-emphasised by itself."""
     window: Window = "symmetric"
-    """symmetric: the Hann window's two ends are zero; periodic: only the first is (librosa's, torch's default)."""
+    """symmetric: both ends of the Hann window are zero; periodic: only the first (default of librosa and torch)."""
     n_mels: int = 256
-    """Mel bands."""
+    """Number of mel bands."""
     f_min: float = 0.0
     """Lower edge of the lowest mel band, Hz."""
     f_max: float | None = None
-    """Upper edge of the highest mel band, Hz; the default is half the sample rate."""
+    """Upper edge of the highest mel band, Hz; None: half the sample rate."""
     mel_scale: MelScale = "kaldi"
-    """kaldi: triangles of peak 1 on 1127 ln(1 + f / 700); slaney: triangles in Hz of area 1, spaced evenly up to 1 kHz
-    and by equal ratios above it (librosa's default)."""
+    """kaldi: triangles of peak 1 on the scale 1127 ln(1 + f / 700); slaney: triangles of area 1 in Hz, spaced evenly up
+    to 1 kHz and by equal ratios above (librosa's default)."""
     pre_emphasis: float = 0.97
-    """a in y[n] = x[n + 1] - a x[n], or with Kaldi's framing in y[n] = x[n] - a x[n - 1] and y[0] = (1 - a) x[0] of
-    each frame; 0 switches it off."""
+    """Coefficient a of y[n] = x[n + 1] - a x[n] or, with framing = kaldi, of y[n] = x[n] - a x[n - 1] and
+    y[0] = (1 - a) x[0] in each frame; 0 switches it off."""
     log_offset: float = 1e-5
-    """Keeps the logarithm of the mel power finite, as log_floor says."""
+    """Power that keeps the logarithm of the mel power finite; log_floor says how."""
     log_floor: LogFloor = "add"
     """add: log(power + log_offset); clamp: log(max(power, log_offset))."""
     norm_mean: float = -4.5
     """Subtracted from the log-mel."""
     norm_scale: float = 5.0
-    """The log-mel is divided by it."""
+    """Divisor of the log-mel, after norm_mean is subtracted."""
     clip_seconds: float = 10.0
-    """Clips are cut or padded to this length, seconds."""
+    """Length to which clips are cut or padded, seconds."""
 
     def __post_init__(self) -> None:
         require(self.sample_rate > 0, f"audio.sample_rate = {self.sample_rate} must be positive")
@@ -113,9 +113,9 @@ class AudioConfig:
         return self.frames(self.n_samples)
 
     def frames_of(self, seconds: float | None) -> int:
-        """Frames of a part of a clip, at most all of them; None is the whole clip.
+        """Frames in `seconds` of a clip, at most those of the whole clip; None is the whole clip.
 
-        Kaldi's framing loses up to a window at the end: a part as long as the clip has no more frames than it.
+        Kaldi's framing loses up to a window at the end, so the count is limited to the frames of the whole clip.
         """
         return (
             self.n_frames
@@ -124,9 +124,9 @@ class AudioConfig:
         )
 
     def frames(self, n_samples: int) -> int:
-        """Frames of a waveform of `n_samples`; even an empty one has one.
+        """Frames of a waveform of `n_samples`, at least one.
 
-        Centred: one per hop of what pre-emphasis leaves, and one. Kaldi: as many as fit in.
+        centred: one per whole hop of the pre-emphasised waveform, plus one; kaldi: as many windows as fit.
         """
         if self.framing == "kaldi":
             return 1 + max(0, n_samples - self.win_length) // self.hop_length
@@ -134,7 +134,7 @@ class AudioConfig:
 
     @property
     def silence(self) -> float:
-        """The normalised value of a band without any energy: what padding holds."""
+        """The normalised value of a band without energy: the value of padding."""
         return (math.log(self.log_offset) - self.norm_mean) / self.norm_scale
 
 
@@ -142,9 +142,9 @@ FRONT_ENDS = {
     # Cai & Li, section 3: 10 s are 640 frames.
     "paper": AudioConfig(),
     # torchaudio.compliance.kaldi.fbank as Audio-MAE's dataset.py calls it (htk_compat, hanning, 128 bands, no dither,
-    # 10 ms), with its AudioSet mean and twice its standard deviation. The mean that it takes off the whole recording
-    # first is part of each frame's. Floor: the epsilon of float32. Audio-MAE cuts or pads to 1,024 frames; 10.255 s
-    # have as many, AudioSet's 10 s have 998.
+    # 10 ms), normalised by its AudioSet mean and twice its standard deviation. Audio-MAE also subtracts the mean of the
+    # whole recording first; subtracting each frame's mean covers that. The floor is float32's epsilon. Audio-MAE cuts
+    # or pads to 1,024 frames, the length of 10.255 s; AudioSet's 10 s have 998.
     "audiomae": AudioConfig(
         sample_rate=16_000,
         n_fft=512,
@@ -159,9 +159,10 @@ FRONT_ENDS = {
         norm_scale=2 * 4.5689974,
         clip_seconds=10.255,
     ),
-    # The 64 bands of the CAS 2023 challenge's baseline: 40 ms windows, 20 ms apart. It takes decibels of a magnitude, a
-    # known defect: this is the natural logarithm of the power. The offset lies 6 dB above the rounding noise of 16 bit
-    # samples (2.4e-9 in each band); mean and scale are mean and deviation over 100 clips of ESC-10, rounded.
+    # The 64 bands of the CAS 2023 challenge's baseline: 40 ms windows, 20 ms apart. The baseline takes decibels of a
+    # magnitude, a known defect; this front end takes the natural logarithm of the power. The offset lies 6 dB above the
+    # rounding noise of 16-bit samples (2.4e-9 in each band); mean and scale are the mean and standard deviation over
+    # 100 clips of ESC-10, rounded.
     "cas_baseline": AudioConfig(
         sample_rate=44_100,
         n_fft=2048,
@@ -178,4 +179,4 @@ FRONT_ENDS = {
         norm_scale=6.0,
     ),
 }
-"""Whole front ends by name; a recipe takes one, or `dataclasses.replace`s some of its fields."""
+"""Complete front ends by name; a recipe uses one as it is, or with some of its fields replaced."""

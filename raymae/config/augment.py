@@ -1,4 +1,4 @@
-"""Settings of augmentation."""
+"""Augmentation settings."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ class AugmentConfig:
     """Augmentations of log-mel batches in training, each off by default (p = 0 is the identity)."""
 
     crop_seconds: float | None = None
-    """Length of a random crop, seconds; the default is the whole clip."""
+    """Length of the random crop, seconds; None: the whole clip."""
     roll_p: float = 0.0
     """Probability of rolling a clip in time by a random number of frames."""
     gain_db: float = 0.0
-    """Largest random gain, dB in either direction."""
+    """Largest random gain in either direction, dB."""
     eq_p: float = 0.0
-    """Probability of a random smooth frequency response (another recording device)."""
+    """Probability of a random EQ: a smooth frequency response, as of another recording device."""
     eq_nats: float = 3.0
-    """Standard deviation of the response at its knots, nats of power."""
+    """Standard deviation of the random EQ at its knots, nats of power."""
     eq_knots: int = 8
-    """Knots of the response from the lowest to the highest band."""
+    """Number of knots of the random EQ, from the lowest to the highest band."""
     responses: tuple[str, ...] = ()
-    """Impulse responses of real devices: audio files of any rate, folders, globs or URLs of them; what they hold, and
-    not where they lie, is part of a stage's key."""
+    """Impulse responses of real devices: audio files of any sample rate, or folders, globs or URLs of them. Their
+    content, not their path, is part of a stage's key."""
     response_p: float | None = None
-    """Probability of one of the responses, drawn for each clip; the default is 0.5 where there are some."""
+    """Probability that a clip gets one of the responses, drawn for each clip; None: 0.5 if there are responses."""
     mixup_p: float = 0.0
     """Probability that the clips of a micro-batch are mixed with one another (fine-tuning only)."""
     mixup_alpha: float = 10.0
-    """Mixing weights come from Beta(alpha, alpha)."""
+    """Mixup weights are drawn from Beta(alpha, alpha)."""
     mixstyle_p: float = 0.0
-    """Probability of Freq-MixStyle: band statistics of two clips are mixed."""
+    """Probability of Freq-MixStyle, which mixes the band statistics of two clips."""
     mixstyle_alpha: float = 0.4
-    """Its weights come from Beta(alpha, alpha)."""
+    """Freq-MixStyle weights are drawn from Beta(alpha, alpha)."""
     freq_mask_param: int = 0
-    """SpecAugment: largest number of mel bands in the one stripe that is masked; 0 masks none."""
+    """SpecAugment: largest width of the one frequency mask, mel bands; 0: no mask."""
     time_mask_param: int = 0
-    """SpecAugment: largest number of frames in the one stripe that is masked; 0 masks none."""
+    """SpecAugment: largest width of the one time mask, frames; 0: no mask."""
 
     def __post_init__(self) -> None:
         for name in ("roll_p", "eq_p", "response_p", "mixup_p", "mixstyle_p"):

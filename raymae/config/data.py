@@ -1,4 +1,4 @@
-"""The front end and the clips."""
+"""Settings of data sets, their splits and the feature store."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Literal, get_args
 from raymae.config.values import redact, require, require_choice, require_share
 
 COLUMNS = ("filename", "city", "device", "group", "split")
-"""Columns of a table that don't hold labels."""
+"""Columns of a table other than the labels."""
 
 MAX_FFT, MAX_MELS, MAX_CLIP_SAMPLES, MAX_VALUES = 2**16, 2**11, 2**27, 2**28
-"""Largest FFT, bands, samples and values (frames x bands) of a clip: foreign models bring settings, too."""
+"""Largest FFT length, mel bands, samples and values (frames x bands) of a clip: settings also come with models from
+elsewhere."""
 
 OWN = ("synthetic", "table")
-"""Data sets that have no folder as published."""
+"""Data sets without a published folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class SyntheticConfig:
     pool_clips: int = 360
     """Unlabelled clips of other cities, for pre-training only."""
     labelled_share: float = 0.2
-    """Share of the training groups whose clips carry labels."""
+    """Share of the training groups whose clips are labelled."""
     seed: int = 0
-    """Seed of the sound."""
+    """Seed of the generated audio."""
 
     def __post_init__(self) -> None:
         require(self.clips >= 100, f"data.synthetic.clips = {self.clips} must be at least 100")
@@ -44,30 +45,30 @@ SplitKind = Literal["table", "random", "session", "visit", "city_day", "city", "
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """How the clips are shared out between training and evaluation (`raymae.datasets.splits.assign`)."""
+    """How the clips are divided into training and evaluation (`raymae.datasets.splits.assign`)."""
 
     kind: SplitKind = "table"
-    """What is never cut: table, split as the table or loader says (TAU's official fold); session, what one group holds;
-    visit, sessions of a city no more than 30 minutes apart; city_day, a day in a city; city, the cities of held_out are
-    test; device, the devices of held_out are test_unseen, on groups that training never hears, where the other devices
-    are test_seen. random cuts recordings apart: it leaks, and is there to repeat published protocols alone."""
+    """What stays on one side of the split. table: as the table or loader says (TAU's official fold); session: a group;
+    visit: sessions of a city no more than 30 minutes apart; city_day: a day in a city; city: the cities of held_out are
+    test; device: the devices of held_out are test_unseen, on groups that are not in training, where the other devices
+    are test_seen. random separates clips of one recording, so it leaks: use it only to repeat published protocols."""
     held_out: tuple[str, ...] = ()
-    """Cities (kind = city) or devices (kind = device) that training never hears."""
+    """Cities (kind = city) or devices (kind = device) that are kept out of training."""
     test_share: float = 0.2
-    """Share of the labelled clips that test gets (kinds random, session, visit, city_day and device)."""
+    """Share of the labelled clips in test (kinds random, session, visit, city_day and device)."""
     val_share: float | None = None
-    """Share of the labelled clips that val gets, by groups of the training side; the default is 0.1, and with kinds
-    table and file what they say."""
+    """Share of the labelled clips in val, drawn by group from the training side; None: 0.1, but with kind = table or a
+    file what these say."""
     labelled_share: float | None = None
     """Share of the labelled training groups whose labels are kept, for curves over the number of labels; every class
-    keeps a group, and the groups of a smaller share are among those of a larger one."""
+    keeps a group, and the groups of a smaller share are among those of a larger one. None: all."""
     seed: int = 0
-    """Seed of what is drawn."""
+    """Seed of the random draws."""
     transductive: bool = False
-    """Unlabelled siblings of val and test clips serve pre-training (split pool), as do pool clips of their groups;
-    without it they are left out."""
+    """Use unlabelled siblings of val and test clips, and pool clips of their groups, in pre-training (split pool); off:
+    they are left out."""
     file: str | None = None
-    """A split made before, in place of kind: the folder of its split.json and split.parquet, or either file."""
+    """An existing split, in place of kind: the folder of its split.json and split.parquet, or either file."""
 
     def __post_init__(self) -> None:
         require_choice("data.split.kind", self.kind, get_args(SplitKind))
@@ -92,10 +93,11 @@ class SplitConfig:
             )
         for name in self._unused():
             default = getattr(type(self), name)
-            why = "file, which says it" if self.file else f"kind = {self.kind}"
+            other = "file, which decides it" if self.file else f"kind = {self.kind}"
             require(
                 getattr(self, name) == default,
-                f"data.split.{name} = {getattr(self, name)!r} has no use with data.split.{why}; leave it {default!r}",
+                f"data.split.{name} = {getattr(self, name)!r} has no effect with data.split.{other}: leave it at "
+                f"{default!r}",
             )
 
     def _unused(self) -> list[str]:
@@ -115,54 +117,56 @@ class DataConfig:
     """Where the clips come from and how their features are stored."""
 
     dataset: str = "synthetic"
-    """A name in raymae.datasets.clips.DATASETS: synthetic, table, cas2023, cas2023_eval, tau2019, tau2020_mobile,
-    tau2022_mobile, audioset."""
+    """Name of the data set, one of raymae.datasets.clips.DATASETS: synthetic, table, cas2023, cas2023_eval, tau2019,
+    tau2020_mobile, tau2022_mobile, audioset."""
     root: str | None = None
     """Folder or URL of a published data set, as it is distributed (every dataset but synthetic and table)."""
     tables: tuple[str, ...] = ()
-    """CSV or Parquet tables with filename and optional scene_label, city, device, group, split (dataset = table).
+    """CSV or Parquet tables with the column filename and optional scene_label, city, device, group and split
+    (dataset = table).
 
     A filename may be tar://member::shard.tar; a Parquet table may hold the encoded files themselves, in a column audio.
     """
     pool_tables: tuple[str, ...] = ()
-    """Further tables, all of whose clips serve pre-training alone (their labels are ignored); also folders and tars."""
+    """Further tables, folders or tars whose clips are used in pre-training alone; their labels are ignored."""
     pool_weights: tuple[float, ...] = ()
-    """How often an epoch of pre-training visits each clip of the pool tables, then of the pool datasets: one number for
-    each of them; default 1."""
+    """How often an epoch of pre-training visits each clip of the pool_tables, then of the pool_datasets: one number for
+    each of them; empty: 1 for all."""
     pool_datasets: tuple[str, ...] = ()
-    """Published data sets for pre-training, as name:folder (tau2020_mobile:/data/tau): what is no val or test there."""
+    """Published data sets for pre-training, as name:folder (tau2020_mobile:/data/tau), without their val and test."""
     label_column: str = "scene_label"
     """Column of the tables that holds the labels (dataset = table)."""
     label_separator: str = ";"
-    """What stands between the classes of a clip in that column (dataset = table)."""
+    """Separator of a multi-label clip's classes in that column (dataset = table)."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded data set."""
     check: bool = False
-    """Print what the data set holds by split, class, city and device, and what of it can't be found, and stop; with
-    exit status 1 where something is wrong."""
+    """Print the clips by split, class, city and device and what can't be found, then stop; exit status 1 if something
+    is wrong."""
     split: SplitConfig = SplitConfig()
-    """How the clips are shared out between training and evaluation."""
+    """How the clips are divided into training and evaluation."""
     max_bad_share: float = 0.05
-    """The job stops when a larger share of the files can't be read; below it they are quarantined and listed."""
+    """Largest share of files that may be unreadable: above it the job stops, else they are quarantined and listed."""
     file_timeout: float = 30.0
-    """Seconds after which the decoding of one file is given up; the same for a storage that answers nothing."""
+    """Seconds after which decoding a file is given up, or waiting for a storage that doesn't answer."""
     shard_mb: float = 128.0
     """Largest size of a shard of the feature store, MB."""
     store: Literal["parquet", "none"] = "parquet"
-    """none keeps no features: every epoch decodes the audio again, for corpora too large to keep."""
+    """parquet: store the features; none: decode the audio again in every epoch, for corpora too large to store."""
     compression: Literal["none", "zstd", "lz4"] = "none"
-    """How new shards are stored; all are read alike, and those that stand are kept as they are (the manifest counts
-    them). On ESC-10 at the default front end, one core, from memory, checksums verified: none reads 3.9 GB/s, lz4
-    saves 11 % and reads 3.6 GB/s, zstd saves 24 % and reads 1.0 GB/s."""
+    """Compression of new shards; existing shards stay as they are and are read alike (the manifest counts each kind).
+    On ESC-10 at the default front end, one core, from memory, checksums verified: none reads 3.9 GB/s, lz4 saves 11 %
+    and reads 3.6 GB/s, zstd saves 24 % and reads 1.0 GB/s."""
     verify: bool = False
-    """Check every byte of the shards that stand, and compute the damaged ones again. Without it `prepare` looks at
-    their sizes and footers, and training at the checksum of every page that it reads."""
+    """Check every byte of existing shards, and compute damaged ones again. Off: `prepare` checks their sizes and
+    footers, and training the checksum of every page that it reads."""
     shuffle_chunk: int = 8
-    """Neighbours in the store that stay together when an epoch is shuffled, within windows of 128 clips.
+    """Neighbouring clips of the store that stay together when an epoch is shuffled, within windows of 128 clips.
 
-    1 is a full permutation, as of a DataLoader with shuffle=True, and reads a store in memory at half the speed, one on
-    local disk at three quarters. With 8, and neighbours from one recording, the class shares of batches vary as if a
-    batch of 64 held 15 clips drawn at random (one micro-batch of 64) or 36 (four of 16); see raymae/order.py.
+    1 is a full permutation, as of a DataLoader with shuffle=True; it reads a store in memory at half the speed, one on
+    local disk at three quarters. With 8, if neighbours are from one recording, the class shares of batches vary as if a
+    batch of 64 held 15 clips drawn at random (one micro-batch of 64) or 36 (four of 16); see
+    raymae/training/batches/order.py.
     """
 
     def __post_init__(self) -> None:
@@ -180,12 +184,12 @@ class DataConfig:
         )
         require(
             self.root is None or self.dataset not in OWN,
-            f"data.root = {self.root!r} is of no use to data.dataset = {self.dataset}: name the data set there",
+            f"data.root = {self.root!r} has no effect with data.dataset = {self.dataset}: name the data set there",
         )
         require(
             not self.tables or self.dataset == "table",
-            f"data.tables = {', '.join(map(redact, self.tables))} is of no use to data.dataset = {self.dataset}: "
-            "tables of one's own need data.dataset = table (more clips for pre-training are data.pool_tables)",
+            f"data.tables = {', '.join(map(redact, self.tables))} has no effect with data.dataset = {self.dataset}: "
+            "your own tables need data.dataset = table (more clips for pre-training go to data.pool_tables)",
         )
         for name, value, default in (
             ("label_column", self.label_column, "scene_label"),
@@ -194,7 +198,7 @@ class DataConfig:
             require(value.strip() != "", f"data.{name} = {value!r} must not be blank")
             require(
                 value == default or self.dataset == "table",
-                f"data.{name} = {value!r} is of no use to data.dataset = {self.dataset}: it is about data.tables",
+                f"data.{name} = {value!r} has no effect with data.dataset = {self.dataset}: it describes data.tables",
             )
         require(
             self.label_column not in COLUMNS,

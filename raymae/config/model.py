@@ -1,4 +1,4 @@
-"""The masked autoencoder and the augmentation of what it sees."""
+"""Settings of the masked autoencoder: encoder, decoder, masks and targets; its sizes by name."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ ModelSize = Literal["tiny", "small", "base", "large"]
 DecoderName = Literal["local", "global", "light"]
 
 LIGHT_BLOCKS = 4
-"""Most blocks of a decoder that is called light."""
+"""Most blocks of the decoder "light"."""
 
 MAX_DEPTH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """Targets of the model "latent": what a teacher, the average of past encoders, makes of the whole clip."""
+    """Targets of name = latent: the features of a teacher, a moving average of the encoder, for the whole clip."""
 
     teacher_layers: int | None = None
-    """How many of the teacher's uppermost blocks are averaged to the target; the default is the upper half."""
+    """Number of the teacher's last blocks whose outputs are averaged to the target; None: the upper half."""
     teacher_view: Literal["same", "clean", "other"] = "other"
-    """What the teacher hears: the student's clip; the clip without responses, colour, Freq-MixStyle and SpecAugment; or
-    the clip with other draws of these."""
+    """Input of the teacher. same: the student's clip; clean: the clip without coloration (responses, random EQ,
+    Freq-MixStyle, SpecAugment); other: the clip with other draws of the coloration."""
     decay: float = 0.99
-    """Decay of the teacher's average at the beginning."""
+    """Decay of the teacher's moving average at the start of the run."""
     final_decay: float = 0.999
-    """Decay from `ramp` of the run on; linear in between."""
+    """Decay of the teacher's moving average once `ramp` of the run is over; linear in between."""
     ramp: float = 0.5
-    """Share of the run."""
+    """Share of the run over which the decay grows."""
     clip_weight: float = 1.0
-    """Weight of the class token's error: it predicts the mean of the clip's targets (EAT's utterance loss)."""
+    """Weight of the class token's loss: it predicts the mean of the clip's targets (EAT's utterance loss)."""
 
     def __post_init__(self) -> None:
         for name in ("decay", "final_decay"):
@@ -49,41 +49,42 @@ class ModelConfig:
     """Encoder, decoder and masking. The defaults are Audio-MAE's ViT-B (Huang et al. 2022) with the paper's masks."""
 
     name: Literal["mae", "latent"] = "mae"
-    """What pre-training predicts: mae, the removed patches of the spectrogram (paper); latent, a teacher's features."""
+    """What pre-training predicts. mae: the removed patches of the spectrogram (paper); latent: a teacher's features."""
     patch_size: tuple[int, int] = (16, 16)
-    """Frames and mel bands of a patch."""
+    """Size of a patch: frames, mel bands."""
     embed_dim: int = 768
     """Width of the encoder."""
     depth: int = 12
-    """Blocks of the encoder."""
+    """Number of blocks of the encoder."""
     num_heads: int = 12
     """Attention heads of the encoder."""
     mlp_ratio: float = 4.0
-    """Width of the MLPs over the width of their block."""
+    """Width of the MLPs relative to the width of their block."""
     decoder: DecoderName = "local"
-    """local: windows of 4 x 4 patches, every second block shifted along time (paper); global: plain; light: plain and
-    few. On the command line another one than the recipe's brings its own sizes: local has 16 blocks of width 512,
-    global 8 of 512, light 2 of 256."""
+    """local: attention in windows of 4 x 4 patches, every second block shifted along time (paper); global: plain
+    attention; light: plain attention, few blocks. On the command line, a decoder other than the recipe's brings its own
+    sizes: local has 16 blocks of width 512, global 8 of 512, light 2 of 256."""
     decoder_embed_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 16
-    """Blocks of the decoder."""
+    """Number of blocks of the decoder."""
     decoder_num_heads: int = 16
     """Attention heads of the decoder."""
     mask_strategy: Literal["unstructured", "time", "frequency", "time_frequency"] = "unstructured"
-    """Which patches are removed together: single patches, whole time columns, frequency rows, or both."""
+    """What is removed together. unstructured: single patches; time: whole time columns; frequency: whole frequency
+    rows; time_frequency: both."""
     mask_ratio: float = 0.8
-    """Share of the patches that is REMOVED in pre-training (all strategies but time_frequency)."""
+    """Share of the patches REMOVED in pre-training (all strategies but time_frequency)."""
     time_mask_ratio: float = 0.7
     """Share of time columns removed by time_frequency."""
     freq_mask_ratio: float = 0.3
     """Share of frequency rows removed by time_frequency."""
     masks_per_clip: int = 1
-    """Masks of each clip in a step, each a row of the batch; with "latent" they share one pass of the teacher."""
+    """Masks of each clip in a step, each a row of the batch; with name = latent they share one pass of the teacher."""
     norm_target: bool = False
     """Normalise each target patch (Audio-MAE); off: the spectrogram itself is the target (the paper's MSE)."""
     latent: LatentConfig = LatentConfig()
-    """Targets of the model "latent"."""
+    """Targets of name = latent."""
 
     def __post_init__(self) -> None:
         for name in ("mask_ratio", "time_mask_ratio", "freq_mask_ratio"):
@@ -105,16 +106,16 @@ class ModelConfig:
         require(
             self.decoder != "light" or self.decoder_depth <= LIGHT_BLOCKS,
             f"model.decoder = light has at most {LIGHT_BLOCKS} blocks, not model.decoder_depth = {self.decoder_depth}: "
-            "take 2 of decoder_embed_dim 256 (DECODERS), or global",
+            "use 2 blocks of decoder_embed_dim 256 (DECODERS), or global",
         )
         require(self.masks_per_clip >= 1, f"model.masks_per_clip = {self.masks_per_clip} must be at least 1")
         require(
             self.name == "latent" or self.latent == LatentConfig(),
-            f"model.latent is of no use to model.name = {self.name}; set --model.name latent",
+            f"model.latent has no effect with model.name = {self.name}: set --model.name latent",
         )
         require(
             self.name != "latent" or not self.norm_target,
-            "model.norm_target is of no use to model.name = latent, whose targets are always normalised",
+            "model.norm_target has no effect with model.name = latent, whose targets are always normalised",
         )
         layers = self.latent.teacher_layers
         require(
@@ -127,21 +128,21 @@ MODEL_SIZES: dict[ModelSize, ModelConfig] = {
     # ViT-Ti/16 of DeiT (Touvron et al. 2021, table 1), timm's vit_tiny_patch16.
     "tiny": ModelConfig(embed_dim=192, depth=12, num_heads=3),
     # ViT-S, B and L as in Audio-MAE's models_mae.py and in timm. Audio-MAE gives all of them the same decoder: width
-    # 512, 16 heads and, where it is local, 16 blocks.
+    # 512, 16 heads and, if it is local, 16 blocks.
     "small": ModelConfig(embed_dim=384, depth=12, num_heads=6),
     "base": ModelConfig(),
     "large": ModelConfig(embed_dim=1024, depth=24, num_heads=16),
 }
-"""Whole models by the size of their encoder; a recipe takes one, or `dataclasses.replace`s some of its fields."""
+"""Complete models by the size of their encoder; a recipe uses one as it is, or with some of its fields replaced."""
 
 DECODERS: dict[DecoderName, ModelConfig] = {
     "local": ModelConfig(),
-    # The plain decoder that Audio-MAE compares with (dec512d8b).
+    # The plain decoder with which Audio-MAE compares its local one (dec512d8b).
     "global": ModelConfig(decoder="global", decoder_depth=8),
-    # ViT-B needs less than 40 % of the FLOPs per step that it needs with the local blocks.
+    # With it, ViT-B needs less than 40 % of the FLOPs per step that it needs with the local blocks.
     "light": ModelConfig(decoder="light", decoder_embed_dim=256, decoder_depth=2, decoder_num_heads=8),
 }
-"""Base models by their decoder."""
+"""Base models by the name of their decoder."""
 
 
 def with_size(model: ModelConfig, size: ModelSize) -> ModelConfig:

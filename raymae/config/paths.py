@@ -1,4 +1,4 @@
-"""Fields of a configuration by their dotted path, "model.mask_ratio", with the types that they were declared with."""
+"""Access to the fields of a configuration, with their declared types, by dotted path ("model.mask_ratio")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from raymae.config.values import require
 
 PARTS = "+"
-"""Between the parts of a value that has several, as text."""
+"""Separator, in text, of the parts of a value."""
 NONE = ("none", "null")
 
 
@@ -22,7 +22,7 @@ def hints_of(section: type) -> dict[str, Any]:
 
 
 def field_type(root: type, path: str) -> Any:
-    """The declared type of the field at `path` below a section; ValueError names those beside one that isn't there."""
+    """The declared type of the field at `path`; ValueError lists the valid names where there is no such field."""
     section, start, hint = root, "", root
     for part in path.split("."):
         require(is_dataclass(hint), f"unknown setting {path}: {start.rstrip('.')} has no fields of its own")
@@ -37,21 +37,21 @@ def field_type(root: type, path: str) -> Any:
 
 
 def choices_of(hint: Any) -> tuple[Any, ...]:
-    """The types that a declared type allows: several where it is a union."""
+    """The types that a declared type allows: several for a union."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 @cache
 def adapter(hint: Any) -> Any:
-    """What turns values into a type."""
+    """The pydantic adapter that validates values of a type."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(hint)
 
 
 def typed(root: type, path: str, value: Any) -> Any:
-    """`value` (of JSON, say) as the type of the field at `path`; ValueError says what it should have been."""
-    from pydantic import ValidationError  # takes a moment; most commands need none of it
+    """`value` (from JSON, say) as the type of the field at `path`; ValueError says what it should have been."""
+    from pydantic import ValidationError  # slow to import, and most commands don't need it
 
     hint = field_type(root, path)
     try:
@@ -62,7 +62,7 @@ def typed(root: type, path: str, value: Any) -> Any:
 
 
 def from_text(root: type, path: str, text: str) -> Any:
-    """The value of the field at `path` that `text` stands for: None as a word, several parts with + between them."""
+    """The value of the field at `path` from text: None as a word, several parts joined by +."""
     allowed = choices_of(field_type(root, path))
     if type(None) in allowed and text.lower() in NONE:
         return None
@@ -71,12 +71,12 @@ def from_text(root: type, path: str, text: str) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """The text that `from_text` reads."""
+    """A value as the text that `from_text` reads."""
     return PARTS.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def changed(section: Any, values: Mapping[str, Any]) -> Any:
-    """A section with other values at some paths; raises what its checks raise."""
+    """A copy of a section with other values at some paths; raises what its checks raise."""
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
     for path, value in values.items():
@@ -89,7 +89,7 @@ def changed(section: Any, values: Mapping[str, Any]) -> Any:
 
 
 def leaves(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
-    """Nested sections (of `to_dict`, or of a file that may name paths as well) as values by path."""
+    """Values by path from nested sections (of `to_dict`, or of a file that may also name paths)."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= leaves(value, f"{start}{name}.") if isinstance(value, dict) and value else {f"{start}{name}": value}
@@ -97,6 +97,6 @@ def leaves(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
 
 
 def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """By path, what `values` has that `others` hasn't; both as `to_dict` writes a section."""
+    """By path, the values of `values` that `others` doesn't have; both as `to_dict` writes a section."""
     known = leaves(others)
     return {path: value for path, value in leaves(values).items() if path not in known or known[path] != value}

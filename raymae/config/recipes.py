@@ -1,4 +1,4 @@
-"""A run is a function that returns a whole configuration; its docstring says what it costs and what to expect."""
+"""Recipes: functions that return a complete configuration; each docstring says what a run costs and what to expect."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL_MODEL = ModelConfig(
 
 
 def synthetic() -> Config:
-    """The embedded data set: checks the whole pipeline in 2 to 6 minutes on 2 cores, proves nothing about scenes."""
+    """The embedded data set: runs the whole pipeline in 2 to 6 minutes on 2 cores, and proves nothing about scenes."""
     return Config(
         audio=AudioConfig(
             sample_rate=16_000, n_fft=1024, win_length=640, hop_length=320, n_mels=64, f_min=20.0, clip_seconds=3.84
@@ -72,9 +72,9 @@ def synthetic() -> Config:
 
 
 def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: int = 1) -> FinetuneConfig:
-    """Gentle fine-tuning for few labels: statistics per frequency row, head first, strong colouring.
+    """Gentle fine-tuning for few labels: statistics per frequency row, head first, strong random EQ.
 
-    Crops as long as those of pre-training: the encoder has never seen the time positions beyond them.
+    Crops are as long as those of pre-training: the encoder is not trained on time positions beyond them.
     """
     return FinetuneConfig(
         epochs=epochs,
@@ -101,12 +101,12 @@ def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: i
 
 
 def probe_finetune(epochs: float, *, segment_seconds: float) -> FinetuneConfig:
-    """From a linear probe on, so gently that the steps don't undo what pre-training found.
+    """Fine-tuning from a linear probe, gentle enough not to undo what pre-training found.
 
-    Chosen on the labelled training clips of the ESC-10 benchmark, whose classes pre-training never heard, held out by
-    group and by group and microphone (six tables of 70 clips): the probe of whole clips, plain and centred side by
-    side, after block 4 .73 and .67, after the last .72 and .65, centred alone .66 and .61; the same on random weights
-    .66 and .60; on augmented copies .69 and .63.
+    Chosen on the labelled training clips of the ESC-10 benchmark, whose classes are not in pre-training, held out by
+    group and by group and microphone (six tables of 70 clips). The probe of whole clips, raw and with the band mean
+    subtracted side by side: after block 4 .73 and .67, after the last .72 and .65; with the band mean subtracted alone
+    .66 and .61; the same on random weights .66 and .60; on augmented copies .69 and .63.
     """
     return replace(
         small_finetune(epochs, views=2),
@@ -122,18 +122,18 @@ def probe_finetune(epochs: float, *, segment_seconds: float) -> FinetuneConfig:
 
 
 def small_consistency(epochs: float, *, freq_mask_param: int, time_mask_param: int) -> ConsistencyConfig:
-    """Consistency training from the fine-tuned classifier, in half of its epochs: a step costs five of its own.
+    """Consistency training from the fine-tuned classifier, in half of its epochs: a step costs five of its steps.
 
     Soft weights, since smoothed labels keep confidences below a fixed threshold. The masks hide up to a quarter of the
-    bands and of the frames: what colours alone would be undone by `finetune.subtract_band_mean`.
+    bands and of the frames: `finetune.subtract_band_mean` would undo random EQ alone.
     """
     strong = AugmentConfig(eq_p=1.0, mixstyle_p=0.4, freq_mask_param=freq_mask_param, time_mask_param=time_mask_param)
     return ConsistencyConfig(method="softmatch", epochs=epochs, strong=strong)
 
 
 def small() -> Config:
-    """Own recordings on a laptop: 16 kHz, 128 mels, a ViT of 2.8 M parameters; some 1,700 clips take an hour and a half
-    of one core without bfloat16 in hardware, most of it pre-training."""
+    """Your own recordings on a laptop: 16 kHz, 128 mels, a ViT of 2.8 M parameters; about 1,700 clips take an hour and
+    a half on one core without bfloat16 in hardware, most of it pre-training."""
     return Config(
         data=DataConfig(dataset="table"),
         audio=SMALL_AUDIO,
@@ -149,19 +149,19 @@ def small() -> Config:
             augment=AugmentConfig(crop_seconds=2.56, eq_p=1.0),
         ),
         finetune=probe_finetune(epochs=2, segment_seconds=2.56),
-        # the rates and crops that the CNN was found to learn with, and long enough to: it starts from scratch
+        # learning rate, crops and seconds with which the CNN, which starts from scratch, was found to train well
         evaluate=EvaluateConfig(cnn_lr=5e-4, cnn_crop_seconds=2.56, cnn_seconds=140.0),
-        # A teacher right in two guesses of three spoils itself by them at full weight (.73 to .70 on three tasks of
-        # the pool's own classes); at a hundredth they change nothing.
+        # At full weight the guesses of a teacher that is right in two of three cases make it worse (.73 to .70 on three
+        # tasks of the pool's own classes); at a hundredth of it they change nothing.
         consistency=replace(small_consistency(epochs=2, freq_mask_param=32, time_mask_param=64), ratio=2, weight=0.1),
-        # All guesses, each for what it is worth: .73 and .68 by the same measure as fine-tuning's; the teacher .73 and
-        # .66, the surer half as hard labels .73 and .67, all as hard labels .71 and .66
+        # All guesses as soft labels: .73 and .68, measured as in `probe_finetune`; the teacher .73 and .66, the more
+        # confident half as hard labels .73 and .67, all as hard labels .71 and .66.
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=1.0, labels="soft", sharpening=0.6),
     )
 
 
 def audiomae() -> Config:
-    """Audio-MAE's ViT-B and front end on one's own tables; needs GPUs (AudioSet-2M: 2,304 V100-hours)."""
+    """Audio-MAE's ViT-B and front end on your own tables; needs GPUs (AudioSet-2M: 2,304 V100-hours)."""
     return Config(
         data=DataConfig(dataset="table"), audio=FRONT_ENDS["audiomae"], pretrain=PretrainConfig(precision="bf16")
     )
@@ -170,7 +170,7 @@ def audiomae() -> Config:
 @cache
 def native_precision() -> Literal["fp32", "bf16"]:
     """bf16 where this machine's processor multiplies it in hardware (AVX512-BF16, AMX), which makes a step of `small`
-    2.8 times as fast; elsewhere fp32, since emulated it would be slower. Known on Linux alone."""
+    2.8 times as fast; else fp32, since emulated bf16 is slower. Detected on Linux alone."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -179,9 +179,9 @@ def native_precision() -> Literal["fp32", "bf16"]:
 
 
 def audioset() -> Config:
-    """Audio-MAE's recipe for AudioSet: pre-training on the pool (AS-2M), fine-tuning on the train split (AS-20K) with
-    several labels a clip, mAP on a split test. Audio-MAE took 2,304 V100-hours for the first, 60 passes over 20,000
-    clips for the second, and reached 37.1 mAP; not run here yet. Without the SVMs: one per class of 527 takes hours.
+    """Audio-MAE's recipe for AudioSet: pre-training on the pool (AS-2M), multi-label fine-tuning on the train split
+    (AS-20K), mAP on split test. Audio-MAE took 2,304 V100-hours for pre-training and 60 passes over 20,000 clips for
+    fine-tuning, and reached 37.1 mAP; not run here yet. Without the SVMs: one for each of 527 classes takes hours.
     """
     recipe = audiomae()
     finetune = FinetuneConfig(
@@ -198,20 +198,20 @@ def audioset() -> Config:
 
 TAU2020 = "tau2020_mobile"
 TAU2020_FOLDER = "TAU-urban-acoustic-scenes-2020-mobile-development"
-"""As it is unpacked; another place: --data.pool-datasets tau2020_mobile:FOLDER."""
+"""The folder's name once unpacked; for another folder: --data.pool-datasets tau2020_mobile:FOLDER."""
 PAPER_FINETUNE = FinetuneConfig(micro_batch_size=32, precision="bf16")
-"""Audio-MAE's for AS-20K."""
+"""Audio-MAE's fine-tuning on AS-20K."""
 
 
 def paper_dcase() -> Config:
-    """The paper's row 67.52 % (2,004 of 2,968 clips): TAU 2020 Mobile alone, pre-trained and fine-tuned on the official
-    training fold, tested on the official test fold, by device (s4 to s6 occur there alone); `--data.root` names its
-    folder. Same task: DCASE's baseline 54.1 %, a CNN of 315,000 parameters 76.3 %. Every training clip has its label,
-    so the student repeats the fine-tuning; jobs/evaluate.py reports both.
+    """The paper's result of 67.52 % (2,004 of 2,968 clips): TAU 2020 Mobile alone, pre-trained and fine-tuned on the
+    official training fold, tested on the official test fold, by device (s4 to s6 are in the test fold alone);
+    `--data.root` names its folder. On the same task DCASE's baseline has 54.1 %, a CNN of 315,000 parameters 76.3 %.
+    Every training clip is labelled, so the student repeats the fine-tuning; jobs/evaluate.py reports both.
 
     Cost: 6.5 M clips of 262 GFLOP and twice 0.84 M of 213, 2.0 hours of one H200 at 1,370 clips/s of Audio-MAE's ViT-B
-    (45 % of its bf16 peak, estimated, not measured), some 6 GB of features. Not run here yet. The paper states neither
-    rates nor epochs: they are Audio-MAE's, 400 epochs in place of 33, for a corpus of 16,000 clips.
+    (45 % of its bf16 peak, estimated, not measured), about 6 GB of features. Not run here yet. The paper states neither
+    learning rates nor epochs: they are Audio-MAE's, with 400 epochs in place of 33 for a corpus of 16,000 clips.
     """
     return Config(
         data=DataConfig(dataset=TAU2020),
@@ -221,15 +221,16 @@ def paper_dcase() -> Config:
 
 
 def paper() -> Config:
-    """The paper's row 98.85 % (344 of 348 clips), its protocol as it is: pre-training on TAU 2020 Mobile without the
-    places of its test fold, fine-tuning on the labelled fifth of CAS 2023 in a random 80:20 split, pseudo-labels,
-    fine-tuning again. The split cuts recordings apart: 97.9 % of its test clips have a sibling in training, and the
-    label of the nearest clip in time, without any audio, scores 99.7 %. Expect 98 to 100 %; it says nothing. Masks:
-    80 % unstructured in pre-training, structured (20 % of time, 20 % of frequency) in fine-tuning.
+    """The paper's result of 98.85 % (344 of 348 clips), by its own protocol: pre-training on TAU 2020 Mobile without
+    the places of its test fold, fine-tuning on the labelled fifth of CAS 2023 in a random 80:20 split, pseudo-labels,
+    fine-tuning again. The split separates clips of one recording: 97.9 % of its test clips have a sibling in training,
+    and the label of the nearest clip in time, without any audio, scores 99.7 %. Expect 98 to 100 %, which says nothing
+    about new recordings. Masks: 80 % unstructured in pre-training, structured (20 % of time, 20 % of frequency) in
+    fine-tuning.
 
     `--data.root` names CAS 2023's folder, `--data.pool-datasets` that of TAU. Cost: 6.5 M clips of 262 GFLOP, then
     0.08 M and at most 0.5 M of 213, 1.8 hours of one H200, estimated as for paper_dcase; 8 GB of features. Not run here
-    yet. A confidence of 0.9 accepts a pseudo-label; the paper names no threshold.
+    yet. Pseudo-labels are accepted from a confidence of 0.9 on; the paper names no threshold.
     """
     return Config(
         data=DataConfig(
@@ -243,20 +244,20 @@ def paper() -> Config:
 
 
 def honest() -> Config:
-    """`paper` with a split by visits: sessions of a city no more than 30 minutes apart lie on one side, and unlabelled
+    """`paper` with a split by visits: sessions of a city no more than 30 minutes apart are on one side, and unlabelled
     siblings of test clips are left out. There the nearest clip in time, each visit held out in turn, scores 32.5 %,
-    against 99.7 % on random splits. On cities that nobody heard, the challenge's evaluation, its baseline has 59 %, the
-    best 75.8 %: expect less than 80 %, not the paper's 98.85 %. Few visits hold some classes (Public square: two), so
+    against 99.7 % on random splits. In the challenge's evaluation, on unseen cities, its baseline has 59 % and the best
+    system 75.8 %: expect less than 80 %, not the paper's 98.85 %. Some classes have few visits (Public square: two), so
     intervals are wide: run several `--data.split.seed`s.
 
-    Cost: as `paper`, whose pre-training it shares; 1.7 hours of one H200 for all, 0.1 after that. Not run here yet.
+    Cost: 1.7 hours of one H200, or 0.1 after `paper`, whose pre-training it shares. Not run here yet.
     """
     recipe = paper()
     return replace(recipe, data=replace(recipe.data, split=SplitConfig(kind="visit", test_share=0.2)))
 
 
 def paper_pretrain(*, pool_only: bool) -> PretrainConfig:
-    """Audio-MAE's pre-training, as the paper names no settings, for as many epochs as 16,000 clips take."""
+    """Audio-MAE's pre-training, since the paper names no settings, for as many epochs as 16,000 clips need."""
     return PretrainConfig(epochs=400, warmup_epochs=40, micro_batch_size=64, precision="bf16", pool_only=pool_only)
 
 

@@ -1,4 +1,4 @@
-"""Where a run runs, and the whole of its settings."""
+"""Settings of compute and tracking, and `Config`, the complete configuration of a run."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ from raymae.config.values import require, require_choice, to_dict
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """What the cluster gives to the job; nothing here changes a result."""
+    """Resources that a job takes of the cluster; nothing here changes a result."""
 
     address: str | None = None
-    """Ray address; the default is the job's own cluster (RAY_ADDRESS) or a new local one."""
+    """Ray address; None: the job's own cluster (RAY_ADDRESS), or a new local one."""
     num_workers: int | None = None
-    """Training workers; the default is one per GPU of the cluster, or one without GPUs."""
+    """Training workers; None: one per GPU of the cluster, or one without GPUs."""
     min_workers: int = 1
-    """Fewest training workers with which a run goes on while nodes are lost; more take part again from a commit on."""
+    """Fewest training workers with which a run resumes after nodes are lost; more join again at a checkpoint."""
     wait_minutes: float = 5.0
-    """Minutes that a run waits for lost nodes, and for its workers to start, before it goes on with fewer."""
+    """Minutes to wait for lost nodes, and for workers to start, before training resumes with fewer."""
     use_gpu: bool | None = None
-    """Train on GPUs; the default is to when the cluster has some."""
+    """Train on GPUs; None: if the cluster has any."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What each of several training workers holds: ddp, weights, gradients, moments and averaged weights; fsdp, a share
-    of them, for models that are too large otherwise, and sends more. Results differ by rounding alone."""
+    """What each of several training workers holds. ddp: all weights, gradients, moments and averaged weights; fsdp: a
+    share of them, for models that are too large otherwise, at the cost of more communication. Results differ by
+    rounding alone."""
     cpus_per_worker: float = 1
     """CPUs reserved for each training worker."""
     torch_threads: int | None = None
-    """Threads of torch in a training worker; the default shares the machine's cores out."""
+    """Threads of torch in a training worker; None: the machine's cores, divided among its workers."""
     data_workers: int | None = None
-    """Most CPUs that decode audio; the default is all of the cluster that nothing else reserves."""
+    """Most CPUs that decode audio; None: all of the cluster that nothing else reserves."""
     feed_windows: int = 8192
-    """Windows of 128 clips that Ray Data is given at once, up to 1 ms for each; the next ones when they are used up."""
+    """Windows of 128 clips given to Ray Data at once, which takes up to 1 ms for each; more follow when they are used
+    up."""
     max_failures: int = 3
-    """How often a training worker group is started again after a failure."""
+    """How often a group of training workers is restarted after a failure."""
     stall_minutes: float = 15.0
-    """Minutes without a step, waiting for data included (three times as many for the first), after which a training
-    worker writes down the stacks of its threads and ends, so that training starts again from the last commit."""
+    """Minutes without a training step, waiting for data included (three times as many for the first step), after which
+    a worker writes the stacks of its threads and exits, so that training restarts from the last checkpoint."""
     profile_steps: int = 0
     """Training steps of each stage, after the first five, that are profiled into its folder (profile/); 0: none."""
 
@@ -64,18 +66,18 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """MLflow."""
+    """MLflow tracking and model registry."""
 
     uri: str | None = None
-    """Tracking URI; the default is a SQLite file under the storage."""
+    """MLflow tracking URI; None: a SQLite file in the storage."""
     experiment: str = "raymae"
-    """Experiment."""
+    """Name of the MLflow experiment."""
     registered_model: str = "raymae-scene-classifier"
-    """Name in the model registry."""
+    """Name of the model in the registry."""
     alias: str = "candidate"
-    """Alias that the new version gets."""
+    """Registry alias that the new version gets."""
     patience_minutes: float = 5.0
-    """Minutes that a job waits in the end for an MLflow that is down; what it lacks then is delivered by the next."""
+    """Minutes that a job waits at its end for an MLflow server that is down; the next job delivers what is missing."""
 
     def __post_init__(self) -> None:
         require(self.patience_minutes >= 0, f"tracking.patience_minutes = {self.patience_minutes} must not be negative")
@@ -83,29 +85,30 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run."""
+    """The complete configuration of a run."""
 
     recipe: str = ""
-    """Name of the recipe that these settings came from."""
+    """Name of the recipe that these settings are based on."""
     seed: int = 0
-    """Seed of weights, order, masks and augmentation."""
+    """Random seed of weights, order, masks and augmentation."""
     seeds: int = 1
-    """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits: mean
-    and standard deviation of every score as a table, CSV and LaTeX. Of a pipeline the last seed keeps the alias."""
+    """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits, and
+    write mean and standard deviation of every score as a table, CSV and LaTeX. In a pipeline the last seed's model
+    keeps the alias."""
     unlabelled: tuple[Unlabelled, ...] = ("pseudo_labels",)
-    """How the unlabelled training clips are used after fine-tuning. Each use gives a classifier that is evaluated; the
-    last one named gives the final one. pseudo_labels: the teacher labels them, and a student learns from all;
-    consistency: what is said of a clip must not change with the device. None: the fine-tuned classifier is the final
-    one, as it is where clips have several classes."""
+    """Uses of the unlabelled training clips after fine-tuning. Each gives a classifier that is evaluated; the last one
+    named gives the final one. pseudo_labels: the teacher labels the clips, and a student is trained on all clips;
+    consistency: a clip's prediction must not change with the device. Empty: the fine-tuned classifier is the final one,
+    as always for multi-label clips."""
     storage: str = "raymae-storage"
-    """Folder or URL (s3://, gs://, …) of everything that is written."""
+    """Folder or URL (s3://, gs://, …) for everything that is written."""
     json: str | None = None
     """Write the job's result to this JSON file."""
     dry_run: bool = False
-    """Print the plan, train two steps of each training stage at full size on generated recordings, and say what the
-    run would take and whether it would fit; nothing of it is kept. A published data set need not be here."""
+    """Print the plan, train two steps of each training stage at full size on generated recordings, and estimate what
+    the run would take and whether it would fit; nothing of it is kept. A published data set need not be here."""
     max_hours: float | None = None
-    """Hours from the job's start after which it stops at a commit, with exit status 75; the same command goes on."""
+    """Hours from the job's start after which it stops at a checkpoint (exit status 75); the same command resumes it."""
     audio: AudioConfig = AudioConfig()
     """The front end."""
     data: DataConfig = DataConfig()
@@ -125,21 +128,21 @@ class Config:
     compute: ComputeConfig = ComputeConfig()
     """Resources."""
     tracking: TrackingConfig = TrackingConfig()
-    """Tracking and registry."""
+    """MLflow tracking and model registry."""
     predict: PredictConfig = PredictConfig()
     """Prediction."""
     serve: ServeConfig = ServeConfig()
-    """The server of jobs/serve.py."""
+    """The HTTP server of jobs/serve.py."""
     embed: EmbedConfig = EmbedConfig()
     """Embeddings."""
     export: ExportConfig = ExportConfig()
     """Export to timm and ONNX."""
     promote: PromoteConfig = PromoteConfig()
-    """The candidate against the champion."""
+    """Promotion of the candidate to champion."""
     audit: AuditConfig = AuditConfig()
     """The leak audit."""
     sweep: SweepConfig = SweepConfig()
-    """The search of jobs/sweep.py."""
+    """The hyper-parameter sweep of jobs/sweep.py."""
 
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
@@ -174,12 +177,12 @@ class Config:
         )
         require(
             not (self.pseudo_label.views and self.finetune.subtract_band_mean and not self.finetune.with_raw),
-            f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.subtract_band_mean, which takes from each "
-            "clip what a colour adds to it: set pseudo_label.views to 0, or --finetune.no-subtract-band-mean",
+            f"pseudo_label.views = {self.pseudo_label.views} has no effect with finetune.subtract_band_mean, which "
+            "removes random EQ from each clip: set pseudo_label.views to 0, or --finetune.no-subtract-band-mean",
         )
         require(
             self.finetune.labels == "single" or "svm_self_trained" not in self.evaluate.baselines,
-            "evaluate.baselines = svm_self_trained guesses one class a clip; with finetune.labels = multi leave it out",
+            "evaluate.baselines = svm_self_trained is for single-label clips; leave it out with finetune.labels multi",
         )
         layer = self.finetune.layer
         require(
@@ -188,10 +191,10 @@ class Config:
         )
 
     def __repr__(self) -> str:
-        return f"Config({to_dict(self)})"  # Ray shows what it is given in its dashboard: no credentials
+        return f"Config({to_dict(self)})"  # without credentials: Ray's dashboard shows arguments
 
     def _check_unlabelled(self) -> None:
-        """What consistency training and fine-tuning have to agree on."""
+        """Check `unlabelled`, and consistency training against fine-tuning."""
         for name in self.unlabelled:
             require_choice("unlabelled", name, get_args(Unlabelled))
         require(
@@ -200,7 +203,7 @@ class Config:
         )
         require(
             self.finetune.labels == "single" or "consistency" not in self.unlabelled,
-            "unlabelled = consistency is for clips of one class, not for finetune.labels = multi: leave it out",
+            "unlabelled = consistency is for single-label clips: leave it out with finetune.labels = multi",
         )
         micro, batch = self.consistency.micro_batch_size, self.finetune.global_batch_size
         require(

@@ -1,4 +1,4 @@
-"""Pseudo-labels: which of a teacher's guesses teach the student, how, and how often."""
+"""Settings of the uses of unlabelled clips: pseudo-labels and consistency training."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ StudentStart = Literal["pretrained", "continued"]
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelConfig:
-    """Which of the teacher's guesses become labels of the student."""
+    """Which of the teacher's guesses the student is trained on, how, and in how many rounds."""
 
     rule: Rule = "fixed"
-    """fixed: confidence_threshold or coverage, whichever is set. flexmatch: the threshold of each class is
-    confidence_threshold, lowered where few guesses of the class reach it (Zhang et al. 2021). freematch: the mean
-    confidence, lowered for classes of small mean probability (Wang et al. 2023); it takes neither setting."""
+    """fixed: confidence_threshold or coverage, whichever is set; flexmatch: the threshold of each class is
+    confidence_threshold, lowered if few guesses of the class reach it (Zhang et al. 2021); freematch: the mean
+    confidence, lowered for classes of small mean probability (Wang et al. 2023), with neither setting."""
     confidence_threshold: float | None = 0.9
-    """Smallest calibrated probability of an accepted pseudo-label; none accepts by coverage instead."""
+    """Smallest calibrated probability of an accepted pseudo-label; None: accept by coverage instead."""
     coverage: float | None = None
-    """Share of each predicted class's clips that is accepted, surest first (instead of a threshold); 1 is all."""
+    """Share of each predicted class's clips that is accepted, most confident first; None: accept by threshold."""
     max_per_class: int | None = None
-    """Most accepted clips of a class, the surest; none sets no limit."""
+    """Most accepted clips of a class, the most confident ones; None: no limit."""
     max_class_ratio: float | None = None
-    """Most accepted clips of a class over those of the class that has the fewest (but some), the surest."""
+    """Most accepted clips of a class relative to the class with the fewest (but some), the most confident ones; None:
+    no limit."""
     max_per_group: int | None = None
-    """Most accepted clips of a group, the surest: clips of one recording say nearly the same."""
+    """Most accepted clips of a group, the most confident ones, since clips of one recording are nearly the same; None:
+    no limit."""
     labels: Literal["hard", "soft"] = "hard"
-    """hard: the student learns the guessed class; soft: it learns the calibrated probabilities of all classes."""
+    """hard: the student is trained on the predicted class; soft: on the calibrated probabilities of all classes."""
     sharpening: float = 1.0
-    """Temperature of soft labels on top of calibration: below 1 the surer class gains (MixMatch: 0.5)."""
+    """Temperature of soft labels, on top of calibration; below 1 it favours the likelier classes (MixMatch: 0.5)."""
     views: int = 0
-    """Coloured views of a clip (other recording devices, as finetune.augment.colour_* draws them) over which the
-    teacher averages, beside the clip as it is and centred; 0: the clip as it is alone. Of no use to a model that
-    centres its input (finetune.subtract_band_mean), which takes the colours off again."""
+    """Random-EQ views of a clip (other recording devices, as finetune.augment.eq_* draws them) over which the teacher
+    averages, besides the clip raw and without its band mean; 0: the raw clip alone. No effect with
+    finetune.subtract_band_mean, which removes random EQ."""
     rounds: int = 1
-    """How often guessing and learning take turns: the teacher of each round is the student of the round before it."""
+    """Rounds of pseudo-labelling and training a student; each round's teacher is the student of the round before."""
     student_start: StudentStart = "pretrained"
-    """What a later round's student starts from: pretrained, what the first one does; continued, the whole classifier of
-    the round before it. The first round's student always starts as the teacher did."""
+    """Weights that the student of a later round starts from. pretrained: those of the first round's student; continued:
+    the whole classifier of the round before. The first round's student always starts as the teacher did."""
     truth: str | None = None
-    """Table (filename, scene_label) of true classes of unlabelled training clips. For scoring pseudo-labels in their
-    report, nothing else: no pseudo-label, student or evaluation changes with it."""
+    """Table (filename, scene_label) of true classes of unlabelled training clips, only for scoring pseudo-labels in
+    their report: no pseudo-label, student or evaluation changes with it."""
 
     def __post_init__(self) -> None:
         require_choice("pseudo_label.rule", self.rule, get_args(Rule))
@@ -95,53 +97,54 @@ Unlabelled = Literal["pseudo_labels", "consistency"]
 """A use of the unlabelled training clips."""
 
 SHARED = ("crop_seconds", "roll_p", "gain_db", "mixup_p", "mixup_alpha")
-"""Augmentations that are no part of a strong view: the cut is that of the weak view, and mixup is for labels."""
+"""Augmentations that are not part of a strong view: its geometry is that of the weak view, and mixup is for labels."""
 
 ONLY_FOR: dict[str, tuple[Method, ...]] = {
     "confidence_threshold": ("fixmatch",),
     "momentum": ("freematch", "softmatch"),
     "fairness_weight": ("freematch",),
 }
-"""Settings that some methods don't read."""
+"""By setting, the methods that read it, if not all do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyConfig:
-    """Training on labelled and unlabelled clips at once: what the classifier says of a clip as it is becomes the target
-    of the same cut through another device and with stripes masked. Optimiser, batches of labelled clips and their
-    augmentation are those of finetune; so is the cut (crop, roll, gain) of the unlabelled ones."""
+    """Training on labelled and unlabelled clips at once: the prediction for a clip as it is (weak view) is the target
+    for the same crop through another device and with masks (strong view). Optimiser, batches of labelled clips and
+    their augmentation are those of finetune; so is the geometry (crop, roll, gain) of the unlabelled clips."""
 
     method: Method = "fixmatch"
-    """Which guesses count: fixmatch, those of at least confidence_threshold (Sohn et al. 2020); freematch, by a
-    threshold for each class that follows the training (Wang et al. 2023); softmatch, all, the less sure with less
-    weight (Chen et al. 2023)."""
+    """Which guesses count. fixmatch: those of at least confidence_threshold (Sohn et al. 2020); freematch: those above
+    a threshold for each class that follows the training (Wang et al. 2023); softmatch: all, less confident ones with
+    less weight (Chen et al. 2023)."""
     start: Literal["finetune", "pretrain"] = "finetune"
-    """Start from the fine-tuned classifier, or from the pre-trained (or given) encoder with a new head."""
+    """finetune: start from the fine-tuned classifier; pretrain: from the pre-trained (or given) encoder with a new
+    head."""
     teacher: Literal["self", "ema"] = "self"
-    """Whose guesses are the targets: the model's own (all three papers) or those of the average of its weights, which
-    finetune.ema_decay keeps."""
+    """Source of the targets. self: the model itself (all three papers); ema: the moving average of its weights
+    (finetune.ema_decay)."""
     epochs: float = 60
-    """Passes over the labelled clips; finetune's epochs of warm-up (and of training the head alone, where it is new)
-    shrink or grow with them."""
+    """Passes over the labelled clips; finetune's epochs of warm-up (and of training the head alone, if it is new) are
+    scaled with them."""
     ratio: int = 3
-    """Unlabelled clips for each labelled one, in every micro-batch (FixMatch's mu, 7 there)."""
+    """Unlabelled clips per labelled clip in every micro-batch (FixMatch's mu, 7 there)."""
     micro_batch_size: int | None = None
-    """Labelled clips per forward pass, to which their unlabelled ones come; the default is finetune's."""
+    """Labelled clips per forward pass, to which their unlabelled clips are added; None: that of finetune."""
     lr_scale: float = 1.0
-    """Learning rate over that of finetune."""
+    """Learning rate relative to that of finetune."""
     weight: float = 1.0
-    """Weight of the unlabelled clips' loss."""
+    """Weight of the loss on unlabelled clips."""
     confidence_threshold: float = 0.95
     """Smallest probability of a guess that counts, for fixmatch. Label smoothing keeps probabilities near 1 minus its
     share: with finetune.label_smoothing = 0.1 few reach 0.95."""
     momentum: float = 0.95
-    """What running means of confidences and classes keep of themselves in a step, for freematch and softmatch; 0.999 in
-    the papers, whose runs take a million steps and not some hundreds."""
+    """Momentum per step of the running means of confidences and classes, for freematch and softmatch; 0.999 in the
+    papers, whose runs take a million steps and not some hundreds."""
     fairness_weight: float = 0.01
     """Weight of freematch's fairness loss, which keeps the guesses spread over the classes."""
     strong: AugmentConfig = AugmentConfig(eq_p=1.0, mixstyle_p=0.4, freq_mask_param=48, time_mask_param=96)
-    """What makes the strong view of an unlabelled clip. Structured masks of finetune come on top. What colours alone
-    is undone by finetune.subtract_band_mean."""
+    """Augmentation of the strong view of an unlabelled clip; the structured masks of finetune are added. Random EQ
+    alone is undone by finetune.subtract_band_mean."""
 
     def __post_init__(self) -> None:
         require_choice("consistency.method", self.method, get_args(Method))
@@ -150,7 +153,9 @@ class ConsistencyConfig:
         require_share("consistency.momentum", self.momentum)
         for name in ("epochs", "lr_scale", "weight"):
             require(getattr(self, name) > 0, f"consistency.{name} = {getattr(self, name)} must be positive")
-        require(self.ratio >= 1, f"consistency.ratio = {self.ratio} must be at least 1 unlabelled clip a labelled one")
+        require(
+            self.ratio >= 1, f"consistency.ratio = {self.ratio} must be at least 1 unlabelled clip per labelled clip"
+        )
         micro = self.micro_batch_size
         require(micro is None or micro >= 1, f"consistency.micro_batch_size = {micro} must be at least 1")
         threshold = self.confidence_threshold
@@ -161,8 +166,8 @@ class ConsistencyConfig:
             value = getattr(self.strong, name)
             require(
                 value == getattr(AugmentConfig(), name),
-                f"consistency.strong.{name} = {value} has no effect: both views have the cut of finetune.augment, and "
-                "mixup is for labelled clips",
+                f"consistency.strong.{name} = {value} has no effect: both views have the crop, roll and gain of "
+                "finetune.augment, and mixup is for labelled clips",
             )
         for field in fields(self):
             value, methods = getattr(self, field.name), ONLY_FOR.get(field.name, (self.method,))
@@ -173,7 +178,8 @@ class ConsistencyConfig:
             )
 
     def training(self, finetune: FinetuneConfig) -> FinetuneConfig:
-        """The section that the loop reads: fine-tuning's, with what is different here; batches of labelled clips."""
+        """The section that the training loop reads: that of fine-tuning with what differs here; batches of labelled
+        clips."""
         share = self.epochs / finetune.epochs
         return replace(
             finetune,

@@ -1,4 +1,4 @@
-"""What all sections share: checks, and settings as plain values."""
+"""Checks that all sections share, and conversion of sections to and from plain values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def redact(text: str) -> str:
     # user:password@, where a password may hold @ and /; then a bare token@
     text = re.sub(r"(\w[\w+.-]*://)[^\s/@:]*:\S*@", r"\1***@", text)
     text = re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1***@", text)
-    names = "secret|token|key|passw|signature|credential|^sig$"  # of presigned and shared addresses, too
+    names = "secret|token|key|passw|signature|credential|^sig$"  # also of presigned and shared URLs
     return re.sub(
         r"([?&;])([\w.%-]+)=([^&;\s'\"]+)",
         lambda found: f"{found[1]}{found[2]}=***" if re.search(f"(?i){names}", found[2]) else found[0],

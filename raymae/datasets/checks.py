@@ -11,13 +11,13 @@ from raymae.datasets.tables.table import repeats
 
 
 def check_files(rows: pa.Table, max_bad_share: float) -> None:
-    """ValueError when two rows share a file, or when too many files are missing."""
-    again = repeats(rows["path"])
-    for twice in rows.filter(again).slice(0, 1).to_pylist():
-        first = rows.filter(pc.equal(rows["path"], twice["path"])).slice(0, 1).to_pylist()[0]
-        more = f" (and {pc.sum(again).as_py() - 1} more)" if pc.sum(again).as_py() > 1 else ""
+    """Raise ValueError when two rows share a file, or when too many files are missing."""
+    repeated = repeats(rows["path"])
+    for second in rows.filter(repeated).slice(0, 1).to_pylist():
+        first = rows.filter(pc.equal(rows["path"], second["path"])).slice(0, 1).to_pylist()[0]
+        more = f" (and {pc.sum(repeated).as_py() - 1} more)" if pc.sum(repeated).as_py() > 1 else ""
         raise ValueError(
-            f"{place(first)} and {place(twice)}, column filename: both are the file {twice['path']}{more}; "
+            f"{place(first)} and {place(second)}, column filename: both are the file {second['path']}{more}; "
             "every recording should occur once"
         )
     missing = rows.filter(pc.less(rows["size"], 0))
@@ -31,9 +31,9 @@ def check_files(rows: pa.Table, max_bad_share: float) -> None:
 
 
 def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
-    """ValueError when a group has clips to train on and clips to evaluate on: its score would be a leak's.
+    """Raise ValueError when a group has clips to train on and clips to evaluate on, which would inflate the score.
 
-    With `transductive`, clips of split pool may come from groups to evaluate on.
+    With `transductive`, clips of split pool may come from evaluation groups.
     """
     grouped = rows.filter(pc.is_valid(rows["group"]))
     if transductive:
@@ -48,31 +48,31 @@ def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
         more = f" (and {len(groups) - 1} more groups)" if len(groups) > 1 else ""
         raise ValueError(
             f"column group: {groups[0].as_py()!r}{more} is in {trained['split']} ({place(trained)}) and in "
-            f"{tested['split']} ({place(tested)}): a group should lie on one side, or its score is a leak's"
+            f"{tested['split']} ({place(tested)}): a group should be on one side only, or it leaks into the score"
         )
 
 
 def check_labels(rows: pa.Table, labels: Labels) -> None:
-    """ValueError when a classifier can't be trained or judged on rows (`ROWS`) whose scene_label is read as `labels`.
+    """Raise ValueError when no classifier can be trained or evaluated on `rows` (`ROWS`), scene_label read as `labels`.
 
-    No labelled training clip; a label that doesn't fit `labels`; a held-out class without a clip in training; one class
-    alone where clips may have several.
+    Causes: no labelled training clip; a label that doesn't fit `labels`; a held-out class without a training clip; a
+    single class in multi-label data.
     """
     labelled = rows.filter(pc.is_valid(rows["scene_label"]))
     check_parts(labelled, labels)
-    taught = class_set(labelled.filter(pc.equal(labelled["split"], "train"))["scene_label"], labels)
-    if not taught:
+    train_classes = class_set(labelled.filter(pc.equal(labelled["split"], "train"))["scene_label"], labels)
+    if not train_classes:
         raise ValueError(
             "no clip of split train has a scene_label, so there is nothing to train a classifier on; "
             "jobs/pretrain.py needs no labels"
         )
-    if labels == "multi" and len(taught) == 1:
+    if labels == "multi" and len(train_classes) == 1:
         raise ValueError(
-            f"column scene_label: {taught[0]!r} is the only class of the training clips; as an empty label means "
-            "unlabelled, clips that hold none of the classes need a class of their own"
+            f"column scene_label: {train_classes[0]!r} is the only class of the training clips; an empty label means "
+            "unlabelled, so clips without any of the classes need a class of their own"
         )
     lists = label_lists(labelled["scene_label"], labels)
-    unknown = pc.invert(pc.is_in(lists.flatten(), value_set=pa.array(taught, pa.string())))
+    unknown = pc.invert(pc.is_in(lists.flatten(), value_set=pa.array(train_classes, pa.string())))
     if pc.any(unknown).as_py():
         names = pc.unique(lists.flatten().filter(unknown)).to_pylist()
         examples = ", ".join(map(repr, names[:EXAMPLES])) + (", …" if len(names) > EXAMPLES else "")
@@ -80,20 +80,20 @@ def check_labels(rows: pa.Table, labels: Labels) -> None:
         first = clips.slice(0, 1).to_pylist()[0]
         raise ValueError(
             f"column scene_label: {examples} in {len(clips)} held-out clips (first {place(first)}, {first['clip_id']}, "
-            f"split {first['split']}) without any clip in training; labels there: {', '.join(taught)}"
+            f"split {first['split']}) without any clip in training; labels there: {', '.join(train_classes)}"
         )
 
 
 def check_parts(labelled: pa.Table, labels: Labels) -> None:
-    """ValueError for a label of several classes where clips have one, and for an empty class among several."""
+    """Raise ValueError for several classes in a single-label scene_label, or an empty class in a multi-label one."""
     lists = label_lists(labelled["scene_label"], "multi")
     if labels == "single":
         wrong = pc.greater(pc.list_value_length(lists), 1)
-        right = f"be one class; --finetune.labels multi takes what stands between {SEPARATOR!r} for classes"
+        right = f"be one class; --finetune.labels multi splits it into classes at {SEPARATOR!r}"
     else:
         empty = pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), ""))
         wrong = pc.is_in(pa.array(range(len(lists)), pa.int64()), value_set=empty)
-        right = f"hold a class on either side of every {SEPARATOR!r}"
+        right = f"have a class on either side of every {SEPARATOR!r}"
     bad = labelled.filter(wrong)
     if len(bad):
         first = bad.slice(0, EXAMPLES).to_pylist()
@@ -103,10 +103,10 @@ def check_parts(labelled: pa.Table, labels: Labels) -> None:
 
 
 def evaluated(rows: pa.Table) -> pa.ChunkedArray:
-    """Which rows belong to a split that is only evaluated on."""
+    """Mask (n,) of the rows in a split that is evaluated on: val or test…"""
     return pc.or_(pc.equal(rows["split"], "val"), pc.starts_with(rows["split"], "test"))
 
 
 def place(row: dict[str, object]) -> str:
-    """Where a row stands, for messages."""
+    """Table and row number of a row, for messages."""
     return f"{row['source']} row {row['row']}"

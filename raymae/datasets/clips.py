@@ -1,7 +1,7 @@
-"""Load the clips of a run: data sets by name, pool tables for any of them, and their splits.
+"""Load the clips of a run: a data set by name, pool tables and pool data sets, and the split.
 
-A data set is a function from its settings and a folder for what it writes itself (None where the storage is no local
-folder) to rows with the columns of `ROWS` and, where it knows, `recorded`. To add one, write
+A data set is a function of its settings and a folder that it may write files to (None where the storage is not a local
+folder). It returns rows with the columns of `ROWS` and, where known, `recorded`. To add one, write
 `datasets/published/<name>.py` and a line in `DATASETS`.
 """
 
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 
 
 def own_folder(storage: Folder) -> Path | None:
-    """Where a data set writes files of its own: below a local storage; None where the storage is a URL."""
+    """The folder below a local storage that a data set may write files to; None where the storage is a URL."""
     return Path(storage.path("datasets")) if storage.is_local else None
 
 
 def load_synthetic(config: DataConfig, folder: Path | None) -> pa.Table:
-    """The embedded data set; it is written into `folder` where it doesn't stand there yet."""
+    """The synthetic data set, written to `folder` if it is not there yet."""
     if folder is None:
         raise ValueError("data.dataset = synthetic writes recordings: give a local folder as --storage, not a URL")
     return read_table(str(synthetic.write(folder, config.synthetic)))
 
 
 def load_tables(config: DataConfig, folder: Path | None) -> pa.Table:
-    """The user's own tables, together."""
+    """The rows of the user's own tables."""
     if not config.tables:
         raise ValueError("data.dataset = table needs --data.tables: CSV or Parquet files with a column filename")
     return join([read_table(url, labels=(config.label_column, config.label_separator)) for url in config.tables])
@@ -60,18 +60,18 @@ DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
 
 
 def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
-    """The clip table (`CLIPS`) of a run: its data set and its pool tables.
+    """The clip table (`CLIPS`) of a run: its data set and its pools.
 
-    `labels` says how scene_label is to be read, and that a classifier is to be trained on it. Raises ValueError for an
+    Give `labels` when a classifier is to be trained on scene_label; it is then checked. Raises ValueError for an
     unknown data set, for what `read_table` and `splits.assign` reject, for a file that two rows share, for a group with
-    clips on both sides of the evaluation, when more files are missing than `max_bad_share` allows, and for what
+    clips to train on and clips to evaluate on, when more files are missing than `max_bad_share` allows, and for what
     `check_labels` rejects.
     """
     rows = assign(load_rows(config, folder), config.split)
     check_files(rows, config.max_bad_share)
     used = settings(config.split)
     if used.kind == "random":
-        log.warning("data.split.kind = random cuts recordings apart: its scores are a leak's")
+        log.warning("data.split.kind = random puts clips of one recording on both sides: its scores are inflated")
     else:
         check_groups(rows, transductive=used.transductive)
     if labels:
@@ -80,9 +80,9 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
 
 
 def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
-    """As `load`, with generated clips (`nominal`) for the data sets that are absent: their names and true counts.
+    """`load` for a dry run: absent data sets are replaced by generated clips with their true counts (`nominal`).
 
-    Pool tables are read. Raises ValueError for a pool data set whose shape isn't known, and what `load` raises of
+    Pool tables are read. Raises ValueError for a pool data set that is not in `SHAPES`, and where `load` does for
     splits and labels.
     """
     name = config.dataset
@@ -97,7 +97,7 @@ def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None 
 
 
 def nominal_pool(pool: str, weight: float) -> pa.Table:
-    """What a data set (name:folder) gives to a pool: all that it doesn't evaluate on, without labels."""
+    """Generated clips of a pool data set (name:folder): all but those that it evaluates on, without labels."""
     name = pool.partition(":")[0]
     if name not in SHAPES:
         raise ValueError(f"data.pool_datasets: a dry run without the audio knows {', '.join(SHAPES)}, not {name!r}")
@@ -105,28 +105,28 @@ def nominal_pool(pool: str, weight: float) -> pa.Table:
 
 
 def load_rows(config: DataConfig, folder: Path | None) -> pa.Table:
-    """The rows (`ROWS` and, where a data set knows it, recorded) of a run before they are split.
+    """The rows (`ROWS` and, where a data set knows it, `recorded`) of a run before they are split.
 
     Raises ValueError for an unknown data set and for what `read_table` rejects.
     """
-    rows, missed = gather(config, folder)
-    for line in missed:
+    rows, incomplete = gather(config, folder)
+    for line in incomplete:
         log.warning("%s", line)
     return rows
 
 
 def gather(config: DataConfig, folder: Path | None) -> tuple[pa.Table, list[str]]:
-    """All rows of a run, of its data set and its pools, unchecked; and where published data sets are not whole."""
+    """All rows of a run (data set and pools), unchecked, and a line for each wrong count of a published data set."""
     own = find_dataset("data.dataset =", config.dataset)(config, folder)
     tables, named = pools_of(config)
-    missed = differences(config.dataset, own)
+    incomplete = differences(config.dataset, own)
     pools = [read_table(url, pool=True, weight=weight) for url, weight in tables]
     for pool, weight in named:
         name, _, root = pool.partition(":")
         whole = find_dataset("data.pool_datasets:", name)(pool_config(config, name, root), folder)
-        missed += differences(name, whole)
+        incomplete += differences(name, whole)
         pools.append(as_pool(pool, whole, weight))
-    return join([own, *pools]), missed
+    return join([own, *pools]), incomplete
 
 
 def pools_of(config: DataConfig) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
@@ -137,23 +137,23 @@ def pools_of(config: DataConfig) -> tuple[list[tuple[str, float]], list[tuple[st
 
 
 def find_dataset(setting: str, name: str) -> Callable[[DataConfig, Path | None], pa.Table]:
-    """The loader of a data set; ValueError where there is none."""
+    """The loader of a data set; ValueError for an unknown name."""
     if name not in DATASETS:
         raise ValueError(f"{setting} {name!r} is unknown; valid: {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
 def pool_config(config: DataConfig, name: str, root: str) -> DataConfig:
-    """The settings of a data set in the pool."""
+    """The settings to load a pool data set with."""
     return DataConfig(dataset=name, root=root, max_bad_share=config.max_bad_share)
 
 
 def as_pool(name: str, rows: pa.Table, weight: float) -> pa.Table:
-    """Rows that serve pre-training alone: without labels, and without what their data set evaluates on."""
+    """Rows for pre-training only: without labels, and without the clips that their data set evaluates on."""
     kept = rows.filter(pc.invert(evaluated(rows)))
     if not len(kept):
-        raise ValueError(f"data.pool_datasets: {name} has clips to evaluate on alone, none to train on")
-    log.info("%s: %d clips for pre-training, %d held out there stay out", name, len(kept), len(rows) - len(kept))
+        raise ValueError(f"data.pool_datasets: {name} has only clips to evaluate on, none to train on")
+    log.info("%s: %d clips for pre-training, %d held-out clips not used", name, len(kept), len(rows) - len(kept))
     values = {
         "split": pa.repeat("pool", len(kept)),
         "scene_label": pa.nulls(len(kept), pa.string()),
@@ -165,12 +165,12 @@ def as_pool(name: str, rows: pa.Table, weight: float) -> pa.Table:
 
 
 def join(tables: list[pa.Table]) -> pa.Table:
-    """Tables one after the other; a later table whose clip_ids are taken gets its number in front of them."""
+    """Concatenate tables; where clip_ids of a later table are taken, all of its clip_ids get its number as a prefix."""
     rows = tables[0]
     for number, table in enumerate(tables[1:], start=1):
         clip_id = table["clip_id"]
         while pc.any(pc.is_in(clip_id, value_set=rows["clip_id"])).as_py():
             clip_id = pc.binary_join_element_wise(str(number), clip_id, "/")
-        # some data sets know one column more: when their clips were recorded
+        # some data sets have one column more, recorded
         rows = pa.concat_tables([rows, table.set_column(0, "clip_id", clip_id)], promote_options="default")
     return rows

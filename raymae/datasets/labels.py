@@ -1,4 +1,4 @@
-"""What a clip's `scene_label` says, as lists of classes and as a target matrix."""
+"""Parse `scene_label` into lists of classes and into a target matrix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
 Labels = Literal["single", "multi"]
-"""single: a clip has one class; multi: any number of them, in one text with `SEPARATOR` between them."""
+"""single: one class per clip; multi: any number of classes per clip, joined by `SEPARATOR`."""
 
 SEPARATOR = ";"
 
 
 def label_lists(scene_label: pa.ChunkedArray, labels: Labels) -> pa.ListArray:
-    """The classes of every clip (n,), in the order of the text; null where the clip is unlabelled.
+    """The classes of every clip (n,), in the order of the text; null for an unlabelled clip.
 
-    With `multi`, whitespace around a class is stripped and an empty part stays an empty class.
+    With `multi`, whitespace around a class is stripped; an empty part is kept as an empty class.
     """
     column = scene_label.combine_chunks()
     if labels == "multi":
@@ -30,23 +30,23 @@ def label_lists(scene_label: pa.ChunkedArray, labels: Labels) -> pa.ListArray:
 
 
 def class_set(scene_label: pa.ChunkedArray, labels: Labels) -> list[str]:
-    """The classes of some clips, each once, sorted."""
+    """The distinct classes of some clips, sorted."""
     return sorted(pc.unique(label_lists(scene_label, labels).flatten()).to_pylist())
 
 
 def target_matrix(scene_label: pa.ChunkedArray, class_names: Sequence[str], labels: Labels) -> csr_array:
-    """(n, C), 1 where a clip has a class, else 0; an unlabelled clip's row is empty. A class given twice counts once.
+    """Multi-hot targets (n, C), 1 for each class of a clip; the row of an unlabelled clip is empty.
 
-    Sparse, for AudioSet has 527 classes and clips with 3 of them. Raises ValueError for a class that is not in
-    `class_names`.
+    A class given twice counts once. Sparse, as AudioSet has 527 classes and about 3 per clip. Raises ValueError for a
+    class that is not in `class_names`.
     """
     lists = label_lists(scene_label, labels)
     columns = pc.index_in(lists.flatten(), pa.array(class_names, pa.string()))
     if columns.null_count:
         unknown = lists.flatten().filter(pc.is_null(columns))[0].as_py()
-        raise ValueError(f"scene_label {unknown!r} is none of the classes {', '.join(class_names)}")
+        raise ValueError(f"scene_label {unknown!r} is not one of the classes {', '.join(class_names)}")
     rows = pc.list_parent_indices(lists).to_numpy()
     ones = np.ones(len(rows), np.float32)
     matrix = csr_array((ones, (rows, columns.to_numpy())), shape=(len(lists), len(class_names)))
-    matrix.data[:] = 1  # a class given twice was added up
+    matrix.data[:] = 1  # duplicates were summed
     return matrix

@@ -1,4 +1,4 @@
-"""Describe a clip table: the summary that jobs print, and the check of `--data.check`."""
+"""Describe a clip table: the summary that jobs print, and `--data.check`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLASSES_SHOWN = 50
 
 
 def summary(clips: pa.Table, labels: Labels = "single") -> list[str]:
-    """Lines that say what a clip table holds: a small table by split, the classes, files that will be quarantined."""
+    """Lines that describe a clip table: counts by split, training classes, files that will be quarantined."""
     counted = ("city", "device", "group")
     wanted = [("clip_id", "count"), ("scene_label", "count"), *((name, "count_distinct") for name in counted)]
     counts = clips.group_by("split").aggregate(wanted).select(["split", *("_".join(item) for item in wanted)])
@@ -42,12 +42,12 @@ def summary(clips: pa.Table, labels: Labels = "single") -> list[str]:
     for split, total, labelled, *others in table:
         numbers = [total, labelled, classes.get(split), *others]
         lines.append(f"{split:12s}" + "".join(f"{number or '-':>10}" for number in numbers))
-    taught = found.filter(pc.equal(found["split"], "train"))["label"]
-    shares = sorted((item["values"], item["counts"]) for item in pc.value_counts(taught).to_pylist())
-    if shares:
-        more = f", … ({len(shares)} classes)" if len(shares) > CLASSES_SHOWN else ""
-        shown = ", ".join(f"{name} {count}" for name, count in shares[:CLASSES_SHOWN])
-        lines.append(f"labelled for training: {shown}{more}")
+    train_labels = found.filter(pc.equal(found["split"], "train"))["label"]
+    by_class = sorted((item["values"], item["counts"]) for item in pc.value_counts(train_labels).to_pylist())
+    if by_class:
+        more = f", … ({len(by_class)} classes)" if len(by_class) > CLASSES_SHOWN else ""
+        listed = ", ".join(f"{name} {count}" for name, count in by_class[:CLASSES_SHOWN])
+        lines.append(f"labelled for training: {listed}{more}")
     missing, empty = (pc.sum(pc.equal(clips["size"], size)).as_py() for size in (-1, 0))
     if missing or empty:
         lines.append(f"files missing: {missing}, empty: {empty}; they will be quarantined")
@@ -55,17 +55,17 @@ def summary(clips: pa.Table, labels: Labels = "single") -> list[str]:
 
 
 HEADERS = 20_000
-"""Most headers that are read for the hours; of larger sets, as many, evenly spread."""
+"""Most headers read to sum up the hours; of a larger set, an evenly spaced sample of this size."""
 
 THREADS = 16
 
 
-def check(config: DataConfig, folder: Path | None, labels: Labels, taught: bool) -> dict[str, Any]:
-    """Print counts by split, class, city and device, hours, and every problem; return them.
+def check(config: DataConfig, folder: Path | None, labels: Labels, with_labels: bool) -> dict[str, Any]:
+    """Print counts by split, class, city and device, hours, and every problem; return a summary for JSON.
 
-    With `taught`, a classifier is to be trained on the labels. Problems are what a run would refuse, files that are
-    missing, empty or not readable, and counts other than the published data set's. Raises ValueError for what can't be
-    read at all.
+    Problems are what a run would reject, files that are missing, empty or unreadable, and counts that differ from the
+    published data set's. `with_labels`: check the labels, too, as for training a classifier. Raises ValueError when
+    the tables can't be read at all.
     """
     whole, problems = gather(config, folder)
     rows = whole
@@ -76,7 +76,7 @@ def check(config: DataConfig, folder: Path | None, labels: Labels, taught: bool)
             tests.append(lambda: check_groups(rows, transductive=used.transductive))
     except ValueError as error:
         problems.append(str(error))
-    if taught:
+    if with_labels:
         tests.append(lambda: check_labels(rows, labels))
     for test in tests:
         try:
@@ -94,17 +94,15 @@ def check(config: DataConfig, folder: Path | None, labels: Labels, taught: bool)
             print(f"\n{table(rows, column, labels).to_string()}")
     hours = {split: round(total / 3600, 2) for split, total in seconds.items()}
     about = "about, from a sample of headers" if local(rows).num_rows > HEADERS else "by their headers"
-    print(
-        f"\nhours of the files at hand ({about}): " + (", ".join(f"{k} {v:g}" for k, v in hours.items()) or "unknown")
-    )
+    print(f"\nhours of the local files ({about}): " + (", ".join(f"{k} {v:g}" for k, v in hours.items()) or "unknown"))
     for problem in problems:
-        print(f"wrong: {problem}")
-    print("nothing is wrong" if not problems else f"{len(problems)} problems")
+        print(f"problem: {problem}")
+    print("no problems" if not problems else f"{len(problems)} problems")
     return {"job": "check", "clips": len(rows), "hours": hours, "problems": problems}
 
 
 def named(what: str, rows: pa.Table) -> list[str]:
-    """A line that counts some rows and names the first of them, if there are any."""
+    """A line with the count of some rows and the first few of them; no line for no rows."""
     if not len(rows):
         return []
     first = ", ".join(f"{place(row)}: {row['path']}" for row in rows.slice(0, EXAMPLES).to_pylist())
@@ -112,7 +110,7 @@ def named(what: str, rows: pa.Table) -> list[str]:
 
 
 def table(rows: pa.Table, column: str, labels: Labels) -> pd.DataFrame:
-    """Clips by value of a column (rows) and split (columns); classes of CAS 2023 in the challenge's order."""
+    """Clip counts by value of a column (rows) and split (columns); classes of CAS 2023 in the challenge's order."""
     split, values = rows["split"], rows[column].combine_chunks()
     if column == "scene_label":
         lists = label_lists(rows[column], labels)
@@ -127,12 +125,12 @@ def table(rows: pa.Table, column: str, labels: Labels) -> pd.DataFrame:
 
 
 def local(rows: pa.Table) -> pa.Table:
-    """The rows whose files are plain ones on this machine."""
+    """The rows whose files are plain, non-empty local files."""
     return rows.filter(pc.and_(pc.greater(rows["size"], 0), pc.invert(pc.match_substring(rows["path"], "://"))))
 
 
 def lengths(rows: pa.Table) -> tuple[dict[str, float], pa.Table]:
-    """Seconds by split of the files at hand, and the rows whose header can't be read."""
+    """Seconds by split of the local files, and the rows whose header can't be read."""
     files = local(rows)
     chosen = files.take(np.unique(np.linspace(0, len(files) - 1, min(HEADERS, len(files))).astype(int)))
     with ThreadPoolExecutor(THREADS) as pool:
@@ -146,7 +144,7 @@ def lengths(rows: pa.Table) -> tuple[dict[str, float], pa.Table]:
 
 
 def seconds_of(path: str) -> float:
-    """The length that a file's header promises; not a number where it has none."""
+    """The length (seconds) in a file's header; NaN where it can't be read."""
     try:
         return float(sf.info(path).duration)
     except (sf.LibsndfileError, OSError):

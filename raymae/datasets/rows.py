@@ -1,4 +1,4 @@
-"""Select rows of a clip table: by split, by label, as fingerprints."""
+"""Select rows of a clip table by split and label; its groups, class names and fingerprint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = ("clip_id", "size", "mtime")
 
 
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
-    """16 digits that name the content and order of some columns."""
+    """Hash (16 hex digits) of the content and order of some columns."""
     state = hashlib.sha256()
     for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
         state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())
@@ -26,7 +26,7 @@ def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
 
 
 def clips_of(clips: pa.Table, splits: Sequence[str]) -> pa.Table:
-    """Clips of some splits; "test" stands for all that begin with it."""
+    """Clips of the splits whose name begins with one of `splits`, so that "test" selects all test… splits."""
     masks = [pc.starts_with(clips["split"], split) for split in splits]
     mask = masks[0]
     for other in masks[1:]:
@@ -34,11 +34,16 @@ def clips_of(clips: pa.Table, splits: Sequence[str]) -> pa.Table:
     return clips.filter(mask)
 
 
+def group_ids(clips: pa.Table) -> pa.ChunkedArray:
+    """The group of each clip (n,); its clip_id where it has none, as such a clip is a group of its own."""
+    return pc.coalesce(clips["group"], clips["clip_id"])
+
+
 Rows = NDArray[np.int64]
 
 
 def held_out(clips: pa.Table) -> dict[str, pa.Table]:
-    """The labelled clips of each held-out split, val first, then test…."""
+    """The labelled clips of each held-out split: val first, then test…"""
     labelled = clips.filter(pc.is_valid(clips["scene_label"]))
     splits = sorted(
         (name for name in labelled["split"].unique().to_pylist() if name == "val" or name.startswith("test")),
@@ -48,12 +53,12 @@ def held_out(clips: pa.Table) -> dict[str, pa.Table]:
 
 
 def find_rows(mask: pa.ChunkedArray) -> Rows:
-    """The rows where an Arrow mask holds."""
+    """The row numbers where an Arrow mask is true."""
     return np.flatnonzero(pc.fill_null(mask, False).to_numpy()).astype(np.int64)
 
 
 def rows_of(clips: pa.Table, prefix: str, *, labelled: bool | None = None) -> Rows:
-    """Rows of the splits whose name begins with `prefix`, all or by whether they have a label."""
+    """Row numbers of the splits whose name begins with `prefix`: all (None), labelled (True) or unlabelled (False)."""
     mask = pc.starts_with(clips["split"], prefix)
     if labelled is not None:
         mask = pc.and_(mask, pc.is_valid(clips["scene_label"]) if labelled else pc.is_null(clips["scene_label"]))
@@ -61,7 +66,7 @@ def rows_of(clips: pa.Table, prefix: str, *, labelled: bool | None = None) -> Ro
 
 
 def unlabelled_rows(clips: pa.Table) -> Rows:
-    """The unlabelled training clips."""
+    """Row numbers of the unlabelled training clips."""
     return rows_of(clips, "train", labelled=False)
 
 

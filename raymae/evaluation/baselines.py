@@ -1,7 +1,7 @@
 """Baselines without a network: support vector machines on log-mel statistics.
 
-They train in seconds on a few hundred clips and are hard to beat with few labels. A network that doesn't beat them has
-not earned its cost.
+They train in seconds on a few hundred clips and are hard to beat with few labels. A network that doesn't beat them is
+not worth its cost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raymae.datasets.labels import Labels
 
 SvmKind = Literal["svm", "svm_band_mean", "svm_eq", "svm_robust", "svm_self_trained"]
 SVMS: tuple[SvmKind, ...] = get_args(SvmKind)
-"""In the order of the report."""
+"""All kinds, in the order of the report."""
 
 Statistics = NDArray[np.float32]
 Prepare = Callable[[Statistics], Statistics]
@@ -33,13 +33,13 @@ LEVELS = [MEAN, LOW, HIGH]
 """The statistics that a frequency response shifts."""
 
 COPIES, KNOTS, NATS = 10, 8, 3.0
-"""Coloured copies of each training clip; knots of a response and its standard deviation there, nats of power."""
+"""Random-EQ copies of each training clip; knots of a response and its standard deviation there, nats of power."""
 
 
 def statistics(log_mel: NDArray[np.float32], valid_frames: int, audio: AudioConfig) -> Statistics:
     """Statistics (5, F) of each band over the valid frames of a normalised log-mel (T, F), in nats.
 
-    Mean, standard deviation, 10th and 90th percentile, and mean absolute change from frame to frame.
+    These are mean, standard deviation, 10th and 90th percentile, and mean absolute change from frame to frame.
     """
     nats = log_mel[:valid_frames] * audio.norm_scale + audio.norm_mean
     low, high = np.percentile(nats, [10, 90], axis=0)
@@ -53,14 +53,14 @@ def keep(x: Statistics) -> Statistics:
 
 
 def subtract_band_mean(x: Statistics) -> Statistics:
-    """Take each clip's mean level of every band from its levels: what a device adds is gone."""
+    """Subtract each clip's mean of every band from its levels, which removes a device's frequency response."""
     x = x.copy()
     x[:, LEVELS] -= x[:, [MEAN]]
     return x
 
 
-def colour(x: Statistics, rng: np.random.Generator) -> Statistics:
-    """Statistics (n, 5, F) of the same clips through devices with random smooth frequency responses."""
+def random_eq(x: Statistics, rng: np.random.Generator) -> Statistics:
+    """Statistics (n, 5, F) of the same clips with random smooth frequency responses."""
     bands = np.linspace(0, KNOTS - 1, x.shape[2])
     knots = rng.normal(scale=NATS, size=(len(x), KNOTS))
     responses = np.stack([np.interp(bands, np.arange(KNOTS), row) for row in knots])
@@ -71,22 +71,22 @@ def colour(x: Statistics, rng: np.random.Generator) -> Statistics:
 
 @dataclass(frozen=True)
 class SvmBaseline:
-    """One or several machines, each on its own view of the statistics."""
+    """One or several support vector machines, each on a transform of the statistics."""
 
     class_names: Sequence[str]
     labels: Labels
     parts: Sequence[tuple[Prepare, Any]]
+    """The transform and the fitted machine of each part."""
 
     def decision_values(self, x: Statistics) -> NDArray[np.float64]:
-        """The sum of the parts' decision values (n, C); a class that was not in training never wins."""
+        """The sum of the parts' decision values (n, C); -inf for a class without a training clip."""
         values = np.full((len(x), len(self.class_names)), -np.inf)
         _, first = self.parts[0]
         values[:, first.classes_] = sum(_one_per_class(part.decision_function(_flat(f(x)))) for f, part in self.parts)
         return values
 
     def probabilities(self, x: Statistics) -> NDArray[np.float64]:
-        """Decision values (n, C) squashed by softmax, or each by itself where clips may have several classes: right for
-        the winner and the order, not a confidence."""
+        """Softmax (multi-label: sigmoid) of the decision values (n, C): for ranking classes, not as confidence."""
         values = self.decision_values(x)
         return softmax(values, axis=1) if self.labels == "single" else expit(values)
 
@@ -99,19 +99,18 @@ def fit_svm(
     seed: int,
     unlabelled: Statistics | None = None,
 ) -> SvmBaseline:
-    """Fit a baseline to statistics (n, 5, F) and class numbers (n,), or to multi-hot targets (n, C): one class against the
-    rest each.
+    """Fit a baseline to statistics (n, 5, F) and class numbers (n,), or multi-hot targets (n, C) one class at a time.
 
-    svm: one machine on the statistics. svm_band_mean: on centred ones. svm_eq: on the statistics with coloured
-    copies. svm_robust: the last two together. svm_self_trained: svm_robust labels the surer half of each predicted
-    class of `unlabelled` (m, 5, F), by the margin between its two best classes, and is fitted again with them; without
-    unlabelled clips the same as svm_robust. Raises ValueError for fewer than two classes (scikit-learn's), and where
-    svm_self_trained is given multi-hot targets.
+    svm: one machine on the statistics. svm_band_mean: on statistics with the band mean subtracted. svm_eq: on the
+    statistics and copies with random EQ. svm_robust: the last two together. svm_self_trained: svm_robust labels the
+    more confident half of each predicted class of `unlabelled` (m, 5, F), by the margin between the two best classes,
+    and is refitted with them; without unlabelled clips the same as svm_robust. Raises ValueError for fewer than two
+    classes (from scikit-learn), and for svm_self_trained with multi-hot targets.
     """
     labels: Labels = "single" if targets.ndim == 1 else "multi"
     if kind == "svm_self_trained":
         if labels == "multi":
-            raise ValueError("svm_self_trained labels clips with one class each; these have several")
+            raise ValueError("svm_self_trained is for single-label clips; these are multi-label")
         if unlabelled is not None and len(unlabelled):
             teacher = fit_svm("svm_robust", x, targets, class_names, seed)
             guess, kept = surer_half(teacher.decision_values(unlabelled))
@@ -121,16 +120,18 @@ def fit_svm(
         parts.append((keep, _machine(x, targets)))
     if kind not in ("svm", "svm_band_mean"):
         rng = np.random.default_rng(seed)
-        coloured = np.concatenate([x, *(colour(x, rng) for _ in range(COPIES))])
-        parts.append((keep, _machine(coloured, np.concatenate([targets] * (1 + COPIES)))))
+        with_copies = np.concatenate([x, *(random_eq(x, rng) for _ in range(COPIES))])
+        parts.append((keep, _machine(with_copies, np.concatenate([targets] * (1 + COPIES)))))
     if kind not in ("svm", "svm_eq"):
         parts.append((subtract_band_mean, _machine(subtract_band_mean(x), targets)))
     return SvmBaseline(class_names, labels, parts)
 
 
 def surer_half(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of decision values (m, C): the guesses (m,), and the clips that have the larger margins of those guessed alike,
-    half of them and at least one of each class that is guessed."""
+    """The predicted classes (m,) of decision values (m, C), and the clips in the more confident half of each class.
+
+    Confidence is the margin between the two best classes; at least one clip of each predicted class is kept.
+    """
     guess, order = values.argmax(1), np.sort(values, axis=1)
     margin = order[:, -1] - order[:, -2]
     kept = []
@@ -150,5 +151,5 @@ def _flat(x: Statistics) -> Statistics:
 
 
 def _one_per_class(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Decision values (n, C) also for two classes, for which scikit-learn gives those of the second, (n,)."""
+    """Decision values (n, C) also of two classes, for which scikit-learn returns only the second's, (n,)."""
     return np.stack([-values, values], axis=1) if values.ndim == 1 else values

@@ -1,7 +1,7 @@
-"""What is drawn from whole groups: bootstrap intervals and permutation tests, on numpy arrays.
+"""Bootstrap intervals and permutation tests over whole groups, on numpy arrays.
 
-The clips of one recording are right or wrong together. So groups are drawn anew (bootstrap) or exchanged between two
-models (permutation) as a whole; single clips would give intervals that are far too narrow, and p-values far too small.
+The clips of one recording tend to be right or wrong together. So whole groups are resampled (bootstrap) or exchanged
+between two models (permutation); single clips would give far too narrow intervals and far too small p-values.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 MIN_GROUPS = 5
-"""Fewest groups of each class from which an interval or a p-value is drawn."""
+"""Fewest groups of each class for an interval."""
 RESAMPLES = 1000
 PERMUTATIONS = 10_000
 LEVEL = 0.95
 CHUNK = 100
-"""Drawn sets that are held at once."""
+"""Resamples held in memory at once."""
 
 
 def group_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
-    """The number (n,) of each clip's group, from 0 on."""
+    """Integer codes (n,) of the clips' groups, from 0."""
     return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
 
 
 def group_totals(group: NDArray[np.integer], values: NDArray[np.number]) -> Values:
-    """Sums (G, K) over the clips of each group of values (n, K)."""
+    """Sums (G, K) by group of the clips' values (n, K)."""
     totals = np.zeros((int(group.max()) + 1, values.shape[1]))
     np.add.at(totals, group, values)
     return totals
@@ -41,7 +41,7 @@ def enough_groups(labels: NDArray[np.integer], group: NDArray[np.integer]) -> bo
 
 
 def drawn_weights(n_groups: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """How often each group is drawn, (resamples, G): every row sums to G."""
+    """How often each resample draws each group, (resamples, G); every row sums to G."""
     draws = np.random.default_rng(seed).integers(n_groups, size=(resamples, n_groups))
     return np.stack([np.bincount(draw, minlength=n_groups) for draw in draws])
 
@@ -54,10 +54,10 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Values:
-    """Percentile interval (2, M), lower ends first, of a statistic of group sums.
+    """Percentile interval (2, M), lower ends first, of M statistics of group totals (G, K).
 
-    `statistic` makes M figures of the sums over all drawn groups, (R, K) to (R, M), NaN where one has no clip to be
-    computed from; such draws don't count.
+    `statistic` maps the sums over the drawn groups, (R, K), to M values each, (R, M), NaN where there is no clip to
+    compute one from; NaN is ignored.
     """
     drawn = []
     for start in range(0, resamples, CHUNK):
@@ -68,12 +68,12 @@ def bootstrap(
 
 
 def signs(n_groups: int, permutations: int, seed: int) -> NDArray[np.int8]:
-    """+1 where a group stays with its model, -1 where the two models exchange it, (permutations, G)."""
+    """Random signs (permutations, G): -1 where the two models exchange a group's clips, else +1."""
     return np.random.default_rng(seed).choice(np.array([1, -1], np.int8), size=(permutations, n_groups))
 
 
 def p_value(observed: float, permuted: Values) -> float:
-    """Two-sided p-value of a difference among differences under exchange; the observed one counts among them.
+    """Two-sided p-value of an observed difference among permuted ones; the observed one is counted among them.
 
     Never 0, and valid for any number of permutations (Phipson & Smyth 2010).
     """

@@ -1,6 +1,6 @@
-"""How far a score may be off: bootstrap intervals from whole groups (`raymae.evaluation.bootstrap`), on numpy arrays.
+"""Confidence intervals of scores, by bootstrap over whole groups (`raymae.evaluation.bootstrap`), on numpy arrays.
 
-There is none where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in
+There is no interval where a class has fewer than `MIN_GROUPS` groups among the clips. Arrays are as in
 `raymae.evaluation.metrics`; groups name the recording or session of each clip.
 """
 
@@ -34,7 +34,7 @@ from raymae.evaluation.metrics import (
 Interval = tuple[float, float]
 
 MAP_RESAMPLES = 200
-"""Drawn sets for mAP, of which each takes a sorting's worth of work for every class."""
+"""Resamples for mAP, each of which costs about as much as a sort per class."""
 
 
 def macro_accuracy_interval(
@@ -46,7 +46,7 @@ def macro_accuracy_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile interval of macro accuracy."""
+    """Percentile interval of macro accuracy; None with too few groups of a class."""
     group, present = group_numbers(groups), np.unique(labels)
     if not enough_groups(labels, group):
         return None
@@ -62,7 +62,7 @@ def macro_accuracy_interval(
 
 
 def mean_interval(values: Values, labels: Labels, groups: Sequence[str]) -> Interval | None:
-    """Percentile interval of the mean of the clips' values (n,): accuracy, log loss."""
+    """Percentile interval of the mean of the clips' values (n,), as for accuracy and log loss; None as above."""
     group = group_numbers(groups)
     if not enough_groups(labels, group):
         return None
@@ -72,9 +72,9 @@ def mean_interval(values: Values, labels: Labels, groups: Sequence[str]) -> Inte
 
 
 def ece_interval(found: Reliability, labels: Labels, groups: Sequence[str]) -> Interval | None:
-    """Interval of the calibration error.
+    """Interval of the expected calibration error; None with too few groups of a class.
 
-    The gaps of drawn sets are too wide by chance: their spread is kept, their mean is moved to the figure.
+    Resampling biases the error upwards, so the interval keeps the spread of the resamples and is shifted (`moved`).
     """
     group = group_numbers(groups)
     if not enough_groups(labels, group):
@@ -88,22 +88,25 @@ def ece_interval(found: Reliability, labels: Labels, groups: Sequence[str]) -> I
 
 
 def moved(totals: Values, statistic: Callable[[Values], Values], figure: float) -> Interval:
-    """The interval of a figure that drawing biases, with the drawn ones' mean moved to it; kept within [0, 1]."""
+    """Percentile interval of a statistic that resampling biases, shifted so that the resamples' mean is `figure`.
+
+    Clipped to [0, 1].
+    """
     drawn: list[Values] = []
 
-    def remembered(sums: Values) -> Values:
+    def recorded(sums: Values) -> Values:
         drawn.append(statistic(sums))
         return drawn[-1]
 
-    low, high = bootstrap(totals, remembered)[:, 0] - np.concatenate(drawn).mean() + figure
+    low, high = bootstrap(totals, recorded)[:, 0] - np.concatenate(drawn).mean() + figure
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
 def class_intervals(
     labels: Labels, predicted: Labels, groups: Sequence[str], n_classes: int
 ) -> dict[str, list[Interval | None]]:
-    """Percentile intervals of every class's recall, precision and f1, each (C,); None for a class that has too few
-    groups itself, whatever the others have."""
+    """Percentile intervals of every class's recall, precision and f1, each (C,); None for a class with too few groups
+    of its own."""
     group, numbers = group_numbers(groups), np.arange(n_classes)
     true, guessed = labels[:, None] == numbers, predicted[:, None] == numbers
     totals = group_totals(group, np.hstack([true, guessed, true & guessed]))
@@ -117,7 +120,7 @@ def class_intervals(
     return {name: [tuple(next(ends)) if there else None for there in wanted] for name in ("recall", "precision", "f1")}
 
 
-# Several classes a clip -----------------------------------------------------------------------------------------------
+# Multi-label ----------------------------------------------------------------------------------------------------------
 
 
 def average_precision_intervals(
@@ -129,12 +132,12 @@ def average_precision_intervals(
     resamples: int = MAP_RESAMPLES,
     seed: int = 0,
 ) -> tuple[Interval | None, list[Interval | None]]:
-    """Intervals of mAP and of every class's average precision (C,), for evaluation sets of this size; None for mAP
-    where a class has clips in fewer than `MIN_GROUPS` groups, and for that class.
+    """Intervals of mAP and of every class's average precision (C,), for evaluation sets of this size.
 
-    A drawn set without a clip of some class is scored over the others. Clips that are drawn twice raise average
-    precision, so that the drawn mAPs lie too high, and with many classes above the figure itself (simulated: 0.0317 to
-    0.0332 around 0.0295 for 527 classes and 20,000 clips): their spread is kept, their mean is moved to the figure.
+    A class with clips in fewer than `MIN_GROUPS` groups has none, and neither has mAP then. A resample without a clip
+    of some class is scored over the other classes. Clips drawn twice raise average precision, so the resampled mAPs are
+    too high, with many classes all above the mAP itself (simulated: 0.0317 to 0.0332 for an mAP of 0.0295 with 527
+    classes and 20,000 clips). So the interval keeps their spread, shifted so that their mean is the mAP.
     """
     group, present = group_numbers(groups), np.flatnonzero(truth.any(axis=0))
     wanted = [len(np.unique(group[truth[:, number] > 0])) >= MIN_GROUPS for number in present]

@@ -1,4 +1,4 @@
-"""What is measured where clips have several classes: mAP first."""
+"""Scores of multi-label clips, mAP first."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ HEADLINE = "mAP"
 TITLE = "mAP"
 MEANING = "Mean over the classes of their average precision"
 BY_DOMAIN = "mAP"
-"""What is given of each device and city: over the classes that occur there."""
+"""Score by device and city, over the classes that occur there."""
 
 Truth = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 
 
 def truth_of(clips: pa.Table, class_names: Sequence[str]) -> Truth:
-    """(n, C), 1 where a clip has a class; ValueError for a label that is none of the classes."""
+    """Multi-hot targets (n, C); ValueError for a label that is not one of the classes."""
     return np.asarray(target_matrix(clips["scene_label"], class_names, "multi").toarray(), np.float32)
 
 
 def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Everything about the clips of a split; `scores.evaluation` names the keys."""
+    """All scores of the clips of a split; keys: see `scores.evaluation`."""
     by_class, (interval, intervals) = (
         average_precision(truth, probabilities),
         average_precision_intervals(truth, probabilities, groups),
@@ -59,7 +59,7 @@ def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], na
 
 
 def domain_scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str]) -> dict[str, Any]:
-    """The figures that are given for any part of a split, too."""
+    """The scores of a part of a split: clips, groups, mAP and its interval."""
     return {
         "clips": len(truth),
         "groups": len(set(groups)),
@@ -69,11 +69,11 @@ def domain_scores(truth: Truth, probabilities: Probabilities, groups: Sequence[s
 
 
 def _mean(by_class: NDArray[np.float64]) -> float:
-    return float(np.nanmean(by_class))  # a labelled clip has a class, so there is one
+    return float(np.nanmean(by_class))  # labelled clips have classes, so not all are NaN
 
 
 def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Classes from one half on that their clips lack, the surest first: row of the clip, its classes, the wrong one."""
+    """Wrong classes with a probability of at least one half, most confident first: row, true, predicted, confidence."""
     absent = np.where(truth > 0, 0, probabilities)
     rows, numbers = np.nonzero(absent >= 0.5)
     order = np.argsort(-absent[rows, numbers], kind="stable")
@@ -85,6 +85,6 @@ def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str]) -
     return found
 
 
-def difference(truth: Truth, ours: Probabilities, other: Probabilities, groups: Sequence[str]) -> Difference:
-    """By how much one model's mAP exceeds another's."""
-    return mean_average_precision_difference(truth, ours, other, groups)
+def difference(truth: Truth, first: Probabilities, second: Probabilities, groups: Sequence[str]) -> Difference:
+    """Difference of two models' mAP, first minus second."""
+    return mean_average_precision_difference(truth, first, second, groups)

@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same clips: paired differences, by whole groups, on numpy arrays."""
+"""Paired tests of two models on the same clips: differences of scores, over whole groups, on numpy arrays."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from raymae.evaluation.bootstrap import (
 from raymae.evaluation.metrics import Labels, Probabilities, Truth, mean_average_precision, weighted_average_precision
 
 MAP_DRAWS = 1000
-"""Permutations and resamples for mAP, each of which takes a pass over the clips of every class."""
+"""Permutations and resamples for mAP, each of which costs a pass over the clips per class."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A first model's score less a second's."""
+    """The score of a first model minus that of a second."""
 
     value: float
     interval: tuple[float, float] | None
-    """95 % bootstrap interval over groups; None where a class has too few of them."""
+    """95 % bootstrap interval over groups; None where a class has too few groups."""
     p_value: float
-    """Of the paired permutation test: how often models that are exchanged group by group at random differ as much."""
+    """Two-sided p-value of the paired permutation test, in which the models exchange whole groups at random."""
     groups: int
+    """Number of groups."""
 
 
 def macro_accuracy_difference(
@@ -49,10 +50,10 @@ def macro_accuracy_difference(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> Difference:
-    """Difference of the macro accuracies of two models' guesses (n,) for the same clips.
+    """Difference of the macro accuracies of two models' predictions (n,) for the same clips.
 
-    The clips of a group go from one model to the other together. Macro accuracy is a sum over groups, so that of each
-    exchange is one product of signs with the groups' parts of the difference.
+    The models exchange whole groups. Macro accuracy is a sum over groups, so all permutations are one product of signs
+    with the groups' contributions to the difference.
     """
     group, (present, number) = group_numbers(groups), np.unique(labels, return_inverse=True)
     clips = labels[:, None] == present
@@ -91,14 +92,15 @@ def mean_average_precision_difference(
     permuted, drawn = np.zeros(draws), np.zeros((len(present), draws))
     for start in range(0, draws, CHUNK):
         part = slice(start, start + CHUNK)
-        kept = np.concatenate([stays[group, part], ~stays[group, part]]).astype(np.int64)  # what the first one scores
+        # 1 where the first model, after the exchange, has its own score (n, …), then where it has the second's (n, …)
+        kept = np.concatenate([stays[group, part], ~stays[group, part]]).astype(np.int64)
         for place, number in enumerate(present):
-            true, mine, theirs = truth[:, number], first[:, number], second[:, number]
-            twice = np.append(true, true), np.append(mine, theirs)
+            true, scores = truth[:, number], (first[:, number], second[:, number])
+            twice = np.append(true, true), np.append(*scores)
             exchanged = [weighted_average_precision(*twice, one) for one in (kept, 1 - kept)]
             permuted[part] += (exchanged[0] - exchanged[1]) / len(present)
-            ours, others = (weighted_average_precision(true, one, weights[group, part]) for one in (mine, theirs))
-            drawn[place, part] = ours - others
+            resampled = [weighted_average_precision(true, one, weights[group, part]) for one in scores]
+            drawn[place, part] = resampled[0] - resampled[1]
     value = mean_average_precision(truth, first) - mean_average_precision(truth, second)
     interval = None
     if min(len(np.unique(group[truth[:, number] > 0])) for number in present) >= MIN_GROUPS:

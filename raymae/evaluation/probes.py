@@ -1,6 +1,6 @@
-"""Probes: how much of the classes a simple classifier finds in frozen embeddings. The field's way to compare encoders.
+"""Probes: simple classifiers of frozen embeddings, to compare encoders.
 
-Arrays are numpy's: embeddings (n, E), labels (n,) class numbers, groups (n,). scikit-learn does the fitting.
+Works on numpy arrays, embeddings (n, E), class numbers (n,) and groups (n,), with scikit-learn.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.datasets.labels import Labels
+from raymae.datasets.rows import group_ids
 from raymae.evaluation.metrics import macro_accuracy
 
 Embeddings = NDArray[np.floating]
@@ -27,16 +27,16 @@ FOLDS = 5
 NEIGHBOURS = 10
 
 STRENGTH = 0.01
-"""scikit-learn's C of the linear probe. On 70 labels of ten classes that pre-training knew without labels, C from 0.003
-to 0.1 agrees within a point, ridge regression lies three points and a support vector machine five below."""
+"""scikit-learn's C of the linear probe. On 70 labels of ten classes whose clips pre-training used without labels, C
+from 0.003 to 0.1 agrees within a point; ridge regression is three points and a support vector machine five below."""
 
 
 def make_probe(kind: ProbeKind, n_clips: int) -> Any:
-    """An unfitted classifier of embeddings, which standardises each value first.
+    """An unfitted classifier of standardised embeddings.
 
-    linear: logistic regression. knn: the 10 nearest neighbours by cosine.
+    linear: logistic regression. knn: the 10 nearest neighbours by cosine similarity.
     """
-    from sklearn.linear_model import LogisticRegression  # a second of loading, which few workers need to wait
+    from sklearn.linear_model import LogisticRegression  # takes a second to import, which few workers need
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -49,39 +49,41 @@ def make_probe(kind: ProbeKind, n_clips: int) -> Any:
 def score(
     kind: ProbeKind, x_train: Embeddings, y_train: ClassNumbers, x_test: Embeddings, y_test: ClassNumbers
 ) -> float:
-    """Macro accuracy on the test clips of a probe fitted to the training clips."""
+    """Macro accuracy, on the test clips, of a probe fitted to the training clips."""
     return macro_accuracy(y_test, make_probe(kind, len(x_train)).fit(x_train, y_train).predict(x_test))
 
 
 def cross_validated(kind: ProbeKind, x: Embeddings, y: ClassNumbers, groups: NDArray[Any]) -> float | None:
-    """Macro accuracy of all clips, each guessed by a probe that saw no clip of its group; None where a class has
-    fewer than two groups, so that no such probe knows it."""
-    guesses = cross_fitted(kind, x, y, groups)
-    return None if guesses is None else macro_accuracy(y, guesses)
+    """Macro accuracy over all clips, each predicted by a probe that was trained on no clip of its group.
+
+    None where a class has fewer than two groups, so that some probe would be trained without it.
+    """
+    predicted = cross_fitted(kind, x, y, groups)
+    return None if predicted is None else macro_accuracy(y, predicted)
 
 
 def cross_fitted(kind: ProbeKind, x: Embeddings, y: ClassNumbers, groups: NDArray[Any]) -> ClassNumbers | None:
-    """The guesses (n,) of probes that saw no clip of a guess's group; None as `cross_validated`."""
+    """Predictions (n,) of probes that were trained on no clip of the predicted clip's group; None as above."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if fewest_groups(y, groups) < 2:
         return None
-    guesses = np.empty(len(y), y.dtype)
+    predicted = np.empty(len(y), y.dtype)
     folds = min(FOLDS, fewest_groups(y, groups))
     for train, test in StratifiedGroupKFold(folds).split(x, y, groups):
-        guesses[test] = make_probe(kind, len(train)).fit(x[train], y[train]).predict(x[test])
-    return guesses
+        predicted[test] = make_probe(kind, len(train)).fit(x[train], y[train]).predict(x[test])
+    return predicted
 
 
 def fewest_groups(y: ClassNumbers, groups: NDArray[Any]) -> int:
-    """Groups of the class that has the fewest."""
+    """Number of groups of the class that has the fewest."""
     return min(len(set(groups[y == label].tolist())) for label in np.unique(y))
 
 
 def effective_rank(x: Embeddings) -> float:
-    """Dimensions that the embeddings use: exp of the entropy of their normalised singular values (Roy & Vetterli 2007).
+    """Effective rank of embeddings: exp of the entropy of their normalised singular values (Roy & Vetterli 2007).
 
-    1 when the encoder has collapsed to a line, at most min(n - 1, E); the mean is taken off first.
+    The mean is subtracted first. It is 1 for an encoder that has collapsed to a line, and at most min(n - 1, E).
     """
     singular = np.linalg.svd(x - x.mean(0), compute_uv=False)
     if not singular[0] > 0:
@@ -91,19 +93,19 @@ def effective_rank(x: Embeddings) -> float:
 
 
 TARGETS = {"device": "device", "city": "city", "scene": "scene_label"}
-"""What is read from the embeddings, and its column of the clip table."""
+"""Targets of the probes, and their columns in the clip table."""
 
 
 def read_out(
     embeddings: Mapping[str, NDArray[np.floating]], clips: pa.Table, labels: Labels, layer: int
 ) -> dict[str, Any]:
-    """Macro accuracy of a linear probe, cross-validated by group, for every kind of embeddings (n, E) of some clips.
+    """Macro accuracy of a linear probe, cross-validated by group, on each kind of embeddings (n, E) of some clips.
 
-    Keys: layer; targets: device, city, scene → names, clips, groups, chance (of macro accuracy: one in the number of
-    names); scores: embeddings → target → macro accuracy. A name counts where it has at least as many groups as there
-    are folds, a target where two names do; scenes only where a clip has one.
+    Keys: layer; targets: device, city, scene → names, clips, groups, chance (of macro accuracy: 1 / number of names);
+    scores: embeddings → target → macro accuracy. Names with fewer groups than there are folds are left out, and so are
+    targets with fewer than two names left, and the scene of multi-label clips.
     """
-    groups = np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist())
+    groups = np.array(group_ids(clips).to_pylist())
     found: dict[str, Any] = {"layer": layer, "targets": {}, "scores": {title: {} for title in embeddings}}
     for target, column in TARGETS.items():
         if target == "scene" and labels == "multi":

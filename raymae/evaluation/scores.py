@@ -1,4 +1,4 @@
-"""From predictions to figures: every held-out split, its devices and cities, each clip exactly once."""
+"""Scores of predictions by held-out split, device and city, in which each clip counts exactly once."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.datasets.labels import Labels
-from raymae.datasets.rows import held_out
+from raymae.datasets.rows import group_ids, held_out
 from raymae.evaluation import multi_label as multi
 from raymae.evaluation import single_label as single
 
 Evaluation = dict[str, dict[str, Any]]
-"""Metrics by split, as `evaluation` gives them."""
+"""Scores by split, as returned by `evaluation`."""
 
-Heard = Mapping[str, Mapping[str, Sequence[str]]]
+TrainedOn = Mapping[str, Mapping[str, Sequence[str]]]
 """By "device" and "city": the names in the clips of split train, and of split pool."""
 
 KINDS: dict[Labels, ModuleType] = {"single": single, "multi": multi}
-"""What is measured, by whether a clip has one class or several."""
+"""Modules with the scores of single-label and multi-label clips."""
 
 DOMAINS = {"device": "devices", "city": "cities"}
-"""Columns of the clip table by which results are parted, and what they are called together."""
+"""Columns of the clip table by which scores are broken down, and their plurals."""
 
 UNKNOWN = "unknown"
 
 MISTAKES = 20
-"""Most confident mistakes that are listed of a split."""
+"""Number of mistakes listed per split, the most confident ones."""
 
 DESCRIBED = ["clip_id", "path", "device", "city", "group"]
-"""What is said of their clips."""
+"""Columns of their clips that are listed."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some labelled clips of a split, with what a model makes of them."""
+    """Labelled clips of a split with the class probabilities of a model."""
 
     clips: pa.Table
     class_names: Sequence[str]
@@ -50,12 +50,12 @@ class Part:
 
     @property
     def kind(self) -> ModuleType:
-        """What is measured."""
+        """The module that scores these clips."""
         return KINDS[self.labels]
 
     @cached_property
     def truth(self) -> NDArray[Any]:
-        """Class numbers (n,), or (n, C) where clips have several classes."""
+        """Class numbers (n,), or multi-hot targets (n, C) of multi-label clips."""
         return np.asarray(self.kind.truth_of(self.clips, self.class_names))
 
     @cached_property
@@ -66,43 +66,43 @@ class Part:
 
     @cached_property
     def groups(self) -> list[str]:
-        """The group of each clip; one without is a group of its own."""
-        return list(pc.coalesce(self.clips["group"], self.clips["clip_id"]).to_pylist())
+        """The group of each clip; a clip without one is a group of its own."""
+        return list(group_ids(self.clips).to_pylist())
 
     def scores(self) -> dict[str, Any]:
-        """All that is said of a split."""
+        """All scores of the split."""
         return dict(self.kind.scores(self.truth, self.probabilities, self.groups, self.class_names))
 
     def domain_scores(self, rows: NDArray[np.bool_]) -> dict[str, Any]:
-        """What is said of some of the clips."""
+        """Scores of the clips selected by a mask (n,)."""
         groups = [group for group, there in zip(self.groups, rows, strict=True) if there]
         return dict(self.kind.domain_scores(self.truth[rows], self.probabilities[rows], groups))
 
 
 def check_complete(predictions: pa.Table, clips: pa.Table) -> None:
-    """ValueError unless `predictions` hold every labelled held-out clip of `clips` exactly once, and no other."""
+    """Raise ValueError unless `predictions` hold every labelled held-out clip of `clips` exactly once, and no other."""
     wanted, found = held_out(clips), held_out(predictions)
     for split in wanted | found:
-        due = wanted[split]["clip_id"] if split in wanted else pa.chunked_array([[]], pa.string())
-        came = found[split]["clip_id"] if split in found else pa.chunked_array([[]], pa.string())
-        counts = pc.value_counts(came)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        absent = due.filter(pc.invert(pc.is_in(due, value_set=came)))
-        strange = came.filter(pc.invert(pc.is_in(came, value_set=due)))
-        for names, what in (
-            (twice, "was scored more than once"),
-            (absent, "was not scored"),
-            (strange, "is none of it"),
+        expected = wanted[split]["clip_id"] if split in wanted else pa.chunked_array([[]], pa.string())
+        scored = found[split]["clip_id"] if split in found else pa.chunked_array([[]], pa.string())
+        counts = pc.value_counts(scored)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        missing = expected.filter(pc.invert(pc.is_in(expected, value_set=scored)))
+        extra = scored.filter(pc.invert(pc.is_in(scored, value_set=expected)))
+        for names, problem in (
+            (repeated, "was scored more than once"),
+            (missing, "was not scored"),
+            (extra, "is not in the split"),
         ):
             if len(names):
                 raise ValueError(
-                    f"split {split} has {len(due)} labelled clips and {len(came)} were scored: clip "
-                    f"{names[0].as_py()!r} {what} ({len(names)} such); every clip has to count exactly once"
+                    f"split {split} has {len(expected)} labelled clips and {len(scored)} were scored: clip "
+                    f"{names[0].as_py()!r} {problem} ({len(names)} such); every clip has to count exactly once"
                 )
 
 
-def heard(clips: pa.Table) -> dict[str, dict[str, list[str]]]:
-    """The devices and cities of the clips of split train, and of split pool: what training has heard."""
+def training_domains(clips: pa.Table) -> dict[str, dict[str, list[str]]]:
+    """The devices and cities trained on: "device" and "city" → split train and pool → sorted names."""
     found: dict[str, dict[str, list[str]]] = {}
     for domain in DOMAINS:
         found[domain] = {}
@@ -113,38 +113,38 @@ def heard(clips: pa.Table) -> dict[str, dict[str, list[str]]]:
 
 
 def evaluation(
-    predictions: pa.Table, class_names: Sequence[str], labels: Labels = "single", known: Heard | None = None
+    predictions: pa.Table, class_names: Sequence[str], labels: Labels = "single", trained_on: TrainedOn | None = None
 ) -> Evaluation:
-    """Metrics of each held-out split, val first, then test…, from clips with a column of probabilities.
+    """Scores of each held-out split, val first, then test…, from a clip table with a column of class probabilities.
 
     Only labelled clips count. Keys, where each `<score>_ci` is [low, high] or None:
         clips, groups; log_loss and ece with their _ci; reliability: count, confidence, right by bin; missing_classes.
         single: macro_accuracy, accuracy with their _ci; confusion (rows are the truth); by_class: name → clips, groups,
-            recall, precision, f1 with their _ci (None where there is no clip, or none predicted).
+            recall, precision, f1 with their _ci (None without a clip, or without a prediction).
         multi: mAP, mAP_ci; by_class: name → clips, groups, average_precision, average_precision_ci. log_loss is binary,
-            the mean over classes, without a _ci, and so is ece.
-        devices, cities: name → clips, groups, scores, and seen (in a clip of split train; None without `known`).
-        seen_devices, unseen_devices, seen_cities, unseen_cities: the same of all clips of such, or None without any.
+            the mean over classes, and like ece has no _ci.
+        devices, cities: name → clips, groups, scores, and seen (in a clip of split train; None without `trained_on`).
+        seen_devices, unseen_devices, seen_cities, unseen_cities: the same over all of them, or None without any.
         accuracy_by_device, accuracy_by_city (multi: mAP_by_…): name → score.
-    A clip whose device is not known is "unknown", neither seen nor unseen.
+    A clip without a device or city counts as "unknown", which is neither seen nor unseen.
 
     Raises ValueError for a label that is not in `class_names`.
     """
     found = {}
     for split, clips in held_out(predictions).items():
         part = Part(clips, class_names, labels)
-        found[split] = part.scores() | _domains(part, known)
+        found[split] = part.scores() | _domains(part, trained_on)
     return found
 
 
-def _domains(part: Part, known: Heard | None) -> dict[str, Any]:
+def _domains(part: Part, trained_on: TrainedOn | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for domain, plural in DOMAINS.items():
         names = np.array(pc.fill_null(part.clips[domain], UNKNOWN).to_pylist())
-        trained = set(known[domain]["train"]) if known else set()
+        trained = set(trained_on[domain]["train"]) if trained_on else set()
         found[plural] = {
             name: {
-                "seen": None if known is None or name == UNKNOWN else name in trained,
+                "seen": None if trained_on is None or name == UNKNOWN else name in trained,
                 **part.domain_scores(names == name),
             }
             for name in np.unique(names).tolist()
@@ -159,10 +159,10 @@ def _domains(part: Part, known: Heard | None) -> dict[str, Any]:
 
 
 def mistakes(predictions: pa.Table, class_names: Sequence[str], labels: Labels = "single") -> dict[str, list[Any]]:
-    """By split, the surest wrong guesses, one for each group: its clips are wrong together, and would fill the list.
+    """By split, the most confident wrong predictions, one per group, as clips of a group tend to be wrong together.
 
-    Keys: clip_id, path, device, city, group, true, predicted, confidence, and of its group group_wrong, the clips that
-    are wrong, and group_clips.
+    Keys: clip_id, path, device, city, group, true, predicted, confidence, and for its group group_wrong (number of
+    wrong clips) and group_clips.
     """
     found = {}
     for split, clips in held_out(predictions).items():
@@ -186,18 +186,18 @@ def mistakes(predictions: pa.Table, class_names: Sequence[str], labels: Labels =
 def comparisons(
     first: pa.Table, second: pa.Table, class_names: Sequence[str], labels: Labels = "single"
 ) -> dict[str, dict[str, Any]]:
-    """By split, the first model's headline score, the second's, and their paired difference over groups.
+    """By split, two models' headline scores and their paired difference over groups, first minus second.
 
-    Keys: clips, first, second, and those of `compare.Difference`. Raises ValueError where the two tables don't hold the
-    same clips with the same labels.
+    Keys: clips, first, second, and the fields of `paired_test.Difference`. Raises ValueError unless the two tables hold
+    the same clips with the same labels.
     """
     order = [("split", "ascending"), ("clip_id", "ascending")]
-    ours, theirs = held_out(first.sort_by(order)), held_out(second.sort_by(order))
-    if set(ours) != set(theirs):
-        raise ValueError(f"their splits differ: {', '.join(ours)} and {', '.join(theirs)}")
+    splits, others = held_out(first.sort_by(order)), held_out(second.sort_by(order))
+    if set(splits) != set(others):
+        raise ValueError(f"their splits differ: {', '.join(splits)} and {', '.join(others)}")
     found = {}
-    for split in ours:
-        a, b = Part(ours[split], class_names, labels), Part(theirs[split], class_names, labels)
+    for split in splits:
+        a, b = Part(splits[split], class_names, labels), Part(others[split], class_names, labels)
         _check_same(split, a.clips, b.clips)
         kind = a.kind
         everything = np.ones(len(a.clips), bool)
@@ -210,10 +210,10 @@ def comparisons(
     return found
 
 
-def _check_same(split: str, ours: pa.Table, theirs: pa.Table) -> None:
-    if len(ours) != len(theirs):
-        raise ValueError(f"their clips of {split} differ: {len(ours)} and {len(theirs)}")
+def _check_same(split: str, first: pa.Table, second: pa.Table) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"their clips of {split} differ: {len(first)} and {len(second)}")
     for column in ("clip_id", "scene_label"):
-        for one, other in zip(ours[column].to_pylist(), theirs[column].to_pylist(), strict=True):
+        for one, other in zip(first[column].to_pylist(), second[column].to_pylist(), strict=True):
             if one != other:
                 raise ValueError(f"their clips of {split} differ in {column}: {one!r} and {other!r}")

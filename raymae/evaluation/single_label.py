@@ -1,4 +1,4 @@
-"""What is measured where a clip has one class: macro accuracy first."""
+"""Scores of single-label clips, macro accuracy first."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ HEADLINE = "macro_accuracy"
 TITLE = "Macro accuracy"
 MEANING = "Mean of the classes' recalls"
 BY_DOMAIN = "accuracy"
-"""What is given of each device and city, where not all classes may occur."""
+"""Score by device and city, where not all classes may occur."""
 
 Truth = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
 
 
 def truth_of(clips: pa.Table, class_names: Sequence[str]) -> Truth:
-    """Class numbers (n,); ValueError for a label that is none of the classes."""
+    """Class numbers (n,); ValueError for a label that is not one of the classes."""
     return np.asarray(target_matrix(clips["scene_label"], class_names, "single").argmax(axis=1), np.int64).ravel()
 
 
 def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Everything about the clips of a split; `scores.evaluation` names the keys."""
+    """All scores of the clips of a split; keys: see `scores.evaluation`."""
     guess, bins = probabilities.argmax(axis=1), top_reliability(truth, probabilities)
     losses = clip_losses(truth, probabilities)
     return {
@@ -56,7 +56,7 @@ def scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str], na
 
 
 def domain_scores(truth: Truth, probabilities: Probabilities, groups: Sequence[str]) -> dict[str, Any]:
-    """The figures that are given for any part of a split, too."""
+    """The scores of a part of a split: clips, groups, macro accuracy and accuracy with their intervals."""
     guess = probabilities.argmax(axis=1)
     return {
         "clips": len(truth),
@@ -82,7 +82,7 @@ def _by_class(truth: Truth, guess: Truth, groups: Sequence[str], names: Sequence
 
 
 def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The wrong guesses, the surest first: row of the clip, true and predicted class, confidence."""
+    """Wrong predictions, most confident first: row of the clip, true and predicted class, confidence."""
     guess, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     wrong = order[guess[order] != truth[order]]
@@ -97,6 +97,6 @@ def mistakes(truth: Truth, probabilities: Probabilities, names: Sequence[str]) -
     ]
 
 
-def difference(truth: Truth, ours: Probabilities, other: Probabilities, groups: Sequence[str]) -> Difference:
-    """By how much one model's macro accuracy exceeds another's."""
-    return macro_accuracy_difference(truth, ours.argmax(axis=1), other.argmax(axis=1), groups)
+def difference(truth: Truth, first: Probabilities, second: Probabilities, groups: Sequence[str]) -> Difference:
+    """Difference of two models' macro accuracy, first minus second."""
+    return macro_accuracy_difference(truth, first.argmax(axis=1), second.argmax(axis=1), groups)

@@ -1,9 +1,9 @@
-"""Augmentations of log-mel batches, seeded.
+"""Seeded augmentations of log-mel batches: geometry (crop, roll, gain), coloration (device, EQ, MixStyle, masks).
 
-Each takes and returns normalised log-mels (B, T, F) and their valid frames (B,) and draws from the given generator
-alone, whose device may differ from the batch's: a CPU generator gives the same draws on every accelerator. Clips draw
-for themselves. Frames that are padding stay silence, frames that are not stay where the model looks for them: first.
-A setting that switches an augmentation off makes it the identity.
+Each takes and returns normalised log-mels (B, T, F) and their valid frames (B,), and draws for every clip independently
+from the given generator only. Its device may differ from the batch's: a CPU generator gives the same draws on every
+accelerator. Padding stays silence, and the valid frames stay in front of it. A setting that switches an augmentation
+off makes it the identity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from torch import Generator, Tensor
 
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig
 
-Augmentation = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator], tuple[Tensor, Tensor]]
+Offsets = NDArray[np.float32]
+"""(n, F): what n devices add to a normalised log-mel (`raymae.audio.impulse_responses.Responses.offsets`)."""
+Geometry = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator], tuple[Tensor, Tensor]]
+Coloration = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator, Offsets | None], tuple[Tensor, Tensor]]
 
 NATS_PER_DB = log(10) / 10
 
@@ -30,55 +33,53 @@ def augment(
     config: AugmentConfig,
     audio: AudioConfig,
     generator: Generator,
-    responses: NDArray[np.float32] | None = None,
+    responses: Offsets | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Apply `recut`, then `restyle`."""
-    log_mel, valid_frames = recut(log_mel, valid_frames, config, audio, generator)
-    return restyle(log_mel, valid_frames, config, audio, generator, responses), valid_frames
+    """Apply `GEOMETRY`, then `COLORATION`."""
+    log_mel, valid_frames = apply_geometry(log_mel, valid_frames, config, audio, generator)
+    return apply_coloration(log_mel, valid_frames, config, audio, generator, responses), valid_frames
 
 
-def recut(
+def apply_geometry(
     log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Apply those of `AUGMENTATIONS` that say which frames a clip has, and its level."""
-    for name in RECUT:
-        log_mel, valid_frames = AUGMENTATIONS[name](log_mel, valid_frames, config, audio, generator)
+    """Apply `GEOMETRY`: which frames of a clip are used, and its level."""
+    for augmentation in GEOMETRY:
+        log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator)
     return log_mel, valid_frames
 
 
-def restyle(
+def apply_coloration(
     log_mel: Tensor,
     valid_frames: Tensor,
     config: AugmentConfig,
     audio: AudioConfig,
     generator: Generator,
-    responses: NDArray[np.float32] | None = None,
+    responses: Offsets | None = None,
 ) -> Tensor:
-    """Apply `device_response` and the other ones: the same frames as through another device, with stripes masked.
+    """Apply `COLORATION`: the same frames as recorded by another device, with stripes masked.
 
     `responses` (n, F) are the offsets of `config.responses`, as `raymae.audio.impulse_responses` reads them.
     """
-    log_mel, valid_frames = device_response(log_mel, valid_frames, config, responses, generator)
-    for name, augmentation in AUGMENTATIONS.items():
-        if name not in RECUT:
-            log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator)
+    for augmentation in COLORATION:
+        log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator, responses)
     return log_mel
 
 
 def crop_frames(config: AugmentConfig, audio: AudioConfig) -> int:
-    """Frames of a random crop; of the whole clip where none is set."""
+    """Frames of a random crop, or of the whole clip without `crop_seconds`."""
     return audio.frames_of(config.crop_seconds)
 
 
 def segment_frames(config: FinetuneConfig, audio: AudioConfig) -> int:
-    """Frames that a classifier's encoder sees at once: of a segment, or else of a crop."""
+    """Frames of a classifier's encoder input: of a segment, or else of a crop."""
     return min(crop_frames(config.augment, audio), audio.frames_of(config.segment_seconds))
 
 
 def crop(
     log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut `crop_seconds` from a random place of each clip's valid frames; a clip that has fewer keeps them all."""
+    """Cut `crop_seconds` at a random position from each clip's valid frames; a shorter clip keeps them all."""
     n_frames = crop_frames(config, audio)
     if n_frames >= log_mel.shape[1]:
         return log_mel, valid_frames
@@ -90,7 +91,7 @@ def crop(
 def roll(
     log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Rotate the valid frames of a clip by 1 to valid_frames - 1 frames, with probability `roll_p`."""
+    """Rotate each clip's valid frames by 1 to valid_frames - 1 frames, with probability `roll_p`."""
     if not config.roll_p:
         return log_mel, valid_frames
     shifts = 1 + _integers((valid_frames - 1).clamp(min=1), generator)
@@ -103,23 +104,29 @@ def roll(
 def gain(
     log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Make each clip louder or softer by up to `gain_db`."""
+    """Change each clip's level by a uniform draw from -`gain_db` to `gain_db`."""
     if not config.gain_db:
         return log_mel, valid_frames
     decibels = config.gain_db * (2 * _uniform(log_mel, generator) - 1)
     return _add_response(log_mel, valid_frames, decibels[:, None] * NATS_PER_DB / audio.norm_scale), valid_frames
 
 
-def colour(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
+def random_eq(
+    log_mel: Tensor,
+    valid_frames: Tensor,
+    config: AugmentConfig,
+    audio: AudioConfig,
+    generator: Generator,
+    responses: Offsets | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Record each clip with another device, with probability `eq_p`: add a random smooth frequency response.
+    """Add a random smooth frequency response to each clip, as of another device, with probability `eq_p`.
 
-    The response is linear between `eq_knots` normal draws of `eq_nats` nats of power, spread evenly from the
-    lowest to the highest band. Convolution with an impulse response that is short against the window is such an
-    offset of the log-mel, wherever the power lies well above `log_offset`: with windows of 96 and 25 ms a band's mean
-    is off by 0.01 and 0.03 nats for noise through such a filter, by 0.02 and 0.1 for gliding tones. Real microphones
-    deviate by 0.5 to 2.3 nats up to 8 kHz and by 2.4 to 3.8 up to 16 kHz (MicIRP), these by 2.1 about their own mean.
+    The response is piecewise linear between `eq_knots` normal draws with a deviation of `eq_nats` nats of power, spread
+    evenly from the lowest to the highest band. Convolution with an impulse response that is short against the window is
+    such an offset of the log-mel, wherever the power is well above `log_offset`: with windows of 96 and 25 ms a band's
+    mean is off by 0.01 and 0.03 nats for noise through such a filter, by 0.02 and 0.1 for gliding tones. Responses of
+    real microphones deviate by 0.5 to 2.3 nats up to 8 kHz and by 2.4 to 3.8 up to 16 kHz (MicIRP), these random ones
+    by 2.1 about their own mean.
     """
     if not config.eq_p:
         return log_mel, valid_frames
@@ -135,20 +142,24 @@ def device_response(
     log_mel: Tensor,
     valid_frames: Tensor,
     config: AugmentConfig,
-    responses: NDArray[np.float32] | None,
+    audio: AudioConfig,
     generator: Generator,
+    responses: Offsets | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Record each clip with one of the measured `responses` (n, F), with probability `response_p`.
+    """Add one of the measured `responses` (n, F) to each clip, with probability `response_p`.
 
     Against true convolution with six microphones (MicIRP), with windows of 96 and 25 ms, a band's mean is off by 0.01
     and 0.02 nats (0.03 and 0.08 dB) for noise, by 0.03 and 0.1 for gliding tones, and a single value by 0.06 to 0.25.
-    It is about 1 nat within a factor of 100 of `log_offset`, and for a room that rings for 1 s.
+    The error is about 1 nat within a factor of 100 of `log_offset`, and for a room with a reverberation time of 1 s.
+
+    Raises:
+        ValueError: `config` has responses but their offsets are missing.
     """
     if not config.response_share:
         return log_mel, valid_frames
     if responses is None:
         raise ValueError(
-            f"the offsets of augment.responses = {config.responses} are missing: read_responses gives them"
+            f"the offsets of augment.responses = {config.responses} are missing: read them with read_responses"
         )
     count = torch.full((len(log_mel),), len(responses), device=generator.device)
     chosen = torch.from_numpy(responses[_integers(count, generator).cpu().numpy()]).to(log_mel.device)
@@ -157,12 +168,17 @@ def device_response(
 
 
 def freq_mixstyle(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
+    log_mel: Tensor,
+    valid_frames: Tensor,
+    config: AugmentConfig,
+    audio: AudioConfig,
+    generator: Generator,
+    responses: Offsets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Freq-MixStyle (Kim et al. 2022; Schmid et al., DCASE 2022), for each clip with probability `mixstyle_p`.
 
-    The mean and standard deviation of every band over the valid frames become a mixture of the clip's own, weighted
-    by Beta(alpha, alpha), and those of another clip of the batch.
+    The mean and standard deviation of every band over the valid frames are replaced by a mixture, with a weight from
+    Beta(alpha, alpha), of the clip's own and those of another clip of the batch.
     """
     if not config.mixstyle_p:
         return log_mel, valid_frames
@@ -179,11 +195,16 @@ def freq_mixstyle(
 
 
 def spec_augment(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
+    log_mel: Tensor,
+    valid_frames: Tensor,
+    config: AugmentConfig,
+    audio: AudioConfig,
+    generator: Generator,
+    responses: Offsets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """SpecAugment (Park et al. 2019): mask up to `freq_mask_param` bands and `time_mask_param` valid frames.
 
-    Masked values become the clip's mean: silence would be a loud edge, and padding already means silence.
+    Masked values are set to the clip's mean: silence would add sharp edges, and it already marks padding.
     """
     if not (config.freq_mask_param or config.time_mask_param):
         return log_mel, valid_frames
@@ -196,17 +217,10 @@ def spec_augment(
     return log_mel.lerp(mean[:, None, None], masked), valid_frames
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "crop": crop,
-    "roll": roll,
-    "gain": gain,
-    "colour": colour,
-    "freq_mixstyle": freq_mixstyle,
-    "spec_augment": spec_augment,
-}
-"""In the order of `augment`: masks come last, so that nothing changes what they hide."""
-RECUT = ("crop", "roll", "gain")
-"""Those that two views of a clip have in common; the first of `AUGMENTATIONS`."""
+GEOMETRY: tuple[Geometry, ...] = (crop, roll, gain)
+"""In the order of application; two views of a clip have these in common."""
+COLORATION: tuple[Coloration, ...] = (device_response, random_eq, freq_mixstyle, spec_augment)
+"""In the order of application, after `GEOMETRY`; masks come last, so that nothing changes the masked values."""
 
 
 def mixup(
@@ -214,8 +228,8 @@ def mixup(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """mixup (Zhang et al. 2018) of a batch with probability `mixup_p`: log_mel, soft target (B, C), valid_frames.
 
-    Each clip is mixed with another one of the batch by its own weight from Beta(alpha, alpha); the mixture is valid
-    as far as the longer of the two.
+    Each clip is mixed with another one of the batch with its own weight from Beta(alpha, alpha); the mixture has the
+    valid frames of the longer of the two.
     """
     if torch.rand((), generator=generator, device=generator.device) >= config.mixup_p:
         return log_mel, target, valid_frames
@@ -235,7 +249,7 @@ def _valid(log_mel: Tensor, valid_frames: Tensor) -> Tensor:
 
 
 def _take_frames(log_mel: Tensor, frames: Tensor) -> Tensor:
-    """The frames (B, n) of each clip, (B, n, F). Whole rows are copied: ten times faster than gather."""
+    """Select the frames (B, n) of each clip: (B, n, F). Copying whole rows is ten times faster than gather."""
     count, n_frames, n_mels = log_mel.shape
     rows = frames + n_frames * torch.arange(count, device=log_mel.device)[:, None]
     return log_mel.reshape(-1, n_mels).index_select(0, rows.flatten()).reshape(count, -1, n_mels)
@@ -247,13 +261,13 @@ def _add_response(log_mel: Tensor, valid_frames: Tensor, response: Tensor) -> Te
 
 
 def _band_means(values: Tensor, valid_frames: Tensor) -> Tensor:
-    """Mean of `values` (B, T, F) over the valid frames, (B, F)."""
-    with torch.autocast(values.device.type, enabled=False):  # variances are differences of these
+    """Mean of `values` (B, T, F) over the valid frames: (B, F)."""
+    with torch.autocast(values.device.type, enabled=False):  # variances are differences of these means
         return torch.bmm(_valid(values, valid_frames)[:, None], values)[:, 0] / valid_frames[:, None]
 
 
 def _stripe(size: int, limit: Tensor, largest: int, generator: Generator) -> Tensor:
-    """A random stripe (B, size) of 0 to `largest` positions, all below `limit` (B,)."""
+    """Random stripes (B, size), bool, of 0 to `largest` positions, all below `limit` (B,)."""
     widths = _integers(limit.clamp(max=largest) + 1, generator)
     starts = _integers(limit - widths + 1, generator)
     positions = torch.arange(size, device=limit.device)
@@ -261,7 +275,7 @@ def _stripe(size: int, limit: Tensor, largest: int, generator: Generator) -> Ten
 
 
 def _uniform(like: Tensor, generator: Generator) -> Tensor:
-    """A number in [0, 1) for each item of a batch."""
+    """A uniform draw from [0, 1) for each item of a batch."""
     return torch.rand(len(like), generator=generator, device=generator.device).to(like.device)
 
 
@@ -271,7 +285,7 @@ def _coins(p: float, like: Tensor, generator: Generator) -> Tensor:
 
 
 def _integers(count: Tensor, generator: Generator) -> Tensor:
-    """A number from 0 to count - 1 for each of `count` (B,)."""
+    """A uniform draw from 0 to count - 1 for each of `count` (B,)."""
     return (_uniform(count, generator) * count).long()
 
 
@@ -280,7 +294,7 @@ def _permutation(like: Tensor, generator: Generator) -> Tensor:
 
 
 def _beta(alpha: float, like: Tensor, generator: Generator) -> Tensor:
-    """A draw from Beta(alpha, alpha) for each item of a batch; torch's own takes no generator."""
+    """A draw from Beta(alpha, alpha) for each item of a batch; torch's own sampler takes no generator."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     draws = np.random.default_rng(seed).beta(alpha, alpha, len(like))
     return torch.from_numpy(draws).to(like.device, like.dtype)

@@ -1,4 +1,4 @@
-"""What a feature store says of itself, added up shard by shard: nothing is kept of a single clip but the bad ones."""
+"""The manifest of a feature store, summed up shard by shard; of single clips only the quarantined ones are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BUFFERED = 10_000
 
 
 class Tally:
-    """The summaries of all shards of a clip table, taken in any order."""
+    """Sums over the summaries of all shards of a clip table, added in any order."""
 
     def __init__(self, clips: pa.Table, plans: list[ShardPlan]) -> None:
         self.plans = plans
@@ -37,13 +37,13 @@ class Tally:
         self._buffer: list[dict[str, Any]] = []
 
     def add(self, number: int, summary: dict[str, Any]) -> None:
-        """Take the summary of shard `number`."""
+        """Add the summary of shard `number`."""
         plan = self.plans[number]
         split = self._split[plan.start : plan.stop]
         if summary["quarantine"]:
             ids = self._clip_id.slice(plan.start, plan.stop - plan.start)
-            refused = pa.array([entry["clip_id"] for entry in summary["quarantine"]], pa.string())
-            bad = pc.is_in(ids, refused).to_numpy()
+            quarantined = pa.array([entry["clip_id"] for entry in summary["quarantine"]], pa.string())
+            bad = pc.is_in(ids, quarantined).to_numpy()
             self._count("quarantined", split[bad], np.ones(bad.sum()))
             split = split[~bad]
             self._buffer += [{"shard": number, **entry} for entry in summary["quarantine"]]
@@ -68,18 +68,18 @@ class Tally:
         self._buffer = []
 
     def quarantine(self) -> pa.Table:
-        """clip_id, path and reason of the refused clips, in the order of the shards."""
+        """clip_id, path and reason of the quarantined clips, in the order of the shards."""
         self._flush()
         self._bad = [pa.concat_tables(self._bad)]
         order = np.argsort(self._bad[0]["shard"].to_numpy(), kind="stable")
         return self._bad[0].take(order).drop_columns(["shard"])
 
     def statistics(self) -> dict[str, Any]:
-        """Mean and standard deviation of the log-mels over the valid frames of the training split, or of the pool.
+        """Mean and standard deviation of the log-mels over the valid frames of the training split, or else of the pool.
 
-        Both are None where neither has a clip. Nothing is normalised by them: `audio.norm_mean` and `audio.norm_scale`
-        have been applied, and these are there to choose or to check those. Before them the log-mels' mean was
-        norm_mean + norm_scale · mean, their deviation norm_scale · std.
+        Both are None if neither split has a clip. Nothing is normalised by them: they describe log-mels to which
+        `audio.norm_mean` and `audio.norm_scale` are already applied, and serve to choose or check those two. Before
+        normalisation the mean was norm_mean + norm_scale · mean and the deviation norm_scale · std.
         """
         for name in ("train", "pool"):
             place = self.names.index(name) if name in self.names else None
@@ -90,7 +90,7 @@ class Tally:
         return {"split": None, "mean": None, "std": None}
 
     def manifest(self, audio: AudioConfig) -> dict[str, Any]:
-        """The manifest of the store; every shard has been added."""
+        """The manifest of the store, once every shard has been added."""
         assert all(self._shards), "a shard has not been added"
         splits = {
             name: {
@@ -117,13 +117,13 @@ class Tally:
 
 
 def quarantine_rows(table: pa.Table) -> Iterator[dict[str, str]]:
-    """The rows of a quarantine list, a few thousand at a time as Python objects."""
+    """Iterate over the rows of a quarantine list, converting a few thousand at a time to Python objects."""
     for batch in table.to_batches(_BUFFERED):
         yield from batch.to_pylist()
 
 
 def quarantine_csv(entries: Iterable[dict[str, str]]) -> bytes:
-    """The quarantine list as CSV: clip_id, path, reason."""
+    """Write the quarantine list as CSV: clip_id, path, reason."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["clip_id", "path", "reason"])
     writer.writeheader()

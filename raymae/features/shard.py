@@ -1,8 +1,8 @@
-"""What a shard's footer says of the shard, its checksum among it, and how damage is found.
+"""Footer, checksum and damage of a shard.
 
 The footer's entry `raymae` is JSON: the front end's settings and a summary (rows, seconds, quarantine, compression,
 checksum, and the valid frames, seconds, mean and mean square of every clip). The checksum is the CRC-32 of the whole
-file with zeros in its own place, so that one file proves itself and nothing has to be written beside it.
+file with zeros in place of the checksum itself, so that it needs no second file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from raymae.storage.folder import Folder
 
 META = b"raymae"
 DAMAGED = ".damaged"
-"""Ending of an empty file beside a shard that a reader found damaged: the next listing sees it."""
+"""Name ending of an empty file that marks the shard beside it as damaged: the next listing finds it."""
 BLANK = "0" * 8
-_SLOT = b'"crc32": "'  # a quote within a JSON string is escaped: nothing else in the footer looks like this
+_SLOT = b'"crc32": "'  # a quote within a JSON string is escaped: nothing else in the footer matches
 _TAIL = 8  # a Parquet file ends with the length of its footer and PAR1
 _UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)
 
 
 def checksum(content: bytes | memoryview) -> tuple[int, str]:
-    """Where a shard keeps its checksum, and what it should be; ValueError where it has none.
+    """Offset of a shard's checksum field and the checksum of its content; ValueError if it has no such field.
 
-    zlib's CRC-32 does 7 GB/s on one core: a shard is checked faster than a disk reads it.
+    zlib's CRC-32 does 7 GB/s on one core, more than a disk reads.
     """
     view = memoryview(content)
     start = max(0, len(view) - _TAIL - int.from_bytes(view[-_TAIL:-4], "little"))
@@ -44,15 +44,15 @@ def checksum(content: bytes | memoryview) -> tuple[int, str]:
 
 
 def seal(shard: pa.Buffer) -> tuple[bytes, str]:
-    """A shard with its checksum in its place, and the checksum."""
-    view = memoryview(shard).cast("B")  # written to in place: a copy would be another 128 MB
+    """Write the checksum into a shard; returns the shard and the checksum."""
+    view = memoryview(shard).cast("B")  # written in place: a copy would take another 128 MB
     at, crc = checksum(view)
     view[at : at + len(crc)] = crc.encode()
     return shard.to_pybytes(), crc
 
 
 def intact(content: bytes) -> bool:
-    """Whether a shard is to the bit what was written."""
+    """Whether a shard's checksum is right."""
     try:
         at, crc = checksum(content)
     except ValueError:
@@ -61,9 +61,9 @@ def intact(content: bytes) -> bool:
 
 
 def read_summary(target: Folder, name: str, verify: bool = False) -> dict[str, Any] | None:
-    """The summary of a shard that stands, with its size; None where it is missing or no whole Parquet file.
+    """The summary of a shard and its size; None if it is missing or not a complete Parquet file.
 
-    That takes its footer alone; with `verify` every byte is read and checked.
+    Only the footer is read; with `verify` every byte is read and checked.
     """
     try:
         with target.open(name) as file:
@@ -75,20 +75,20 @@ def read_summary(target: Folder, name: str, verify: bool = False) -> dict[str, A
         return None
 
 
-def standing(shards: Folder) -> dict[str, int]:
-    """Name and size of every shard that no reader has found damaged: one listing."""
+def usable_shards(shards: Folder) -> dict[str, int]:
+    """Name and size of every shard that isn't marked as damaged, in one listing."""
     sizes = shards.sizes()
     return {name: size for name, size in sizes.items() if name + DAMAGED not in sizes}
 
 
 def all_exist(shards: Folder, manifest: dict[str, Any]) -> bool:
-    """Whether every shard of a manifest is there in its full size: one listing."""
-    found = standing(shards)
+    """Whether every shard of a manifest exists in its full size, in one listing."""
+    found = usable_shards(shards)
     return all(found.get(shard["name"]) == shard["size"] for shard in manifest["shards"])
 
 
 def explain(shards: Folder, name: str, error: Exception) -> Exception:
-    """Why a shard couldn't be read: `error` itself where the shard is sound; a damaged one is marked as such."""
+    """The error to raise for a shard that couldn't be read: `error` itself if it is intact; a damaged one is marked."""
     where = f"shard {redact(shards.url)}/{name}"
     if not shards.exists(name):
         return ValueError(f"{where} is missing; the same command computes it again")
@@ -96,21 +96,22 @@ def explain(shards: Folder, name: str, error: Exception) -> Exception:
         return error
     try:
         shards.write_bytes(name + DAMAGED, b"")
-    except OSError:  # a reader that may not write
+    except OSError:  # without permission to write
         return ValueError(f"{where} is damaged ({error}); the same command with --data.verify computes it again")
     return ValueError(f"{where} is damaged ({error}); the same command computes it again")
 
 
 def moments(log_mel: NDArray[np.float16], valid_frames: int) -> tuple[float, float]:
-    """Mean and mean square of the valid frames of a log-mel (T, F): a fortieth of the front end's time."""
+    """Mean and mean square of the valid frames of a log-mel (T, F), in a fortieth of the front end's time."""
     values = widen(log_mel[:valid_frames]).ravel()
     return float(values.mean()), float(np.dot(values, values)) / len(values)
 
 
 def widen(values: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Finite float16 as float32, exactly and several times as fast as numpy's own conversion.
+    """Convert finite float16 to float32, exactly and several times as fast as numpy.
 
-    The bits move to float32's places, sign apart, and the exponent's bias, 15 for 127, is made up for by 2^112.
+    Exponent and mantissa are shifted to float32's positions, the sign is kept, and a factor of 2^112 corrects the
+    exponent's bias (15 instead of 127).
     """
     bits = values.view(np.int16).astype(np.int32)  # the sign fills all upper bits
     bits <<= 13

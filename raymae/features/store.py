@@ -1,21 +1,21 @@
-"""The feature store: log-mels in Parquet shards, and the table of the clips beside them.
+"""The feature store: log-mels in Parquet shards, and a table of their clips.
 
     artifacts/shards/<key>.parquet     clip_id, log_mel (T·F float16 as fixed-size binary), valid_frames, seconds
     artifacts/prepare/<key>/           manifest.json, clips.parquet (one row per stored clip, in shard order),
                                        quarantine.csv, done.json
 
-A shard's key is a hash of the front end's settings and of its clips (name, size, time of change), so a shard is
-computed once, whatever tables and labels it later serves. Fixed-size binary without compression or statistics reads
+A shard's key is a hash of the front end's settings and of its clips (name, size, change time), so a shard is computed
+once and reused by other tables and labels of the same clips. Fixed-size binary without compression or statistics reads
 an order of magnitude faster than Arrow's list of half floats.
 
 float16 is enough: on 40 ESC-10 clips at the default front end the largest rounding error is 0.001 and the
-root-mean-square one 0.0002 of the log-mels' standard deviation; the statistics that the SVMs see move by 0.001 of
-theirs, and a reconstruction that is exact but for the rounding has a loss of 0.0001, of 1 for a guess of the mean
-(`tests/test_shards.py`).
+root-mean-square one 0.0002 of the log-mels' standard deviation; the statistics that the SVM baselines use change by
+0.001 of theirs, and a reconstruction that is exact but for the rounding has a loss of 0.0001, where predicting the mean
+has 1 (`tests/features/test_shard.py`).
 
-Damage: every page has a checksum that reading verifies, which takes a core from 12.1 to 3.9 GB/s of groups of 4 clips
-(0.06 ms more per ten-second clip, where a clip's way into a batch takes milliseconds). The whole file has one too
-(`raymae.features.shard`), the manifest holds its size, and `data.verify` checks every byte.
+Damage: every page has a checksum that reading verifies, which lowers a core's throughput from 12.1 to 3.9 GB/s with
+groups of 4 clips (0.06 ms more per ten-second clip, while loading a clip into a batch takes milliseconds). The whole
+file has a checksum too (`raymae.features.shard`), the manifest holds its size, and `data.verify` checks every byte.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from raymae.features.shard import explain
 from raymae.storage.folder import Folder
 
 ROW_GROUP = 4
-"""Rows that are read together: a shuffled epoch wants runs of a few rows, and reads whole groups."""
+"""Rows per Parquet row group: a shuffled epoch reads runs of a few rows, and always whole groups."""
 
 SHARDS = "artifacts/shards"
 
@@ -60,11 +60,11 @@ class FeatureStore:
     folder: Folder
     """The `prepare` artifact."""
     shards: Folder
-    """Where the shards lie."""
+    """The folder of the shards."""
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Shards, counts, shape and settings."""
+        """The manifest: shards, counts, shape and settings."""
         return dict(self.folder.read_json("manifest.json"))
 
     @cached_property
@@ -75,12 +75,12 @@ class FeatureStore:
 
     @cached_property
     def clips(self) -> pa.Table:
-        """One row per stored clip; the row's number is its position in the store."""
+        """Table with one row per stored clip; row numbers are the positions in the store."""
         return self.folder.read_table("clips.parquet")
 
     @cached_property
     def clip_ids(self) -> pa.LargeStringArray:
-        """The clips' ids in one piece: taking some from a column of many chunks would copy them all."""
+        """The clips' ids as one array: taking some from a column of many chunks would copy them all."""
         return pa.concat_arrays(self.clips["clip_id"].cast(pa.large_string()).chunks)
 
     @cached_property
@@ -94,9 +94,9 @@ class FeatureStore:
         return int(self._starts[-1])
 
     def read(self, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        """The log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order asked for.
+        """Read log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order of `rows`.
 
-        ValueError names a shard that is missing or damaged.
+        Raises ValueError that names a shard that is missing or damaged.
         """
         log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
         valid_frames = np.empty(len(rows), np.int32)
@@ -106,7 +106,7 @@ class FeatureStore:
             try:
                 log_mel[here], valid_frames[here] = self._read_shard(int(shard), rows[here] - self._starts[shard])
             except (OSError, pa.ArrowException, ValueError, IndexError) as error:
-                _open_shard.cache_clear()  # what is open is no longer what will stand there
+                _open_shard.cache_clear()  # the open files are of a shard that will be replaced
                 reason = explain(self.shards, self.manifest["shards"][shard]["name"], error)
                 if reason is error:
                     raise
@@ -121,12 +121,12 @@ class FeatureStore:
         found = index * size + rows % size
         result = features_of(table["log_mel"], self.audio)[found], table["valid_frames"].to_numpy()[found]
         if mapped:
-            mapped.madvise(mmap.MADV_DONTNEED)  # or this process would come to hold all that it has ever read
+            mapped.madvise(mmap.MADV_DONTNEED)  # or this process's memory would grow with all that it has read
         return result
 
 
 def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float16]:
-    """A log_mel column as (n, T, F), without a copy where it has one chunk."""
+    """View a log_mel column as (n, T, F), without a copy if it has one chunk."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
@@ -138,7 +138,7 @@ def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float
 def iterate(
     store: FeatureStore, rows: Rows, size: int
 ) -> Iterator[tuple[Rows, NDArray[np.float16], NDArray[np.int32]]]:
-    """Read rows in order, `size` at a time: (rows, log_mel, valid_frames)."""
+    """Read rows in order, `size` at a time; yields (rows, log_mel, valid_frames)."""
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield part, *store.read(part)

@@ -1,7 +1,7 @@
-"""A corpus whose features are not kept: every clip is decoded and featurized whenever it is read.
+"""A corpus without stored features: every clip is decoded and featurized whenever it is read.
 
-`prepare` has read every file once and kept the good ones' lengths and moments, so that the clips, their order and the
-quarantine are those of a feature store, and what is read is the same to the bit.
+`prepare` has read every file once and stored lengths and moments of the good ones, so that clips, their order and the
+quarantine are those of a feature store. The features are the same to the bit.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
 
 CHECKED = "artifacts/checked"
-"""Where the shards without features lie."""
+"""Folder of the shards without features."""
 RETRIES = (1.0, 10.0)
-"""Seconds before a file is tried again: storage at a URL fails at times."""
+"""Pauses before a file is read again, s: storage at a URL fails at times."""
 
 
 @dataclass(frozen=True)
 class StreamedClips(FeatureStore):
-    """Reads like a feature store; picklable."""
+    """A feature store that computes its features when they are read; picklable."""
 
     timeout: float = 30.0
-    """Seconds after which the decoding of one file is given up."""
+    """Time limit for one file, s."""
 
     @cached_property
     def _reader(self) -> ClipReader:
         return ClipReader(self.audio, self.timeout)
 
     def read(self, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        """The log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order asked for.
+        """Read log-mels (n, T, F) float16 and valid frames (n,) of some rows, in the order of `rows`.
 
-        ValueError names a file that can't be read any more.
+        Raises ValueError that names a file that can't be read any more.
         """
         log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
         valid_frames = np.empty(len(rows), np.int32)
@@ -57,6 +57,6 @@ class StreamedClips(FeatureStore):
             return self._reader(path)[:2]
         except AudioError as error:
             raise ValueError(
-                f"{redact(path)} could be read when it was prepared and can't be now: {error}; mend it and give the "
-                "same command again, or take it out of the table"
+                f"{redact(path)} could be read when it was prepared but can't be read now: {error}; restore it and run "
+                "the same command again, or remove it from the table"
             ) from None

@@ -1,4 +1,4 @@
-"""Write shards of the feature store: plan them, read their clips, write and summarise."""
+"""Plan and write shards of the feature store."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from raymae.config import AudioConfig, redact, to_dict
 from raymae.features.shard import BLANK, META, moments, seal
 from raymae.features.store import ROW_GROUP, SHARDS, FeatureStore
 from raymae.storage.folder import Folder
-from raymae.storage.retry import patiently
+from raymae.storage.retry import with_retries
 
 
 def write_store(
     folder: Folder, clips: pa.Table, audio: AudioConfig, reader: ClipReader, shard_mb: float
 ) -> FeatureStore:
-    """The feature store of a clip table, made in this process; ValueError where a file can't be read."""
+    """Write the feature store of a clip table in this process; ValueError if a file can't be read."""
     store = FeatureStore(folder / "prepare", folder / SHARDS)
     shards = []
     for plan in plan_shards(clips, audio, shard_mb):
@@ -42,11 +42,12 @@ def write_store(
 
 
 MIN_SHARD = 16
+"""Fewest clips per shard."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to be: rows start … stop of the clip table."""
+    """A shard to write: its name and its rows start … stop of the clip table."""
 
     name: str
     start: int
@@ -56,14 +57,14 @@ class ShardPlan:
 def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
     """Clips per shard: the largest power of two that fits `shard_mb` and leaves a small corpus about 16 shards.
 
-    A power of two, so that a few more clips don't move the borders of all shards.
+    A power of two, so that adding a few clips doesn't move the boundaries of all shards.
     """
     fits = max(1, int(shard_mb * 1e6 / (2 * audio.n_frames * audio.n_mels)))
     return max(MIN_SHARD, 1 << (min(fits, max(1, clips // 12)).bit_length() - 1))
 
 
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
-    """Cut a clip table into shards and name each by its content."""
+    """Divide a clip table into shards, each named by a hash of its content."""
     size = shard_rows(len(clips), audio, shard_mb)
     front_end = json.dumps([2, to_dict(audio)], sort_keys=True).encode()
     plans = []
@@ -71,7 +72,7 @@ def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[Sh
         part = clips.slice(start, size)
         columns = [part["clip_id"], part["size"], part["mtime"]]
         if pc.any(pc.equal(part["mtime"], 0)).as_py():
-            columns.append(part["path"])  # a storage that tells no times: the same name elsewhere is another file
+            columns.append(part["path"])  # without change times, the same name elsewhere is another file
         name = hashlib.sha256(front_end)
         for column in columns:
             hash_column(name, column)
@@ -80,7 +81,7 @@ def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[Sh
 
 
 def hash_column(state: Any, column: pa.ChunkedArray) -> None:
-    """Add strings (lengths and bytes) or numbers to a hash, without an object for each."""
+    """Add a column of strings (lengths and bytes) or numbers to a hash without converting it to Python objects."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         values = pa.concat_arrays(column.cast(pa.large_string()).chunks)
         offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
@@ -94,23 +95,26 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
 
 
 def read_all(reader: ClipReader, paths: Sequence[str]) -> Iterator[tuple[int, Clip | AudioError]]:
-    """The clip at each address, or what is wrong with it, with its number.
+    """Read the clips at `paths`; yields the number and the clip or its AudioError.
 
-    A clip whose storage is silent is asked for again after all others: if that storage gave others, its address may be
-    dead. ConnectionError where a storage goes on failing, or is silent twice running.
+    A clip whose storage doesn't answer is retried after all others: if that storage returned others in the meantime,
+    only its address is bad.
+
+    Raises:
+        ConnectionError: a storage still fails after retries, or doesn't answer for two clips in a row.
     """
     silent: set[str] = set()
     again: list[int] = []
-    for row in itertools.chain(range(len(paths)), again):  # grows while it is gone through
+    for row in itertools.chain(range(len(paths)), again):  # `again` grows during the loop
         storage, first = storage_of(paths[row]), row not in again
         try:
-            answer: Clip | AudioError = patiently(partial(reader, paths[row]), "a clip's storage")
+            answer: Clip | AudioError = with_retries(partial(reader, paths[row]), "a clip's storage")
         except AudioError as error:
             answer = error
         if isinstance(answer, UnreachableError) or (isinstance(answer, SilentError) and first and storage in silent):
             raise ConnectionError(
-                f"{redact(paths[row])} can't be reached ({answer}): the same command goes on from the shards that "
-                "stand; take a clip that stays so out of the table"
+                f"{redact(paths[row])} can't be reached ({answer}): run the same command again, which resumes from the "
+                "finished shards; remove a clip that stays unreachable from the table"
             )
         if isinstance(answer, SilentError) and first:
             silent.add(storage)
@@ -120,48 +124,43 @@ def read_all(reader: ClipReader, paths: Sequence[str]) -> Iterator[tuple[int, Cl
         yield row, answer
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A clip of a shard: its features, or the reason why it is quarantined."""
+
+    number: int
+    """Row of the clip in the shard's part of the clip table."""
+    clip_id: str
+    path: str
+    reason: str | None = None
+    log_mel: bytes = b""
+    """(T, F) float16; empty without features."""
+    valid_frames: int = 0
+    seconds: float = 0.0
+    mean: float = 0.0
+    mean_square: float = 0.0
+
+
 def write_shard(
     target: Folder, name: str, clips: pa.Table, reader: ClipReader, compression: str = "none", features: bool = True
 ) -> dict[str, Any]:
-    """Featurize `clips` (columns clip_id, path) into one shard and return its summary; bad files are listed in it.
+    """Featurize `clips` (columns clip_id, path) into one shard and return its summary, which lists the bad files.
 
-    Without `features` the shard holds all but the log-mels (`raymae.features.streaming`). ConnectionError where the
-    storage of the clips goes on failing: a clip that can't be had for now is no bad file.
+    Without `features` the shard holds all but the log-mels (`raymae.features.streaming`).
+
+    Raises:
+        ConnectionError: the clips' storage still fails after retries; a clip that is unreachable for now is not
+            quarantined.
     """
-    kept: dict[int, tuple[str, int, float]] = {}
-    log_mels: dict[int, bytes] = {}
-    found: dict[int, tuple[float, float]] = {}
-    bad: dict[int, str] = {}
-    ids, paths = clips["clip_id"].to_pylist(), clips["path"].to_pylist()
-    for row, answer in read_all(reader, paths):
-        if isinstance(answer, AudioError):
-            bad[row] = str(answer)
-            continue
-        log_mel, valid_frames, seconds = answer
-        kept[row], found[row] = (ids[row], valid_frames, seconds), moments(log_mel, valid_frames)
-        if features:
-            log_mels[row] = log_mel.tobytes()
-    rows = sorted(kept)
-    quarantine = [{"clip_id": ids[row], "path": paths[row], "reason": bad[row]} for row in sorted(bad)]
+    rows = _read_rows(clips, reader, features)
+    kept = [row for row in rows if row.reason is None]
+    summary = _summary(rows, kept, compression)
     audio = reader.audio
-    summary = {
-        "rows": len(rows),
-        "seconds": sum(kept[row][2] for row in rows),
-        "quarantine": quarantine,
-        "compression": compression,
-        "crc32": BLANK,
-        "clips": {
-            "frames": [kept[row][1] for row in rows],
-            "seconds": [kept[row][2] for row in rows],
-            "mean": [float(f"{found[row][0]:.8g}") for row in rows],
-            "mean_square": [float(f"{found[row][1]:.8g}") for row in rows],
-        },
-    }
-    clip_ids, frames, lengths = zip(*(kept[row] for row in rows), strict=True) if rows else ((), (), ())
-    columns = {"clip_id": pa.array(clip_ids, pa.string())}
+    columns = {"clip_id": pa.array([row.clip_id for row in kept], pa.string())}
     if features:
-        columns["log_mel"] = pa.array([log_mels[row] for row in rows], pa.binary(2 * audio.n_frames * audio.n_mels))
-    columns |= {"valid_frames": pa.array(frames, pa.int32()), "seconds": pa.array(lengths, pa.float32())}
+        columns["log_mel"] = pa.array([row.log_mel for row in kept], pa.binary(2 * audio.n_frames * audio.n_mels))
+    columns["valid_frames"] = pa.array([row.valid_frames for row in kept], pa.int32())
+    columns["seconds"] = pa.array([row.seconds for row in kept], pa.float32())
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     plain = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
@@ -171,3 +170,37 @@ def write_shard(
     content, summary["crc32"] = seal(sink.getvalue())
     target.write_bytes(name, content)
     return summary | {"size": len(content)}
+
+
+def _read_rows(clips: pa.Table, reader: ClipReader, features: bool) -> list[_Row]:
+    """Read the clips of a shard; a row for each, in the table's order."""
+    ids, paths = clips["clip_id"].to_pylist(), clips["path"].to_pylist()
+    rows = []
+    for number, answer in read_all(reader, paths):
+        clip_id, path = ids[number], paths[number]
+        if isinstance(answer, AudioError):
+            rows.append(_Row(number, clip_id, path, reason=str(answer)))
+            continue
+        log_mel, valid_frames, seconds = answer
+        content = log_mel.tobytes() if features else b""
+        rows.append(_Row(number, clip_id, path, None, content, valid_frames, seconds, *moments(log_mel, valid_frames)))
+    return sorted(rows, key=lambda row: row.number)
+
+
+def _summary(rows: list[_Row], kept: list[_Row], compression: str) -> dict[str, Any]:
+    """The summary in a shard's footer (see `raymae.features.shard`), with a blank checksum."""
+    return {
+        "rows": len(kept),
+        "seconds": sum(row.seconds for row in kept),
+        "quarantine": [
+            {"clip_id": row.clip_id, "path": row.path, "reason": row.reason} for row in rows if row.reason is not None
+        ],
+        "compression": compression,
+        "crc32": BLANK,
+        "clips": {
+            "frames": [row.valid_frames for row in kept],
+            "seconds": [row.seconds for row in kept],
+            "mean": [float(f"{row.mean:.8g}") for row in kept],
+            "mean_square": [float(f"{row.mean_square:.8g}") for row in kept],
+        },
+    }

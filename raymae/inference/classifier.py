@@ -1,4 +1,4 @@
-"""Classifier folders: write them, read them, and class probabilities from windows."""
+"""Write and read classifier folders, and compute class probabilities of log-mels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from raymae.models.weights_file import read_weights, save_weights
 from raymae.storage.folder import Folder, check_format
 
 FORMAT = 2
-"""Of `classifier.json`; raised when the names of its settings change."""
+"""Format of `classifier.json`; raised when the names of its settings change."""
 
 Probabilities = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with what belongs to it."""
+    """A model with its class names and the settings of its front end and fine-tuning."""
 
     model: nn.Module
     class_names: list[str]
@@ -45,18 +45,18 @@ def write_classifier(
     finetune: FinetuneConfig,
     cnn: str | None = None,
 ) -> None:
-    """Write a classifier folder; `cnn` names the network where it is not the encoder."""
+    """Write a classifier folder; `cnn` names the network if it is not the transformer encoder."""
     folder.write_bytes("model.safetensors", save_weights(model))
     settings = {"audio": to_dict(audio), "model": to_dict(model_config), "finetune": to_dict(finetune), "cnn": cnn}
     folder.write_json("classifier.json", {"format": FORMAT, "class_names": class_names, **settings})
 
 
 def read_classifier(folder: Folder) -> Classifier:
-    """Read a classifier folder; ValueError where it is none, is damaged or comes from a later version."""
+    """Read a classifier folder; ValueError where it isn't one, is damaged or was written by a later version."""
     url = redact(folder.url)
     for name in ("classifier.json", "model.safetensors"):
         if not folder.exists(name):
-            raise ValueError(f"{url} is no classifier: it has no {name}")
+            raise ValueError(f"{url} is not a classifier: it has no {name}")
     card = folder.read_json("classifier.json")
     check_format(card.get("format") if isinstance(card, dict) else None, FORMAT, f"{url}/classifier.json")
     try:
@@ -64,27 +64,28 @@ def read_classifier(folder: Folder) -> Classifier:
         audio = from_dict(AudioConfig, card["audio"])
         finetune = from_dict(FinetuneConfig, card["finetune"])
         sizes = audio, from_dict(ModelConfig, card["model"]), finetune, len(class_names), card["cnn"]
-        with torch.device("cpu" if card["cnn"] else "meta"):  # sizes without memory: what the weights fit has little
+        # on the meta device, sizes that the weights don't fit take no memory; CNNs can't be built there
+        with torch.device("cpu" if card["cnn"] else "meta"):
             sized = build_classifier(*sizes)
-    except Exception as error:  # a setting that is missing, unknown, of another type, or that no model can be built of
+    except Exception as error:  # a setting that is missing, unknown or of another type, or that no model can have
         raise ValueError(f"{url}/classifier.json is damaged: {type(error).__name__}: {one_line(error)}") from None
     try:
         weights = read_weights(folder.read_bytes("model.safetensors"))
         sized.load_state_dict(weights, assign=True)
         model = build_classifier(*sizes)
         model.load_state_dict(weights)
-    except Exception as error:  # safetensors and torch name what doesn't fit, each with an exception of its own
+    except Exception as error:  # safetensors and torch raise various exceptions that name what doesn't fit
         raise ValueError(f"{url}/model.safetensors doesn't fit classifier.json: {one_line(error)}") from None
     return Classifier(model.eval(), class_names, audio, finetune)
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of what an exception says."""
+    """The message of an exception, shortened to one line."""
     return textwrap.shorten(str(error), 300, placeholder=" …")
 
 
 def views(n_frames: int, crop: int, valid_frames: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """First frames (count, B) of the crops that are averaged: spread evenly over each clip's valid frames."""
+    """First frames (count, B) of the crops to average, spread evenly over each clip's valid frames."""
     room = np.maximum(np.minimum(valid_frames, n_frames) - crop, 0)
     shares = np.linspace(0, 1, count)[:, None] if count > 1 else np.array([[0.5]])
     return np.round(shares * room).astype(np.int64)
@@ -101,7 +102,7 @@ def class_probabilities(
 ) -> Probabilities:
     """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length.
 
-    With `finetune.labels` = single they sum to 1, with multi each is between 0 and 1 by itself.
+    With `finetune.labels` = single they sum to 1; with multi each is an independent probability.
     """
     squash = torch.sigmoid if finetune.labels == "multi" else partial(torch.softmax, dim=1)
     crop = crop_frames(finetune.augment, audio)
@@ -119,14 +120,14 @@ def class_probabilities(
 
 
 def check_teacher(teacher: Folder, class_names: Sequence[str]) -> None:
-    """ValueError for a teacher (a classifier's folder) of other classes than those of the table's labels."""
+    """Raise ValueError for a teacher (a classifier's folder) of other classes than those of the table's labels."""
     known = [str(name) for name in teacher.read_json("classifier.json")["class_names"]]
     if known != list(class_names):
-        lacking = [name for name in class_names if name not in known]
-        strange = [name for name in known if name not in class_names]
-        said = [f"it doesn't know {', '.join(lacking)}"] if lacking else []
-        said += [f"no clip is labelled {', '.join(strange)}"] if strange else []
+        missing = [name for name in class_names if name not in known]
+        extra = [name for name in known if name not in class_names]
+        problems = [f"it doesn't know {', '.join(missing)}"] if missing else []
+        problems += [f"no clip is labelled {', '.join(extra)}"] if extra else []
         raise ValueError(
             f"the teacher {redact(teacher.url)} is a classifier of {', '.join(known)}; the labelled training clips are "
-            f"of {', '.join(class_names)}: {'; '.join(said) or 'their order differs'}. Fine-tune one on this table"
+            f"of {', '.join(class_names)}: {'; '.join(problems) or 'their order differs'}. Fine-tune one on this table"
         )

@@ -1,4 +1,4 @@
-"""Embeddings: what a frozen encoder makes of a clip, from any of its layers. Works without Ray."""
+"""Embeddings of clips from any layer of a frozen encoder. Works without Ray."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Pool = Literal["row_stats", "mean", "cls"]
 
 @dataclass(frozen=True)
 class Embedder:
-    """A frozen encoder and how it is read.
+    """A frozen encoder, and the layers and segments that embeddings are computed from.
 
-    A clip longer than what pre-training saw is cut into segments of that length, which the encoder sees one by one; all
-    their tokens are pooled together.
+    A clip longer than the crops of pre-training is cut into segments of that length, which are encoded one by one; the
+    tokens of all segments are pooled together.
     """
 
     encoder: Encoder
@@ -39,24 +39,23 @@ class Embedder:
     """Blocks, counted from 1, whose outputs are averaged."""
     segment: int
     """Frames of a segment."""
-    centred: bool = False
-    """Whether each clip's mean level of every band is taken off first, as the classifier that it belongs to does."""
+    subtract_band_mean: bool = False
+    """Subtract each clip's mean of every band first, as its classifier does with `finetune.subtract_band_mean`."""
 
     def clips(
         self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer], pool: Pool = "row_stats"
     ) -> NDArray[np.float32]:
         """One vector per clip, (B, E).
 
-        row_stats: mean and standard deviation over time of every frequency row of patches (E = 2 x rows x D).
-        mean: the mean of all patches (E = D). cls: the mean of the segments' class tokens (E = D).
-
         Args:
             log_mel: (B, T, F), normalised.
             valid_frames: (B,), frames of each clip before padding.
+            pool: row_stats: mean and standard deviation over time of every frequency row of patches (E = 2 x rows x D);
+                mean: the mean of all patches (E = D); cls: the mean of the segments' class tokens (E = D).
         """
-        patches, classes, seen = self._tokens(log_mel, valid_frames)
+        patches, classes, valid = self._tokens(log_mel, valid_frames)
         batch, columns, rows, width = patches.shape
-        tokens, weight = patches.view(batch, columns * rows, width), seen.view(batch, columns * rows)
+        tokens, weight = patches.view(batch, columns * rows, width), valid.view(batch, columns * rows)
         if pool == "cls":
             found = classes.mean(1)
         elif pool == "mean":
@@ -69,15 +68,17 @@ class Embedder:
     def frames(
         self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """One vector per time column of patches, (B, columns, D): the mean over its frequency rows; 0 where the column
-        holds no sound. And the first frame of each column, (columns,)."""
-        patches, _, seen = self._tokens(log_mel, valid_frames)
+        """One vector per time column of patches, (B, columns, D), and the first frame of each column, (columns,).
+
+        A vector is the mean over the column's frequency rows, 0 for a column of padding.
+        """
+        patches, _, valid = self._tokens(log_mel, valid_frames)
         batch, columns, rows, width = patches.shape
-        found = token_mean(patches.reshape(-1, rows, width), seen.reshape(-1, rows)).view(batch, columns, width)
+        found = token_mean(patches.reshape(-1, rows, width), valid.reshape(-1, rows)).view(batch, columns, width)
         return np.asarray(found.float().cpu().numpy()), self.column_starts(log_mel.shape[1])
 
     def column_starts(self, n_frames: int) -> NDArray[np.int64]:
-        """First frames of the columns of patches of all segments, one after the other."""
+        """First frames (columns,) of the time columns of patches, all segments one after the other."""
         frames = self.encoder.patch_size[0]
         columns = -(-min(n_frames, self.segment) // frames)
         starts = segment_starts(n_frames, self.segment, frames)
@@ -87,24 +88,24 @@ class Embedder:
     def _tokens(
         self, log_mel: NDArray[np.floating], valid_frames: NDArray[np.integer]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch tokens (B, columns, rows, D), the segments' class tokens (B, S, D), and where patches are valid
-        (B, columns, rows)."""
+        """Patch tokens (B, columns, rows, D), class tokens of the S segments (B, S, D), and 1 where patches are valid,
+        else 0 (B, columns, rows)."""
         device = self.encoder.cls_token.device
         x, frames = torch.from_numpy(log_mel).to(device).float(), torch.from_numpy(valid_frames).to(device).long()
-        segments = cut_segments(
-            subtract_band_mean(x, frames) if self.centred else x, frames, self.segment, self.encoder.patch_size[0]
-        )
+        if self.subtract_band_mean:
+            x = subtract_band_mean(x, frames)
+        segments = cut_segments(x, frames, self.segment, self.encoder.patch_size[0])
         patches = self.encoder.patchify(*segments)
         masking = index(patches.valid, device)
         outputs = self.encoder.layer_outputs(patches, masking)
         tokens = torch.stack([outputs[layer - 1] for layer in self.layers]).float().mean(0)
-        seen = masking.mask == 0
-        placed = select(tokens, torch.where(seen, 1 + masking.ids_restore, 0)) * seen[:, :, None]
+        valid = masking.mask == 0
+        placed = select(tokens, torch.where(valid, 1 + masking.ids_restore, 0)) * valid[:, :, None]
         columns, rows = patches.grid
         count = len(segments[0]) // len(log_mel)
         shape = (len(log_mel), count * columns, rows)
         classes = tokens[:, 0].view(len(log_mel), count, -1)
-        return placed.view(*shape, -1), classes, seen.view(*shape).float()
+        return placed.view(*shape, -1), classes, valid.view(*shape).float()
 
 
 def make_embedder(
@@ -113,9 +114,9 @@ def make_embedder(
     model: ModelConfig,
     segment: int,
     layers: Sequence[int] = (),
-    centred: bool = False,
+    subtract_band_mean: bool = False,
 ) -> Embedder:
-    """An embedder of an encoder that saw `segment` frames at a time; the default of `layers` is the last one.
+    """An embedder of an encoder that was trained on `segment` frames at a time; by default from its last layer.
 
     Raises:
         ValueError: there is no such layer.
@@ -125,53 +126,54 @@ def make_embedder(
     wrong = [layer for layer in chosen if not 1 <= layer <= model.depth]
     if wrong:
         raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")
-    return Embedder(encoder, audio, model, chosen, segment, centred)
+    return Embedder(encoder, audio, model, chosen, segment, subtract_band_mean)
 
 
 def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:
-    """The name and content of the JSON file that describes an encoder's folder; ValueError where it holds none."""
+    """Name and content of the JSON file that describes an encoder's folder; ValueError where it holds no encoder."""
     name = next((name for name in ("model.json", "classifier.json") if folder.exists(name)), None)
     if name is None:
         raise ValueError(f"{redact(folder.url)} holds no encoder: it has neither model.json nor classifier.json")
     card = folder.read_json(name)
     if card.get("cnn"):
-        raise ValueError(f"{redact(folder.url)} holds a CNN ({card['cnn']}), which has no patch tokens to read")
+        raise ValueError(f"{redact(folder.url)} holds a CNN ({card['cnn']}), which has no patch tokens")
     return name, card
 
 
 def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str = "cpu") -> Embedder:
-    """The embedder of a pre-training's or a classifier's folder; ValueError where it is neither."""
+    """The embedder of the folder of a pre-training or a classifier; ValueError where it is neither."""
     name, card = read_card(folder)
     audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
-    centred = False
+    band_mean = False
     if name == "classifier.json":
         finetune = from_dict(FinetuneConfig, card["finetune"])
-        centred, segment = finetune.subtract_band_mean, segment_frames(finetune, audio)
+        band_mean, segment = finetune.subtract_band_mean, segment_frames(finetune, audio)
         encoder = AudioClassifier(audio, model, finetune, 2).encoder
     else:
         segment = crop_frames(AugmentConfig(crop_seconds=card["crop_seconds"]), audio)
         encoder = Encoder(audio, model)
     weights = load_tensors(folder.read_bytes("model.safetensors"))
-    own = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
-    encoder.load_state_dict(own)
-    return make_embedder(encoder.to(torch_device).eval(), audio, model, segment, layers, centred)
+    of_encoder = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
+    encoder.load_state_dict(of_encoder)
+    return make_embedder(encoder.to(torch_device).eval(), audio, model, segment, layers, band_mean)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An encoder and how it is read."""
+    """The weights of an encoder and how clips are embedded with it."""
 
     classifier: Folder
-    """Whose network it is, and whose segments and centring."""
+    """Folder of the classifier whose architecture, front end and segments are used."""
     weights: Folder | None
-    """Where its weights are from; None for the random ones that the network is born with."""
-    centred: bool
+    """Folder of the encoder's weights; None for random initialisation."""
+    subtract_band_mean: bool
+    """Subtract each clip's mean of every band first."""
     pool: Pool
-    """How a clip's patches become one vector: a mean of ViT-B has 768 values, statistics by row up to 24,576, on which
-    probes take minutes."""
+    """Pooling of a clip's patches to one vector: the mean of ViT-B has 768 values, row statistics up to 24,576, on
+    which probes take minutes."""
 
     def embedder(self, torch_device: str, seed: int = 0) -> Embedder:
-        """The frozen encoder; `seed` draws random weights."""
+        """Load the frozen encoder; `seed` is that of random weights."""
         _, card = read_card(self.classifier)
         audio, model = from_dict(AudioConfig, card["audio"]), from_dict(ModelConfig, card["model"])
         finetune = from_dict(FinetuneConfig, card["finetune"])
@@ -181,4 +183,4 @@ class Reading:
             load_encoder(classifier, load_tensors(self.weights.read_bytes("model.safetensors")))
         encoder = classifier.encoder.to(torch_device).eval()
         layer = len(encoder.blocks)
-        return make_embedder(encoder, audio, model, segment_frames(finetune, audio), (layer,), self.centred)
+        return make_embedder(encoder, audio, model, segment_frames(finetune, audio), (layer,), self.subtract_band_mean)

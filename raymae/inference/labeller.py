@@ -1,7 +1,7 @@
-"""Label tables: a row per file, or per window of one, from a classifier that several threads share. Works without Ray.
+"""Label tables, a row per file or per window, from a classifier shared by several threads. Works without Ray.
 
-A thread reads, decodes, featurizes and classifies files of its own, 16 windows at a time: what takes long leaves the
-interpreter to the others, and no features change hands.
+Each thread reads, decodes, featurizes and classifies whole files, 16 windows at a time: the slow steps release the GIL,
+and no features are passed between threads.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from raymae.inference.predictor import Predictor
 
 UNREACHABLE = b"unreachable"
-"""In a table's metadata: how many of its files the storage didn't give for now."""
+"""Key in a table's metadata: number of files that the storage temporarily failed to return."""
 FILES = b"files"
+"""Key in a table's metadata: number of files."""
 FAILED = b"failed"
-"""How many files it is of, and how many of them have an error."""
+"""Key in a table's metadata: number of files with an error."""
 
 
 def schema(class_names: Sequence[str], level: LabelLevel) -> pa.Schema:
-    """Columns of a label table."""
+    """The schema of a label table."""
     times = [("start_seconds", pa.float64()), ("end_seconds", pa.float64())] if level == "window" else []
-    said = [("scene_label", pa.string()), ("confidence", pa.float32()), ("error", pa.string())]
-    return pa.schema([("path", pa.string()), *times, *said, *((name, pa.float32()) for name in class_names)])
+    labels = [("scene_label", pa.string()), ("confidence", pa.float32()), ("error", pa.string())]
+    return pa.schema([("path", pa.string()), *times, *labels, *((name, pa.float32()) for name in class_names)])
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What is said of a file: times and probabilities of its windows or of the whole, or why there are none."""
+    """Result for a file: times and probabilities of its windows or of the whole file, or an error and NaN (n = 1)."""
 
     times: NDArray[np.float64]
     """(n, 2), seconds."""
@@ -48,7 +49,7 @@ class Labelled:
 
 
 class Labeller:
-    """Labels files with a classifier on some threads; each of them computes on one core."""
+    """Label files with a classifier on several threads, each computing on one core."""
 
     def __init__(self, predictor: Predictor, level: LabelLevel, threads: int) -> None:
         import torch
@@ -58,23 +59,23 @@ class Labeller:
         self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
-        """The label table of some files, in their order; its metadata count files, failed and unreachable ones."""
+        """The label table of some files, in their order; its metadata counts files, failed and unreachable ones."""
         found: list[Labelled | None] = [None] * len(paths)
-        turns = iter(range(len(paths)))  # the next number is taken in one step of the interpreter: by one thread alone
-        for future in [self.pool.submit(self._work, paths, turns, found) for _ in range(self.threads)]:
+        numbers = iter(range(len(paths)))  # shared by the threads: `next` on it is atomic under the GIL
+        for future in [self.pool.submit(self._work, paths, numbers, found) for _ in range(self.threads)]:
             future.result()
         return self._table(paths, [one for one in found if one is not None])
 
-    def _work(self, paths: Sequence[str], turns: Iterator[int], found: list[Labelled | None]) -> None:
-        """Label files as long as there are any."""
+    def _work(self, paths: Sequence[str], numbers: Iterator[int], found: list[Labelled | None]) -> None:
+        """Take file numbers from `numbers` until there are none left, and write their results to `found`."""
         taken: list[int] = []
 
-        def mine() -> Iterator[str]:
-            for number in turns:
+        def take() -> Iterator[str]:
+            for number in numbers:
                 taken.append(number)
                 yield paths[number]
 
-        for place, windows in enumerate(self.predictor.each(mine(), open_clip)):
+        for place, windows in enumerate(self.predictor.each(take(), open_clip)):
             found[taken[place]] = self._labelled(windows)
 
     def _labelled(self, windows: Any) -> Labelled:
@@ -93,17 +94,17 @@ class Labeller:
         errors = [found[row].error for row in rows.tolist()]
         times, values = (np.concatenate([getattr(one, name) for one in found]) for name in ("times", "values"))
         failed = np.array([error is not None for error in errors])
-        said = [(None, None) if bad else self.predictor.label(value) for bad, value in zip(failed, values, strict=True)]
+        labels = [(None, None) if bad else self.predictor.label(one) for bad, one in zip(failed, values, strict=True)]
         windows = [pa.array(times[:, side], mask=failed) for side in (0, 1)] if self.level == "window" else []
         columns = [
             pa.array(paths, pa.string()).take(pa.array(rows)),
             *windows,
-            pa.array([label for label, _ in said], pa.string()),
-            pa.array([confidence for _, confidence in said], pa.float32()),
+            pa.array([label for label, _ in labels], pa.string()),
+            pa.array([confidence for _, confidence in labels], pa.float32()),
             pa.array([error and str(error) for error in errors], pa.string()),
             *(pa.array(column, mask=failed) for column in values.T),
         ]
         unreachable = sum(isinstance(error, UnreachableError) for error in errors)
         counts = {FILES: len(paths), FAILED: int(failed.sum()), UNREACHABLE: unreachable}
-        said_too = {name: str(count).encode() for name, count in counts.items()}
-        return pa.table(columns, schema(self.predictor.class_names, self.level).with_metadata(said_too))
+        metadata = {name: str(count).encode() for name, count in counts.items()}
+        return pa.table(columns, schema(self.predictor.class_names, self.level).with_metadata(metadata))

@@ -1,7 +1,7 @@
-"""A finished classifier: written by fine-tuning, read by pseudo-labels, evaluation, the registry and the user.
+"""Predict with a finished classifier, as pseudo-labelling, evaluation, the registry and users do.
 
-A classifier is a folder with `model.safetensors` and `classifier.json` (class names and every setting that is needed
-to build the model and its front end). Nothing in it is unpickled.
+A classifier is a folder with `model.safetensors` and `classifier.json` (class names and all settings needed to build
+the model and its front end). Nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ BATCH = 16
 """Windows of a forward pass."""
 
 PRESENT = 0.5
-"""Smallest probability of a class that a row names, where clips may have several."""
+"""Smallest probability of a class in a multi-label prediction."""
 
 FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32": 2**31}
-"""What a waveform of each type is divided by."""
+"""Full scale of a waveform by type."""
 
 Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
 
 Named = TypeVar("Named")
 
 Window = tuple[float, float, Probabilities]
-"""Start and end in seconds, and the probabilities (C,) of a clip length of a recording."""
+"""Start and end in seconds, and class probabilities (C,) of a window of a recording."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A part of a recording, as long as what the classifier was trained on or shorter."""
+    """A window of a recording, of the classifier's clip length or shorter."""
 
     start: float
     """Seconds."""
@@ -53,12 +53,12 @@ class Clip:
 
 
 def as_it_is(source: Any) -> Any:
-    """For sources that need no opening."""
+    """The source itself: the default `open_source`."""
     return source
 
 
 class Predictor:
-    """A classifier with its front end: recordings in, scene probabilities out."""
+    """A classifier with its front end, from recordings to class probabilities."""
 
     def __init__(self, folder: Folder | str, torch_device: str = "cpu", threads: int | None = None) -> None:
         if threads:
@@ -79,11 +79,11 @@ class Predictor:
         return class_probabilities(one.model, log_mel, valid_frames, one.finetune, one.audio, self.torch_device)
 
     def windows(self, source: Source) -> list[Window]:
-        """(start, end, probabilities (C,)) of each clip length of a recording; times in seconds.
+        """(start, end, probabilities (C,)) of each window of a recording; times in seconds.
 
         `source` is a path, an encoded file's bytes, an open file, or (waveform (n_samples,), sample_rate); a waveform
-        of 16 or 32 bit integers is divided by their full scale. A rest at the end that is shorter than an FFT is not
-        looked at. Raises AudioError for a recording that can't be read.
+        of 16 or 32 bit integers is divided by its full scale. A rest at the end that is shorter than an FFT is ignored.
+        Raises AudioError for a recording that can't be read.
         """
         (found,) = self.each([source])
         if isinstance(found, AudioError):
@@ -93,16 +93,16 @@ class Predictor:
     def each(
         self, sources: Iterable[Named], open_source: Callable[[Named], Source] = as_it_is
     ) -> Iterator[list[Window] | AudioError]:
-        """The windows of each of many recordings in their order, or why it can't be read.
+        """The windows of each of many recordings, in their order, or the error of one that can't be read.
 
-        Forward passes take `BATCH` windows, of several recordings where these are short; a long one is never held as a
-        whole in more than its waveform. `open_source` makes what `windows` takes of an entry.
+        A forward pass takes `BATCH` windows, of several recordings where these are short. Of a long recording, only the
+        waveform is held as a whole. `open_source` turns an entry of `sources` into a source of `windows`.
         """
-        under_way: deque[_Recording] = deque()
+        pending: deque[_Recording] = deque()
         batch: list[_Part] = []
         for source in sources:
             recording = _Recording()
-            under_way.append(recording)
+            pending.append(recording)
             try:
                 for part in self._parts(open_source(source), recording):
                     batch.append(part)
@@ -110,20 +110,20 @@ class Predictor:
                         self._forward(batch)
             except AudioError as error:
                 recording.error = error
-            while under_way and not under_way[0].waiting:
-                yield under_way.popleft().found
+            while pending and not pending[0].waiting:
+                yield pending.popleft().found
         self._forward(batch)
-        yield from (recording.found for recording in under_way)
+        yield from (recording.found for recording in pending)
 
     def _parts(self, source: Source, recording: _Recording) -> Iterator[_Part]:
-        """The clips of a recording."""
+        """The windows of a recording; sets how many of them are waiting."""
         waveform = self.waveform(source)
         recording.waiting = len(self._starts(waveform))
         for clip in self.clips(waveform):
             yield _Part(recording, clip)
 
     def _forward(self, batch: list[_Part]) -> None:
-        """Give the windows of a batch, which is empty then, to their recordings."""
+        """Classify a batch, append the results to their recordings and clear the batch."""
         if not batch:
             return
         for part, value in zip(batch, self.of_clips([part.clip for part in batch]), strict=True):
@@ -136,7 +136,7 @@ class Predictor:
         return range(0, max(1, len(waveform) - audio.n_fft + 1), audio.n_samples)
 
     def clips(self, waveform: FloatArray) -> Iterator[Clip]:
-        """The clips of a waveform (n_samples,) at the classifier's sample rate, one after the other."""
+        """The windows of a waveform (n_samples,) at the classifier's sample rate, one after the other."""
         audio = self.classifier.audio
         for start in self._starts(waveform):
             part = waveform[start : start + audio.n_samples]
@@ -144,14 +144,14 @@ class Predictor:
             yield Clip(start / audio.sample_rate, (start + len(part)) / audio.sample_rate, *fitted)
 
     def of_clips(self, clips: Sequence[Clip]) -> Probabilities:
-        """Class probabilities (B, C) of clips, in one forward pass."""
+        """Class probabilities (B, C) of windows, in one forward pass."""
         frames = np.array([clip.valid_frames for clip in clips], np.int32)
         return self.probabilities(np.stack([clip.log_mel for clip in clips]), frames)
 
     def waveform(self, source: Source, max_seconds: float | None = None) -> FloatArray:
-        """The mono waveform (n_samples,) of a recording, see `windows`, at the classifier's sample rate.
+        """The mono waveform (n_samples,) of a source (see `windows`) at the classifier's sample rate.
 
-        Raises TooLongError for a file longer than `max_seconds`.
+        Raises AudioError for a source that can't be read, of it TooLongError for a file longer than `max_seconds`.
         """
         if not isinstance(source, tuple):
             return load(source, self.classifier.audio.sample_rate, max_seconds=max_seconds)
@@ -162,7 +162,7 @@ class Predictor:
         if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
             raise AudioError("a waveform has to be one-dimensional, finite and not empty")
         if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
-            raise AudioError(f"{sample_rate} Hz is not a recording's sample rate")
+            raise AudioError(f"{sample_rate} Hz is not a valid sample rate")
         if sample_rate != self.classifier.audio.sample_rate:
             waveform = soxr.resample(waveform, sample_rate, self.classifier.audio.sample_rate, quality="HQ")
         if not len(waveform):
@@ -170,42 +170,42 @@ class Predictor:
         return waveform
 
     def __call__(self, source: Source) -> dict[str, float]:
-        """Scene probabilities of a recording of any length: the average over its windows, by their length."""
+        """Class probabilities of a recording of any length: the average over its windows, weighted by length."""
         mean = self.average(self.windows(source))
         return {name: float(value) for name, value in zip(self.class_names, mean, strict=True)}
 
     @staticmethod
     def average(windows: list[Window]) -> NDArray[np.float64]:
-        """The probabilities (C,) of a recording: the average over its windows, by their length."""
+        """Class probabilities (C,) of a recording: the average over its windows, weighted by length."""
         lengths = np.array([end - start for start, end, _ in windows])
         return np.average([value for _, _, value in windows], axis=0, weights=lengths)
 
     def label(self, probabilities: NDArray[np.floating]) -> tuple[str, float]:
-        """What a row of probabilities (C,) is called, and the largest of them.
+        """The predicted label for probabilities (C,), and the largest of them.
 
-        Where clips may have several classes, those of `PRESENT` and above, surest first, joined; or the surest one
-        where there are none.
+        Multi-label: the classes with at least `PRESENT`, most probable first, joined by `SEPARATOR`; the most probable
+        class if there are none.
         """
         ranked = np.argsort(-probabilities, kind="stable")
-        several = self.classifier.finetune.labels == "multi"
-        present = [place for place in ranked if probabilities[place] >= PRESENT] if several else []
+        multi_label = self.classifier.finetune.labels == "multi"
+        present = [place for place in ranked if probabilities[place] >= PRESENT] if multi_label else []
         label = SEPARATOR.join(self.class_names[place] for place in present or ranked[:1])
         return label, float(probabilities[ranked[0]])
 
     def row(self, path: str, open_source: Callable[[str], Source] = as_it_is) -> dict[str, Any]:
-        """A row of a result table: path, scene_label, confidence (both as of `label`), error, and a probability per
-        class. A file that can't be read has no label and says why in `error`."""
+        """A row of a result table: path, scene_label, confidence (both from `label`), error, and a probability per
+        class. For a file that can't be read, only path and error are set."""
         (found,) = self.rows([path], open_source)
         return {"path": path, **found}
 
     def rows(
         self, sources: Iterable[Named], open_source: Callable[[Named], Source] = as_it_is
     ) -> Iterator[dict[str, Any]]:
-        """The rows of many recordings, as of `row` without path, in their order."""
+        """The rows of many recordings, as in `row` without path, in their order."""
         for windows in self.each(sources, open_source):
             if isinstance(windows, AudioError):
-                nothing = dict.fromkeys(self.class_names)
-                yield {"scene_label": None, "confidence": None, "error": str(windows), **nothing}
+                missing = dict.fromkeys(self.class_names)
+                yield {"scene_label": None, "confidence": None, "error": str(windows), **missing}
                 continue
             mean = self.average(windows)
             label, confidence = self.label(mean)
@@ -215,11 +215,11 @@ class Predictor:
 
 @dataclass
 class _Recording:
-    """What is known of a recording so far."""
+    """Results of a recording so far."""
 
     windows: list[Window] = field(default_factory=list)
     waiting: int = 0
-    """Windows that have not been through the network."""
+    """Windows that have not been classified yet."""
     error: AudioError | None = None
 
     @property
@@ -229,7 +229,7 @@ class _Recording:
 
 @dataclass(frozen=True)
 class _Part:
-    """A window on its way to the network."""
+    """A window waiting to be classified."""
 
     recording: _Recording
     clip: Clip

@@ -1,4 +1,4 @@
-"""A teacher's guess of a clip as several recording devices would have heard it. Works without Ray."""
+"""Class probabilities averaged over views of a clip with random EQ, as of several devices. Works without Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raymae.config import AudioConfig, AugmentConfig
 from raymae.datasets.rows import Rows
-from raymae.features.augment import colour
+from raymae.features.augment import random_eq
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.classifier import Probabilities
 from raymae.inference.predictor import Predictor
@@ -28,24 +28,25 @@ def averaged(
     clip_ids: Sequence[str],
     views: int,
 ) -> Probabilities:
-    """Class probabilities (B, C) of log-mels (B, T, F), averaged over the clips as they are, centred, and in `views`
-    colours; with 0 views of the clips as they are alone.
+    """Class probabilities (B, C) of log-mels (B, T, F), averaged over test-time augmentations.
 
-    A clip's colours depend on its name alone, not on the batch that it comes in.
+    These are the clips as they are, with the band mean subtracted (unless the classifier does that itself), and `views`
+    times with random EQ; with 0 views, only the clips as they are. The random EQ of a clip depends on its clip_id, not
+    on its batch.
     """
     found = predictor.probabilities(log_mel, valid_frames)
     if not views:
         return found
     one = predictor.classifier
     x, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(np.asarray(valid_frames)).long()
-    shown = [coloured(x, frames, clip_ids, one.finetune.augment, one.audio, view) for view in range(views)]
+    augmented = [eq_view(x, frames, clip_ids, one.finetune.augment, one.audio, view) for view in range(views)]
     if not one.finetune.subtract_band_mean:
-        shown.append(subtract_band_mean(x, frames))
-    total = found + sum(predictor.probabilities(view.numpy(), valid_frames) for view in shown)
-    return np.asarray(total / (1 + len(shown)), np.float32)
+        augmented.append(subtract_band_mean(x, frames))
+    total = found + sum(predictor.probabilities(view.numpy(), valid_frames) for view in augmented)
+    return np.asarray(total / (1 + len(augmented)), np.float32)
 
 
-def coloured(
+def eq_view(
     log_mel: torch.Tensor,
     valid_frames: torch.Tensor,
     clip_ids: Sequence[str],
@@ -53,21 +54,21 @@ def coloured(
     audio: AudioConfig,
     view: int,
 ) -> torch.Tensor:
-    """Log-mels (B, T, F) through devices that the clips' names and the number of the view draw."""
+    """Log-mels (B, T, F) with random EQ, drawn by the clips' ids and the number of the view."""
     always = AugmentConfig(eq_p=1.0, eq_nats=config.eq_nats, eq_knots=config.eq_knots)
     found = []
     for place, clip_id in enumerate(clip_ids):
         seed = int.from_bytes(hashlib.sha256(f"{view} {clip_id}".encode()).digest()[:7], "little")
         only = slice(place, place + 1)
         generator = torch.Generator().manual_seed(seed)
-        found.append(colour(log_mel[only], valid_frames[only], always, audio, generator)[0])
+        found.append(random_eq(log_mel[only], valid_frames[only], always, audio, generator)[0])
     return torch.cat(found) if found else log_mel
 
 
 def classify(
     store: FeatureStore, rows: Rows, classifier: Folder, views: int = 0, torch_device: str = "cpu"
 ) -> Probabilities:
-    """Class probabilities (n, C) of some rows of the store, in this process (`inference.classify` does it with Ray)."""
+    """Class probabilities (n, C) of some rows of the store, in this process (with Ray: `raymae.cluster.infer`)."""
     predictor = Predictor(classifier, torch_device=torch_device)
     found = [
         averaged(predictor, log_mel, frames, store.clip_ids.take(some).to_pylist(), views)

@@ -1,4 +1,4 @@
-"""The networks: `MODELS` are those that pre-train, `AudioClassifier` and `Cnn` those that classify."""
+"""The networks: `MODELS` for pre-training, `AudioClassifier` and `Cnn` for classification."""
 
 from raymae.models.classifier import AudioClassifier, Cnn, build_classifier
 from raymae.models.encoder import Encoder, choose_attention

@@ -1,4 +1,4 @@
-"""Classifiers of log-mels: the pre-trained encoder with a head, and a CNN from scratch to compare with."""
+"""Classifiers of log-mels: the pre-trained encoder with a head, and a CNN trained from scratch as a baseline."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ParameterGroup = dict[str, Any]
 class AudioClassifier(nn.Module):
     """The encoder, a pooling of its patches, and a linear head.
 
-    Pooling (`finetune.pool`), over the valid patches that the encoder saw:
+    Pooling (`finetune.pool`), over the valid patches of the encoder's input:
         mean: their average, normalised (Audio-MAE).
         cls: the class token.
         row_stats: mean and standard deviation over time of every frequency row, each normalised over its D channels;
-            a row of which nothing was seen is 0. Keeps apart what a recording device colours differently.
+            0 for a row without patches. Keeps the rows, whose level depends on the recording device, apart.
 
-    While training, `finetune.time_mask_ratio` of the time columns and `freq_mask_ratio` of the frequency rows of
-    patches are removed. With `finetune.segment_seconds` the encoder sees a clip segment by segment; the pooling is over
-    the patches of all (cls: over their class tokens).
+    In training, `finetune.time_mask_ratio` of the time columns and `freq_mask_ratio` of the frequency rows of patches
+    are removed. With `finetune.segment_seconds` the encoder processes a clip in segments; the pooling is over the
+    patches of all of them (cls: over their class tokens).
     """
 
     def __init__(self, audio: AudioConfig, model: ModelConfig, finetune: FinetuneConfig, num_classes: int) -> None:
@@ -52,22 +52,25 @@ class AudioClassifier(nn.Module):
     def forward(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The logits (B, C) of log-mels (B, T, F).
+        """Logits (B, C) of log-mels (B, T, F).
 
         Args:
             log_mel: (B, T, F).
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            generator: of the CPU, for the masks of training; the default is torch's global one.
+            generator: on the CPU, for the masks in training; the default is torch's global one.
         """
         patches = self.patchify(log_mel, valid_frames)
         return self.classify(patches, self.masking(patches, generator))
 
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F), centred if `finetune.subtract_band_mean` -> its patches, a row for each segment; with `finetune.with_raw`
-        those of each clip as it is come before those of the centred one."""
+        """(B, T, F) -> patches, one row for each segment of each clip.
+
+        With `finetune.subtract_band_mean` the band mean is subtracted first; with `finetune.with_raw` too, the rows of
+        each clip as it is come before those of the clip with the band mean subtracted.
+        """
         if self.finetune.subtract_band_mean:
-            centred = subtract_band_mean(log_mel, valid_frames)
-            log_mel = torch.stack([log_mel, centred], 1).flatten(0, 1) if self.finetune.with_raw else centred
+            normalised = subtract_band_mean(log_mel, valid_frames)
+            log_mel = torch.stack([log_mel, normalised], 1).flatten(0, 1) if self.finetune.with_raw else normalised
             if self.finetune.with_raw and valid_frames is not None:
                 valid_frames = valid_frames.repeat_interleave(2)
         least = self.encoder.patch_size[0]
@@ -79,16 +82,16 @@ class AudioClassifier(nn.Module):
         return self.encoder.patchify(log_mel, valid_frames)._replace(segments=segments)
 
     def classify(self, patches: Patches, masking: Masking) -> Tensor:
-        """The logits (B, C) from the kept patches."""
+        """Logits (B, C) from the kept patches."""
         return self.head(self.embed(patches, masking))
 
     def embed(self, patches: Patches, masking: Masking) -> Tensor:
-        """The head's input (B, E) from the kept patches."""
+        """Input of the head (B, E) from the kept patches."""
         pooled = self.pool(self.encoder(patches, masking), masking, patches)
         return pooled.unflatten(0, (-1, 2)).flatten(1) if self.finetune.with_raw else pooled
 
     def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
-        """All valid patches; while training, those that structured masking leaves."""
+        """Keep all valid patches; in training, those that structured masking leaves."""
         kept = patches.valid
         if self.training:
             ratios = self.finetune.time_mask_ratio, self.finetune.freq_mask_ratio
@@ -96,27 +99,27 @@ class AudioClassifier(nn.Module):
         return index(kept, patches.values.device)
 
     def pool(self, tokens: Tensor, masking: Masking, patches: Patches) -> Tensor:
-        """(B S, 1 + K, D) of S segments a clip -> the head's input (B, D), or (B, 2 x rows x D) for row_stats."""
+        """(B S, 1 + K, D), S segments per clip -> input of the head: (B, D), or (B, 2 x rows x D) for row_stats."""
         n_rows, segments = patches.grid[1], patches.segments
         if self.finetune.pool == "cls":
             return self.norm(tokens[:, 0].unflatten(0, (-1, segments)).mean(1))
         ids = masking.ids_keep
-        seen = torch.ones_like(ids) if masking.attend is None else masking.attend
-        # a clip's segments side by side: (B, S K)
-        tokens, ids, seen = (one.unflatten(0, (-1, segments)).flatten(1, 2) for one in (tokens[:, 1:], ids, seen))
+        kept = torch.ones_like(ids) if masking.attend is None else masking.attend
+        # concatenate the segments of a clip: (B, S K)
+        tokens, ids, kept = (one.unflatten(0, (-1, segments)).flatten(1, 2) for one in (tokens[:, 1:], ids, kept))
         if self.finetune.pool == "mean":
-            return self.norm(token_mean(tokens, seen))
-        membership = functional.one_hot(ids % n_rows, n_rows) * seen[:, :, None]
+            return self.norm(token_mean(tokens, kept))
+        membership = functional.one_hot(ids % n_rows, n_rows) * kept[:, :, None]
         stats = row_stats(tokens, membership)
         present = membership.float().amax(1)[:, None, :, None]
         return (self.norm(stats) * present).flatten(1)
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
-        """Every parameter once, by layer: "encoder.0" is the class token and the patch embedding, "encoder.<i + 1>"
-        block i, "head" the norms behind the blocks and the linear head.
+        """Every parameter once, grouped by layer for layer-wise learning-rate decay.
 
-        The rate of a layer is `layer_decay` times that of the layer above it; the head's factor is 1.
-        Parameters of one dimension and the class token have no weight decay.
+        "encoder.0" is the class token and the patch embedding, "encoder.<i + 1>" block i, "head" the norms after the
+        blocks and the linear head. The learning rate of a layer is `layer_decay` times that of the layer above it; the
+        head's factor is 1. One-dimensional parameters and the class token have no weight decay.
         """
         top = len(self.encoder.blocks) + 1
         groups: dict[tuple[int, float], list[nn.Parameter]] = defaultdict(list)
@@ -135,7 +138,7 @@ class AudioClassifier(nn.Module):
 
 
 def layer_id(parameter: str, top: int) -> int:
-    """0 for what comes before the encoder's blocks, i + 1 for block i, `top` for what comes after them."""
+    """Layer of a parameter: 0 before the encoder's blocks, i + 1 for block i, `top` after them."""
     match parameter.split("."):
         case ["encoder", "cls_token" | "patch_embed", *_]:
             return 0
@@ -147,28 +150,28 @@ def layer_id(parameter: str, top: int) -> int:
 class Cnn(nn.Module):
     """A timm CNN on the log-mel as an image of one channel, trained from scratch.
 
-    Of the fine-tuning settings only `subtract_band_mean` applies to the network itself: it has neither patches to mask nor
-    pre-trained layers.
+    Of the fine-tuning settings only `subtract_band_mean` applies to the network itself: it has neither patches to mask
+    nor pre-trained layers.
     """
 
     def __init__(self, audio: AudioConfig, finetune: FinetuneConfig, num_classes: int, cnn: str) -> None:
         super().__init__()
         self.finetune = finetune
-        if not timm.is_model(cnn):  # create_model would go for "hf-hub:…" to the network
-            raise ValueError(f"{cnn!r} is no network of timm")
+        if not timm.is_model(cnn):  # create_model would download "hf-hub:…"
+            raise ValueError(f"{cnn!r} is not a timm model")
         network = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
         self.cnn = network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 
     def forward(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The logits (B, C) of log-mels (B, T, F); see `AudioClassifier.forward`. Nothing is drawn."""
+        """Logits (B, C) of log-mels (B, T, F); arguments as in `AudioClassifier.forward`. `generator` is not used."""
         if self.finetune.subtract_band_mean:
             log_mel = subtract_band_mean(log_mel, valid_frames)
         return self.cnn(log_mel.float()[:, None].contiguous(memory_format=torch.channels_last))
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
-        """Every parameter once, all at full rate: there are no pre-trained layers whose rate could decay."""
+        """Every parameter once, at the full learning rate: no layer is pre-trained, `layer_decay` is not used."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim == 1]
         return [
@@ -180,17 +183,17 @@ class Cnn(nn.Module):
 def build_classifier(
     audio: AudioConfig, model: ModelConfig, finetune: FinetuneConfig, num_classes: int, cnn: str | None = None
 ) -> AudioClassifier | Cnn:
-    """The CNN of that timm name, or else the encoder's classifier."""
+    """Build the timm CNN of that name, or else the encoder's classifier."""
     if cnn:
         return Cnn(audio, finetune, num_classes, cnn)
     return AudioClassifier(audio, model, finetune, num_classes)
 
 
 def subtract_band_mean(log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
-    """(B, T, F) without each clip's mean level of every band, over its valid frames; padding stays as it is.
+    """Subtract each clip's mean of every band over its valid frames from (B, T, F); padding is not changed.
 
     A short impulse response adds nearly a constant to each band of a log-mel, so this removes most of a recording
-    device's colour.
+    device's frequency response.
     """
     log_mel = log_mel.float()
     if valid_frames is None:

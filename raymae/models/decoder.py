@@ -1,4 +1,4 @@
-"""Decoders of the masked autoencoder: from all patches' tokens to all patches' tokens."""
+"""Decoders of the masked autoencoder: Transformer blocks over the tokens of all patches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WINDOW = 4
 SHIFT = 2
 """Patches by which every second block's windows are shifted, along time only."""
 MAX_LOGIT_SCALE = math.log(100)
-"""Upper bound of the learned log scale (Swin V2, section 3.3: the temperature stays above 0.01)."""
+"""Upper limit of the learned log scale (Swin V2, section 3.3: the temperature stays above 0.01)."""
 
 
 class GlobalDecoder(nn.Module):
-    """Plain Transformer blocks over the class token and all patches."""
+    """Transformer blocks with global attention over the class token and all patches."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class GlobalDecoder(nn.Module):
 
 
 class LocalDecoder(nn.Module):
-    """Blocks of window attention in the manner of Swin V2 (Liu et al. 2022), as in Audio-MAE's decoder.
+    """Blocks of window attention as in Swin V2 (Liu et al. 2022), as in Audio-MAE's decoder.
 
-    The class token has no place in a window and takes no part.
+    The class token belongs to no window and is left out.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -71,7 +71,7 @@ DECODERS: dict[str, type[GlobalDecoder] | type[LocalDecoder]] = {
 
 
 class WindowBlock(nn.Module):
-    """Attention within windows and an MLP, each normalised after it (res-post-norm); the identity at first."""
+    """Attention within windows and an MLP, each followed by its norm (res-post-norm); initialised as the identity."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -83,14 +83,14 @@ class WindowBlock(nn.Module):
             nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor, shift: int, allowed: Tensor | None) -> Tensor:
-        """(B, T, F, D) -> (B, T, F, D); `allowed` as `window_mask` makes it for the same shift."""
+        """(B, T, F, D) -> (B, T, F, D); `allowed` is the `window_mask` of the same shift."""
         attended = from_windows(self.attn(to_windows(x, shift), allowed), (x.shape[1], x.shape[2]), shift)
         x = x + self.norm1(attended)
         return x + self.norm2(self.mlp(x))
 
 
 class WindowAttention(nn.Module):
-    """Scaled cosine attention with a learned bias for the log-spaced offset of two patches (Swin V2, section 3.3)."""
+    """Scaled cosine attention with a learned bias of the log-spaced offset of two patches (Swin V2, section 3.3)."""
 
     offsets: Tensor
 
@@ -115,23 +115,23 @@ class WindowAttention(nn.Module):
 
 
 def attend_fused(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Cosine attention in torch's fused kernels: queries, keys and values (3, N, H, W, d) -> (N, H, W, d).
+    """Cosine attention by torch's fused kernels: queries, keys and values (3, N, H, W, d) -> (N, H, W, d).
 
     Args:
         scale: (H, 1, 1), of the cosines.
         bias: (N or 1, H, W, W), added to them.
     """
     q, k, v = qkv
-    # In float32, since float16 would round the guard against the zero length of padding to zero.
+    # in float32: float16 would round the epsilon against padding of zero length to zero
     q, k = functional.normalize(q.float(), dim=-1) * scale, functional.normalize(k.float(), dim=-1)
     return functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=bias.to(q.dtype), scale=1.0)
 
 
 def attend_plainly(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """The same, for CPUs: they have no fused kernel for a learned bias.
+    """`attend_fused` for CPUs, which have no fused kernel for a learned bias.
 
-    Scaling the W x W logits instead of the vectors, and copying once, halves what attention adds to its matrix
-    products.
+    Scaling the W x W logits instead of the vectors, and copying only once, halves the overhead of attention beside its
+    matrix products.
     """
     with torch.autocast(qkv.device.type, enabled=False):
         q, k, v = qkv.float().contiguous()
@@ -149,9 +149,9 @@ def log_offsets() -> Tensor:
 
 
 def window_padding(grid: Grid, shift: int) -> tuple[int, int, int, int]:
-    """Patches to add (before and after the rows, before and after the columns) for whole windows.
+    """Patches to pad (before and after the rows, before and after the columns) to whole windows.
 
-    Windows shifted by `shift` begin that many patches later; the first columns get a window of their own.
+    Windows shifted by `shift` begin that many patches later; the columns before them get a window of their own.
     """
     before = -shift % WINDOW
     return 0, -grid[1] % WINDOW, before, -(grid[0] + before) % WINDOW
@@ -177,9 +177,9 @@ def from_windows(windows: Tensor, grid: Grid, shift: int) -> Tensor:
 
 
 def window_mask(valid: Tensor | None, batch: int, grid: Grid, shift: int, device: torch.device) -> Tensor | None:
-    """(B x windows, 1, W, W) bool: which keys a query sees; None if all are patches and valid.
+    """(B x windows, 1, W, W) bool: the keys that a query attends to; None without padding and invalid patches.
 
-    Each patch also sees itself, so that a window of nothing but padding stays finite.
+    Each patch also attends to itself, so that the result for a window of padding only is finite.
     """
     if valid is None and not any(window_padding(grid, shift)):
         return None

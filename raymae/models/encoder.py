@@ -1,4 +1,4 @@
-"""The ViT encoder that pre-training and fine-tuning share."""
+"""The ViT encoder of pre-training and fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymae.models.patches import Grid, Patches, Positions, grid_size, patchify,
 
 
 def init_weights(module: nn.Module) -> None:
-    """MAE's initialisation of a Linear: Xavier's, bias 0 (He et al. 2022, appendix A.1)."""
+    """Initialise a Linear as MAE: Xavier uniform, bias 0 (He et al. 2022, appendix A.1)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -28,7 +28,7 @@ def select(tokens: Tensor, ids: Tensor) -> Tensor:
 
 
 def key_mask(attend: Tensor | None) -> Tensor | None:
-    """(B, N) bool -> (B, 1, 1, 1 + N) mask of attention in which every query also sees the class token in front."""
+    """(B, N) bool -> attention mask (B, 1, 1, 1 + N) in which every query also attends to the class token in front."""
     return None if attend is None else functional.pad(attend, (1, 0), value=True)[:, None, None]
 
 
@@ -41,7 +41,7 @@ class PatchEmbed(nn.Module):
         nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, K, p) -> (B, K, D): the convolution, but only of the patches at hand."""
+        """(B, K, p) -> (B, K, D): the convolution, computed only for the given patches."""
         return functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -49,13 +49,13 @@ class Encoder(nn.Module):
     """Vision Transformer over the kept patches of a log-mel of any length, with a class token.
 
     Parameters are named as in timm's VisionTransformer. Positions are computed and not part of the state_dict, unless
-    weights were loaded that bring a table of their own, `pos_embed` (columns, rows, D): it stays with the model, is
-    never trained, and holds for the grid of its size; other grids get it resampled.
+    loaded weights include a table `pos_embed` (columns, rows, D): it becomes part of the model, is never trained, is
+    used as it is for a grid of its size and resampled for other grids.
 
     Args:
         audio: the front end, whose silence pads the input.
-        model: sizes.
-        drop_path: stochastic depth of the last block, linear from 0 at the first.
+        model: the sizes.
+        drop_path: rate of stochastic depth of the last block, growing linearly from 0 at the first.
         depth: number of blocks; the default is the model's.
     """
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         self.apply(init_weights)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over the positions that the weights were trained with: their table, or computed ones without it."""
+        """Load the positions that the weights were trained with: their table, or computed ones without it."""
         if f"{prefix}cls_token" in state_dict:
             self.pos_embed = None
             table = state_dict.get(f"{prefix}pos_embed")
@@ -95,13 +95,13 @@ class Encoder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def position_table(self, grid: Grid, device: torch.device) -> Tensor:
-        """(L, D): the positions of a grid of L patches."""
+        """Positions (L, D) of a grid of L patches."""
         if self.pos_embed is None:
             return self.positions(grid, device)
         return resample_positions(self.pos_embed, grid)
 
     def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F) and the frames (B,) of each clip before padding (default: all) -> its patches."""
+        """(B, T, F) and the frames (B,) of each clip before padding (default: all) -> patches."""
         batch, n_frames, n_mels = log_mel.shape
         grid = grid_size(n_frames, n_mels, self.patch_size)
         values = patchify(log_mel, self.patch_size, self.silence)
@@ -110,13 +110,13 @@ class Encoder(nn.Module):
         return Patches(values, grid, valid_patches(values, self.patch_size, grid[1], valid_frames).cpu())
 
     def forward(self, patches: Patches, masking: Masking) -> Tensor:
-        """The normalised tokens (B, 1 + K, D) of the class token and the kept patches (see `Masking.ids_keep`)."""
+        """Normalised tokens (B, 1 + K, D) of the class token and the kept patches (see `Masking.ids_keep`)."""
         return self.norm(self.layer_outputs(patches, masking)[-1])
 
     def layer_outputs(self, patches: Patches, masking: Masking) -> list[Tensor]:
-        """What every block gives, (B, 1 + K, D) each, not normalised; the first block's first."""
+        """Outputs of all blocks in order, (B, 1 + K, D) each, not normalised."""
         positions = self.position_table(patches.grid, patches.values.device)
-        # Gathered before they are projected: the removed patches cost nothing.
+        # gathered before the projection, so that removed patches cost nothing
         tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
             masking.ids_keep, positions
         )
@@ -133,12 +133,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def choose_attention(model: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Fused attention everywhere but on CPUs in reduced precision, where its backward pass takes half of a step.
+    """Enable fused attention, except on CPUs in reduced precision, where its backward pass takes half of a step.
 
-    There the plain matrix products run on the processor's own bfloat16 units: a step of the recipe `small` takes
-    0.25 s instead of 0.46 s on an AMD EPYC with AVX512-BF16, and 0.70 s in float32 either way.
+    There plain matrix products use the processor's bfloat16 units: a step of the recipe `small` takes 0.25 s instead of
+    0.46 s on an AMD EPYC with AVX512-BF16; in float32 it takes 0.70 s with either.
     """
     fused = device.type != "cpu" or precision == "fp32"
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused_attn = fused  # type: ignore[misc]  # final for TorchScript alone
+            module.fused_attn = fused  # type: ignore[misc]  # Final only for TorchScript

@@ -16,14 +16,14 @@ from raymae.models.patches import Patches, patchify
 
 
 class LatentAutoencoder(MaskedAutoencoder):
-    """The masked autoencoder whose decoder predicts what a teacher makes of the whole clip, not its pixels.
+    """Masked autoencoder whose decoder predicts a teacher's features of the whole clip instead of pixels.
 
-    The teacher is an exponential average of the encoder and sees every valid patch. A patch's target is the mean over
-    the teacher's upper blocks of its token, each channel normalised over the patches of the clip (data2vec 2.0), then
-    normalised over the channels. All masks of a clip share one pass of the teacher. The class token predicts the mean
-    over the clip of the tokens before that, each normalised over its channels.
+    The teacher is an exponential moving average of the encoder and processes every valid patch. A patch's target is its
+    token averaged over the teacher's upper blocks, in each of which every channel is normalised over the patches of the
+    clip (data2vec 2.0); the average is then normalised over the channels. All masks of a clip share one pass of the
+    teacher. The class token predicts the clip's mean of the blocks' tokens, each normalised over its channels only.
 
-    The teacher is part of the state_dict, so that a commit holds it, and of no use once pre-training is over.
+    The teacher is part of the state_dict, so that checkpoints include it; after pre-training it isn't used any more.
     """
 
     def __init__(self, audio: AudioConfig, model: ModelConfig) -> None:
@@ -32,7 +32,7 @@ class LatentAutoencoder(MaskedAutoencoder):
         self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def target_size(self) -> int:
-        """Values that the decoder predicts of each patch: the encoder's width."""
+        """Number of values that the decoder predicts for each patch: the encoder's width."""
         return self.config.embed_dim
 
     def forward(
@@ -42,13 +42,13 @@ class LatentAutoencoder(MaskedAutoencoder):
         generator: torch.Generator | None = None,
         teacher_view: Tensor | None = None,
     ) -> MaeOutput:
-        """Mask, encode, decode and compare; `prediction` is (B x masks, L, D).
+        """Mask, encode, decode and compute the loss; `prediction` is (B x masks, L, D).
 
         Args:
-            log_mel: (B, T, F), what the student sees.
+            log_mel: (B, T, F), the student's input.
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            generator: of the CPU, for the masks; the default is torch's global one.
-            teacher_view: (B, T, F), the same clips as the teacher sees them; the default is `log_mel`.
+            generator: on the CPU, for the masks; the default is torch's global one.
+            teacher_view: (B, T, F), the teacher's input, the same clips; the default is `log_mel`.
         """
         times = self.config.masks_per_clip
         patches = self.patchify(log_mel, valid_frames)
@@ -67,12 +67,12 @@ class LatentAutoencoder(MaskedAutoencoder):
     def targets(self, log_mel: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
         """The teacher's targets of every patch (B, L, D) and of every clip (B, D).
 
-        `log_mel` (B, T, F) is what the teacher sees; which patches are valid is taken from the student's.
+        `log_mel` (B, T, F) is the teacher's input; grid and valid patches are those of the student's `patches`.
         """
-        seen = Patches(patchify(log_mel, self.config.patch_size, self.encoder.silence), patches.grid, patches.valid)
-        masking = index(patches.valid, seen.values.device)
+        values = patchify(log_mel, self.config.patch_size, self.encoder.silence)
+        masking = index(patches.valid, values.device)
         count = self.config.latent.teacher_layers or -(-self.config.depth // 2)
-        outputs = self.teacher.layer_outputs(seen, masking)[-count:]
+        outputs = self.teacher.layer_outputs(Patches(values, patches.grid, patches.valid), masking)[-count:]
         places = torch.where(masking.mask == 0, 1 + masking.ids_restore, 0)
         valid = (1 - masking.mask)[:, :, None]
         tokens = [select(output.float(), places) for output in outputs]
@@ -84,23 +84,27 @@ class LatentAutoencoder(MaskedAutoencoder):
     def component_maps(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The first principal component of one clip's targets (1, T, F), the same direction of the predictions
-        (1, T, F), and where patches were removed (1, T, F); constant within a patch, whole patches."""
+        """First principal component of one clip's targets, for a figure; constant within a patch, whole patches.
+
+        Returns:
+            The component of the targets (1, T, F), that of the predictions in the same direction (1, T, F), and where
+            patches were removed (1, T, F), bool.
+        """
         patches = self.patchify(log_mel, valid_frames)
         target, _ = self.targets(log_mel, patches)
         masking = self.random_masking(patches, generator)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()
         valid = patches.valid[0].to(target.device)
-        centre = target[0, valid].mean(0)
-        direction = torch.linalg.svd(target[0, valid] - centre, full_matrices=False).Vh[0]
+        mean = target[0, valid].mean(0)
+        direction = torch.linalg.svd(target[0, valid] - mean, full_matrices=False).Vh[0]
         size = patches.values.shape[2]
-        columns = ((target - centre) @ direction, (prediction - centre) @ direction, masking.mask > 0)
+        columns = ((target - mean) @ direction, (prediction - mean) @ direction, masking.mask > 0)
         whole = [values[:, :, None].expand(-1, -1, size) for values in columns]
         return tuple(self.unpatchify(values.contiguous(), patches.grid) for values in whole)  # type: ignore[return-value]
 
     @torch.no_grad()
     def after_update(self, share: float) -> None:
-        """Move the teacher towards the encoder; `share` of the run is done."""
+        """Update the teacher's moving average of the encoder; `share` is the finished part of the run, 0 to 1."""
         config = self.config.latent
         decay = config.decay + (config.final_decay - config.decay) * min(1.0, share / config.ramp)
         teacher: list[Tensor] = list(self.teacher.parameters())
@@ -113,6 +117,6 @@ def _clip_mean(tokens: Tensor, valid: Tensor) -> Tensor:
 
 
 def _normalise(tokens: Tensor, valid: Tensor) -> Tensor:
-    """(B, L, D) with each channel normalised over the valid patches (B, L, 1) of its clip."""
-    centred = tokens - _clip_mean(tokens, valid)[:, None]
-    return centred / (_clip_mean(centred.square(), valid)[:, None] + 1e-5).sqrt()
+    """Normalise each channel of (B, L, D) over the valid patches (B, L, 1) of its clip."""
+    deviation = tokens - _clip_mean(tokens, valid)[:, None]
+    return deviation / (_clip_mean(deviation.square(), valid)[:, None] + 1e-5).sqrt()

@@ -1,4 +1,4 @@
-"""The masked autoencoder for log-mels (Huang et al. 2022; Cai & Li 2024, section 2)."""
+"""Masked autoencoder for log-mels (Huang et al. 2022; Cai & Li 2024, section 2)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from raymae.models.patches import Grid, Patches, Positions, unpatchify
 
 
 class MaeOutput(NamedTuple):
-    """What a forward pass gives."""
+    """Outputs of a forward pass."""
 
     loss: Tensor
     """Scalar: mean squared error over the removed valid patches of the batch."""
     prediction: Tensor
-    """(B x masks, L, p): the decoder's values of every patch, the masks of a clip one after the other."""
+    """(B x masks, L, p): the predicted values of every patch, the masks of a clip one after the other."""
     mask: Tensor
     """(B x masks, L): 0 is keep, 1 is remove."""
     loss_per_clip: Tensor
-    """(B,): the same error clip by clip; 0 for a clip without removed valid patches."""
+    """(B,): the same error of each clip; 0 for a clip without removed valid patches."""
 
 
 class MaskedAutoencoder(nn.Module):
     """A ViT encoder of the kept patches and a decoder that reconstructs the removed ones.
 
-    Patches that lie in padding or are constant (`patches.valid_patches`) are neither encoded nor attended to nor part
-    of the loss. Clips may have any length; those of a batch are padded to the same.
+    Patches in padding and constant patches (`patches.valid_patches`) are not encoded, not attended to and not part of
+    the loss. Clips may have any length; those of a batch are padded to the same length.
     """
 
     def __init__(self, audio: AudioConfig, model: ModelConfig) -> None:
@@ -50,18 +50,18 @@ class MaskedAutoencoder(nn.Module):
         self.apply(init_weights)
 
     def target_size(self) -> int:
-        """Values that the decoder predicts of each patch: its pixels."""
+        """Number of values that the decoder predicts for each patch: its pixels."""
         return self.config.patch_size[0] * self.config.patch_size[1]
 
     def forward(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
     ) -> MaeOutput:
-        """Mask, encode, decode and compare.
+        """Mask, encode, decode and compute the loss.
 
         Args:
             log_mel: (B, T, F).
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            generator: of the CPU, for the mask; the default is torch's global one.
+            generator: on the CPU, for the mask; the default is torch's global one.
         """
         patches = repeat_clips(self.patchify(log_mel, valid_frames), self.config.masks_per_clip)
         masking = self.random_masking(patches, generator)
@@ -78,19 +78,19 @@ class MaskedAutoencoder(nn.Module):
         return unpatchify(patches, grid, self.config.patch_size)
 
     def random_masking(self, patches: Patches, generator: torch.Generator | None = None) -> Masking:
-        """A new mask by the model's strategy and ratio."""
+        """Draw a mask by the model's strategy and ratio."""
         kept = draw_kept(patches.valid, patches.grid, self.config, generator)
         return index(kept, patches.values.device)
 
     def forward_encoder(self, patches: Patches, masking: Masking) -> Tensor:
-        """(B, 1 + K, D): the tokens of the class token and the kept patches."""
+        """Encode the class token and the kept patches: (B, 1 + K, D)."""
         return self.encoder(patches, masking)
 
     def forward_decoder(self, latent: Tensor, patches: Patches, masking: Masking) -> Tensor:
-        """(B, 1 + K, D) -> (B, L, p): the values of every patch."""
+        """(B, 1 + K, D) -> (B, L, p): predict the values of every patch."""
         latent = self.decoder_embed(latent)
         mask_token = self.mask_token.to(latent.dtype).expand(len(latent), -1, -1)
-        # Token 1 + i is the i-th kept patch, the one behind the last is the mask token.
+        # Token 1 + i is the i-th kept patch; the mask token comes after the last one.
         places = torch.where(masking.mask == 0, 1 + masking.ids_restore, latent.shape[1])
         tokens = select(torch.cat([latent, mask_token], dim=1), places)
         tokens = tokens + self.decoder_positions(patches.grid, tokens.device)
@@ -99,7 +99,7 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, valid)))
 
     def forward_loss(self, patches: Patches, prediction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean squared error over the removed valid patches: of the batch, and of each clip (B,)."""
+        """Mean squared error over the removed valid patches: of the batch, and of each clip (B,)."""
         target = patches.values
         if self.config.norm_target:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)
@@ -107,10 +107,10 @@ class MaskedAutoencoder(nn.Module):
         return masked_error(prediction, target, mask * patches.valid.to(mask.device))
 
     def after_update(self, share: float) -> None:
-        """Called after each optimiser step with the share of the run that is done; nothing to do here."""
+        """Called after each optimiser step with the finished share of the run, 0 to 1; does nothing here."""
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Every trained parameter once; those of one dimension and the tokens without weight decay."""
+        """Every trained parameter once; one-dimensional ones and the tokens without weight decay."""
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
@@ -125,9 +125,9 @@ class MaskedAutoencoder(nn.Module):
     def reconstruct(
         self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Log-mels whose removed patches are the model's (B, T, F), and where they are (B, T, F); whole patches.
+        """Log-mels with removed patches predicted (B, T, F), and where they are (B, T, F), bool; whole patches.
 
-        With `norm_target` the model knows the shape of a patch alone: its mean and deviation are the true ones.
+        With `norm_target` the model predicts only the shape of a patch; its true mean and deviation are used.
         """
         patches = self.patchify(log_mel, valid_frames)
         masking = self.random_masking(patches, generator)
@@ -136,19 +136,19 @@ class MaskedAutoencoder(nn.Module):
             variance, mean = torch.var_mean(patches.values, dim=2, keepdim=True)
             values = values * (variance + 1e-6).sqrt() + mean
         removed = (masking.mask > 0)[:, :, None].expand_as(values)
-        shown = torch.where(removed, values, patches.values)
-        return self.unpatchify(shown, patches.grid), self.unpatchify(removed, patches.grid)
+        filled = torch.where(removed, values, patches.values)
+        return self.unpatchify(filled, patches.grid), self.unpatchify(removed, patches.grid)
 
 
 def masked_error(prediction: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean squared error over the patches (B, L, p) of weight (B, L) 1: of the batch, and of each clip (B,)."""
+    """Mean squared error over the patches (B, L, p) with weight (B, L) 1: of the batch, and of each clip (B,)."""
     error = functional.mse_loss(prediction.float(), target, reduction="none").mean(2)
     error, count = (error * weight).sum(1), weight.sum(1)
     return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)
 
 
 def repeat_clips(patches: Patches, times: int) -> Patches:
-    """Every clip `times` times, one after the other, for as many masks."""
+    """Repeat every clip `times` times in a row, for as many masks."""
     if times == 1:
         return patches
     values, valid = (tensor.repeat_interleave(times, dim=0) for tensor in (patches.values, patches.valid))

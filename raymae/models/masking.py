@@ -1,9 +1,9 @@
-"""Which patches the encoder sees.
+"""Masking: which patches the encoder processes.
 
-Masks are drawn on the CPU from a passed generator and then moved, so that they are the same on every device. Ratios are
+Masks are drawn on the CPU from a given generator and then moved, so that they are the same on every device. Ratios are
 the share REMOVED; a mask is 0 where a patch is kept and 1 where it is removed. Counts are those of Audio-MAE: `int` of
-the kept share, per clip and of its valid patches (columns, rows) only, at least one. The counts decide shapes, so
-torch.compile leaves all of this out.
+the kept share, per clip and of its valid patches (columns, rows) only, at least one. The counts decide shapes, so all
+of this is excluded from torch.compile.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from raymae.models.patches import Grid
 
 
 class Masking(NamedTuple):
-    """A batch's mask and the indexes that go with it."""
+    """The mask of a batch and its index tensors."""
 
     mask: Tensor
     """(B, L) float: 0 is keep, 1 is remove (also for patches that are not valid)."""
     ids_keep: Tensor
-    """(B, K) int64: the kept patches of each clip in ascending order, K being the largest number in the batch; a clip
-    that keeps fewer is filled up with removed ones."""
+    """(B, K) int64: the kept patches of each clip in ascending order, K being the largest number in the batch; clips
+    with fewer are filled up with removed ones."""
     ids_restore: Tensor
-    """(B, L) int64: the place of each patch when the kept ones come first: those below K lie in ids_keep."""
+    """(B, L) int64: position of each patch when the kept ones come first; those below K are in ids_keep."""
     attend: Tensor | None
-    """(B, K) bool: which of ids_keep are kept; None when all are."""
+    """(B, K) bool: which of ids_keep are kept; None if all are."""
 
 
 def kept_count(n: int, ratio: float) -> int:
-    """How many of n patches (columns, rows) stay when the share `ratio` is removed."""
+    """Number of patches (columns, rows) of n that are kept when the share `ratio` is removed."""
     return max(1, int(n * (1 - ratio)))
 
 
 def kept_tokens(grid: Grid, model: ModelConfig) -> int:
-    """How many patches of a whole clip the encoder sees in pre-training (without the class token)."""
+    """Number of patches of a whole clip in the encoder's input in pre-training (without the class token)."""
     columns, rows = grid
     match model.mask_strategy:
         case "unstructured":
@@ -52,7 +52,7 @@ def kept_tokens(grid: Grid, model: ModelConfig) -> int:
 
 @torch.compiler.disable
 def draw_kept(valid: Tensor, grid: Grid, model: ModelConfig, generator: torch.Generator | None) -> Tensor:
-    """(B, L) valid -> (B, L) kept, both bool, by the model's masking strategy."""
+    """Draw a mask by the model's strategy: (B, L) valid -> (B, L) kept, both bool."""
     match model.mask_strategy:
         case "unstructured":
             return choose(valid, model.mask_ratio, generator)
@@ -65,7 +65,7 @@ def draw_kept(valid: Tensor, grid: Grid, model: ModelConfig, generator: torch.Ge
 
 
 def choose(eligible: Tensor, ratio: float, generator: torch.Generator | None) -> Tensor:
-    """(B, N) -> (B, N) bool: a random choice of each clip's eligible items, of which the share `ratio` is removed."""
+    """(B, N) -> (B, N) bool: keep a random choice of each clip's eligible items; the share `ratio` is removed."""
     if ratio == 0:
         return eligible
     noise = torch.rand(eligible.shape, generator=generator).masked_fill(~eligible, torch.inf)
@@ -78,7 +78,7 @@ def choose(eligible: Tensor, ratio: float, generator: torch.Generator | None) ->
 def choose_structured(
     valid: Tensor, grid: Grid, time_ratio: float, freq_ratio: float, generator: torch.Generator | None
 ) -> Tensor:
-    """(B, L) -> (B, L) bool: whole time columns and then whole frequency rows of the valid patches are removed."""
+    """(B, L) -> (B, L) bool: remove whole time columns and then whole frequency rows of the valid patches."""
     kept = valid.unflatten(1, grid)
     kept = kept & choose(kept.any(2), time_ratio, generator)[:, :, None]
     kept = kept & choose(kept.any(1), freq_ratio, generator)[:, None, :]
@@ -87,7 +87,7 @@ def choose_structured(
 
 @torch.compiler.disable
 def index(kept: Tensor, device: torch.device) -> Masking:
-    """The masking, on `device`, that keeps `kept` (B, L), a bool tensor on the CPU."""
+    """The masking on `device` that keeps the patches `kept` (B, L), a bool tensor on the CPU."""
     order = torch.argsort(kept, dim=1, descending=True, stable=True)
     ids_keep = order[:, : int(kept.sum(1).max())]
     attend = unless_all(kept.gather(1, ids_keep), device)
@@ -95,10 +95,10 @@ def index(kept: Tensor, device: torch.device) -> Masking:
 
 
 def keep_all(valid: Tensor) -> Masking:
-    """The masking that keeps `valid` (B, L) with every patch in its own place: the others are there and unattended.
+    """The masking that keeps `valid` (B, L) with all patches in the input: invalid ones are not attended to.
 
-    What the encoder makes of the valid patches is the same as with `index`, at the cost of the others; no shape depends
-    on the data, so that a graph can hold it (`raymae.serving.export`).
+    The encoder's output for the valid patches is the same as with `index`, at the cost of computing the others. No
+    shape depends on the data, so that it can be exported as a graph (`raymae.serving.export`).
     """
     ids = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
     return Masking((~valid).float(), ids, ids, valid)
@@ -106,5 +106,5 @@ def keep_all(valid: Tensor) -> Masking:
 
 @torch.compiler.disable
 def unless_all(mask: Tensor, device: torch.device) -> Tensor | None:
-    """A bool tensor of the CPU on `device`; None, which attention takes faster, if all of it is True."""
+    """Move a bool tensor from the CPU to `device`; None, with which attention is faster, if all of it is True."""
     return None if bool(mask.all()) else mask.to(device)

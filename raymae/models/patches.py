@@ -1,7 +1,7 @@
-"""Log-mels as patches: cutting, putting together, which ones hold sound, and where they lie.
+"""Patches of log-mels: patchify and unpatchify, valid patches, and position embeddings.
 
-Patches are numbered in (time, frequency) order: patch l lies in time column l // F and frequency row l % F of a grid of
-(T, F) patches. A log-mel is padded with silence up to whole patches.
+Patches are numbered in (time, frequency) order: patch l is in time column l // F and frequency row l % F of a grid of
+(T, F) patches. A log-mel is padded with silence to whole patches.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch.nn import functional
 Grid = tuple[int, int]
 
 CONSTANT = 1e-3
-"""A patch in which no band moves by more (in units of the normalised log-mel, about a float16 step) is constant."""
+"""Largest change of any band over time in a constant patch, in units of the normalised log-mel: a float16 step."""
 
 
 class Patches(NamedTuple):
     """The patches of a batch of clips."""
 
     values: Tensor
-    """(B, L, p): the pixels of each patch, frame after frame."""
+    """(B, L, p): the pixels of each patch, frame by frame."""
     grid: Grid
     """Time columns and frequency rows; L is their product."""
     valid: Tensor
     """(B, L) bool, on the CPU: the patches that take part in encoder and loss."""
     segments: int = 1
-    """How many of the B, one after the other, are segments of one clip."""
+    """Number of consecutive items of the batch that are segments of one clip."""
 
 
 def grid_size(n_frames: int, n_mels: int, patch_size: tuple[int, int]) -> Grid:
@@ -50,18 +50,18 @@ def patchify(log_mel: Tensor, patch_size: tuple[int, int], silence: float) -> Te
 
 
 def unpatchify(patches: Tensor, grid: Grid, patch_size: tuple[int, int]) -> Tensor:
-    """(B, L, p) -> (B, T, F): the inverse of `patchify`, with the padding to whole patches still there."""
+    """(B, L, p) -> (B, T, F): the inverse of `patchify`; the padding to whole patches is kept."""
     (columns, rows), (frames, bands) = grid, patch_size
     log_mel = patches.view(-1, columns, rows, frames, bands).transpose(2, 3)
     return log_mel.reshape(-1, columns * frames, rows * bands)
 
 
 def valid_patches(patches: Tensor, patch_size: tuple[int, int], n_rows: int, valid_frames: Tensor) -> Tensor:
-    """(B, L, p) -> (B, L) bool: the patches that hold sound.
+    """(B, L, p) -> (B, L) bool: the patches that contain sound.
 
-    A patch is valid if all its frames are recorded and if it is not constant. A clip shorter than one patch keeps its
-    first column. "Constant" means that no band changes over time, so that neither colouring nor centring, which add an
-    offset to each band, turns digital silence into sound.
+    A patch is valid if none of its frames is padding and it is not constant. A clip shorter than one patch keeps its
+    first column. "Constant" means that no band changes over time, so that digital silence stays invalid after random EQ
+    and band-mean subtraction, which add an offset to each band.
 
     Args:
         valid_frames: (B,) frames of each clip before its padding.
@@ -74,9 +74,9 @@ def valid_patches(patches: Tensor, patch_size: tuple[int, int], n_rows: int, val
 
 
 class Positions(nn.Module):
-    """Fixed 2-D sin-cos positions, computed once for each grid and never part of the state_dict.
+    """Fixed 2-D sin-cos position embeddings, computed once per grid and never part of the state_dict.
 
-    A patch's position depends on its place alone, not on the size of the grid.
+    A patch's embedding depends only on its column and row, not on the size of the grid.
     """
 
     def __init__(self, dim: int) -> None:
@@ -85,20 +85,21 @@ class Positions(nn.Module):
         self.tables: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
-        """(L, dim) for a grid of L patches."""
+        """Embeddings (L, dim) for a grid of L patches."""
         if (grid, device) not in self.tables:
-            with torch.inference_mode(False):  # a table first needed in prediction may later serve training
+            with torch.inference_mode(False):  # a table first computed in prediction may later be used in training
                 self.tables[grid, device] = build_sincos2d_pos_embed(list(grid), dim=self.dim, device=device)
         return self.tables[grid, device]
 
 
 def resample_positions(table: Tensor, grid: Grid) -> Tensor:
-    """A table of positions (columns, rows, D) -> (L, D) for a grid of L patches; the table itself on its own grid.
+    """Resample a table of positions (columns, rows, D) -> (L, D) to a grid of L patches.
 
-    Another grid is interpolated, as timm does it: its ends get the positions of the table's ends.
+    The table's own grid gets the table itself. Other grids are interpolated as in timm: the ends of the grid get the
+    positions of the ends of the table.
     """
-    own = table.shape[0], table.shape[1]
+    table_grid = table.shape[0], table.shape[1]
     flat = table.flatten(0, 1)
-    if own == grid:
+    if table_grid == grid:
         return flat
-    return resample_abs_pos_embed(flat[None], list(grid), list(own), num_prefix_tokens=0)[0]
+    return resample_abs_pos_embed(flat[None], list(grid), list(table_grid), num_prefix_tokens=0)[0]

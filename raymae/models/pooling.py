@@ -1,4 +1,4 @@
-"""From the tokens of the patches to one vector per clip."""
+"""Pooling of patch tokens to one vector per clip, and segments of clips."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import torch
 from torch import Tensor
 
 
-def token_mean(tokens: Tensor, seen: Tensor) -> Tensor:
-    """(B, K, D) tokens and (B, K), 1 where a token counts -> their mean (B, D); 0 where none does."""
-    weight = seen[:, :, None].to(tokens.dtype)
+def token_mean(tokens: Tensor, kept: Tensor) -> Tensor:
+    """(B, K, D) tokens and (B, K), 1 for tokens that count -> their mean (B, D); 0 if none does."""
+    weight = kept[:, :, None].to(tokens.dtype)
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def row_stats(tokens: Tensor, membership: Tensor) -> Tensor:
     """Mean and standard deviation over time of the tokens of every frequency row.
 
-    Keeps apart what a recording device colours differently.
+    Keeps the rows, whose level depends on the recording device, apart.
 
     Args:
         tokens: (B, K, D).
-        membership: (B, K, rows), 1 where a token lies in a row and counts.
+        membership: (B, K, rows), 1 where a token belongs to a row and counts.
 
     Returns:
         (B, 2, rows, D) float32; the mean of a row without a token is 0, its deviation 0.001.
     """
     tokens, membership = tokens.float(), membership.float()
     share = membership / membership.sum(1, keepdim=True).clamp(min=1)
-    with torch.autocast(tokens.device.type, enabled=False):  # a difference of near numbers needs float32
+    with torch.autocast(tokens.device.type, enabled=False):  # a difference of nearly equal numbers needs float32
         mean = share.mT @ tokens
         variance = share.mT @ (tokens - membership @ mean).square()
     return torch.stack([mean, (variance + 1e-6).sqrt()], dim=1)
@@ -35,17 +35,17 @@ def row_stats(tokens: Tensor, membership: Tensor) -> Tensor:
 def segment_starts(n_frames: int, length: int, least: int) -> list[int]:
     """First frames of the consecutive segments of a clip.
 
-    The last one ends with the clip and may lie over the one before; but a rest of fewer than `least` frames, in which
-    no whole patch lies, has no segment of its own.
+    The last one ends with the clip and may overlap the one before. A remainder of fewer than `least` frames, too short
+    for a whole patch, gets no segment of its own.
     """
     count = max(1, (n_frames - least) // length + 1)
     return [min(number * length, max(0, n_frames - length)) for number in range(count)]
 
 
 def cut_segments(log_mel: Tensor, valid_frames: Tensor, length: int, least: int) -> tuple[Tensor, Tensor]:
-    """(B, T, F) and valid frames (B,) -> the clips' S segments, one clip after the other: (B S, length, F), (B S,).
+    """(B, T, F) and valid frames (B,) -> S segments per clip, clip by clip: (B S, length, F), (B S,).
 
-    A clip of at most `length` frames is its own and only segment.
+    A clip of at most `length` frames is one segment.
     """
     starts = segment_starts(log_mel.shape[1], length, least)
     segments = torch.stack([log_mel[:, start : start + length] for start in starts], dim=1)

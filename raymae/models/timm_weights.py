@@ -1,7 +1,7 @@
-"""Weights from elsewhere: into a new model, from the names of timm and of Audio-MAE's public code, and back to timm's.
+"""Conversion of weights between raymae's names and those of timm and of Audio-MAE's public code, and their loading.
 
-Our own names: `encoder.` before timm's names of the encoder's parameters, `encoder.pos_embed` (columns, rows, D) for
-positions that aren't computed, `norm.` for the norm behind the pooling (timm's fc_norm).
+raymae's names: `encoder.` before timm's names of the encoder's parameters, `encoder.pos_embed` (columns, rows, D) for
+positions that aren't computed, `norm.` for the norm after the pooling (timm's fc_norm).
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ BLOCK = tuple(
 )
 NORMS = tuple(f"{norm}.{kind}" for norm in ("norm", "fc_norm") for kind in ("weight", "bias"))
 NOT_ENCODER = ("decoder", "mask_token", "head.", "head_dist.")
-"""Beginnings of the names of what isn't taken over: Audio-MAE's decoder, heads of other classes."""
+"""Prefixes of names that are not loaded: Audio-MAE's decoder, heads of other classes."""
 
 
 def blocks_of(state: State, prefix: str = "") -> int:
-    """How many blocks a state dict holds."""
+    """Number of blocks in a state dict."""
     inner = f"{prefix}blocks."
     return 1 + max((int(name[len(inner) :].split(".")[0]) for name in state if name.startswith(inner)), default=-1)
 
 
 def own_names(state: State, n_rows: int) -> dict[str, Tensor]:
-    """The encoder of a state dict in the names of timm's VisionTransformer or Audio-MAE's code, in our own names.
+    """Rename the encoder of a state dict from timm's VisionTransformer's or Audio-MAE's names to raymae's.
 
     The class token's position is added to the class token.
 
     Args:
-        state: (1, 1 + L, D) pos_embed, patch_embed.proj, cls_token, blocks, norm or fc_norm; decoder and head are
-            left out, with a line in the log.
-        n_rows: frequency rows of the patches, by which positions (L) are a grid unless they are Audio-MAE's.
+        state: pos_embed (1, 1 + L, D), patch_embed.proj, cls_token, blocks, norm or fc_norm; decoder and head are
+            skipped, with a log line.
+        n_rows: frequency rows of the patches: the L positions are a grid with this number of rows, unless they are
+            Audio-MAE's.
 
     Raises:
-        ValueError: a name is missing or unknown, or a shape is no such encoder's.
+        ValueError: a name is missing or unknown, or a shape doesn't fit such an encoder.
     """
     dropped = [name for name in state if name.startswith(NOT_ENCODER)]
     given = {name: value for name, value in state.items() if name not in set(dropped)}
     check_names(given)
     if dropped:
-        log.info("%d tensors of decoder and heads are left out, beginning with %s", len(dropped), dropped[0])
+        log.info("skipped %d tensors of decoder and heads, the first is %s", len(dropped), dropped[0])
     positions, cls_token = given["pos_embed"].float(), given["cls_token"].float()
     grid = grid_of(positions, given["patch_embed.proj.weight"], n_rows)
     own = {f"encoder.{name}": value.float() for name, value in given.items() if name not in NORMS}
@@ -71,12 +72,12 @@ def own_names(state: State, n_rows: int) -> dict[str, Tensor]:
 
 
 def check_names(state: State) -> None:
-    """ValueError unless the names are those of an encoder like ours."""
+    """Raise ValueError unless the names are those of an encoder like raymae's."""
     blocks = [f"blocks.{block}.{name}" for block in range(max(1, blocks_of(state))) for name in BLOCK]
     wanted = [*EMBEDDING, *blocks]
     if not any(name in state for name in wanted):
         raise ValueError(
-            f"no known naming: expected {', '.join(EMBEDDING)}, blocks.0.… as in timm or Audio-MAE; found "
+            f"unknown names: expected {', '.join(EMBEDDING)}, blocks.0.… as in timm or Audio-MAE; found "
             f"{', '.join(sorted(state)[:5]) or 'no tensor'}"
         )
     missing = [name for name in wanted if name not in state]
@@ -86,12 +87,12 @@ def check_names(state: State) -> None:
     unknown = sorted(set(state) - {*wanted, *NORMS})
     if unknown:
         raise ValueError(
-            f"{unknown[0]} has no place in this encoder ({len(unknown)} such tensors): another architecture"
+            f"{unknown[0]} is not part of this encoder ({len(unknown)} such tensors): another architecture"
         )
 
 
 def grid_of(positions: Tensor, projection: Tensor, n_rows: int) -> Grid:
-    """Columns and rows of a table of positions (1, 1 + L, D), the first of which is the class token's."""
+    """Columns and rows of a table of positions (1, 1 + L, D), whose first position is the class token's."""
     if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[1] < 2:
         raise ValueError(f"pos_embed: found {tuple(positions.shape)}, expected (1, 1 + patches, embed_dim)")
     patches = positions.shape[1] - 1
@@ -99,20 +100,20 @@ def grid_of(positions: Tensor, projection: Tensor, n_rows: int) -> Grid:
         return AUDIO_MAE_GRID
     if patches % n_rows:
         raise ValueError(
-            f"pos_embed: found {tuple(positions.shape)}, {patches} patches, which are no whole columns of the "
-            f"{n_rows} rows that audio.n_mels and model.patch_size give"
+            f"pos_embed: found {tuple(positions.shape)}, {patches} patches, which is not a multiple of the "
+            f"{n_rows} rows given by audio.n_mels and model.patch_size"
         )
     return patches // n_rows, n_rows
 
 
 def timm_names(encoder: State, positions: Tensor) -> dict[str, Tensor]:
-    """The state of an `Encoder` and its positions (L, D) on some grid, in the names of timm's VisionTransformer."""
+    """Rename the state of an `Encoder`, with its positions (L, D) on some grid, to timm's VisionTransformer's names."""
     state = {name: value for name, value in encoder.items() if name != "pos_embed"}
     return {**state, "pos_embed": torch.cat([torch.zeros_like(positions[:1]), positions])[None]}
 
 
 def misfits(own: State, given: State) -> list[str]:
-    """What of `own` isn't in `given` or has another shape there."""
+    """Tensors of `own` that are missing in `given` or have another shape there, with the shapes."""
     missing = [f"{name} is missing, expected {tuple(value.shape)}" for name, value in own.items() if name not in given]
     shared = [name for name in own if name in given]
     return missing + [
@@ -123,14 +124,14 @@ def misfits(own: State, given: State) -> list[str]:
 
 
 def encoder_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
-    """What the encoder of a new model takes over from weights in our own names.
+    """Select the weights for the encoder of a new model from weights in raymae's names.
 
-    These may have more blocks than the model (see `finetune.layer`) and a last norm that the model lacks; where it has
-    one and they don't, their norm behind the pooling stands in. Everything else has to fit. Positions of their own
-    come along.
+    The given weights may have more blocks than the model (see `finetune.layer`) and a final norm that the model doesn't
+    have. If the model has a final norm and they don't, their norm after the pooling is used. Everything else has to
+    fit. A position table among them is included.
 
     Raises:
-        ValueError: names of weights that are missing, unknown or of another shape, with the shapes.
+        ValueError: weights are missing, unknown or of another shape; the message has their names and shapes.
     """
     own = {name: value for name, value in model.state_dict().items() if name.startswith("encoder.")}
     weights = {name: value for name, value in given.items() if name.startswith("encoder.")}
@@ -155,7 +156,7 @@ def encoder_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
 
 
 def load_encoder(classifier: AudioClassifier, given: State) -> None:
-    """Take over the encoder (see `encoder_weights`) and, where both average the patches, the norm behind that."""
+    """Load the encoder (see `encoder_weights`) and, if both use mean pooling, the norm after it."""
     weights = encoder_weights(classifier, given)
     if classifier.finetune.pool == "mean":
         weights |= {name: given[name] for name in ("norm.weight", "norm.bias") if name in given}
@@ -163,21 +164,21 @@ def load_encoder(classifier: AudioClassifier, given: State) -> None:
 
 
 def pretrained_weights(model: nn.Module, given: State) -> dict[str, Tensor]:
-    """What a new pre-training model takes over: the encoder (`encoder_weights`) and, where all of it fits, the rest.
+    """Select the weights for a new pre-training model: the encoder (`encoder_weights`) and, if it fits, the rest.
 
-    Where it doesn't, a line in the log says so, and a teacher (`models.latent`) begins as the encoder.
+    Otherwise the rest is initialised anew, with a log line, and a teacher (`models.latent`) is a copy of the encoder.
     """
     weights = encoder_weights(model, given)
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
     wrong = misfits(rest, given)
     if not wrong:
         return weights | {name: given[name] for name in given if name in rest or name == "teacher.pos_embed"}
-    log.info("only the encoder is taken over, the decoder starts afresh: %s", wrong[0])
+    log.info("only the encoder is loaded, the decoder is initialised anew: %s", wrong[0])
     if any(name.startswith("teacher.") for name in rest):
         weights |= {f"teacher.{name.removeprefix('encoder.')}": value for name, value in weights.items()}
     return weights
 
 
 def load_pretrained(model: nn.Module, given: State) -> None:
-    """Take over `pretrained_weights`."""
+    """Load the `pretrained_weights` into a new pre-training model."""
     model.load_state_dict(pretrained_weights(model, given), strict=False)

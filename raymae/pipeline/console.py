@@ -1,4 +1,4 @@
-"""What a job says of its plan before it runs, and of its result."""
+"""Print the plan before it runs, and the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raymae.config import redact
-from raymae.config.stages import DOES, turn_of
+from raymae.config.stages import STAGES, turn_of
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
 from raymae.pipeline.plan.plan import Plan
@@ -14,7 +14,7 @@ from raymae.storage.events import latest_step
 
 
 def print_plan(plan: Plan) -> None:
-    """What will run, what is reused, and what it takes."""
+    """Print the stages: which run, which are reused, and what they take."""
     print(f"recipe {plan.config.recipe}, storage {redact(plan.storage.url)}")
     print(f"  split: {split_name(plan.config.data.split)}")
     for line in summary(plan.clips, plan.config.finetune.labels):
@@ -31,28 +31,28 @@ def print_plan(plan: Plan) -> None:
     width = max(12, *map(len, plan.nodes))
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)
-        state = "reused" if node.reused else "to run" if step is None else f"to go on from step {step}"
-        does = DOES[node.stage] + said_of_name(name, node.stage)
+        state = "reused" if node.reused else "to run" if step is None else f"to resume from step {step}"
+        does = STAGES[node.stage].does + repeat_of(name, node.stage)
         print(f"  {name:{width}s} {node.key}  {state}  {does}{details.get(name, '')}")
     for ablation, name in plan.ablation_models.items():
         if name == "finetune":
-            print(f"  ablation {ablation}: this is where {name} starts anyway; its row stands for both")
+            print(f"  ablation {ablation}: {name} starts from the same, so one row shows both")
     if "consistency" in plan.nodes and not plan.has_unlabelled:
-        print("  split train has no unlabelled clip: consistency training goes on with the labels alone")
+        print("  split train has no unlabelled clip: consistency training uses the labels alone")
     if "evaluate" in plan.nodes and plan.config.finetune.labels == "multi":
-        print("  clips of several classes: no pseudo-labels and no student, the fine-tuned classifier is the final one")
+        print("  multi-label clips: no pseudo-labels and no student, the fine-tuned classifier is the final one")
 
 
-def said_of_name(name: str, stage: str) -> str:
-    """What a node is of its stage, where the plan has several."""
+def repeat_of(name: str, stage: str) -> str:
+    """The round or ablation of a node, where the plan has several of its stage."""
     if name == stage:
         return ""
     turn = turn_of(name)[1]
     return f" (round {turn})" if turn > 1 else f" (ablation {name.removeprefix(stage + '_')})"
 
 
-def said_of_round(found: Mapping[str, Any]) -> list[str]:
-    """What is said of a round of pseudo-labels, from `teacher.run_round`'s result."""
+def round_lines(found: Mapping[str, Any]) -> list[str]:
+    """Lines about a round of pseudo-labels, from the result of `pseudo_label.run_round`."""
     lines = [
         f"{found['accepted']} of {found['unlabelled']} unlabelled clips get a label ({found['rule']}); temperature "
         f"{found['temperature']:.2f}, calibrated on {found['calibrated_on']}"
@@ -60,23 +60,23 @@ def said_of_round(found: Mapping[str, Any]) -> list[str]:
     if found["calibrated_on"] == "nothing":
         lines.append(found["calibration"]["reason"])
     if not found["accepted"]:
-        lines.append("no pseudo-label was accepted: the student learns from the given labels alone")
+        lines.append("no pseudo-label was accepted: the student trains on the given labels alone")
     elif found["empty_classes"]:
-        lines.append(f"no accepted pseudo-label is of: {', '.join(found['empty_classes'])}")
+        lines.append(f"classes without an accepted pseudo-label: {', '.join(found['empty_classes'])}")
     return lines
 
 
 def print_result(plan: Plan, result: dict[str, Any]) -> None:
-    """The table, and where to look further."""
-    print(f"\n{plan.job} is done after {result['seconds']:.0f} s; run folder {result['run_folder']}")
+    """Print the table, the report and the next commands."""
+    print(f"\n{plan.job} finished in {result['seconds']:.0f} s; run folder {result['run_folder']}")
     if "evaluate" in plan.nodes:
         evaluation = plan.nodes["evaluate"].artifact
         print(headline(evaluation.read_bytes("report.md").decode()))
-        print(f"the whole report:   {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
+        print(f"full report:       {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
     if "model_uri" in result:
-        print(f"registered model:   {result['model_uri']}")
-        print(f"look further:       {result['commands']['mlflow_ui']}")
-        print(f"label recordings:   {result['commands']['predict']}")
+        print(f"registered model:  {result['model_uri']}")
+        print(f"open MLflow:       {result['commands']['mlflow_ui']}")
+        print(f"predict:           {result['commands']['predict']}")
 
 
 def headline(text: str) -> str:

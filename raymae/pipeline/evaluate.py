@@ -1,11 +1,11 @@
-"""Evaluation: every model and baseline on every held-out split of the store, each clip exactly once."""
+"""Evaluate every model and baseline on every held-out split of the store, each clip exactly once. Works without Ray."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,32 +20,29 @@ from raymae.datasets.splits.split_file import split_name
 from raymae.datasets.synthetic import STAMP
 from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
 from raymae.evaluation.report import write_report
-from raymae.evaluation.scores import check_complete, comparisons, evaluation, heard, mistakes
+from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import Reading
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from raymae.training.batches.order import sample
 
-if TYPE_CHECKING:
-    from raymae.inference.embedder import Reading
-
-UNSAID = ("log_loss", "log_loss_ci", "ece", "ece_ci", "reliability")
-"""Scores of probabilities."""
+PROBABILITY_SCORES = ("log_loss", "log_loss_ci", "ece", "ece_ci", "reliability")
+"""Scores that need probabilities, which the SVMs don't give."""
 
 Found = tuple[Mapping[str, NDArray[np.float32]], float]
-"""Rows of arrays by name, and the seconds of work that they took."""
+"""Arrays with a row per clip, by name, and the seconds of work that they took."""
 
 
 class Reader(Protocol):
-    """How rows of the store are read: over a cluster (`cluster.infer`) or in one process (`pipeline.in_process`)."""
+    """Inference on rows of the store: on a cluster (`cluster.infer`) or in one process (`pipeline.in_process`)."""
 
     def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-        """Something to be computed beside the rest; what comes back waits for it."""
+        """Start a computation in the background; the returned function waits for its result and returns it."""
         ...
 
-    def classify(self, rows: Rows, folders: Mapping[str, Folder]) -> Found:
-        """Class probabilities (n, C) of rows by every classifier."""
+    def classify(self, rows: Rows, folders: Mapping[str, Folder], views: int = 0) -> Found:
+        """Class probabilities (n, C) of rows by every classifier, averaged over so many views with random EQ."""
         ...
 
     def embed(self, rows: Rows, readings: Mapping[str, Reading]) -> Found:
@@ -54,7 +51,7 @@ class Reader(Protocol):
 
 
 def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
-    """Log-mel statistics (n, 5, F) of some rows."""
+    """Log-mel statistics (n, 5, F) of rows of the store."""
     found = [
         statistics(one.astype(np.float32), int(frames), store.audio)
         for _, log_mel, valid_frames in iterate(store, rows, 64)
@@ -66,17 +63,18 @@ def store_statistics(store: FeatureStore, rows: Rows) -> NDArray[np.float32]:
 def svm_baselines(
     store: FeatureStore, kinds: list[SvmKind], train: Rows, test: Rows, names: list[str], labels: Labels, seed: int
 ) -> dict[SvmKind, tuple[NDArray[np.float32], float]]:
-    """Probabilities (n, C) of the held-out rows and training seconds, by baseline; `train` are the labelled rows."""
+    """Probabilities (n, C) of the `test` rows and training seconds, by baseline; `train` are the labelled rows."""
     targets = target_matrix(store.clips["scene_label"].take(train), names, labels).toarray().astype(np.int64)
     if labels == "single":
         targets = targets.argmax(axis=1)
     x_train, x_test = store_statistics(store, train), store_statistics(store, test)
     unlabelled = rows_of(store.clips, "train", labelled=False)
-    more = store_statistics(store, unlabelled) if "svm_self_trained" in kinds and len(unlabelled) else None
+    self_training = "svm_self_trained" in kinds and len(unlabelled)
+    x_unlabelled = store_statistics(store, unlabelled) if self_training else None
     found = {}
     for kind in kinds:
         started = time.perf_counter()
-        model = fit_svm(kind, x_train, targets, names, seed, more)
+        model = fit_svm(kind, x_train, targets, names, seed, x_unlabelled)
         seconds = time.perf_counter() - started
         found[kind] = (model.probabilities(x_test).astype(np.float32), seconds)
     return found
@@ -85,15 +83,15 @@ def svm_baselines(
 def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     """Evaluate all models of a plan and write predictions, pages and figures.
 
-    Returns what `report.json` holds, and work_seconds:
-        split: the name of the split; labels: single or multi; classes; note: what the data prove, or None.
-        metrics: model → split → scores (`evaluation.scores`); train_seconds: by model; val_chose: models whose weights
-            split val has chosen; heard: devices and cities of train and pool; quarantined: by split, labelled clips
-            that couldn't be read.
+    Returns the content of `report.json`, and work_seconds:
+        split: the name of the split; labels: single or multi; classes; note: `STAMP` for synthetic data, else None.
+        metrics: model → split → scores (`scores.evaluation`); train_seconds: by model; val_chose: models whose weights
+            were selected on split val; trained_on: devices and cities of train and pool; quarantined: by split, number
+            of labelled clips that couldn't be read.
         comparisons: other model → split → the final model (first) against it (`scores.comparisons`).
         mistakes: of the final model, by split (`scores.mistakes`).
-        embeddings: what can be read from them by stage (`invariance.read_out`), or None.
-        ablation: by ablation, the model that it is (`Plan.ablation_models`).
+        embeddings: accuracies of probes by stage (`probes.read_out`), or None.
+        ablation: the model of each ablation (`Plan.ablation_models`).
 
     Raises ValueError when no held-out split has a labelled clip, or a clip would not count exactly once.
     """
@@ -136,26 +134,26 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
 
 
 def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Labels, clips: pa.Table) -> dict[str, Any]:
-    """What is said of the models' predictions, the last of which is the final one's; `clips` is their clip table."""
-    known = heard(clips)
-    metrics = {name: evaluation(table, names, labels, known) for name, table in predictions.items()}
+    """Score the models' predictions, the last of which are the final model's; `clips` is the whole clip table."""
+    trained_on = training_domains(clips)
+    metrics = {name: evaluation(table, names, labels, trained_on) for name, table in predictions.items()}
     for name in metrics:
-        if name in SVMS:  # decision values order the classes; they are no probabilities
+        if name in SVMS:  # their decision values rank the classes, but are no probabilities
             for values in metrics[name].values():
-                values.update({key: None for key in UNSAID if key in values})
+                values.update({key: None for key in PROBABILITY_SCORES if key in values})
     *others, final = predictions
     return {
         "labels": labels,
         "classes": list(names),
         "metrics": metrics,
-        "heard": known,
+        "trained_on": trained_on,
         "comparisons": {other: comparisons(predictions[final], predictions[other], names, labels) for other in others},
         "mistakes": mistakes(predictions[final], names, labels),
     }
 
 
 def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, Any] | None, float]:
-    """What can be read from the embeddings of at most `evaluate.probe_clips` held-out clips, and seconds of work."""
+    """Probe the embeddings of at most `evaluate.probe_clips` held-out clips; returns the scores and seconds of work."""
     from raymae.evaluation.probes import read_out
 
     store, config = plan.store, plan.config
@@ -173,13 +171,13 @@ def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, A
 
 
 def quarantined(clips: pa.Table, readable: pa.Table) -> dict[str, int]:
-    """By held-out split, how many labelled clips of a table are not among the readable ones."""
-    lost = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=readable["clip_id"])))
-    return {split: len(some) for split, some in held_out(lost).items()}
+    """Number of labelled clips that are not among the `readable` ones, by held-out split."""
+    unreadable = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=readable["clip_id"])))
+    return {split: len(some) for split, some in held_out(unreadable).items()}
 
 
 def chose_by_val(classifier: Folder) -> bool:
-    """Whether split val has chosen a classifier's weights."""
+    """Whether a classifier's weights were selected on split val."""
     return bool(classifier.result().get("selection", {}).get("weights") == "best")
 
 
@@ -196,9 +194,10 @@ STAGES = {
 
 
 def readings(plan: Plan) -> dict[str, Reading]:
-    """The encoders of a plan's stages by what they are called: random, pre-trained (or given), fine-tuned, student.
+    """The encoders of a plan's stages by title: random weights, pre-trained (or given), fine-tuned, student.
 
-    Where the classifier centres its input, which alone takes much of the device away, the first two are read both ways.
+    If the classifier subtracts the band mean of its input, which by itself removes much of the device, the first two
+    are embedded with and without it.
     """
     classifier, config = plan.nodes["finetune"].artifact, plan.config.finetune
     first: dict[str, Folder | None] = {"random weights": None}
@@ -208,7 +207,10 @@ def readings(plan: Plan) -> dict[str, Reading]:
         first["given weights"] = plan.given["finetune"].artifact
     found = {title: Reading(classifier, weights, False, config.pool) for title, weights in first.items()}
     if config.subtract_band_mean:
-        found |= {f"{title}, input centred": replace(reading, centred=True) for title, reading in found.items()}
+        found |= {
+            f"{title}, band mean subtracted": replace(reading, subtract_band_mean=True)
+            for title, reading in found.items()
+        }
     for name, node in plan.nodes.items():
         stage, turn = turn_of(name)
         if stage in STAGES:

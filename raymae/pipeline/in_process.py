@@ -1,9 +1,9 @@
-"""The stages of a plan, one after the other in one process: what a cluster does, without the start of its workers.
+"""Run the stages of a plan one after the other in this process, without Ray.
 
-Ray Train and Ray Data take longer to start than a small stage to run, so trials of a sweep and runs of a benchmark are
-made so, several of them side by side. Keys and artifacts are those of the pipeline. The feature store has to stand. A
-stage that another process is making is waited for (`raymae.storage.lease`); one that was cut off goes on from its
-newest commit. Works without Ray.
+Ray Train and Ray Data take longer to start than a small stage takes to run, so the trials of a sweep and the runs of a
+benchmark use this, several processes side by side. Keys and artifacts are those of the pipeline. The feature store has
+to exist. A stage that another process is running is waited for (`raymae.storage.lease`); an interrupted one resumes
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.config import to_dict
-from raymae.config.stages import FINETUNED
+from raymae.config.stages import STAGES
 from raymae.datasets.rows import Rows
 from raymae.features.store import iterate
 from raymae.inference.embedder import Reading
 from raymae.inference.test_time_augmentation import classify
-from raymae.pipeline.evaluate import evaluate
+from raymae.pipeline.bodies import BODIES
 from raymae.pipeline.plan.plan import Node, Plan
-from raymae.pipeline.pseudo_label import run_round
 from raymae.storage.folder import Folder
 from raymae.storage.lease import claimed
 from raymae.training.guards.deadline import FOREVER, Deadline
@@ -39,21 +38,21 @@ OnEvent = Callable[[StageSpec, dict[str, Any]], Any]
 
 
 class ReportingSession(BareSession):
-    """A process without Ray's session that passes every event on."""
+    """A session in one process that passes every event to a callback."""
 
     def __init__(self, spec: StageSpec, torch_device: str, on_event: OnEvent) -> None:
         super().__init__(spec.store, spec.artifact, torch_device)
         self.spec, self.on_event = spec, on_event
 
     def report(self, event: dict[str, Any]) -> None:
-        """Write the event and tell of it."""
+        """Write the event and pass it to the callback."""
         super().report(event)
         self.on_event(self.spec, event)
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Makes the stages of a plan in this process; `on_event` gets every event of a training, and ends it by raising."""
+    """Runs the stages of a plan in this process; `on_event` gets every event of a training, and ends it by raising."""
 
     plan: Plan
     torch_device: str = "cpu"
@@ -61,23 +60,23 @@ class InProcess:
     on_event: OnEvent = lambda spec, event: None
 
     def make(self, node: Node) -> bool:
-        """Make a stage unless it stands; whether it was made here.
+        """Run a stage unless it is finished; returns whether it was run here.
 
         Raises:
-            ValueError: the feature store isn't there, and whatever the stages raise of their input.
-            TimeIsUpError: the deadline is over; a commit stands.
+            ValueError: the feature store is missing, and whatever the stages raise about their input.
+            TimeIsUpError: the deadline is over; training has written a checkpoint.
         """
         if node.artifact.is_done():
             return False
-        if node.stage not in ("pretrain", "pseudo_label", "evaluate", *FINETUNED):
+        if not (STAGES[node.stage].kind or node.stage in BODIES):
             what = "the feature store" if node.stage == "prepare" else node.name
-            raise ValueError(f"{what} {node.key} isn't there")
+            raise ValueError(f"{what} {node.key} is missing: run jobs/{node.stage}.py first")
         where = f"before {node.name}"
         folder = self.plan.storage / f"{CLAIMS}/{node.stage}-{node.key}"
         with claimed(folder, node.artifact.is_done, lambda: self.deadline.check(where)) as mine:
             if mine:
                 self.deadline.check(where)
-                if node.stage in ("pretrain", *FINETUNED):
+                if STAGES[node.stage].kind:
                     self._train(self.plan.spec(node.name))
                 else:
                     self._read(node)
@@ -88,26 +87,16 @@ class InProcess:
             raise self.deadline.error(f"within {spec.name}")
 
     def _read(self, node: Node) -> None:
-        """A round of pseudo-labels, or the evaluation, as the pipeline makes them over a cluster."""
         started = time.time()
-        if node.stage == "pseudo_label":
-            views = self.plan.config.pseudo_label.views
-            result = run_round(
-                self.plan,
-                node.name,
-                lambda rows, teacher: self.classify(rows, {"": teacher}, views)[0][""],
-                lambda rows, reading: self.embed(rows, {"": reading})[0][""],
-            )
-        else:
-            result = evaluate(self.plan, self)
+        result = BODIES[node.stage](self.plan, node, self)
         seconds = time.time() - started
         node.artifact.write_json("config.json", to_dict(self.plan.config))
         node.artifact.finish(result | {"work_seconds": seconds, "seconds": seconds})
 
-    # How `evaluate` reads rows ------------------------------------------------------------------------------------
+    # A `Reader` in this process -----------------------------------------------------------------------------------
 
     def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-        """Something to be computed: here, when it is asked for."""
+        """A function to be called when its value is asked for."""
         return lambda: function(*args)
 
     def classify(

@@ -1,7 +1,7 @@
-"""What a storage holds, who needs it, whether it is sound, and what can go. Neither Ray nor torch.
+"""List a storage: its items, the runs that use them, damage, and what can be removed. Neither Ray nor torch.
 
-A run names its stages in `runs/<run>/stages.json` when it begins, a sweep's trial in its record when it ends. What
-neither names is nobody's.
+A run names its stages in `runs/<run>/stages.json` when it starts, a sweep's trial in its record when it ends. Items
+that neither names are unreferenced.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from raymae.config import redact
 from raymae.features.shard import DAMAGED, read_summary
 from raymae.features.store import SHARDS
-from raymae.storage.folder import CHECKSUMS, COMMITS, Folder, checksum_of
+from raymae.storage.folder import CHECKSUMS, COMMITS, Folder, change_time, checksum_of
 
-STAGES = "stages.json"
+STAGES_FILE = "stages.json"
 """In a run's folder: the keys of its stages and of the weights that it was given."""
 KEPT = ("runs", "sweeps", "datasets", "mlflow-artifacts", "mlflow.db")
-"""At the top of a storage: what is never removed as nobody's."""
+"""Folders and files at the top of a storage that are never removed as unreferenced."""
 DAY = 86_400.0
 
 
 @dataclass
 class Item:
-    """One thing that a storage holds."""
+    """One item of a storage."""
 
     kind: str
     """A stage, `shards`, `weights`, or the folder at the top of the storage (runs, sweeps, ray, …)."""
@@ -39,11 +38,11 @@ class Item:
     size: int = 0
     """Bytes."""
     modified: float = 0.0
-    """When its newest file was written, seconds since 1970; 0 where the storage doesn't say."""
+    """When its newest file was written, seconds since 1970; 0 where the storage doesn't give it."""
     state: str = ""
-    """Of a stage: finished, or how far it came."""
+    """Of a stage: finished, or its progress."""
     used_by: list[str] = field(default_factory=list)
-    """Runs and sweeps that name it; of a shard, the stores."""
+    """The runs and sweeps that name it; of a shard, the feature stores."""
 
     @property
     def days(self) -> float:
@@ -75,21 +74,19 @@ def take(storage: Folder) -> list[Item]:
         if path.startswith("artifacts/"):
             item.used_by = sorted(shards[item.name] if item.kind == "shards" else users[item.name])
             if item.kind != "shards":
-                item.state = "finished" if path in done else said_of(steps.get(path))
+                item.state = "finished" if path in done else progress(steps.get(path))
     return sorted(found.values(), key=lambda item: (item.kind, -item.modified, item.name))
 
 
-def said_of(step: int | None) -> str:
-    """How far an unfinished stage came."""
-    return "begun" if step is None else f"at step {step}"
+def progress(step: int | None) -> str:
+    """The progress of an unfinished stage."""
+    return "started" if step is None else f"at step {step}"
 
 
 def files_of(storage: Folder) -> Iterator[tuple[str, int, float]]:
     """Path within the storage, size and time of every file."""
     for path, info in storage.files().items():
-        stamp: Any = next((info[name] for name in ("mtime", "LastModified", "updated", "created") if name in info), 0.0)
-        modified = stamp.timestamp() if isinstance(stamp, datetime) else float(stamp)
-        yield path, int(info["size"] or 0), modified
+        yield path, int(info["size"] or 0), change_time(info)
 
 
 def references(storage: Folder) -> dict[str, set[str]]:
@@ -97,7 +94,7 @@ def references(storage: Folder) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for name in (storage / "runs").names():
         folder = storage / f"runs/{name}"
-        for file in (STAGES, "result.json"):
+        for file in (STAGES_FILE, "result.json"):
             if folder.exists(file):
                 for key in keys_in(folder.read_json(file)):
                     found[key].add(f"runs/{name}")
@@ -129,16 +126,17 @@ def used_shards(storage: Folder, stores: Sequence[Item]) -> dict[str, set[str]]:
     return found
 
 
-# Soundness ------------------------------------------------------------------------------------------------------------
+# Damage ---------------------------------------------------------------------------------------------------------------
 
 
 def damage(storage: Folder, item: Item) -> str | None:
-    """What is wrong with a finished stage or a shard, read to its last byte; None where nothing is, or nothing is said
-    of its content."""
+    """The damage of a finished stage or a shard, from all of its bytes; None where it is sound or has no checksums."""
     folder = storage / item.path
     if item.kind == "shards":
         whole = item.name.endswith(DAMAGED) or read_summary(storage / SHARDS, item.name, verify=True)
-        return None if whole else "it is no whole shard; jobs/prepare.py with --data.verify computes it again"
+        return (
+            None if whole else "the shard is truncated or damaged; jobs/prepare.py with --data.verify computes it again"
+        )
     if item.state != "finished":
         return None
     try:
@@ -146,63 +144,63 @@ def damage(storage: Folder, item: Item) -> str | None:
         known = folder.read_json(CHECKSUMS) if folder.exists(CHECKSUMS) else {}
     except ValueError as error:
         return str(error)
-    for name, said in known.items():
+    for name, checksum in known.items():
         if not folder.exists(name):
             return f"{name} is missing"
-        if checksum_of(folder, name) != said:
-            return f"{name} is damaged: it isn't what was written"
+        if checksum_of(folder, name) != checksum:
+            return f"{name} is damaged: its checksum is another one than when it was written"
     return None
 
 
-def is_silent(storage: Folder, item: Item) -> bool:
-    """Whether nothing says what a stage's files should hold."""
+def is_unverifiable(storage: Folder, item: Item) -> bool:
+    """Whether a stage has no checksums to verify."""
     return item.kind != "shards" and not (item.state == "finished" and storage.exists(f"{item.path}/{CHECKSUMS}"))
 
 
 # Removal --------------------------------------------------------------------------------------------------------------
 
 
-def nobodys(items: Sequence[Item], keep_days: float, forget: Sequence[str] = ()) -> list[Item]:
-    """What can go: named by no run and no sweep, and not written to for `keep_days`.
+def unreferenced(items: Sequence[Item], keep_days: float, forget: Sequence[str] = ()) -> list[Item]:
+    """The items that can be removed: named by no run and no sweep, and not written to for `keep_days`.
 
     Args:
-        forget: runs and sweeps ("runs/<name>") that no longer count, which go themselves.
+        forget: runs and sweeps ("runs/<name>") to remove too, with the items that they alone use.
 
-    Raises ValueError for one of them that isn't there.
+    Raises ValueError for one of them that doesn't exist.
     """
     paths = {item.path for item in items}
     for path in forget:
         if path not in paths or path.split("/")[0] not in ("runs", "sweeps"):
             known = sorted(one for one in paths if one.startswith(("runs/", "sweeps/")))
             raise ValueError(f"there is no {path} to forget; there are: {', '.join(known) or 'none'}")
-    going: list[Item] = []
+    removed: list[Item] = []
     stores: set[str] = set()
     for item in items:
         left = [user for user in item.used_by if user not in forget]
         if item.path in forget:
-            going.append(item)
+            removed.append(item)
         elif item.kind not in (*KEPT, "shards") and not left and item.days >= keep_days:
-            going.append(item)
+            removed.append(item)
             stores |= {f"prepare/{item.name}"} if item.kind == "prepare" else set()
     for item in items:
         if item.kind == "shards" and item.days >= keep_days and not set(item.used_by) - stores:
-            going.append(item)
-    return going
+            removed.append(item)
+    return removed
 
 
 def remove(storage: Folder, items: Sequence[Item]) -> None:
-    """Remove some things; a stage's done.json first, so that none stands half removed."""
+    """Remove some items; a stage's done.json first, so that a half removed one doesn't count as finished."""
     for item in items:
         if storage.exists(f"{item.path}/done.json"):
             storage.remove(f"{item.path}/done.json")
         storage.remove(item.path)
 
 
-# For people -----------------------------------------------------------------------------------------------------------
+# Tables ---------------------------------------------------------------------------------------------------------------
 
 
 def table(items: Sequence[Item]) -> str:
-    """A line for each thing, shards as one, and the sum."""
+    """A line per item, shards as one, and the total."""
     shards = [item for item in items if item.kind == "shards"]
     lines = [row(item.kind, item.name, item.state, item.size, item.days, item.used_by) for item in listed(items)]
     if shards:
@@ -216,19 +214,19 @@ def table(items: Sequence[Item]) -> str:
 
 
 def listed(items: Sequence[Item]) -> list[Item]:
-    """What has a line of its own."""
+    """The items with a line of their own: all but shards."""
     return [item for item in items if item.kind != "shards"]
 
 
 def row(kind: str, name: str, state: str, size: int, days: float, users: Sequence[str]) -> str:
     """One line of the table."""
-    said = ", ".join(users[:2]) + (f" and {len(users) - 2} more" if len(users) > 2 else "")
+    names = ", ".join(users[:2]) + (f" and {len(users) - 2} more" if len(users) > 2 else "")
     age = f"{days:.0f} d" if days >= 1 else f"{24 * days:.1f} h"
-    return f"{kind:14s} {name:44s} {state:14s} {human(size):>10s} {age:>8s}  {said}".rstrip()
+    return f"{kind:14s} {name:44s} {state:14s} {human(size):>10s} {age:>8s}  {names}".rstrip()
 
 
 def human(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with its unit."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

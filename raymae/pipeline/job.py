@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raymae.config import Config, SweepConfig
-from raymae.config.stages import Target
+from raymae.config.stages import Target, requires
 from raymae.datasets.clips import own_folder
 from raymae.storage.folder import open_storage
 
@@ -24,7 +24,7 @@ def run_job(target: Target, config: Config) -> dict[str, Any]:
     if config.data.check:
         from raymae.datasets.overview import check
 
-        return check(config.data, own_folder(storage), config.finetune.labels, target not in ("prepare", "pretrain"))
+        return check(config.data, own_folder(storage), config.finetune.labels, requires(target, "finetune"))
     if config.evaluate.compare:
         from raymae.evaluation.report.compared import compare_evaluations
 

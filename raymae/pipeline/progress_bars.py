@@ -1,4 +1,4 @@
-"""Follows training stages from the driver: progress bars, hangs and failures, from what the workers write."""
+"""Follow training stages from the driver: progress bars, hangs and failures, from the files that workers write."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ POLL_SECONDS = 2.0
 
 
 class Follower:
-    """While the block runs, shows how far every stage is and what befalls it.
+    """Shows the progress, the hangs and the failures of every stage while the block runs.
 
-    `on_begin` gets the name of a stage when it has reported for the first time.
+    `on_begin` gets the name of a stage at its first report.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Follower:
         on_begin: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.specs, self.on_begin = specs, on_begin
-        self._told = {line for spec in specs for line in problems(spec)}
+        self._logged = {line for spec in specs for line in problems(spec)}
         self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
         self._first = {spec.name: latest_step(spec.artifact) or 0 for spec in specs}
@@ -71,9 +71,9 @@ class Follower:
                 self._ended.add(spec.name)
 
     def _log_problems(self, spec: StageSpec) -> None:
-        for line in sorted(problems(spec) - self._told):
+        for line in sorted(problems(spec) - self._logged):
             log.warning("%s: %s", spec.name, line)
-            self._told.add(line)
+            self._logged.add(line)
 
     def _pass_on(self, spec: StageSpec) -> None:
         events = read_events(spec.artifact, after=self._seen[spec.name])
@@ -89,7 +89,7 @@ class Follower:
         if bar is None:
             first = min(self._first[name], event["step"])
             bar = self._bars[name] = tqdm(
-                total=None if spec.pace else event["steps"],  # its seconds end a paced stage, not its steps
+                total=None if spec.time_budget else event["steps"],  # a stage with a time budget ends after its seconds
                 initial=first,
                 desc=name,
                 unit="step",

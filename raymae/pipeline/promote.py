@@ -1,4 +1,4 @@
-"""Makes the candidate the champion where it is the better model of the same held-out clips, and not otherwise."""
+"""Promote the candidate to champion if it is the better model on the same held-out clips."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def promote(config: Config) -> dict[str, Any]:
     """Compare the version of `tracking.alias` with that of `promote.alias`, and move the latter if it should.
 
-    Without a champion the candidate becomes it. Otherwise it has to be better on a test split by the paired permutation
-    test over groups (`promote.level`), and worse by it on none.
+    Without a champion the candidate becomes champion. Otherwise the paired permutation test over groups
+    (`promote.level`) has to find it better on a test split, and worse on none.
 
-    Returns what `--json` writes: job, promoted, reason, candidate and champion (model URIs, of before), differences
+    Returns what `--json` writes: job, promoted, reason, candidate and champion (model URIs before the job), differences
     (test split → first, second, value, interval, p_value, groups, clips; None without a champion).
 
-    Raises ValueError where there is no candidate, an evaluation is gone, or the two are of other clips or classes.
+    Raises ValueError where there is no candidate, an evaluation is missing, or the two have other clips or classes.
     """
     from raymae.tracking.tracker import Tracker
 
@@ -40,7 +40,7 @@ def promote(config: Config) -> dict[str, Any]:
     differences = None
     if champion is None:
         promoted, reason = True, f"there was no {settings.alias}"
-        predictions(storage, candidate)  # what was never evaluated is promoted by nothing
+        predictions(storage, candidate)  # a version that was never evaluated is not promoted
     elif champion.uri == candidate.uri:
         promoted, reason = False, f"it is the {settings.alias} already"
     else:
@@ -56,35 +56,35 @@ def promote(config: Config) -> dict[str, Any]:
         "champion": champion and champion.uri,
         "differences": differences,
     }
-    say(result, settings, tracker)
+    print_result(result, settings, tracker)
     return dict(to_dict(result))
 
 
 def predictions(storage: Folder, version: Version) -> tuple[pa.Table, list[str], Any]:
-    """The predictions that a version's evaluation keeps of it, its classes, and whether a clip has one class."""
+    """The predictions of a version from its evaluation, its classes, and whether they are single- or multi-label."""
     folder = storage / f"artifacts/evaluate/{version.evaluation}"
     if not version.evaluation or not folder.is_done():
         raise ValueError(
-            f"{version.uri} can't be judged: its evaluation {version.evaluation or '(none named)'} isn't in --storage "
-            f"{redact(storage.url)}"
+            f"{version.uri} can't be compared: its evaluation {version.evaluation or '(none named)'} is not in "
+            f"--storage {redact(storage.url)}"
         )
-    report = folder.read_json("report.json")
+    report = folder.result()
     return folder.read_table(f"predictions/{version.model}.parquet"), report["classes"], report["labels"]
 
 
 def difference(storage: Folder, candidate: Version, champion: Version) -> dict[str, Any]:
-    """By test split, the candidate against the champion; ValueError where they weren't judged by the same clips."""
+    """By test split, the candidate against the champion; ValueError where they were evaluated on different clips."""
     (ours, classes, labels), (theirs, other, _) = (predictions(storage, one) for one in (candidate, champion))
-    said = f"{candidate.uri} and {champion.uri} can't be compared: "
+    problem = f"{candidate.uri} and {champion.uri} can't be compared: "
     if classes != other:
-        raise ValueError(f"{said}their classes are {', '.join(classes)} and {', '.join(other)}")
+        raise ValueError(f"{problem}their classes are {', '.join(classes)} and {', '.join(other)}")
     try:
         found = comparisons(ours, theirs, classes, labels)
     except ValueError as error:
-        raise ValueError(f"{said}{error}; evaluate both with the same tables and --data.split settings") from None
+        raise ValueError(f"{problem}{error}; evaluate both with the same tables and --data.split settings") from None
     tests = {split: one | {"score": KINDS[labels].TITLE} for split, one in found.items() if split.startswith("test")}
     if not tests:
-        raise ValueError(f"{said}there is no test split; val may have chosen their weights")
+        raise ValueError(f"{problem}there is no test split, and val may have selected their weights")
     return tests
 
 
@@ -100,8 +100,8 @@ def verdict(differences: dict[str, Any], settings: PromoteConfig) -> tuple[bool,
     return False, f"it is better on no test split (p ≤ {settings.level:g})"
 
 
-def say(result: dict[str, Any], settings: PromoteConfig, tracker: Tracker) -> None:
-    """Print it."""
+def print_result(result: dict[str, Any], settings: PromoteConfig, tracker: Tracker) -> None:
+    """Print the comparison and the decision."""
     if result["differences"]:
         rows = [
             [split, number(found["first"]), number(found["second"]), *difference_cells(found)]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raymae.config import Config, redact, to_dict
-from raymae.config.stages import TRAININGS
+from raymae.config.stages import STAGES
 from raymae.datasets.splits.split_file import DESCRIPTION
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
 from raymae.training.state.provenance import source
-
-if TYPE_CHECKING:
-    pass
 
 
 class PlanReporter(Reporter):
@@ -26,8 +23,8 @@ class PlanReporter(Reporter):
         self._begun: set[str] = set()
 
     def start(self, *entries: Entry, begins: bool = True) -> None:
-        """Begin to deliver: that the job begins (again), unless it has nothing to do, and what waits."""
-        for name in self.outbox.open_runs():  # a driver that died had no time to say so
+        """Start delivery: the run itself, unless the job has nothing to do, and the entries that wait."""
+        for name in self.outbox.open_runs():  # a driver that died could not report them as finished
             if name and self.plan.nodes[name].reused:
                 self.finished(self.plan.nodes[name], self.plan.nodes[name].artifact.result())
         config, commit = self.plan.config, source().get("git_commit")
@@ -36,7 +33,7 @@ class PlanReporter(Reporter):
         super().start(*own, *entries)
 
     def begins(self, name: str) -> None:
-        """A stage begins, or goes on."""
+        """Report that a stage starts or resumes."""
         if name not in self._begun:
             self.write(self._stage(name))
 
@@ -45,10 +42,10 @@ class PlanReporter(Reporter):
         node = self.plan.nodes[name]
         params = {"artifact": redact(node.artifact.url), "key": node.key}
         params |= stage_settings(self.plan.plan_of(name).config, node.stage)
-        return begin(name, node.key, name, params, {}, place(node) if node.stage in TRAININGS else None)
+        return begin(name, node.key, name, params, {}, place(node) if STAGES[node.stage].kind else None)
 
     def finished(self, node: Node, result: dict[str, Any]) -> None:
-        """A stage is finished with this result."""
+        """Report the result of a finished stage."""
         numbers = {"stage/": {key: float(value) for key, value in result.items() if isinstance(value, int | float)}}
         if node.stage == "evaluate":
             numbers[""] = scores(result["metrics"])
@@ -59,7 +56,7 @@ class PlanReporter(Reporter):
     def register(self) -> dict[str, str]:
         """Register the final classifier: model_uri, version and mlflow_run_id.
 
-        AwayError where MLflow is down for `tracking.patience_minutes`.
+        Raises AwayError where MLflow is down for `tracking.patience_minutes`.
         """
         plan = self.plan
         tags, metadata = model_card(plan)
@@ -76,17 +73,14 @@ def place(node: Node) -> str:
 
 
 def reports(node: Node, result: dict[str, Any]) -> tuple[str, ...]:
-    """What a stage has written for people, beside its figures."""
+    """The pages that a stage has written, beside its figures."""
     if node.stage == "prepare":
         return ("quarantine.csv",) if result["quarantined"] else ()
-    return {
-        "pseudo_label": ("report.md", "report.json"),
-        "evaluate": ("report.md", "report.html", "report.json"),
-    }.get(node.stage, ())
+    return STAGES[node.stage].reports
 
 
 def model_card(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
-    """What the registered version says of itself, as tags, and the model's metadata.
+    """The tags of a registered version, and the metadata of its model.
 
     Both hold recipe, split with its hash, metrics by split and, from a working tree of git, the commit; the tags class
     names and front end too (`Registry.register` adds them to the metadata) and what jobs/promote.py looks for.
@@ -108,7 +102,7 @@ def model_card(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def scores(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested metrics as "model/split/score", without what is given by class, bin, city or device."""
+    """The numbers of nested metrics as "model/split/score", without those by class, bin, city or device."""
     found: dict[str, float] = {}
     for key, value in metrics.items():
         if (isinstance(value, dict) and prefix.count("/") < 2) or (key.startswith(("seen_", "unseen_")) and value):
@@ -120,12 +114,4 @@ def scores(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def stage_settings(config: Config, name: str) -> dict[str, str]:
     """The settings that a stage reads, for MLflow."""
-    sections = {
-        "prepare": ("audio", "data"),
-        "pretrain": ("model", "pretrain"),
-        "pseudo_label": ("pseudo_label",),
-        "consistency": ("model", "finetune", "consistency"),
-        "evaluate": ("evaluate",),
-        "register": ("tracking",),
-    }.get(name, ("model", "finetune"))
-    return flat({section: to_dict(getattr(config, section)) for section in sections})
+    return flat({section: to_dict(getattr(config, section)) for section in STAGES[name].sections})

@@ -1,4 +1,4 @@
-"""Runs a plan: what stands is reused, the rest is run in its order, and the run is written down."""
+"""Run a plan: finished stages are reused, the others run in order, and the run is recorded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from raymae.config import Config, redact, to_dict
-from raymae.config.stages import FINETUNED, TRAININGS, Target
+from raymae.config.stages import STAGES, Target, requires
 from raymae.datasets.clips import load, load_nominal, own_folder
 from raymae.datasets.published.nominal import absent
 from raymae.datasets.splits.assign import write_split
-from raymae.pipeline.console import print_plan, print_result, said_of_round
-from raymae.pipeline.inventory import STAGES
+from raymae.pipeline.console import print_plan, print_result, round_lines
+from raymae.pipeline.inventory import STAGES_FILE
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.reporter import PlanReporter
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
-    """The plan of a job, its clips and given weights looked at; prints it."""
-    labels = None if target in ("prepare", "pretrain") else config.finetune.labels
+    """The plan of a job, with its clips and given weights checked; prints it."""
+    labels = config.finetune.labels if requires(target, "finetune") else None
     missing = absent(config.data) if config.dry_run else []
     if missing:
-        print(f"not here: {', '.join(missing)}; clips under its true names and counts are generated for the dry run")
+        print(f"missing here: {', '.join(missing)}; the dry run generates clips of the same names and counts")
     folder = own_folder(storage)
     clips = (load_nominal if missing else load)(config.data, folder, labels)
     plan = Plan(config, clips, storage, target, find(config, storage, target))
@@ -48,7 +48,7 @@ def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
 
 
 def run_plan(config: Config, target: Target, storage: Folder, started: float | None = None) -> dict[str, Any]:
-    """Run everything that `target` needs and return the result (the keys are documented in the README).
+    """Run everything that `target` needs and return the result (its keys are documented in jobs/README.md).
 
     `max_hours` count from `started`, seconds since 1970, or from now. Raises TimeIsUpError where they end before the
     work does.
@@ -81,14 +81,14 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
 
 
 def record(plan: Plan) -> None:
-    """Write down which stages and given weights the run needs, before it makes them."""
+    """Record which stages and given weights the run needs, before it makes them."""
     stages = {name: {"stage": node.stage, "key": node.key} for name, node in plan.nodes.items()}
     given = {section: {"key": one.key} for section, one in plan.given.items()}
-    plan.run_folder.write_json(STAGES, {"stages": stages, "given": given})
+    plan.run_folder.write_json(STAGES_FILE, {"stages": stages, "given": given})
 
 
 class Run:
-    """One run of a plan: its progress bars, its times, what it tells MLflow."""
+    """One run of a plan: its progress bars, its times, its reports to MLflow."""
 
     def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
         self.plan, self.deadline = plan, deadline
@@ -96,7 +96,7 @@ class Run:
 
     @cached_property
     def reporter(self) -> PlanReporter:
-        """What MLflow is told."""
+        """Reports the run to MLflow."""
         return PlanReporter(self.plan)
 
     def abandon(self, status: str) -> None:
@@ -107,7 +107,7 @@ class Run:
     # Stages -----------------------------------------------------------------------------------------------------
 
     def execute(self) -> str | None:
-        """Run what doesn't stand yet; a line that says what MLflow lacks in the end, if it does."""
+        """Run the stages that are left; returns a line on what could not be delivered to MLflow, or None."""
         from raymae.cluster.connect import start_ray
 
         plan = self.plan
@@ -116,13 +116,13 @@ class Run:
         self.reporter.start()  # the run is visible from the first moment
         before = time.time()
         start_ray(plan.config.compute)
-        print(f"Ray is up after {time.time() - before:.0f} s")
+        print(f"Ray started in {time.time() - before:.0f} s")
         waiting: list[Node] = []
         for name in plan.to_do:
             self.deadline.check(f"before {name}")
             self.reporter.check()
             node = plan.nodes[name]
-            if node.stage in TRAININGS:
+            if STAGES[node.stage].kind:
                 waiting.append(node)
                 continue
             self._train(waiting)
@@ -131,16 +131,16 @@ class Run:
                 self._run(node)
             except AwayError as error:
                 assert node.stage == "register"
-                left = self.reporter.close("KILLED") or f"MLflow was away ({error})"
+                left = self.reporter.close("KILLED") or f"MLflow can't be reached ({error})"
                 return f"{left}; the same command registers the model, too"
         self._train(waiting)
         return self.reporter.close("FINISHED")
 
     def _run(self, node: Node) -> None:
+        """Run a stage that doesn't train."""
         started = time.time()
         self.reporter.begins(node.name)
-        runner: Callable[[Node], dict[str, Any]] = getattr(self, f"_{node.stage}")
-        result = runner(node)
+        result = RUNNERS.get(node.stage, Run._read)(self, node)
         result["seconds"] = time.time() - started
         node.artifact.write_json("config.json", to_dict(self.plan.config))
         node.artifact.finish(result)
@@ -151,9 +151,9 @@ class Run:
         work = result.get("work_seconds", seconds)
         self.times[node.name] = {"seconds": seconds, "work_seconds": work, "overhead_seconds": seconds - work}
         self.reporter.finished(node, result)
-        commits = f" (commits {result['commit_seconds']:.1f} s)" if result.get("commit_seconds") else ""
-        print(f"{node.name}: {seconds:.0f} s, of which work {work:.0f} s and overhead {seconds - work:.0f} s{commits}")
-        if node.stage in FINETUNED:
+        checkpoints = f", checkpoints {result['commit_seconds']:.1f} s" if result.get("commit_seconds") else ""
+        print(f"{node.name}: {seconds:.0f} s ({work:.0f} s compute, {seconds - work:.0f} s overhead{checkpoints})")
+        if STAGES[node.stage].title:
             print(f"  {described(result['selection'])}")
 
     @contextmanager
@@ -199,40 +199,23 @@ class Run:
             started = result["finished_at"]
             self._finished(node, result)
 
-    def _pseudo_label(self, node: Node) -> dict[str, Any]:
+    def _read(self, node: Node) -> dict[str, Any]:
+        """Run a stage that reads classifiers, over the cluster."""
         from raymae.cluster.infer import ClusterReader
-        from raymae.pipeline.pseudo_label import run_round
-
-        plan, seconds = self.plan, [0.0]
-        reader = ClusterReader(plan.store, plan.config.compute, lambda total: self._bar(node.name, total))
-
-        def timed(found: tuple[Any, float]) -> Any:
-            seconds[0] += found[1]
-            return found[0]["teacher"]
-
-        views = plan.config.pseudo_label.views
-        result = run_round(
-            plan,
-            node.name,
-            lambda rows, teacher: timed(reader.classify(rows, {"teacher": teacher}, views)),
-            lambda rows, reading: timed(reader.embed(rows, {"teacher": reading})),
-        )
-        for line in said_of_round(result):
-            print(f"  {line}")
-        return result | {"work_seconds": seconds[0]}
-
-    def _evaluate(self, node: Node) -> dict[str, Any]:
-        from raymae.cluster.infer import ClusterReader
-        from raymae.pipeline.evaluate import evaluate
+        from raymae.pipeline.bodies import BODIES
 
         plan = self.plan
-        return evaluate(plan, ClusterReader(plan.store, plan.config.compute, lambda all: self._bar(node.name, all)))
+        reader = ClusterReader(plan.store, plan.config.compute, lambda total: self._bar(node.name, total))
+        result = BODIES[node.stage](plan, node, reader)
+        for line in round_lines(result) if node.stage == "pseudo_label" else ():
+            print(f"  {line}")
+        return result
 
     def _register(self, node: Node) -> dict[str, Any]:
         return dict(self.reporter.register())
 
     def commands(self) -> dict[str, str]:
-        """Commands to look further."""
+        """The commands that open MLflow and predict with the registered model."""
         config = self.plan.config
         model = f"models:/{config.tracking.registered_model}@{config.tracking.alias}"
         where = f"--storage {redact(config.storage)}"
@@ -245,7 +228,7 @@ class Run:
     # The result -------------------------------------------------------------------------------------------------
 
     def result(self, seconds: float) -> dict[str, Any]:
-        """What `--json` writes and the run folder keeps."""
+        """The result for `--json` and the run folder."""
         plan = self.plan
         stages = {
             name: {
@@ -270,3 +253,7 @@ class Run:
             result["commands"] = self.commands()
         plan.run_folder.write_json("result.json", result)
         return result
+
+
+RUNNERS: dict[str, Callable[[Run, Node], dict[str, Any]]] = {"prepare": Run._prepare, "register": Run._register}
+"""The stages that don't train and read no classifiers; each returns its result."""

@@ -1,7 +1,7 @@
-"""The same job for several seeds: every score as mean ± standard deviation, for papers (`seeds`).
+"""Run a job for several seeds: every score as mean ± standard deviation, for papers (`seeds`).
 
-Each seed is a run of its own with its own run folder. What doesn't depend on the seed (the feature store) is shared,
-and what stands is reused, so that a job which was stopped goes on with the seeds that lack.
+Each seed is a run with its own run folder. Stages that don't depend on the seed (the feature store) are shared, and
+finished ones are reused, so that a job that was stopped continues with the seeds that are missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raymae.config import Config, redact, to_dict
-from raymae.config.stages import Target
+from raymae.config.stages import Target, requires
 from raymae.evaluation.report import model_title, result_table
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, digest
@@ -59,12 +59,12 @@ def run_seeds(config: Config, target: Target, storage: Folder) -> dict[str, Any]
 
     Raises:
         ValueError: several seeds of a job that has no scores.
-        TimeIsUpError: `max_hours`, which count for all seeds together, are over; finished seeds stand.
+        TimeIsUpError: `max_hours`, which count for all seeds together, are over; finished seeds are kept.
     """
     if config.seeds == 1:
         return run_plan(config, target, storage)
-    if target not in ("evaluate", "register"):
-        raise ValueError(f"seeds = {config.seeds} compares scores, which jobs/evaluate.py and jobs/pipeline.py have")
+    if not requires(target, "evaluate"):
+        raise ValueError(f"seeds = {config.seeds} is for jobs that evaluate: jobs/evaluate.py and jobs/pipeline.py")
     started = time.time()
     results = {}
     for seed in range(config.seed, config.seed + config.seeds):
@@ -74,7 +74,7 @@ def run_seeds(config: Config, target: Target, storage: Folder) -> dict[str, Any]
 
 
 def conclude(config: Config, results: Mapping[int, dict[str, Any]], storage: Folder, seconds: float) -> dict[str, Any]:
-    """Write and print the tables of some seeds' results."""
+    """Write and print the tables over all seeds."""
     metric = METRICS[config.finetune.labels]
     spreads = spreads_of({seed: result["metrics"] for seed, result in results.items()}, metric)
     first = next(iter(results.values()))
@@ -143,13 +143,13 @@ def rows_of(spreads: Sequence[Spread], plus_minus: str) -> list[list[str]]:
 
 
 def markdown(spreads: Sequence[Spread]) -> str:
-    """The table for people."""
+    """The table in Markdown."""
     header = ["model", *(f"{split} ({clips} clips)" for split, clips in columns_of(spreads).items())]
     return result_table(header, rows_of(spreads, "±"))
 
 
 def latex(spreads: Sequence[Spread], metric: str, seeds: Sequence[int]) -> str:
-    """A table of the package booktabs, with what it shows as comments above it."""
+    """The table for LaTeX (package booktabs), described in comments above it."""
     splits = columns_of(spreads)
     lines = [
         f"% {metric}, mean and standard deviation over the seeds {', '.join(map(str, seeds))}; package booktabs",
@@ -166,5 +166,5 @@ def latex(spreads: Sequence[Spread], metric: str, seeds: Sequence[int]) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` as LaTeX prints it."""
+    """`text` with LaTeX's special characters escaped."""
     return "".join(LATEX_SPECIAL.get(character, character) for character in text)

@@ -1,11 +1,12 @@
-"""Which of a teacher's guesses are accepted: a rule by confidence, then limits per group and per class. No Ray.
+"""Accept pseudo-labels: a rule on the confidence, then limits per group and per class. Works without Ray.
 
-Every refused guess has a reason that names the rule or the limit which it failed first.
+Every refused pseudo-label has a reason: the rule or the limit that it failed first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,46 +18,45 @@ Confidence = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+Reason = Literal["threshold", "coverage", "max_per_group", "max_per_class", "max_class_ratio"]
+"""Why a pseudo-label is refused: its confidence is below the threshold, or it exceeds the coverage or a limit."""
+
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What was decided of some guesses (n,) of C classes."""
+    """Which of n pseudo-labels of C classes are accepted, and why the others are refused."""
 
     accepted: Mask
     """(n,)"""
     reasons: NDArray[np.object_]
-    """(n,), empty where the guess is accepted."""
+    """`Reason` (n,), empty where the pseudo-label is accepted."""
     thresholds: Confidence | None
-    """Smallest accepted confidence of each class (C,); None where clips are accepted by coverage."""
+    """Smallest accepted confidence of each class (C,); None where pseudo-labels are accepted by coverage."""
+    smallest_class: int | None = None
+    """Accepted clips of the smallest class, which max_class_ratio refers to; None without this limit."""
 
 
 def decide(probabilities: Probabilities, groups: NDArray[np.str_], config: PseudoLabelConfig) -> Acceptance:
-    """Accept guesses from calibrated probabilities (n, C) of clips in some groups (n,), as `config` says."""
+    """Accept or refuse the pseudo-labels of clips, given their calibrated probabilities (n, C) and groups (n,)."""
     guess, confidence = guesses(probabilities)
     accepted, reasons, thresholds = by_rule(probabilities, guess, confidence, config)
-    limits = [
-        (groups, config.max_per_group, "not among the {0} surest of its group (max_per_group = {0})"),
-        (guess, config.max_per_class, "not among the {0} surest of its class (max_per_class = {0})"),
+    limits: list[tuple[Reason, NDArray[np.generic], int | None]] = [
+        ("max_per_group", groups, config.max_per_group),
+        ("max_per_class", guess, config.max_per_class),
     ]
-    for keys, limit, text in limits:
+    for reason, keys, limit in limits:
         if limit is not None:
-            refused = accepted & (ranks(keys, confidence, accepted) >= limit)
-            reasons[refused] = text.format(limit)
-            accepted = accepted & ~refused
+            accepted = refuse_beyond(limit, reason, keys, confidence, accepted, reasons)
+    smallest = None
     if config.max_class_ratio is not None and accepted.any():
-        fewest = int(np.unique(guess[accepted], return_counts=True)[1].min())
-        most = int(config.max_class_ratio * fewest)
-        refused = accepted & (ranks(guess, confidence, accepted) >= most)
-        reasons[refused] = (
-            f"not among the {most} surest of its class, {config.max_class_ratio:g} times the {fewest} of the smallest "
-            "(max_class_ratio)"
-        )
-        accepted = accepted & ~refused
-    return Acceptance(accepted, reasons, thresholds)
+        smallest = int(np.unique(guess[accepted], return_counts=True)[1].min())
+        limit = class_ratio_limit(smallest, config)
+        accepted = refuse_beyond(limit, "max_class_ratio", guess, confidence, accepted, reasons)
+    return Acceptance(accepted, reasons, thresholds, smallest)
 
 
 def guesses(probabilities: Probabilities) -> tuple[NDArray[np.int64], Confidence]:
-    """The likeliest class (n,) of each clip and its probability (n,)."""
+    """The most probable class (n,) of each clip and its probability (n,)."""
     if not len(probabilities):
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     return probabilities.argmax(1), probabilities.max(1)
@@ -65,23 +65,70 @@ def guesses(probabilities: Probabilities) -> tuple[NDArray[np.int64], Confidence
 def by_rule(
     probabilities: Probabilities, guess: Labels, confidence: Confidence, config: PseudoLabelConfig
 ) -> tuple[Mask, NDArray[np.object_], Confidence | None]:
-    """What the rule alone accepts (n,), the reasons (n,) of what it refuses, and its thresholds (C,)."""
-    reasons = np.full(len(guess), "", object)
-    if config.coverage is not None:
+    """Apply the rule only: what it accepts (n,), the `Reason` (n,) of what it refuses, and its thresholds (C,)."""
+    reason: Reason = "threshold" if config.coverage is None else "coverage"
+    thresholds = None
+    if config.coverage is None:
+        thresholds = class_thresholds(probabilities, config)
+        accepted = confidence >= thresholds[guess]
+    else:
         accepted = covered(guess, confidence, config.coverage)
-        reasons[~accepted] = f"not among the surest {config.coverage} of its class"
-        return accepted, reasons, None
-    thresholds = class_thresholds(probabilities, config)
-    accepted = confidence >= thresholds[guess]
-    rule = "" if config.rule == "fixed" else f", the threshold of its class ({config.rule})"
-    for place in np.flatnonzero(~accepted):
-        wanted = config.confidence_threshold if config.rule == "fixed" else f"{thresholds[guess[place]]:.4f}"
-        reasons[place] = f"confidence below {wanted}{rule}"
+    reasons = np.full(len(guess), "", object)
+    reasons[~accepted] = reason
     return accepted, reasons, thresholds
 
 
+def refuse_beyond(
+    limit: int,
+    reason: Reason,
+    keys: NDArray[np.generic],
+    confidence: Confidence,
+    accepted: Mask,
+    reasons: NDArray[np.object_],
+) -> Mask:
+    """Keep the `limit` most confident of the accepted with the same key (n,); write `reason` to the others' reasons."""
+    refused = accepted & (ranks(keys, confidence, accepted) >= limit)
+    reasons[refused] = reason
+    return accepted & ~refused
+
+
+def class_ratio_limit(smallest_class: int, config: PseudoLabelConfig) -> int:
+    """Most accepted clips of a class, by max_class_ratio."""
+    assert config.max_class_ratio is not None
+    return int(config.max_class_ratio * smallest_class)
+
+
+def reason_texts(found: Acceptance, guess: Labels, config: PseudoLabelConfig) -> list[str]:
+    """The reasons (n,) in words, with the threshold of each clip's guessed class (n,); empty where accepted."""
+    thresholds = np.zeros(len(guess)) if found.thresholds is None else found.thresholds[guess]
+    return [
+        reason and reason_text(reason, found, config, float(threshold))
+        for reason, threshold in zip(found.reasons.tolist(), thresholds, strict=True)
+    ]
+
+
+def reason_text(reason: Reason, found: Acceptance, config: PseudoLabelConfig, threshold: float | None = None) -> str:
+    """A reason in words; `threshold` is that of the clip's class, None for a text that fits all classes."""
+    if reason == "threshold":
+        if config.rule == "fixed":
+            return f"confidence below {config.confidence_threshold}"
+        if threshold is None:
+            return "confidence below the threshold of its class"
+        return f"confidence below {threshold:.4f}, the threshold of its class ({config.rule})"
+    if reason == "coverage":
+        return f"not among the surest {config.coverage} of its class"
+    if reason == "max_class_ratio":
+        assert found.smallest_class is not None
+        return (
+            f"not among the {class_ratio_limit(found.smallest_class, config)} surest of its class, "
+            f"{config.max_class_ratio:g} times the {found.smallest_class} of the smallest (max_class_ratio)"
+        )
+    kind, limit = ("group", config.max_per_group) if reason == "max_per_group" else ("class", config.max_per_class)
+    return f"not among the {limit} surest of its {kind} ({reason} = {limit})"
+
+
 def class_thresholds(probabilities: Probabilities, config: PseudoLabelConfig) -> Confidence:
-    """The smallest confidence that is accepted of each class (C,)."""
+    """The smallest accepted confidence of each class (C,)."""
     if config.rule == "freematch":
         return freematch_thresholds(probabilities)
     assert config.confidence_threshold is not None
@@ -91,7 +138,7 @@ def class_thresholds(probabilities: Probabilities, config: PseudoLabelConfig) ->
 
 
 def covered(guess: Labels, confidence: Confidence, coverage: float) -> Mask:
-    """The surest share of each guessed class, at least one guess of each (n,)."""
+    """Mask (n,) of the most confident share of each guessed class, at least one clip of each."""
     accepted = np.zeros(len(guess), bool)
     for label in np.unique(guess):
         mine = guess == label
@@ -102,10 +149,11 @@ def covered(guess: Labels, confidence: Confidence, coverage: float) -> Mask:
 def flexmatch_thresholds(probabilities: Probabilities, threshold: float) -> Confidence:
     """FlexMatch's threshold of each class (C,): threshold x M(beta), M(x) = x / (2 - x) (Zhang et al. 2021, section 3).
 
-    beta, how well a class is learned, is the number of its guesses that reach the threshold, over that of the class
-    with the most. Here once over all unlabelled clips, in the paper at every step of training; so its warm-up, which
-    accepts nearly all while little is learned, has no place here. A class of which no guess reaches the threshold gets
-    0, as in the paper: all its guesses are accepted. Where no class has such a guess, all keep the threshold.
+    beta measures how well a class is learned: the number of its guesses that reach the threshold, over that of the
+    class with the most. It is computed once over all unlabelled clips, in the paper at every training step; the paper's
+    warm-up, which accepts nearly all guesses early in training, therefore doesn't apply. A class without a guess that
+    reaches the threshold gets 0, as in the paper: all its guesses are accepted. If no class has such a guess, all keep
+    the threshold.
     """
     guess, confidence = guesses(probabilities)
     sure = confidence >= np.float32(threshold)
@@ -115,10 +163,10 @@ def flexmatch_thresholds(probabilities: Probabilities, threshold: float) -> Conf
 
 
 def freematch_thresholds(probabilities: Probabilities) -> Confidence:
-    """FreeMatch's self-adaptive threshold of each class (C,) (Wang et al. 2023, eq. 5-8): the mean confidence of all
-    clips x the class's mean probability over that of the class with the largest.
+    """FreeMatch's self-adaptive threshold of each class (C,) (Wang et al. 2023, eq. 5-8).
 
-    Here over all unlabelled clips at once, in the paper by moving averages over the steps of training.
+    It is the mean confidence of all clips x the class's mean probability over that of the class with the largest,
+    computed once over all unlabelled clips, in the paper by moving averages over training steps.
     """
     if not len(probabilities):
         return np.ones(probabilities.shape[1], np.float32)
@@ -128,7 +176,7 @@ def freematch_thresholds(probabilities: Probabilities) -> Confidence:
 
 
 def ranks(keys: NDArray[np.generic], confidence: Confidence, among: Mask) -> NDArray[np.int64]:
-    """The place (n,), from 0, of each clip by confidence among those of `among` with its key; n for the others.
+    """Rank (n,), from 0, of each clip by confidence among the clips of `among` with its key; n for the other clips.
 
     Of equal confidences the earlier clip comes first.
     """

@@ -1,24 +1,25 @@
-"""How far a teacher's confidence can be believed: one temperature, found on clips whose labels it hasn't learned.
+"""Calibrate a teacher's confidence with one temperature, fitted on clips whose labels it was not trained on.
 
-Where split val has labels of enough groups, the temperature has the smallest log loss there (Guo et al. 2017): these
-are the teacher's own guesses on groups that it never saw.
+If split val has labels of enough groups, the temperature minimises the log loss there (Guo et al. 2017): the teacher
+was trained on none of these groups.
 
-Without such a val there are only clips that the teacher was trained on. Its features and its head know their labels, so
-any temperature from them, also with a head that is fitted anew without each fold's labels, would call it too sure of
-itself too late; and the temperature of another model with clean features says how that one's logits are scaled, not the
-teacher's. What does carry over between two classifiers of the same few labels is, roughly, how often they are right. So
-a probe (`raymae.evaluation.probes`, logistic regression) on the encoder that the teacher started from, frozen, which
-has seen no label, is cross-fitted by group on the labelled training clips, and its accuracy there stands for the
-teacher's: the temperature is the one at which the teacher's mean confidence on the unlabelled clips of the same split,
-which it wasn't trained on, equals that accuracy. It is right on average if the teacher is as good as the probe, and
-careful if it is better. Log loss and calibration error of the teacher remain unknown then, and are not given.
+Otherwise, the only labelled clips are those that the teacher was trained on. Its features and head have fitted their
+labels, so a temperature fitted to these clips, even with a head refitted without each fold's labels, understates the
+teacher's over-confidence; and a temperature fitted to another model, with clean features, describes the scale of that
+model's logits, not of the teacher's. Roughly, what two classifiers of the same few labels share is their accuracy.
+So a probe (`raymae.evaluation.probes`, logistic regression) on the frozen encoder that the teacher started from, which
+was trained without labels, is cross-fitted by group on the labelled training clips, and its accuracy is taken as an
+estimate of the teacher's: at the chosen temperature the teacher's mean confidence on the unlabelled clips of the same
+split, which it wasn't trained on, equals that accuracy. Confidences are then right on average if the teacher is as good
+as the probe, and too low if it is better. The teacher's log loss and calibration error are unknown in this case and not
+reported.
 
 Measured once, on ESC-10 through microphones (69 labelled and 250 unlabelled clips, a teacher of the recipe `small` cut
-to 40 epochs after 8 of pre-training): on the unlabelled clips log loss 1.02 and calibration error .170 as they are, .96
-and .114 so, .90 and .048 at the temperature that their truth would give, .59. The labelled clips, on which the teacher
-is right of 97 % in place of 68 %, ask for .22.
+to 40 epochs after 8 of pre-training): on the unlabelled clips, log loss is 1.02 and calibration error .170 at
+temperature 1, .96 and .114 at the temperature found this way, .90 and .048 at .59, the temperature fitted to their true
+labels. Fitted to the labelled clips, on which the teacher's accuracy is 97 % instead of 68 %, it would be .22.
 
-With too few groups for either, confidences stay as they are: temperature 1.
+With too few groups for either, confidences are left as they are: temperature 1.
 """
 
 from __future__ import annotations
@@ -36,41 +37,43 @@ from raymae.evaluation.probes import FOLDS, cross_fitted, fewest_groups
 Probabilities = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Source = Literal["val", "cross-fitted", "nothing"]
+"""What a temperature was fitted to; nothing: uncalibrated."""
 
 MIN_GROUPS = 20
-"""Fewest groups of val. Of 150 simulated teachers whose logits of ten classes are twice too large, 90 % are given a
-temperature of 1.0 to 3.0 by 10 groups, 1.2 to 2.7 by 20, 1.6 to 2.4 by 50 and 1.8 to 2.2 by 200."""
+"""Fewest groups of val. Of 150 simulated teachers whose logits of ten classes are twice too large, 90 % get a
+temperature of 1.0 to 3.0 from 10 groups, 1.2 to 2.7 from 20, 1.6 to 2.4 from 50 and 1.8 to 2.2 from 200."""
 MIN_CLASS_GROUPS = 2
-"""Fewest groups of each class, in val and to cross-fit."""
+"""Fewest groups of each class, in val and for cross-fitting."""
 BOUNDS = 0.05, 20.0
 """Smallest and largest temperature."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature and what it rests on."""
+    """A temperature and the data it was fitted to."""
 
     temperature: float
     calibrated_on: Source
     reason: str
-    """Why this source was taken, in a sentence."""
+    """Why this source was chosen, in a sentence."""
     clips: int = 0
-    """Labelled clips that it rests on."""
+    """Number of labelled clips that it was fitted to."""
     groups: int = 0
+    """Number of their groups."""
     accuracy: float | None = None
-    """Of the teacher on these clips; cross-fitted: of the probe."""
+    """The teacher's accuracy on these clips; cross-fitted: the probe's."""
     before: dict[str, Any] | None = None
-    """mean_confidence and, of val, log_loss, ece and reliability (by bin), at temperature 1."""
+    """At temperature 1: mean_confidence and, with val, log_loss, ece and reliability (by bin)."""
     after: dict[str, Any] | None = None
-    """The same at the temperature."""
+    """The same at the fitted temperature."""
 
     def summary(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """All fields, for JSON."""
         return asdict(self)
 
 
 def apply_temperature(probabilities: Probabilities, temperature: float) -> Probabilities:
-    """Probabilities (n, C) at another temperature of their softmax."""
+    """Class probabilities (n, C) with the temperature of their softmax set to `temperature`."""
     if not len(probabilities):
         return probabilities
     logits = np.log(np.clip(probabilities, 1e-12, 1)) / temperature
@@ -79,7 +82,10 @@ def apply_temperature(probabilities: Probabilities, temperature: float) -> Proba
 
 
 def fit_temperature(probabilities: Probabilities, truth: Labels) -> float:
-    """The temperature with the smallest log loss on held-out clips (n, C), (n,); Guo et al. 2017."""
+    """The temperature with the smallest log loss of probabilities (n, C) of held-out clips of classes `truth` (n,).
+
+    Guo et al. 2017.
+    """
 
     def loss(log_temperature: float) -> float:
         right = apply_temperature(probabilities, float(np.exp(log_temperature)))[np.arange(len(truth)), truth]
@@ -90,8 +96,7 @@ def fit_temperature(probabilities: Probabilities, truth: Labels) -> float:
 
 
 def match_temperature(probabilities: Probabilities, accuracy: float) -> float:
-    """The temperature at which the mean confidence of clips (n, C) is `accuracy`; the nearer of `BOUNDS` where none
-    is so."""
+    """The temperature at which the mean confidence of clips (n, C) is `accuracy`, within `BOUNDS`."""
 
     def gap(log_temperature: float) -> float:
         return float(apply_temperature(probabilities, float(np.exp(log_temperature))).max(1).mean()) - accuracy
@@ -104,8 +109,8 @@ def match_temperature(probabilities: Probabilities, accuracy: float) -> float:
     return float(np.exp(brentq(gap, low, high, xtol=1e-4)))
 
 
-def enough_groups(truth: Labels, groups: NDArray[np.str_], n_classes: int) -> str | None:
-    """Why some labelled clips (n,) of val are too few to calibrate on; None where they are enough."""
+def val_problem(truth: Labels, groups: NDArray[np.str_], n_classes: int) -> str | None:
+    """Why the labelled clips (n,) of val are too few to calibrate on; None if they are enough."""
     if not len(truth):
         return "split val has no labelled clip"
     count = len(set(groups.tolist()))
@@ -118,8 +123,8 @@ def enough_groups(truth: Labels, groups: NDArray[np.str_], n_classes: int) -> st
     return None
 
 
-def on_val(probabilities: Probabilities, truth: Labels, groups: NDArray[np.str_]) -> Calibration:
-    """Calibrate on the teacher's probabilities (n, C) of val's labelled clips, whose classes are `truth` (n,)."""
+def calibrated_on_val(probabilities: Probabilities, truth: Labels, groups: NDArray[np.str_]) -> Calibration:
+    """Calibrate on the teacher's probabilities (n, C) of val's labelled clips, of classes `truth` and `groups` (n,)."""
     temperature = fit_temperature(probabilities, truth)
     count = len(set(groups.tolist()))
     return Calibration(
@@ -145,28 +150,28 @@ def described(probabilities: Probabilities, truth: Labels) -> dict[str, Any]:
     }
 
 
-def by_probe(
-    unlabelled: Probabilities, x: NDArray[np.floating], truth: Labels, groups: NDArray[np.str_], why: str
+def calibrated_by_probe(
+    unlabelled: Probabilities, x: NDArray[np.floating], truth: Labels, groups: NDArray[np.str_], why_not_val: str
 ) -> Calibration:
-    """Calibrate on the teacher's probabilities (n, C) of unlabelled clips by the accuracy of a cross-fitted probe.
+    """Calibrate the teacher's probabilities (n, C) of unlabelled clips by the accuracy of a cross-fitted probe.
 
     Args:
-        x: embeddings (m, E) of labelled training clips by an encoder that has seen no label; `truth`, `groups`: (m,).
-        why: why val won't do.
+        x: embeddings (m, E) of labelled training clips by an encoder trained without labels; `truth`, `groups`: (m,).
+        why_not_val: what `val_problem` returned.
     """
     guessed = cross_fitted("linear", x, truth, groups)
     if guessed is None:
-        return nothing(f"{why}, and {too_few(truth, groups)}")
+        return uncalibrated(f"{why_not_val}, and {cross_fit_problem(truth, groups)}")
     right = int((guessed == truth).sum())
-    accuracy = (right + 1) / (len(truth) + 2)  # Laplace's, or a probe that is always right would ask for certainty
+    accuracy = (right + 1) / (len(truth) + 2)  # Laplace's estimate: a probe that is always right must not give 1
     temperature = match_temperature(unlabelled, accuracy)
     folds = min(FOLDS, fewest_groups(truth, groups))
     return Calibration(
         temperature,
         "cross-fitted",
-        f"{why}; a probe of the encoder before fine-tuning, cross-fitted by group in {folds} folds of the labelled "
-        f"training clips, is right of {right} of {len(truth)}: the teacher's mean confidence on the unlabelled clips "
-        "is made equal to that",
+        f"{why_not_val}; a probe of the encoder before fine-tuning, cross-fitted by group in {folds} folds of the "
+        f"labelled training clips, is right on {right} of {len(truth)}: the teacher's mean confidence on the "
+        "unlabelled clips is set to that accuracy",
         len(truth),
         len(set(groups.tolist())),
         accuracy,
@@ -175,18 +180,16 @@ def by_probe(
     )
 
 
-def can_cross_fit(truth: Labels, groups: NDArray[np.str_]) -> bool:
-    """Whether every class of some labelled clips (n,) has groups enough to be known without any one of them."""
-    return len(set(truth.tolist())) > 1 and fewest_groups(truth, groups) >= MIN_CLASS_GROUPS
-
-
-def too_few(truth: Labels, groups: NDArray[np.str_]) -> str:
-    """Why labelled training clips can't be cross-fitted."""
+def cross_fit_problem(truth: Labels, groups: NDArray[np.str_]) -> str | None:
+    """Why labelled training clips (n,) are too few to cross-fit a probe on; None if they are enough."""
     if len(set(truth.tolist())) < 2:
         return "the labelled training clips are of one class"
-    return f"a class has {fewest_groups(truth, groups)} group of labelled training clips, fewer than {MIN_CLASS_GROUPS}"
+    fewest = fewest_groups(truth, groups)
+    if fewest < MIN_CLASS_GROUPS:
+        return f"a class has {fewest} group of labelled training clips, fewer than {MIN_CLASS_GROUPS}"
+    return None
 
 
-def nothing(why: str) -> Calibration:
-    """No calibration: the confidences stay as they are."""
+def uncalibrated(why: str) -> Calibration:
+    """No calibration: the teacher's confidences are left as they are."""
     return Calibration(1.0, "nothing", f"not calibrated, so confidences are the teacher's own (temperature 1): {why}")

@@ -1,4 +1,4 @@
-"""Pseudo-labels: the table of a teacher's guesses with their provenance, and what is said of a round. No Ray."""
+"""Pseudo-labels: the table of a teacher's guesses with their provenance, and scores of a round. Works without Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.config import PseudoLabelConfig, redact
-from raymae.pseudo_labels.acceptance import Acceptance, decide, guesses
+from raymae.datasets.rows import group_ids
+from raymae.pseudo_labels.acceptance import Acceptance, decide, guesses, reason_text, reason_texts
 from raymae.pseudo_labels.calibration import Calibration, apply_temperature
 
 FILE = "pseudo_labels.parquet"
@@ -22,13 +23,14 @@ FILE = "pseudo_labels.parquet"
 
 @dataclass(frozen=True)
 class Round:
-    """A teacher's guesses of the unlabelled clips, and which are accepted."""
+    """A round of pseudo-labels: the teacher's guesses for the unlabelled clips, and which are accepted."""
 
     number: int
     """From 1."""
     teacher: str
-    """Where its classifier lies."""
+    """URL of its classifier's folder."""
     table: pa.Table
+    """A row per clip: see `pseudo_label`."""
     acceptance: Acceptance
     calibration: Calibration
     class_names: Sequence[str]
@@ -51,13 +53,13 @@ def pseudo_label(
         probabilities: (n, C), the teacher's own, before calibration.
 
     Columns of the table, a row per clip: clip_id, pseudo_label, raw_confidence, confidence (calibrated), round,
-    teacher, accepted, reason (why not), and with soft labels probabilities (calibrated and sharpened; in the order of
-    the classes).
+    teacher, accepted, reason (of a refusal), and with soft labels probabilities (calibrated and sharpened; in the order
+    of the classes).
     """
-    free = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
-    assert pc.all(free).as_py() is not False, "pseudo-labels are for unlabelled clips of split train alone"
+    unlabelled = pc.and_(pc.equal(clips["split"], "train"), pc.is_null(clips["scene_label"]))
+    assert pc.all(unlabelled).as_py() is not False, "pseudo-labels are for unlabelled clips of split train only"
     calibrated = apply_temperature(probabilities, calibration.temperature)
-    groups = np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist(), np.str_)
+    groups = np.array(group_ids(clips).to_pylist(), np.str_)
     acceptance = decide(calibrated, groups, config)
     guess, confidence = guesses(calibrated)
     columns = {
@@ -68,7 +70,7 @@ def pseudo_label(
         "round": pa.array(np.full(len(clips), number), pa.int32()),
         "teacher": pa.array([redact(teacher)] * len(clips), pa.string()),
         "accepted": pa.array(acceptance.accepted, pa.bool_()),
-        "reason": pa.array(acceptance.reasons.tolist(), pa.string()),
+        "reason": pa.array(reason_texts(acceptance, guess, config), pa.string()),
     }
     if config.labels == "soft":
         columns["probabilities"] = pa.array(
@@ -78,7 +80,7 @@ def pseudo_label(
     return Round(number, redact(teacher), table, acceptance, calibration, class_names, config)
 
 
-# What is said of a round ----------------------------------------------------------------------------------------------
+# Scores of a round ----------------------------------------------------------------------------------------------------
 
 
 def summary(found: Round) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def summary(found: Round) -> dict[str, Any]:
     guessed = Counter(table["pseudo_label"].to_pylist())
     kept = Counter(accepted["pseudo_label"].to_pylist())
     thresholds = found.acceptance.thresholds
-    refused = Counter(reason_kind(reason) for reason in table["reason"].to_pylist() if reason)
+    refused = Counter(reason for reason in found.acceptance.reasons.tolist() if reason)
     return {
         "round": found.number,
         "teacher": found.teacher,
@@ -106,7 +108,9 @@ def summary(found: Round) -> dict[str, Any]:
         "guessed_by_class": {name: guessed[name] for name in names},
         "accepted_by_class": {name: kept[name] for name in names},
         "thresholds": None if thresholds is None else dict(zip(names, map(float, thresholds), strict=True)),
-        "refused": dict(refused.most_common()),
+        "refused": {
+            reason_text(reason, found.acceptance, found.config): count for reason, count in refused.most_common()
+        },
         "empty_classes": [name for name in names if not kept[name]],
         "temperature": found.calibration.temperature,
         "calibrated_on": found.calibration.calibrated_on,
@@ -130,18 +134,13 @@ def rule_of(config: PseudoLabelConfig) -> str:
     return "; ".join([rule, *(f"{name} {value:g}" for name, value in limits if value is not None)])
 
 
-def reason_kind(reason: str) -> str:
-    """A reason without the numbers of its clip's own class."""
-    return "confidence below the threshold of its class" if reason.endswith("match)") else reason
-
-
 def agreement(table: pa.Table, previous: pa.Table) -> dict[str, Any]:
-    """How far the guesses of two rounds agree, on the clips of both.
+    """Agreement of the guesses of two rounds, on the clips of both.
 
     Keys: clips, equal (share of equal guesses), kappa (Cohen's; None where all guesses are of one class), and
     accepted_clips and accepted_equal of the clips that both rounds accept (None without any).
     """
-    from sklearn.metrics import cohen_kappa_score  # a second of loading, which training needn't wait
+    from sklearn.metrics import cohen_kappa_score  # takes a second to import, which training doesn't need
 
     columns = ["clip_id", "pseudo_label", "accepted"]
     both = table.select(columns).to_pandas().merge(previous.select(columns).to_pandas(), on="clip_id")
@@ -158,10 +157,10 @@ def agreement(table: pa.Table, previous: pa.Table) -> dict[str, Any]:
 
 
 def against_truth(table: pa.Table, truth: pa.Table) -> dict[str, Any] | None:
-    """How often the guesses are right, of the clips whose class `truth` (clip_id, scene_label) tells; None without any.
+    """Accuracy of the guesses on clips whose class is in `truth` (clip_id, scene_label); None without any.
 
-    Keys: clips, accuracy; accepted_clips, accepted_accuracy (None without any); curve: threshold, coverage, accuracy
-    of the guesses at least as sure as every hundredth of 1 at which there are some.
+    Keys: clips, accuracy; accepted_clips, accepted_accuracy (None without any); curve: threshold, coverage and accuracy
+    of the guesses with at least that confidence, at every hundredth with any.
     """
     known = table.to_pandas().merge(truth.to_pandas(), on="clip_id")
     if not len(known):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from raymae.audio.containers import AUDIO, PACKED, modified
+from raymae.audio.containers import AUDIO, PACKED
 from raymae.config import redact
 from raymae.datasets.tables.table import LOCATED, MetadataTable
-from raymae.storage.retry import READ_SECONDS, patiently
+from raymae.storage.folder import change_time
+from raymae.storage.retry import READ_SECONDS, with_retries
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")
 INPUTS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.float64())])
@@ -52,8 +53,8 @@ def _look(path: str) -> Row:
     try:
         if "://" in path:
             fs, inner = url_to_fs(path)
-            info = patiently(lambda: fs.info(inner), f"reading {redact(path)}", READ_SECONDS)
-            return path, int(info["size"] or 0), modified(info)
+            info = with_retries(lambda: fs.info(inner), f"reading {redact(path)}", READ_SECONDS)
+            return path, int(info["size"] or 0), change_time(info)
         path = os.path.abspath(os.path.expanduser(path))
         status = os.stat(path)
     except Exception:  # file systems bring their own; who reads it says what is wrong

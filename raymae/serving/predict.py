@@ -145,7 +145,7 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
         return final.artifact
     folder = open_shared(model, config)
     if not folder.exists("classifier.json"):
-        raise ValueError(f"{option} {redact(model)} is no classifier: it has no classifier.json")
+        raise ValueError(f"{option} {redact(model)} is not a classifier: it has no classifier.json")
     return folder
 
 

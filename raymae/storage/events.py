@@ -1,4 +1,4 @@
-"""Events of a training stage: JSON files in its folder, taken back to the last checkpoint on resume."""
+"""Events of a training stage: a JSON file per reported step, removed beyond the last checkpoint on resume."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from raymae.config import redact
 from raymae.storage.folder import COMMITS, EVENTS, Folder, check_format
 
 COMMIT_FORMAT = 2
-"""Of `commit.json`; raised when the names of its fields or settings change."""
+"""Format number of `commit.json`; raised when the names of its fields or settings change."""
 
 
 def write_event(artifact: Folder, event: dict[str, Any]) -> None:
-    """Keep a step's metrics beside the run: a file per event, so that a repeated step replaces its own."""
+    """Write a step's metrics to the stage's folder: one file per event, so that a repeated step replaces its own."""
     artifact.write_bytes(f"{EVENTS}/{event['step']:09d}.json", json.dumps(event).encode())
 
 
 def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
-    """The events of the steps after `after`, in order."""
+    """Events of the steps after `after`, in order."""
     folder, found = artifact / EVENTS, []
     for step, name in event_names(artifact):
         if step > after:
             try:
                 found.append(folder.read_json(name))
-            except FileNotFoundError:  # a restart has just taken it back
+            except FileNotFoundError:  # a restart has just removed it
                 continue
     return found
 
 
 def committed_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
-    """Those that no restart takes back: up to the newest commit, all of a finished stage."""
+    """Events that no restart removes: up to the newest checkpoint; all of a finished stage."""
     done, step = artifact.is_done(), latest_step(artifact) or 0
     if not done and step <= after:
         return []
@@ -38,19 +38,19 @@ def committed_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
 
 
 def take_back_events(artifact: Folder, after: int) -> None:
-    """Remove the events of the steps after `after`: the run begins there again, and may report at others."""
+    """Remove the events of the steps after `after`: training restarts there and may report at other steps."""
     for step, name in event_names(artifact):
         if step > after:
             (artifact / EVENTS).remove(name)
 
 
 def event_names(artifact: Folder) -> list[tuple[int, str]]:
-    """Step and file of every event, in order."""
+    """Step and file name of every event, in order."""
     return [(int(name[:9]), name) for name in (artifact / EVENTS).names() if name[:9].isdigit()]
 
 
 def latest_step(artifact: Folder) -> int | None:
-    """The step of the newest finished commit, or None."""
+    """Step of the newest complete checkpoint, or None."""
     folder = artifact / COMMITS
     for name in reversed(folder.names()):
         if (folder / name).exists("commit.json"):
@@ -59,7 +59,7 @@ def latest_step(artifact: Folder) -> int | None:
 
 
 def read_commit(artifact: Folder, step: int) -> dict[str, Any]:
-    """What `commit.json` of a step holds beside the tensors; ValueError where an earlier version wrote it."""
+    """What a checkpoint's `commit.json` holds, all but the tensors; ValueError for the format of another version."""
     folder = artifact / COMMITS / f"{step:09d}"
     state = dict(folder.read_json("commit.json"))
     check_format(state.pop("format", 1), COMMIT_FORMAT, f"{redact(folder.url)}/commit.json")

@@ -1,8 +1,8 @@
-"""Where outputs live: `<storage>/artifacts/<stage>/<key>/`, found again by the key of what went into them.
+"""Folders of a storage, local or at a URL, and artifacts in them: `<storage>/artifacts/<stage>/<key>/`.
 
 A key is a hash of the settings that change the result, the keys of the inputs and the stage's version; worker counts,
-paths and tracking are no part of it. A folder counts once its `done.json` stands, which is written last, because
-object stores have no atomic rename. What a storage refuses for a moment is tried again (`raymae.storage.retry`).
+paths and tracking are not part of it. An artifact is finished once its `done.json` exists, which is written last
+because object stores have no atomic rename. Operations that fail temporarily are retried (`raymae.storage.retry`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -24,37 +25,37 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from raymae.config import redact
-from raymae.storage.retry import FULL_ERRNOS, PatientFile, StorageFullError, patiently
+from raymae.storage.retry import FULL_ERRNOS, RetryingFile, StorageFullError, with_retries
 
 Found = TypeVar("Found")
 
 PART = ".part"
-"""How the name of a local file ends that is being written."""
+"""Name ending of a local file that is being written."""
 
 
 def digest(value: Any) -> str:
-    """16 hexadecimal digits that name `value` (anything that JSON can hold)."""
+    """Hash of `value` (anything that JSON can hold) as 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on local disk or at any URL that fsspec knows; picklable, so that workers on other nodes can open it."""
+    """A folder on local disk or at any URL of fsspec; picklable, so that workers on other nodes can open it."""
 
     url: str
 
     @cached_property
     def _located(self) -> tuple[AbstractFileSystem, str]:
         fs, path = url_to_fs(self.url)
-        # other processes write here: what was listed once isn't what stands
+        # other processes write here: a cached listing may be out of date
         fs.dircache.use_listings_cache = False
         fs.dircache.clear()
         return fs, path.rstrip("/")
 
     @property
     def fs(self) -> AbstractFileSystem:
-        """The file system."""
+        """The fsspec file system."""
         return self._located[0]
 
     @property
@@ -69,27 +70,27 @@ class Folder:
         return {"url": self.url}
 
     def __repr__(self) -> str:
-        return f"Folder({redact(self.url)!r})"  # Ray shows what it is given in its dashboard and logs
+        return f"Folder({redact(self.url)!r})"  # Ray shows arguments in its dashboard and logs
 
     def path(self, name: str = "") -> str:
-        """The path of a file in the folder, in its file system's own words."""
+        """Path of a file in the folder, as its file system expects it."""
         return f"{self._located[1]}/{name}" if name else self._located[1]
 
     def _try(self, call: Callable[[], Found]) -> Found:
-        """What `call` returns, after some tries where the storage has a bad moment."""
-        return patiently(call, f"storage {redact(self.url)}")
+        """Return the result of `call`, retried while the storage fails temporarily."""
+        return with_retries(call, f"storage {redact(self.url)}")
 
     def exists(self, name: str = "") -> bool:
-        """Whether the file stands."""
+        """Whether the file exists."""
         return bool(self._try(lambda: self.fs.exists(self.path(name))))
 
     def names(self) -> list[str]:
-        """Names in the folder, sorted; none where there is no folder. What a process that died left half is none."""
+        """Names in the folder, sorted, without half-written files; empty if the folder does not exist."""
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in self._listed(detail=False))
         return sorted(name for name in names if not name.endswith(PART))
 
     def sizes(self) -> dict[str, int]:
-        """Name and size in bytes of everything in the folder, in one listing; nothing where there is no folder."""
+        """Name and size in bytes of everything in the folder, in one listing; empty if the folder does not exist."""
         entries = self._listed(detail=True)
         return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in entries}
 
@@ -108,22 +109,22 @@ class Folder:
 
         if self.is_local:
             return self._try(opened)
-        return cast(BinaryIO, PatientFile(opened, f"storage {redact(self.url)}"))
+        return cast(BinaryIO, RetryingFile(opened, f"storage {redact(self.url)}"))
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file."""
+        """Read the whole file."""
         return bytes(self._try(lambda: self.fs.cat_file(self.path(name))))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write the whole file: it stands complete or not at all. StorageFullError where there is no room for it."""
+        """Write the whole file: it is stored complete or not at all. StorageFullError if there is no room for it."""
         try:
             self._try(lambda: self._write(name, content))
         except OSError as error:
             if error.errno not in FULL_ERRNOS:
                 raise
             raise StorageFullError(
-                f"{redact(self.url)} can't be written to ({error.strerror}): make room there and give the same command "
-                "again, which goes on from what stands"
+                f"{redact(self.url)} can't be written to ({error.strerror}): make room there and run the same command "
+                "again, which resumes from what is stored"
             ) from None
 
     def _write(self, name: str, content: bytes) -> None:
@@ -142,10 +143,10 @@ class Folder:
             part.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """The file's content; ValueError names a damaged file."""
+        """Read a JSON file; ValueError names a damaged file."""
         try:
             return json.loads(self.read_bytes(name))
-        except (ValueError, RecursionError) as error:  # the second: brackets within brackets, thousands deep
+        except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
             raise ValueError(f"{redact(self.url)}/{name} is damaged: {error}") from None
 
     def write_json(self, name: str, value: Any) -> None:
@@ -153,7 +154,7 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a Parquet table; ValueError for columns of Python objects (`check_plain`)."""
+        """Read a Parquet table; ValueError for columns of extension types (`check_plain`)."""
         with self.open(name) as file:
             table = pq.ParquetFile(file)
             check_plain(table.schema_arrow, f"{redact(self.url)}/{name}")
@@ -166,7 +167,7 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all that it holds."""
+        """Remove a file, or a folder with its content."""
 
         def once() -> None:
             if self.fs.exists(self.path(name)):
@@ -184,7 +185,7 @@ class Folder:
         self._try(lambda: self.fs.get_file(self.path(name), str(target)))
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """What the file system says of every file in the folder and below it, by its path from here."""
+        """fsspec's `info` of every file in the folder and below it, by the path relative to the folder."""
 
         def found() -> dict[str, dict[str, Any]]:
             self.fs.invalidate_cache()
@@ -200,45 +201,55 @@ class Folder:
         return self.exists("done.json")
 
     def result(self) -> dict[str, Any]:
-        """The result that `finish` wrote; ValueError where an earlier version wrote it."""
+        """The result that `finish` wrote; ValueError for the format of another version."""
         result = dict(self.read_json("done.json"))
         check_format(result.pop("format", 1), FORMAT, f"{redact(self.url)}/done.json")
         return result
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Declare the folder finished; nothing that counts may be written to it afterwards.
+        """Mark the artifact finished: write `checksums.json`, then `done.json` with `result`.
 
-        What was written is read again for its checksums: what stands is what they say.
+        The checksums are those of the stored files, which are read back; write no file that later stages read after it.
         """
         names = sorted(self.files())
-        counting = [name for name in names if name.split("/")[0] not in (*PASSING, CHECKSUMS)]
-        self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in counting})
+        checked = [name for name in names if name.split("/")[0] not in (*UNCHECKED, CHECKSUMS)]
+        self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in checked})
         self.write_json("done.json", {"format": FORMAT, **result})
 
 
 def check_format(found: Any, expected: int, path: str) -> None:
-    """ValueError where a JSON file is of the format of another version; one without a number is of format 1."""
+    """Raise ValueError if a JSON file is of another version's format; a file without a number is of format 1."""
     if found != expected:
         raise ValueError(f"{path} is of format {found}; this version of raymae reads format {expected}")
 
 
 def check_plain(schema: pa.Schema, name: str) -> None:
-    """ValueError where a column has a type of some library's own: Ray unpickles those of its Python objects."""
-    own = [field.name for field in schema if _is_own(field.type)]
-    if own:
-        raise ValueError(f"{name}: the column {own[0]} is of a type of its own, not of plain numbers and text")
+    """Raise ValueError if a column has an Arrow extension type: Ray's unpickle Python objects when they are read."""
+    extended = [field.name for field in schema if _is_extension(field.type)]
+    if extended:
+        raise ValueError(f"{name}: the column {extended[0]} has an extension type, not plain numbers or text")
 
 
-def _is_own(kind: pa.DataType) -> bool:
-    within = (kind.field(place).type for place in range(kind.num_fields))
-    return isinstance(kind, pa.BaseExtensionType) or any(map(_is_own, within))
+def _is_extension(kind: pa.DataType) -> bool:
+    fields = (kind.field(place).type for place in range(kind.num_fields))
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_is_extension, fields))
+
+
+def change_time(info: dict[str, Any]) -> float:
+    """When a file was last changed, in seconds since 1970, from fsspec's `info` of it; 0 if that isn't known.
+
+    File systems name the field differently: "mtime" (local, SFTP, GCS), "LastModified" (S3), "last_modified" (Azure),
+    "created" (memory). These times are part of the names of shards.
+    """
+    changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "created") if key in info), 0)
+    return changed.timestamp() if isinstance(changed, datetime) else float(changed)
 
 
 CHECKSUMS = "checksums.json"
 
 
 def checksum_of(folder: Folder, name: str) -> str:
-    """The CRC-32 of a file, read a piece at a time."""
+    """CRC-32 of a file, read a piece at a time."""
     found = 0
     with folder.open(name) as file:
         while piece := file.read(1 << 24):
@@ -246,18 +257,18 @@ def checksum_of(folder: Folder, name: str) -> str:
     return f"{found:08x}"
 
 
-# What a training stage writes while it runs -------------------------------------------------------------------------
+# Files of a stage's folder ------------------------------------------------------------------------------------------
 
 EVENTS, COMMITS = "events", "commits"
-
+"""Folders that a training stage writes while it runs: metrics and checkpoints."""
 FORMAT = 2
-"""Of every `done.json`; raised when the names of its fields change."""
-PASSING = (EVENTS, COMMITS, "figures", "stacks", "failures", "profile", "done.json")
-"""In the folder of a stage: what no later stage reads."""
+"""Format number of every `done.json`; raised when the names of its fields change."""
+UNCHECKED = (EVENTS, COMMITS, "figures", "stacks", "failures", "profile", "done.json")
+"""Files and folders without a checksum: no later stage reads them."""
 
 
 def open_storage(url: str, option: str = "--storage") -> Folder:
-    """The folder at `url` (a path is made absolute); ValueError, naming the option, where it can't be written."""
+    """The folder at `url` (a path is made absolute); ValueError, naming the option, if it can't be written."""
     if "://" not in url:
         url = str(Path(url).expanduser().resolve())
     try:

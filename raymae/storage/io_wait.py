@@ -1,4 +1,4 @@
-"""How long each thread has waited for a storage, so that a time limit can tell a slow storage from a stuck decoder."""
+"""How long each thread has waited for a storage, so that time limits can tell a slow storage from a stuck decoder."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ Found = TypeVar("Found")
 
 
 class Waits(NamedTuple):
-    """What a thread has waited so far; times are monotonic seconds."""
+    """Waits of a thread for its storage; times are monotonic seconds."""
 
     ended: float = 0.0
-    """Seconds of the waits that are over."""
+    """Total of the waits that have ended, s."""
     since: float = math.inf
-    """When the one that goes on began, infinity where there is none."""
+    """Start of the current wait; infinity if there is none."""
     asked: float = math.inf
-    """When the storage was asked what it hasn't answered yet; to refuse is to answer."""
+    """Start of the call that the storage hasn't answered yet, infinity if there is none; an error is an answer."""
 
     def total(self, now: float) -> float:
-        """Seconds up to now."""
+        """Total waiting time up to `now`, s."""
         return self.ended + max(0.0, now - self.since)
 
     def silent(self, now: float) -> float:
-        """Seconds for which the storage has given nothing."""
+        """Seconds without an answer from the storage."""
         return max(0.0, now - self.asked)
 
 
-_threads: dict[int, Waits] = {}  # one value each, replaced as a whole: another thread looks at it without a lock
+_threads: dict[int, Waits] = {}  # values are replaced as a whole: other threads read them without a lock
 
 
 def waits(thread: threading.Thread) -> Waits:
-    """What a thread has waited so far."""
+    """The waits of a thread so far."""
     return _threads.get(thread.ident or 0, Waits())
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """What the block takes, this thread waits for a storage; blocks within it change nothing."""
+    """Count the block's time as this thread's waiting for a storage; nested blocks change nothing."""
     ident, began = threading.get_ident(), time.monotonic()
     ended, since, _ = _threads.get(ident, Waits())
     if since != math.inf:
@@ -55,7 +55,7 @@ def waiting() -> Iterator[None]:
 
 
 def asking(call: Callable[[], Found]) -> Found:
-    """What a storage answers to `call`, within `waiting`."""
+    """Call a storage, within `waiting`, and record that its answer is pending."""
     ident = threading.get_ident()
     mine = _threads.get(ident, Waits())
     _threads[ident] = mine._replace(asked=time.monotonic())

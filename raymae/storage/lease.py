@@ -1,12 +1,11 @@
-"""Claims on work that several processes could do: one does it, the others wait and find it done. No Ray.
+"""Claims on work that several processes could do: one does it, the others wait for its result. No Ray.
 
-A claim is a file in the storage that its owner renews every few seconds. Whoever wants one writes its own file and then
-looks for others: with a living one beside it, it takes its own back and tries again later (Dekker's way, without turns;
-no storage needs to create files exclusively). An owner that doesn't renew its file, or whose process is gone from this
-machine, is dead, and its claim void: a trial that is killed strands nobody.
+A claim is a file in the storage that its owner renews every few seconds. To take one, a process writes its own file and
+then lists the others: if one of them is alive, it removes its own and tries again later (as in Dekker's algorithm, but
+without turns; the storage need not support exclusive creation). A claim is void if it isn't renewed, or if its owner
+was a process of this machine that has ended: a killed trial blocks no other.
 
-Claims save work and decide no result: stages that two owners make at once (one was taken for dead, and wakes) come out
-the same.
+Claims only save work. If two processes do the same work (one was taken for dead and continues), the results are equal.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from raymae.storage.folder import Folder
 
 RENEW_SECONDS = 5.0
 EXPIRE_SECONDS = 45.0
-"""Without a renewal; what waits goes by its own clock."""
+"""Age at which a claim that isn't renewed is void, by the clock of the process that waits for it."""
 LOOK_SECONDS = 1.0
-"""Between two looks of what waits."""
+"""Interval at which a waiting process looks again."""
 
 
 class Claim:
-    """One process's (or thread's) claim on a piece of work, whose claims lie in `folder`."""
+    """A process's (or thread's) claim on a piece of work; all claims on it are files in `folder`."""
 
     def __init__(self, folder: Folder, expire: float = EXPIRE_SECONDS, renew: float = RENEW_SECONDS) -> None:
         self.folder, self.expire, self.renew = folder, expire, renew
@@ -42,7 +41,7 @@ class Claim:
         self._thread: threading.Thread | None = None
 
     def take(self) -> bool:
-        """Take the work, unless somebody has it."""
+        """Take the claim; False if another process holds it."""
         if self._others():
             return False
         self._write()
@@ -54,7 +53,7 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Give the claim back."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -62,18 +61,18 @@ class Claim:
 
     def _write(self) -> None:
         self._count += 1
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "count": self._count}
-        self.folder.write_bytes(self.name, json.dumps(who).encode())
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "count": self._count}
+        self.folder.write_bytes(self.name, json.dumps(owner).encode())
 
     def _renew(self) -> None:
         while not self._stop.wait(self.renew):
             try:
                 self._write()
-            except OSError:  # the storage's bad moment; the next turn may do better
+            except OSError:  # the storage fails temporarily; the next renewal may succeed
                 continue
 
     def _others(self) -> list[str]:
-        """The living claims beside this one; void ones are removed."""
+        """The live claims of others; void ones are removed."""
         found = []
         for name in self.folder.names():
             if name == self.name or not name.endswith(".json"):
@@ -97,15 +96,15 @@ class Claim:
 
 
 def is_gone(content: bytes) -> bool:
-    """Whether a claim's process was one of this machine and has ended."""
+    """Whether a claim's owner was a process of this machine that has ended."""
     try:
-        who = json.loads(content)
-        if who["host"] != socket.gethostname():
+        owner = json.loads(content)
+        if owner["host"] != socket.gethostname():
             return False
-        os.kill(int(who["pid"]), 0)
+        os.kill(int(owner["pid"]), 0)
     except ProcessLookupError:
         return True
-    except (ValueError, KeyError, TypeError, PermissionError):  # not ours to tell: it expires
+    except (ValueError, KeyError, TypeError, PermissionError):  # unknown: the claim expires by itself
         return False
     return False
 
@@ -117,9 +116,9 @@ def claimed(
     check: Callable[[], None] = lambda: None,
     expire: float = EXPIRE_SECONDS,
 ) -> Iterator[bool]:
-    """True while this process has the claim, False once the work is done by another; waits for either.
+    """Wait for the claim: yields True while this process holds it, False once another has done the work.
 
-    `check` is called while it waits, and may raise.
+    `check` is called while waiting and may raise.
     """
     claim = Claim(folder, expire)
     while not is_done():

@@ -1,4 +1,4 @@
-"""Encode a figure as PNG."""
+"""PNG files of figures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+    """Encode a figure as a PNG file."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a class may be named "$a$", and "$\a" would end the drawing
+        text.set_parse_math(False)  # a class may be named "$a$", and "$\a" would fail to parse
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
     return sink.getvalue()

@@ -1,1 +1,1 @@
-"""Searches over settings on Ray Tune: what is tried, one trial, all of them, and what comes out."""
+"""Hyper-parameter sweeps on Ray Tune: spaces, points, trials and results."""

@@ -1,4 +1,4 @@
-"""The picture of a sweep: a heat map of its first two fields, or points where one of them is a range."""
+"""Figure of a sweep: a heat map over its first two fields, or a scatter plot where one of them is a range."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from raymae.sweep.results import Record
 from raymae.sweep.space import Axis
 
 DARK = 0.55
-"""Share of the colour scale above which text is black."""
+"""Position on the color map, 0 to 1, above which text is black."""
 CMAP = "viridis"
 
 
 def sweep_figure(records: Sequence[Record], axes: Sequence[Axis], metric: str, title: str) -> Figure:
-    """The scores over the first two fields; of several trials at one place the best."""
+    """The scores over the first two fields; the best one where several trials share a cell."""
     if any(axis.is_range for axis in axes[:2]):
         return _points(records, axes, metric, title)
     return _heat_map(records, axes, metric, title)
@@ -65,7 +65,7 @@ def _heat_map(records: Sequence[Record], axes: Sequence[Axis], metric: str, titl
 
 
 def _cell(plot: Axes, row: int, column: int, here: Sequence[Record], scale: Normalize) -> None:
-    """One cell: its score; in brackets and hatched that of stopped trials alone; hatched where there is none."""
+    """One cell: its best finished score; else that of stopped trials, in brackets and hatched; else hatched."""
     finished = [one.score for one in here if one.status == "finished" and one.score is not None]
     stopped = [one.score for one in here if one.status == "stopped" and one.score is not None]
     score = max(finished or stopped, default=None)
@@ -75,18 +75,18 @@ def _cell(plot: Axes, row: int, column: int, here: Sequence[Record], scale: Norm
         plot.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor="0.6", hatch="///"))
         _text(plot, column, row, words, "0.25", boxed=True)
         return
-    colour = matplotlib.colormaps[CMAP](scale(score))
+    color = matplotlib.colormaps[CMAP](scale(score))
     if finished:
-        plot.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="white"))
+        plot.add_patch(Rectangle(place, 1, 1, facecolor=color, edgecolor="white"))
         _text(plot, column, row, f"{score:.3f}", "black" if scale(score) > DARK else "white")
         return
-    plot.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor=colour, hatch=".."))
+    plot.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor=color, hatch=".."))
     _text(plot, column, row, f"({score:.3f})\nstopped", "0.25", boxed=True)
 
 
-def _text(plot: Axes, column: int, row: int, words: str, colour: str, *, boxed: bool = False) -> None:
+def _text(plot: Axes, column: int, row: int, words: str, color: str, *, boxed: bool = False) -> None:
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if boxed else None
-    plot.text(column, row, words, ha="center", va="center", color=colour, fontsize=10, bbox=box)
+    plot.text(column, row, words, ha="center", va="center", color=color, fontsize=10, bbox=box)
 
 
 def _points(records: Sequence[Record], axes: Sequence[Axis], metric: str, title: str) -> Figure:
@@ -100,8 +100,8 @@ def _points(records: Sequence[Record], axes: Sequence[Axis], metric: str, title:
             continue
         x = [_place(first, one) for one in some]
         y = [_place(second, one) if second else (one.score or np.nan) for one in some]
-        colours = [np.nan if one.score is None else one.score for one in some]
-        style = {"c": "0.5"} if marker in "x+" else {"c": colours, "cmap": CMAP, "norm": scale, "edgecolors": "black"}
+        scores = [np.nan if one.score is None else one.score for one in some]
+        style = {"c": "0.5"} if marker in "x+" else {"c": scores, "cmap": CMAP, "norm": scale, "edgecolors": "black"}
         plot.scatter(x, y, marker=marker, s=60, label=status, **style)
     _axis(plot, first, "x")
     if second:
@@ -122,7 +122,7 @@ def _place(axis: Axis, record: Record) -> float:
 
 
 def _axis(plot: Axes, axis: Axis, letter: str) -> None:
-    """Label one side of the plot, and scale it as its range is."""
+    """Label one side of the plot, and use a log scale for a log range."""
     label, scale, ticks = (
         (plot.set_xlabel, plot.set_xscale, plot.set_xticks)
         if letter == "x"

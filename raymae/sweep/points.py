@@ -1,8 +1,8 @@
-"""What the trials of a sweep stand on: one configuration, one storage, and a plan for every point. No Ray.
+"""The points of a sweep and their plans, all from one configuration and one storage. No Ray.
 
-A trial's stages are those of the pipeline with the point's settings, under the same keys: trials find what others made
-(the feature store, the pre-training of a mask ratio, its teacher), and the pipeline with the best settings finds all of
-it. A test split is never looked at.
+A trial's stages are those of the pipeline with the point's settings, under the same keys: trials reuse each other's
+stages (the feature store, the pre-training of a mask ratio, its teacher), and the pipeline with the best settings
+reuses all of them. Test splits are not used.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from raymae.sweep.space import Axis, Values, label
 from raymae.training.tasks.selection import METRICS
 
 VERSION = 2
-"""Part of a sweep's key; a change of what its records hold raises it."""
+"""Part of a sweep's key; raised when the content of its records changes."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The configuration that a sweep changes, and the clips that it may ask for; picklable."""
+class Planner:
+    """Plans the points of a sweep: `plan` is the only place where a point becomes a plan. Picklable."""
 
     config: Config
+    """The configuration that the points change."""
     storage: Folder
     clips: dict[str, pa.Table] = field(default_factory=dict)
-    """Clip tables by what decides them."""
+    """Clip tables by a digest of the settings that decide them."""
 
     @property
     def metric(self) -> str:
-        """What trials are compared by."""
+        """The metric by which trials are compared."""
         return METRICS[self.config.finetune.labels]
 
     def config_of(self, values: Values) -> Config:
-        """The configuration of a point; ValueError where the settings don't go together."""
+        """The configuration of a point; ValueError where its settings contradict each other."""
         return changed(self.config, values)
 
     def clips_of(self, config: Config) -> pa.Table:
@@ -54,33 +55,51 @@ class Ground:
         return self.clips[key]
 
     def plan(self, values: Values) -> Plan:
-        """The plan of a point, without baselines and ablations, which choose nothing.
+        """The checked plan of a point, without baselines and ablations, which don't affect the choice.
 
-        Raises ValueError where the settings don't go together, can't be trained, or change what trials are judged on.
+        Raises ValueError where the settings contradict each other, can't be trained, or change the clips or labels by
+        which trials are compared; ValueError or OSError where an input of the stages can't be read.
         """
         config = self.config_of(values)
         config = replace(config, evaluate=replace(config.evaluate, baselines=(), ablation=(), supervised_from=None))
         clips = self.clips_of(config)
         if config.finetune.labels != self.config.finetune.labels:
             raise ValueError("finetune.labels decides the score itself: trials couldn't be compared")
-        if scored(clips) != scored(self.clips_of(self.config)):
+        if val_fingerprint(clips) != val_fingerprint(self.clips_of(self.config)):
             raise ValueError("its split val has other clips or labels: trials couldn't be compared")
-        return Plan(config, clips, self.storage, "evaluate", find(config, self.storage, "evaluate"))
+        plan = Plan(config, clips, self.storage, "evaluate", find(config, self.storage, "evaluate"))
+        check(plan)
+        return plan
+
+    def point(self, values: Values) -> Point:
+        """A point with its plan, or with the reason why it is refused."""
+        try:
+            return Point(values, self.plan(values))
+        except (ValueError, OSError) as error:
+            return Point(values, refused=str(error))
 
 
-def scored(clips: pa.Table) -> str:
-    """What names the labelled clips of split val; ValueError where there are none."""
+def check(plan: Plan) -> None:
+    """Compute the keys of a plan, which reads the inputs of its stages (impulse responses, say).
+
+    Raises ValueError or OSError where one can't be read.
+    """
+    assert plan.final in plan.nodes
+
+
+def val_fingerprint(clips: pa.Table) -> str:
+    """The fingerprint of the labelled clips of split val; ValueError where there are none."""
     rows = rows_of(clips, "val", labelled=True)
     if not len(rows):
         raise ValueError(
-            "no clip of split val has a scene_label, and trials are compared by val alone, never by a test split: "
-            "--data.split.val-share 0.2 draws it from the labelled training clips, by groups"
+            "no clip of split val has a scene_label, and trials are compared on val alone, never on a test split: "
+            "--data.split.val-share 0.2 draws it from the labelled training clips, by group"
         )
     return fingerprint(clips.take(rows).sort_by("clip_id"), ["clip_id", "scene_label"])
 
 
 def stages_of(plan: Plan) -> list[str]:
-    """The stages that the plan's final classifier needs, in their order, itself last."""
+    """The stages that the plan's final classifier needs, in order, itself last."""
     wanted = {plan.final}
     for name in reversed(list(plan.nodes)):
         if name in wanted:
@@ -88,8 +107,8 @@ def stages_of(plan: Plan) -> list[str]:
     return [name for name in plan.nodes if name in wanted]
 
 
-def bring_weights(plan: Plan) -> None:
-    """Copy the weights that the plan is given, where it lacks them."""
+def copy_weights(plan: Plan) -> None:
+    """Copy the given weights of a plan to the storage, unless they are there."""
     for section, given in plan.given.items():
         if not given.artifact.is_done():
             bring(given, section, plan.config, write=True)
@@ -97,7 +116,7 @@ def bring_weights(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a space: its plan, or why there is none."""
+    """One point of a space, with its plan or the reason why there is none."""
 
     values: Values
     plan: Plan | None = None
@@ -105,76 +124,61 @@ class Point:
 
     @property
     def key(self) -> str:
-        """Names the point within its sweep."""
+        """The point's key within its sweep."""
         return digest(to_dict(dict(self.values)))
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Its values as text."""
         return label(self.values)
 
 
-def look_at(ground: Ground, values: Values) -> Point:
-    """A point with its plan; one that is refused says why."""
-    try:
-        return Point(values, plan_of(ground, values))
-    except (ValueError, OSError) as error:
-        return Point(values, refused=str(error))
-
-
-def plan_of(ground: Ground, values: Values) -> Plan:
-    """The plan of a point. ValueError and OSError say why there can be none."""
-    plan = ground.plan(values)
-    plan.nodes  # noqa: B018  what the keys need is read here: impulse responses, say
-    return plan
-
-
 def interleaved(points: Sequence[Point]) -> list[Point]:
-    """Points in an order in which neighbours share little: those that run side by side wait for one another less."""
+    """Points ordered so that neighbours share few stages: trials side by side then wait less for one another."""
     groups: dict[str, list[Point]] = {}
     for point in points:
-        groups.setdefault(first_training(point), []).append(point)
+        groups.setdefault(first_stage_key(point), []).append(point)
     rounds = itertools.zip_longest(*groups.values())
     return [point for one in rounds for point in one if point is not None]
 
 
-def first_training(point: Point) -> str:
-    """The key of the first stage after the feature store, mostly the pre-training."""
+def first_stage_key(point: Point) -> str:
+    """The key of the first stage after the feature store, usually the pre-training."""
     if point.plan is None:
         return ""
     return next((point.plan.nodes[name].key for name in stages_of(point.plan) if name != "prepare"), "")
 
 
-def effective(ground: Ground, axes: Sequence[Axis]) -> list[Axis]:
-    """The axes that change something which the final classifier depends on.
+def effective_axes(planner: Planner, axes: Sequence[Axis]) -> list[Axis]:
+    """The axes that affect the final classifier.
 
-    Raises ValueError for another one that was asked for, and where none is left of the default space.
+    Raises ValueError for any other axis that was asked for, and where none is left of the default space.
     """
     start, kept = {axis.path: axis.ends[0] for axis in axes}, []
     for axis in axes:
-        points = [look_at(ground, start | {axis.path: end}) for end in axis.ends]
+        points = [planner.point(start | {axis.path: end}) for end in axis.ends]
         plans = [point.plan for point in points if point.plan is not None]
         idle = len(plans) == 2 and plans[0].nodes[plans[0].final].key == plans[1].nodes[plans[1].final].key
-        if idle and ground.config.sweep.space:
+        if idle and planner.config.sweep.space:
             raise ValueError(
                 f"sweep.space: {axis.path} changes nothing that the stages {', '.join(stages_of(plans[0]))} compute"
             )
         kept += [] if idle else [axis]
     if not kept:
-        raise ValueError("the default space changes nothing that this recipe computes: say what to try, --sweep.space")
+        raise ValueError("the default space changes nothing that this recipe computes: name fields with --sweep.space")
     return kept
 
 
-def fronts(axes: Sequence[Axis]) -> list[Values]:
-    """The combinations of what decides the feature store."""
+def store_values(axes: Sequence[Axis]) -> list[Values]:
+    """The combinations of the values that decide the feature store."""
     chosen = [axis for axis in axes if axis.path.startswith(("data.", "audio."))]
     combinations = itertools.product(*(axis.values for axis in chosen))
     return [dict(zip([axis.path for axis in chosen], values, strict=True)) for values in combinations]
 
 
-def sweep_key(ground: Ground, axes: Sequence[Axis]) -> str:
-    """Names what a sweep finds: the same for another number of trials, workers or the like."""
-    plan, sweep = ground.plan({}), ground.config.sweep
+def sweep_key(planner: Planner, axes: Sequence[Axis]) -> str:
+    """The key of a sweep's results; the number of trials or workers and the like don't change it."""
+    plan, sweep = planner.plan({}), planner.config.sweep
     stopping: Mapping[str, Any] = {"grace": sweep.grace, "reduction": sweep.reduction} if sweep.early_stopping else {}
     final = plan.nodes[plan.final].key
-    return digest([VERSION, [axis.text() for axis in axes], sweep.search, ground.config.seed, stopping, final])
+    return digest([VERSION, [axis.text() for axis in axes], sweep.search, planner.config.seed, stopping, final])

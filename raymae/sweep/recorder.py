@@ -1,4 +1,4 @@
-"""What the driver writes of the trials while they run: records, MLflow, TensorBoard, a line for each."""
+"""Callback that writes the trials' records, logs them to MLflow and TensorBoard, and prints a line for each."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from raymae.sweep.space import Values
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, log_entry
 
-SAID_SECONDS = 30.0
-"""Between two entries of a trial's metrics for MLflow: each is a file. TensorBoard has them at once."""
+LOG_SECONDS = 30.0
+"""Least time between two entries of a trial's metrics for MLflow, each a file. TensorBoard gets them at once."""
 
 
 class Recorder(Callback):
     """Tune's callback on the driver.
 
     Args:
-        folder: the sweep's.
-        values_of: from Tune's configuration of a trial to its values by path.
-        reporter: what MLflow is told; with the sweep's key.
-        total: trials of the sweep, `known` of which have been recorded before.
-        tensorboard: a local folder, or None.
+        folder: the sweep's folder.
+        values_of: maps Tune's configuration of a trial to its values by path.
+        reporter: logs to MLflow.
+        key: the sweep's key.
+        known: number of trials that an earlier start recorded.
+        total: number of trials of the sweep, the known ones included.
+        tensorboard: local folder for TensorBoard, or None.
     """
 
     def __init__(
@@ -50,39 +52,39 @@ class Recorder(Callback):
         self._history: dict[str, list[dict[str, float]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._begun: set[str] = set()
-        self._unsaid: dict[str, list[dict[str, Any]]] = {}
-        self._said: dict[str, float] = {}
+        self._unlogged: dict[str, list[dict[str, Any]]] = {}
+        self._logged_at: dict[str, float] = {}
         self._writers: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tune stores a copy, to restore a sweep from: ours goes on from its records, and its reporter has threads."""
+        """Tune pickles callbacks to restore a sweep; a sweep resumes from its records, and the reporter has threads."""
         return Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A trial begins (or begins again after its process died)."""
+        """Note that a trial starts (or starts again after its process died)."""
         self._started.setdefault(trial.trial_id, time.time())
         self._begin(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reported."""
+        """Keep and log a trial's report."""
         self._last[trial.trial_id] = result
         if "percent" in result and "status" not in result:
             point = {"percent": result["percent"], "step": result["trial_step"], "score": result["score"]}
             self._history.setdefault(trial.trial_id, []).append(point)
-        self._pass_on(trial, result.get("events", []))
+        self._log_events(trial, result.get("events", []))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A trial ended by itself, or was stopped."""
+        """Record a trial that ended by itself or was stopped."""
         last = self._last.get(trial.trial_id, {})
-        if last.get("status") == "cut":  # its time was up: the next start goes on
+        if last.get("status") == "interrupted":  # at the deadline: the next start resumes it
             self._close(trial, None, "KILLED")
             return
         self._record(trial, last.get("status", "stopped"), last.get("error", ""))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A trial's process died too often."""
+        """Record a trial whose process died too often."""
         lines = str(getattr(trial, "error_msg", "") or trial.get_error() or "its process died").strip().splitlines()
         self._record(trial, "failed", lines[-1])
 
@@ -113,7 +115,7 @@ class Recorder(Callback):
     # MLflow and TensorBoard ---------------------------------------------------------------------------------------
 
     def _run(self, trial: TuneTrial) -> str:
-        """The trial's run in the outbox."""
+        """The name of the trial's run in the outbox."""
         return Point(self.values_of(trial.config)).key
 
     def _begin(self, trial: TuneTrial) -> str:
@@ -125,9 +127,9 @@ class Recorder(Callback):
             self.reporter.write(begin(run, f"{self.key}-{run}", Point(values).label, params, {}))
         return run
 
-    def _pass_on(self, trial: TuneTrial, events: list[dict[str, Any]]) -> None:
-        self._unsaid.setdefault(trial.trial_id, []).extend(events)
-        if events and time.monotonic() - self._said.get(trial.trial_id, -SAID_SECONDS) >= SAID_SECONDS:
+    def _log_events(self, trial: TuneTrial, events: list[dict[str, Any]]) -> None:
+        self._unlogged.setdefault(trial.trial_id, []).extend(events)
+        if events and time.monotonic() - self._logged_at.get(trial.trial_id, -LOG_SECONDS) >= LOG_SECONDS:
             self.reporter.write(*self._log(trial))
         if self.tensorboard is None:
             return
@@ -137,9 +139,9 @@ class Recorder(Callback):
                 writer.add_scalar(name, value, event["step"], walltime=event["time"])
 
     def _log(self, trial: TuneTrial) -> list[Entry]:
-        """The entry of what the trial has reported since the last one."""
-        self._said[trial.trial_id] = time.monotonic()
-        events = self._unsaid.pop(trial.trial_id, [])
+        """The entry of what the trial has reported since the last entry."""
+        self._logged_at[trial.trial_id] = time.monotonic()
+        events = self._unlogged.pop(trial.trial_id, [])
         return [{"do": "log", "run": self._begin(trial), "events": events}] if events else []
 
     def _writer(self, trial: TuneTrial) -> Any:
@@ -161,7 +163,7 @@ class Recorder(Callback):
 
 
 def line(record: Record) -> str:
-    """A trial in a line."""
+    """One line about a trial."""
     score = "" if record.score is None else f" {record.score:.4f}"
     more = f"; {text}" if (text := record.error or reused(record)) else ""
     return f"{record.label}: {record.status}{score} after {record.seconds:.0f} s{more}"

@@ -1,7 +1,6 @@
-"""What a sweep knows of its trials: a record each, written when the trial ends, and what is made of them. No Ray.
+"""Records of trials, one written when each trial ends, and the tables and settings made from them. No Ray.
 
-`<storage>/sweeps/<recipe>-<key>/trials/<trial>.json` are all that a later start of the same sweep reads; nothing is
-unpickled.
+A later start of the same sweep reads only `<storage>/sweeps/<recipe>-<key>/trials/<trial>.json`; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,45 +20,45 @@ from raymae.sweep.space import Axis, Values, label
 
 TRIALS, CSV, TABLE, BEST = "trials", "sweep.csv", "sweep.md", "best.json"
 NOT_SET = ("recipe", "json", "dry_run", "max_hours", "seeds")
-"""What a file of settings leaves to the command that reads it."""
+"""Fields that a file of settings leaves to the command that reads it."""
 
 Status = Literal["finished", "stopped", "failed", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """How a trial ended."""
+    """The outcome of a trial."""
 
     key: str
-    """Names the point within the sweep."""
+    """The point's key within the sweep."""
     changes: Values
-    """Its values by path."""
+    """The point's values by path."""
     status: Status
     """finished; stopped early, as worse than others; failed with an error; refused by the configuration."""
     score: float | None = None
-    """On split val: of the finished trial's classifier, or the last of one that was stopped."""
+    """On split val: of the finished trial's classifier, or the last score of a stopped trial."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last metrics of the final classifier's training."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """{percent, step, score} of every validation: percent of the final stage, updates of all stages."""
+    """{percent, step, score} of every validation: percent of the final stage's training, steps of all stages."""
     stages: dict[str, Any] = field(default_factory=dict)
-    """By stage, its key, whether the trial found it made, and the seconds it took or waited."""
+    """By stage, its key, whether the trial reused it, and the seconds of computing it or waiting for it."""
     error: str = ""
     seconds: float = 0.0
 
     @property
     def label(self) -> str:
-        """The point, for people."""
+        """The point's values as text."""
         return label(self.changes)
 
     @property
     def counts(self) -> bool:
-        """Whether the trial need not be run again: what failed may not fail the next time."""
+        """Whether the trial is not run again; failed ones are."""
         return self.status != "failed"
 
 
 def write_record(folder: Folder, record: Record) -> None:
-    """Write a trial's record; another of the same point is kept beside the first."""
+    """Write a trial's record; a second one of the same point is kept beside the first."""
     name, number = record.key, 2
     while name in (known := read_records(folder)) and known[name].counts:
         name, number = f"{record.key}-{number}", number + 1
@@ -75,7 +74,7 @@ def read_records(folder: Folder) -> dict[str, Record]:
             continue
         values = trials.read_json(name)
         if not isinstance(values, dict) or not {"key", "changes", "status"} <= set(values) <= known:
-            raise ValueError(f"{redact(trials.url)}/{name} is damaged: it is no record of a trial")
+            raise ValueError(f"{redact(trials.url)}/{name} is damaged: not the record of a trial")
         values["changes"] = {
             path: tuple(value) if isinstance(value, list) else value for path, value in values["changes"].items()
         }
@@ -84,19 +83,19 @@ def read_records(folder: Folder) -> dict[str, Record]:
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:
-    """Finished trials first, the best on top; then the stopped ones; those without a score last."""
+    """Finished trials, the best first; then stopped ones; those without a score last."""
     place = {"finished": 0, "stopped": 1}
     return sorted(records, key=lambda one: (place.get(one.status, 2), -(one.score or 0.0)))
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
-    """The finished trial with the best score, of equal ones the first; stopped trials are not among them."""
+    """The finished trial with the best score, the first of equal ones; stopped trials don't count."""
     finished = [one for one in records if one.status == "finished" and one.score is not None]
     return max(finished, key=lambda one: one.score or 0.0, default=None)
 
 
 def table(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> str:
-    """The trials, best first, in Markdown."""
+    """The trials as a Markdown table, best first."""
     header = [*(axis.path for axis in axes), metric, "status", "seconds", "note"]
     rows = [
         [
@@ -112,13 +111,13 @@ def table(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> str:
 
 
 def reused(record: Record) -> str:
-    """Which stages a trial found made by others."""
+    """The stages that a trial reused from others, as text."""
     names = [name for name, stage in record.stages.items() if stage["reused"] and name != "prepare"]
     return f"shared: {', '.join(names)}" if names else ""
 
 
 def table_csv(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> str:
-    """A line per trial."""
+    """The trials as CSV, a line each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*(axis.path for axis in axes), "metric", "score", "status", "seconds", "error"])
@@ -130,8 +129,8 @@ def table_csv(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> s
 
 
 def settings_of(config: Config, values: Values) -> dict[str, Any]:
-    """A point's configuration as a file that every job takes (`--settings`): the recipe, and by path what differs from
-    it. The sweep's own section, and values that hold credentials, are left out."""
+    """A point's configuration as a file for `--settings` of any job: the recipe, and by path what differs from it.
+    The sweep's own section, and values with credentials, are left out."""
     whole = changed(config, values)
     recipe = RECIPES[config.recipe]() if config.recipe in RECIPES else Config()
     own, theirs = (to_dict(one, secret=True) for one in (whole, recipe))
@@ -144,5 +143,5 @@ def settings_of(config: Config, values: Values) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """A score as JSON holds it: None where there is none."""
+    """A score as JSON holds it; None where it is missing or not finite."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

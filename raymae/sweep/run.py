@@ -1,4 +1,4 @@
-"""A sweep from its space to its best settings; what an earlier start finished is not run again."""
+"""A sweep from its space to its best settings; trials that an earlier start finished are not run again."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import Any
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
-from raymae.config.stages import DOES
+from raymae.config.stages import STAGES
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.storage.png import png
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import (
-    Ground,
+    Planner,
     Point,
-    bring_weights,
-    effective,
-    fronts,
+    copy_weights,
+    effective_axes,
     interleaved,
-    look_at,
-    scored,
     stages_of,
+    store_values,
     sweep_key,
+    val_fingerprint,
 )
 from raymae.sweep.results import (
     BEST,
@@ -41,7 +40,7 @@ from raymae.sweep.results import (
 )
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
 from raymae.tracking.reporter import Reporter, begin, flat, log_entry
-from raymae.tracking.uri import ui_command
+from raymae.tracking.uri import tracking_uri, ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
 
 HEAT_MAP = "figures/heatmap.png"
@@ -51,14 +50,14 @@ def run_sweep(config: Config) -> dict[str, Any]:
     """Run a sweep, or the rest of it, and return its result (the keys are documented in the README).
 
     Raises:
-        ValueError: a space that can't be read or changes nothing, no labelled clip in split val, trials that no machine
-            has room for; at the end, that no trial finished.
-        TimeIsUpError: `max_hours` are over; finished trials are recorded, the others go on from their commits.
+        ValueError: the space can't be read or changes nothing, split val has no labelled clip, MLflow has no URI, no
+            machine has the resources of a trial; at the end, no trial finished.
+        TimeIsUpError: `max_hours` are over; finished trials are recorded, the others resume from their last checkpoint.
     """
     sweep = Sweep(config, open_storage(config.storage))
     sweep.announce()
     if sweep.left:
-        sweep.reporter.uri  # noqa: B018  a missing one is said before anything is begun
+        sweep.check()
     if config.dry_run:
         return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
     waiting = sweep.search() if sweep.left else sweep.deliver()
@@ -78,44 +77,50 @@ class Sweep:
             raise ValueError(f"seeds = {config.seeds}: a sweep runs one seed; run the best settings with several")
         self.deadline = Deadline(config.max_hours, self.started)
         axes = parse_space(config)
-        self.ground = Ground(config, storage)
-        scored(self.ground.clips_of(config))
-        self.axes = effective(self.ground, axes)
-        self.key = sweep_key(self.ground, self.axes)
+        self.planner = Planner(config, storage)
+        val_fingerprint(self.planner.clips_of(config))
+        self.axes = effective_axes(self.planner, axes)
+        self.key = sweep_key(self.planner, self.axes)
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
-        self.points = points_of(self.ground, self.axes)
+        self.points = points_of(self.planner, self.axes)
         self.before = self._known()
         self.reporter = Reporter(config.tracking, storage, self.folder)
 
     @property
     def total(self) -> int:
-        """How many trials it has."""
+        """Number of trials."""
         return self.config.sweep.trials or TRIALS if self.points is None else len(self.points)
 
     @property
     def left(self) -> int:
-        """How many of them have to run."""
+        """Number of trials that have to run."""
         return max(0, self.total - len(self._known()))
 
+    def check(self) -> None:
+        """ValueError where MLflow has no URI, before anything starts."""
+        tracking_uri(self.config.tracking, self.storage)
+
     def _known(self) -> dict[str, Record]:
-        """The records that count, by their names."""
+        """The records of trials that are not run again, by name."""
         found = {name: one for name, one in read_records(self.folder).items() if one.counts}
         if self.points is None:
             return found
-        found = {name: one for name, one in found.items() if one.status != "refused"}  # it is looked at anew
+        found = {name: one for name, one in found.items() if one.status != "refused"}  # these are planned anew
         keys = {point.key for point in self.points if point.plan is not None}
         refused = {point.key: refusal(point) for point in self.points if point.plan is None}
         return {name: one for name, one in found.items() if one.key in keys} | refused
 
     def announce(self) -> None:
-        """What is tried, what is known, and what the trials share."""
+        """Print the space, the number of recorded trials, and what the trials share."""
         sweep = self.config.sweep
         print(f"sweep of recipe {self.config.recipe}, storage {redact(self.storage.url)}: {self.total} trials")
         for axis in self.axes:
             print(f"  {axis.text()}")
-        stopping = f"; ASHA stops bad ones from {sweep.grace:.0%} of the last stage on" if sweep.early_stopping else ""
-        print(f"  search {sweep.search}, by {self.ground.metric} on split val{stopping}")
-        print(f"  {len(self.before)} known from before, {self.left} to run")
+        stopping = (
+            f"; ASHA stops bad trials from {sweep.grace:.0%} of the last stage on" if sweep.early_stopping else ""
+        )
+        print(f"  search {sweep.search}, compared by {self.planner.metric} on split val{stopping}")
+        print(f"  {len(self.before)} recorded earlier, {self.left} to run")
         for one in self.before.values():
             if one.status == "refused":
                 print(f"  {one.label}: refused: {one.error}")
@@ -124,44 +129,44 @@ class Sweep:
             print(f"  {text}")
 
     def deliver(self) -> str | None:
-        """What an earlier start couldn't tell MLflow; a line that says what still waits."""
+        """Deliver what an earlier start couldn't log to MLflow; a line about what still waits, or None."""
         if not self.reporter.has_waiting():
             return None
         self.reporter.start()
         return self.reporter.close("FINISHED")
 
     def search(self) -> str | None:
-        """Run what is left; a line that says what MLflow lacks in the end, if it does."""
+        """Run the trials that are left; a line about what couldn't be delivered to MLflow, or None."""
         import ray
 
         from raymae.cluster.connect import start_ray
-        from raymae.sweep.search import room
+        from raymae.sweep.search import trial_resources
 
         self.folder.write_json("config.json", to_dict(self.config))
         for one in self.before.values():
             if one.status == "refused" and not self.folder.exists(f"trials/{one.key}.json"):
                 write_record(self.folder, one)
         start_ray(self.config.compute)
-        demand = room(self.config.sweep, self.config.compute)
+        demand = trial_resources(self.config.sweep, self.config.compute)
         self._prepare()
         name = f"{self.config.recipe}-sweep"
         self.reporter.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))
         tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
-        self._say_where(tensorboard, ray._private.worker.get_dashboard_url())
+        self._print_addresses(tensorboard, ray._private.worker.get_dashboard_url())
         try:
             self._check_end(self._run_trials(tensorboard, demand))
         except TimeIsUpError:
-            self._tell()
+            self._log_results()
             self.reporter.abandon("KILLED")
             raise
         except BaseException:
             self.reporter.abandon("FAILED")
             raise
-        self._tell()
+        self._log_results()
         return self.reporter.close("FINISHED")
 
     def _run_trials(self, tensorboard: str | None, demand: tuple[float, float]) -> int:
-        """Run what is left; how many trials have ended, with those that were known."""
+        """Run the trials that are left; returns how many have ended, recorded ones included."""
         from raymae.sweep.recorder import Recorder
         from raymae.sweep.search import run_trials, values_of
 
@@ -175,46 +180,46 @@ class Sweep:
             total=self.total,
             tensorboard=tensorboard,
         )
-        run_trials(self.ground, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
+        run_trials(self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
         return recorder.done
 
-    def _tell(self) -> None:
-        """The sweep's tables and its best score, as far as it has come, to MLflow."""
+    def _log_results(self) -> None:
+        """Log the sweep's tables and its best score so far to MLflow."""
         if not self.records:
             return
         self._write()
         best = best_of(self.records)
-        numbers = {"": {f"best/{self.ground.metric}": best.score or 0.0}} if best else {}
+        numbers = {"": {f"best/{self.planner.metric}": best.score or 0.0}} if best else {}
         files = [file for file in (CSV, TABLE, HEAT_MAP, BEST) if self.folder.exists(file)]
         self.reporter.write(log_entry("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
 
     def _check_end(self, done: int) -> None:
-        """TimeIsUpError where trials are left over at the deadline."""
+        """TimeIsUpError where trials are left at the deadline."""
         if self.deadline.is_over() and done < self.total:
             raise self.deadline.error(f"after {done} of {self.total} trials")
 
     def _prepare(self) -> None:
-        """The feature store of every front end and data set among the points, by Ray Data; and given weights."""
-        for values in fronts(self.axes):
-            point = look_at(self.ground, values)
+        """Make the feature store of every front end and data set among the points, and copy given weights."""
+        for values in store_values(self.axes):
+            point = self.planner.point(values)
             if point.plan is None:
                 continue
-            bring_weights(point.plan)
+            copy_weights(point.plan)
             if not point.plan.nodes["prepare"].reused:
-                run_plan(self.ground.config_of(values), "prepare", self.storage, self.started)
+                run_plan(self.planner.config_of(values), "prepare", self.storage, self.started)
 
-    def _say_where(self, tensorboard: str | None, dashboard: str) -> None:
-        print(f"watch:  {ui_command(self.config.tracking, self.storage)}")
+    def _print_addresses(self, tensorboard: str | None, dashboard: str) -> None:
+        print(f"open MLflow:       {ui_command(self.config.tracking, self.storage)}")
         if tensorboard:
-            print(f"        tensorboard --logdir '{tensorboard}'")
+            print(f"open TensorBoard:  tensorboard --logdir '{tensorboard}'")
         if dashboard:
-            print(f"        Ray's dashboard: http://{dashboard}")
+            print(f"Ray's dashboard:   http://{dashboard}")
 
     # The result -------------------------------------------------------------------------------------------------
 
     @property
     def records(self) -> list[Record]:
-        """The trials' records, of a grid in its order, with those that failed."""
+        """The trials' records, failed ones included; those of a grid in its order."""
         found = read_records(self.folder)
         if self.points is None:
             return list(found.values())
@@ -222,7 +227,7 @@ class Sweep:
         return [known[point.key] for point in self.points if point.key in known]
 
     def _write(self) -> None:
-        records, metric = self.records, self.ground.metric
+        records, metric = self.records, self.planner.metric
         self.folder.write_bytes(CSV, table_csv(records, self.axes, metric).encode())
         self.folder.write_bytes(TABLE, f"{table(records, self.axes, metric)}\n".encode())
         title = f"{self.config.recipe}: {metric} by trial"
@@ -234,19 +239,19 @@ class Sweep:
         """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""
         self._write()
         records, best, url = self.records, best_of(self.records), redact(self.folder.url)
-        print(f"\n{table(records, self.axes, self.ground.metric)}\n")
-        print(f"trials:     {url}/{CSV}, {TABLE}, {HEAT_MAP}")
+        print(f"\n{table(records, self.axes, self.planner.metric)}\n")
+        print(f"trials:            {url}/{CSV}, {TABLE}, {HEAT_MAP}")
         if best is None:
             reasons = Counter(one.error or one.status for one in records)
             raise ValueError(f"no trial finished: {reasons.most_common(1)[0][0]}")
-        print(f"best:       {best.label}: {self.ground.metric} {best.score:.4f} (split val)")
-        print(f"go on with: python jobs/pipeline.py {self.config.recipe} --settings {url}/{BEST}")
+        print(f"best:              {best.label}: {self.planner.metric} {best.score:.4f} (split val)")
+        print(f"run the best:      python jobs/pipeline.py {self.config.recipe} --settings {url}/{BEST}")
         result = {
             "job": "sweep",
             "recipe": self.config.recipe,
             "seconds": time.time() - self.started,
             "sweep_folder": url,
-            "metric": self.ground.metric,
+            "metric": self.planner.metric,
             "best": {"changes": best.changes, "score": best.score, "settings": f"{url}/{BEST}"},
             "trials": [
                 {"changes": one.changes, "status": one.status, "score": one.score, "seconds": one.seconds}
@@ -257,9 +262,9 @@ class Sweep:
         return result
 
 
-def points_of(ground: Ground, axes: Sequence[Axis]) -> list[Point] | None:
-    """What a grid or a random search tries; None where Optuna chooses. ValueError where every point is refused."""
-    sweep = ground.config.sweep
+def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
+    """The points of a grid or a random search; None for Optuna. ValueError where every point is refused."""
+    sweep = planner.config.sweep
     if sweep.search == "optuna":
         most = size(axes)
         if most is not None and most <= (sweep.trials or TRIALS):
@@ -268,10 +273,10 @@ def points_of(ground: Ground, axes: Sequence[Axis]) -> list[Point] | None:
                 "trials: choose grid, which tries each once"
             )
         ends = [{axis.path: axis.ends[place] for axis in axes} for place in (0, 1)]
-        points = [look_at(ground, values) for values in ends]
+        points = [planner.point(values) for values in ends]
     else:
-        several = grid(axes) if sweep.search == "grid" else drawn(axes, sweep.trials or TRIALS, ground.config.seed)
-        points = [look_at(ground, values) for values in several]
+        several = grid(axes) if sweep.search == "grid" else drawn(axes, sweep.trials or TRIALS, planner.config.seed)
+        points = [planner.point(values) for values in several]
     if all(point.plan is None for point in points):
         raise ValueError(f"sweep.space: every trial would be refused; {points[0].label}: {points[0].refused}")
     return None if sweep.search == "optuna" else points
@@ -283,14 +288,14 @@ def refusal(point: Point) -> Record:
 
 
 def shared(plans: Sequence[Plan]) -> list[str]:
-    """How often each stage runs over all trials."""
+    """A line per stage: how often it runs over all trials, and how often it is reused."""
     nodes: dict[str, dict[str, Node]] = {}
     for plan in plans:
         for name in stages_of(plan):
             nodes.setdefault(name, {})[plan.nodes[name].key] = plan.nodes[name]
     lines = []
     for name, found in nodes.items():
-        stand = sum(node.reused for node in found.values())
+        reused = sum(node.reused for node in found.values())
         stage = next(iter(found.values())).stage
-        lines.append(f"{name:12s} {len(found) - stand} to run, {stand} reused: {DOES[stage]}")
+        lines.append(f"{name:12s} {len(found) - reused} to run, {reused} reused: {STAGES[stage].does}")
     return lines

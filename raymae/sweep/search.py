@@ -1,7 +1,7 @@
-"""The trials of a sweep on Ray Tune: one long-lived process serves many of them.
+"""The trials of a sweep on Ray Tune, many in one long-lived process.
 
-A trial is a plain function in a process that Tune keeps for the next one; it trains without Ray Train and Ray Data,
-whose start would cost each of its stages more than a small stage's training. Tune's own files are never read back.
+A trial is a plain function in a process that Tune reuses for the next trial; it trains without Ray Train and Ray Data,
+whose start would cost each stage more than the training of a small stage. Tune's own files are never read back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raymae.config import ComputeConfig, SweepConfig, to_text
-from raymae.sweep.points import Ground, Point, plan_of
+from raymae.sweep.points import Planner, Point
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
 from raymae.sweep.space import Axis, Values
@@ -27,15 +27,15 @@ from raymae.training.guards.deadline import Deadline, TimeIsUpError
 
 SCORE, PERCENT, POINT = "score", "percent", "point"
 SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes TensorBoard itself, beside the sweep
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints its tables even where it is asked for none
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes TensorBoard itself, into the sweep's folder
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even with verbose=0
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted job ends like every other job
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a stopped trial's last writes; its process then serves the next one
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # for a stopped trial's last writes; its process then runs the next trial
 }
 
 
-def room(sweep: SweepConfig, compute: ComputeConfig) -> tuple[float, float]:
-    """CPUs and GPUs of a trial; ValueError where no machine of the cluster has as many."""
+def trial_resources(sweep: SweepConfig, compute: ComputeConfig) -> tuple[float, float]:
+    """CPUs and GPUs of a trial; ValueError where no machine of the cluster has that many."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most = max(nodes, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)))
     wanted = 1 if compute.use_gpu or (compute.use_gpu is None and most.get("GPU", 0) > 0) else 0
@@ -43,19 +43,19 @@ def room(sweep: SweepConfig, compute: ComputeConfig) -> tuple[float, float]:
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise ValueError(
             f"a trial of sweep.cpus_per_trial = {cpus:g} and sweep.gpus_per_trial = {gpus:g} would wait for ever: no "
-            f"machine of the cluster has as many (the largest: {most.get('CPU', 0):g} CPUs, {most.get('GPU', 0):g} "
+            f"machine of the cluster has that many (the largest: {most.get('CPU', 0):g} CPUs, {most.get('GPU', 0):g} "
             "GPUs)"
         )
     return cpus, gpus
 
 
 def as_text(values: Values, axes: Sequence[Axis]) -> dict[str, Any]:
-    """A point as Tune holds it: the values of lists as text, which no search takes for numbers."""
+    """A point for Tune: the values of lists as text, so that no search treats them as numbers."""
     return {axis.path: values[axis.path] if axis.is_range else to_text(values[axis.path]) for axis in axes}
 
 
 def values_of(config: Mapping[str, Any], axes: Sequence[Axis]) -> Values:
-    """The point of a trial's configuration, `as_text` undone."""
+    """The point of a trial's configuration: the inverse of `as_text`."""
     point = config.get(POINT, config)
     return {
         axis.path: point[axis.path]
@@ -66,7 +66,7 @@ def values_of(config: Mapping[str, Any], axes: Sequence[Axis]) -> Values:
 
 
 def domain(axis: Axis) -> Any:
-    """An axis in Tune's words."""
+    """An axis as a domain of Tune."""
     if not axis.is_range:
         return tune.choice([to_text(value) for value in axis.values])
     low, high = axis.ends
@@ -77,40 +77,41 @@ def domain(axis: Axis) -> Any:
 
 def train_trial(
     config: dict[str, Any],
-    ground: Ground,
+    planner: Planner,
     axes: Sequence[Axis],
     deadline: Deadline,
     cpus: float,
     gpus: float,
     planned: bool,
 ) -> None:
-    """One trial, in a process of Tune's: what becomes of it is its last report.
+    """Run one trial in a process of Tune; its last report is its outcome.
 
-    An error is reported like a score; Tune starts again what lost its process.
+    An error is reported like a score; Tune restarts a trial whose process died.
 
     Args:
-        planned: the driver could plan the point; what hinders this node (a path that it doesn't see) is its own.
+        planned: whether the driver could plan the point: an error of planning is then this node's own (a path that it
+            can't see, say), and the trial fails instead of being refused.
     """
     import torch
 
     from raymae.sweep.trial import Trial
 
-    torch.set_num_threads(ground.config.compute.torch_threads or max(1, int(cpus)))
+    torch.set_num_threads(planner.config.compute.torch_threads or max(1, int(cpus)))
     outcome: dict[str, Any] = {SCORE: math.nan}
     try:
         deadline.check("before a trial")
         try:
-            plan = plan_of(ground, values_of(config, axes))
+            plan = planner.plan(values_of(config, axes))
         except ValueError as error:
             if planned or isinstance(error, OSError):
-                raise  # of this node or moment: it is tried again
+                raise  # an error of this node or moment: the next start tries it again
             outcome |= {"status": "refused", "error": str(error)}
         else:
             device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
             outcome = Trial(plan, tune.report, device, deadline).run()
             outcome |= {"status": "finished", PERCENT: 100.0}
     except TimeIsUpError:
-        outcome |= {"status": "cut"}
+        outcome |= {"status": "interrupted"}
     except Exception as error:
         logging.getLogger(__name__).exception("a trial failed")
         outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -118,7 +119,7 @@ def train_trial(
 
 
 def run_trials(
-    ground: Ground,
+    planner: Planner,
     axes: Sequence[Axis],
     points: Sequence[Point] | None,
     known: Sequence[Record],
@@ -129,14 +130,15 @@ def run_trials(
     """Run trials until all are recorded or the deadline is over.
 
     Args:
-        points: what is tried; None lets Optuna choose, who is told of the `known` ones.
-        demand: CPUs and GPUs of a trial (`room`).
+        points: the points to try; None lets Optuna choose.
+        known: records of earlier trials, which Optuna learns from.
+        demand: CPUs and GPUs of a trial (`trial_resources`).
     """
     os.environ.update(SETTINGS)
-    keep_secrets()
-    sweep, (cpus, gpus) = ground.config.sweep, demand
+    withhold_keys()
+    sweep, (cpus, gpus) = planner.config.sweep, demand
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    parameters = {"ground": ground, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
+    parameters = {"planner": planner, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
     parameters["planned"] = points is not None
     trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), {"CPU": cpus, "GPU": gpus})
     scheduler = None
@@ -146,14 +148,14 @@ def run_trials(
             metric=SCORE,
             mode="max",
             max_t=100,
-            grace_period=100 * sweep.grace,  # type: ignore[arg-type]  # a share need not be whole
+            grace_period=100 * sweep.grace,  # type: ignore[arg-type]  # need not be a whole number
             reduction_factor=sweep.reduction,
         )
     search, space, samples = None, {POINT: tune.grid_search([as_text(one.values, axes) for one in points or ()])}, 1
     if points is None:
-        search, space = optuna_search(ground, axes, known), {axis.path: domain(axis) for axis in axes}
+        search, space = optuna_search(planner, axes, known), {axis.path: domain(axis) for axis in axes}
         samples = recorder.total - recorder.done
-    folder = ground.storage / "ray"
+    folder = planner.storage / "ray"
     tune.Tuner(
         trainable,
         param_space=space,
@@ -166,33 +168,33 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{time.time_ns():x}",
-            storage_path=folder.path() if ground.storage.is_local else folder.url,
+            storage_path=folder.path() if planner.storage.is_local else folder.url,
             callbacks=[recorder],
-            failure_config=tune.FailureConfig(max_failures=ground.config.compute.max_failures),
+            failure_config=tune.FailureConfig(max_failures=planner.config.compute.max_failures),
             verbose=0,
         ),
     ).fit()
 
 
-def keep_secrets() -> None:
-    """Hand this process' keys to storage not on to the trials: Ray writes what is handed on into a log of each node.
+def withhold_keys() -> None:
+    """Keep this process's storage keys (AWS_*) from the trials: Tune would propagate them, into a log of each node.
 
     A trial then opens the storage with its node's own keys, as all other workers do.
     """
-    kept_weights = class_cache.ENV_VARS_TO_PROPAGATE
-    kept_weights -= {name for name in kept_weights if name.startswith("AWS_")}
+    propagated = class_cache.ENV_VARS_TO_PROPAGATE
+    propagated -= {name for name in propagated if name.startswith("AWS_")}
 
 
-def optuna_search(ground: Ground, axes: Sequence[Axis], known: Sequence[Record]) -> Any:
-    """Optuna's TPE, told of the known scores; other draws than those of the starts before it."""
+def optuna_search(planner: Planner, axes: Sequence[Axis], known: Sequence[Record]) -> Any:
+    """Optuna's TPE with the scores of earlier trials; each start draws with another seed."""
     from ray.tune.search.optuna import OptunaSearch
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
-    told = [one for one in known if one.score is not None]
+    scored = [one for one in known if one.score is not None]
     return OptunaSearch(
         metric=SCORE,
         mode="max",
-        points_to_evaluate=[as_text(one.changes, axes) for one in told] or None,
-        evaluated_rewards=[one.score for one in told] or None,
-        seed=ground.config.seed + len(known),
+        points_to_evaluate=[as_text(one.changes, axes) for one in scored] or None,
+        evaluated_rewards=[one.score for one in scored] or None,
+        seed=planner.config.seed + len(known),
     )

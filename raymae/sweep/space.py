@@ -1,4 +1,4 @@
-"""What a sweep tries: fields of the configuration by their paths, with lists or ranges of values. No Ray."""
+"""The space of a sweep: fields of the configuration by path, with lists or ranges of values. No Ray."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ COVERAGES = "pseudo_label.coverage=0.3,0.5,0.7"
 MATCHES = "consistency.confidence_threshold=0.8,0.9,0.95"
 THRESHOLDS = "pseudo_label.confidence_threshold=0.7,0.8,0.9"
 DIGITS = 4
-"""Significant ones of a drawn number."""
+"""Significant digits of a drawn number."""
 ATTEMPTS = 100
-"""Draws for each point that is asked for, of a space that may have fewer."""
+"""Draws per wanted point; a space may have fewer points than wanted."""
 
 Values = dict[str, Any]
-"""Values by path: a point of a space."""
+"""A point of a space: values by path."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One field and what it may be: a list of values, or a range of numbers."""
+    """One field with a list of values or a range of numbers."""
 
     path: str
     values: tuple[Any, ...] = ()
@@ -38,29 +38,29 @@ class Axis:
     high: float = 0.0
     log: bool = False
     whole: bool = False
-    """Whether the range is of whole numbers, both ends among them."""
+    """Whether the range is of whole numbers, both ends included."""
 
     @property
     def is_range(self) -> bool:
-        """Whether it is a range."""
+        """Whether the axis is a range."""
         return not self.values
 
     @property
     def ends(self) -> tuple[Any, Any]:
-        """Two of its values that differ."""
+        """The first and the last value, which differ."""
         if self.is_range:
             return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
         return self.values[0], self.values[-1]
 
     def text(self) -> str:
-        """As `parse_axis` reads it."""
+        """The axis as text that `parse_axis` reads."""
         if self.is_range:
             low, high = self.ends
             return f"{self.path}={'log' if self.log else 'uniform'}:{low}..{high}"
         return f"{self.path}={','.join(map(to_text, self.values))}"
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """A value, even over the range or its logarithm, or one of the list."""
+        """Draw a value: uniform over the range or its logarithm, or one of the list."""
         if not self.is_range:
             return self.values[int(rng.integers(len(self.values)))]
         low, high = self.low, self.high + (1 if self.whole else 0)
@@ -69,9 +69,9 @@ class Axis:
 
 
 def parse_axis(text: str) -> Axis:
-    """An axis from FIELD=VALUES (`SweepConfig.space`); ValueError says what is wrong with it and what would be right.
+    """An axis from FIELD=VALUES (`SweepConfig.space`); ValueError says what is wrong and what would be right.
 
-    Every value is turned into the field's declared type; whether a configuration takes it is another question.
+    Every value is converted to the field's declared type; the configuration's own checks come later.
     """
     path, equals, rest = text.partition("=")
     path, rest = path.strip().removeprefix("--").replace("-", "_"), rest.strip()
@@ -99,15 +99,15 @@ def _range(path: str, scale: str | None, low: str, high: str, *, whole: bool) ->
         raise ValueError(f"{low}..{high} should lie between two numbers")
     first, last = map(float, ends)
     if not first < last:
-        raise ValueError(f"{low}..{high} is empty: the smaller end comes first")
+        raise ValueError(f"{low}..{high} is empty: put the smaller end first")
     if scale == "log" and first <= 0:
         raise ValueError(f"log:{low}..{high} should begin above 0")
     return Axis(path, (), first, last, scale == "log", whole)
 
 
 def default_space(config: Config) -> tuple[str, ...]:
-    """Mask ratio by what accepts guesses of unlabelled clips for the final classifier: as far as the recipe pre-trains,
-    learns from unlabelled clips (never where clips have several classes), and has a number that accepts them."""
+    """The default axes: mask ratio, if the recipe pre-trains; and the setting that accepts guesses for the final
+    classifier, if the recipe uses unlabelled clips (single-label clips only) and has such a setting."""
     use = config.unlabelled[-1:] if config.finetune.labels == "single" else ()
     found = [] if config.finetune.init_from else [MASK_RATIOS]
     if use == ("consistency",):
@@ -120,7 +120,7 @@ def default_space(config: Config) -> tuple[str, ...]:
 
 
 def parse_space(config: Config) -> list[Axis]:
-    """The axes of a configuration's sweep; ValueError for one that can't be read, is given twice or fits no grid."""
+    """The axes of a configuration's sweep; ValueError for one that can't be read, is given twice or has no grid."""
     given = config.sweep.space or default_space(config)
     axes = [parse_axis(text) for text in given]
     paths = [axis.path for axis in axes]
@@ -135,24 +135,27 @@ def parse_space(config: Config) -> list[Axis]:
         )
     for axis in axes:
         if axis.is_range and axis.path.startswith(("data.", "audio.")):
-            raise ValueError(f"sweep.space: {axis.path} decides the feature store, of which a range needs ever more")
+            raise ValueError(
+                f"sweep.space: {axis.path} decides the feature store, and a range needs a new one for each trial: list "
+                "its values"
+            )
     return axes
 
 
 def size(axes: Sequence[Axis]) -> int | None:
-    """How many points a space has; None where a range makes it endless."""
+    """Number of points of a space; None where it has a range."""
     return None if any(axis.is_range for axis in axes) else math.prod(len(axis.values) for axis in axes)
 
 
 def grid(axes: Sequence[Axis]) -> Iterator[Values]:
-    """Every combination of lists, the first field's values in the outermost loop."""
+    """Every combination of the lists, with the first field in the outermost loop."""
     paths = [axis.path for axis in axes]
     for values in itertools.product(*(axis.values for axis in axes)):
         yield dict(zip(paths, values, strict=True))
 
 
 def drawn(axes: Sequence[Axis], count: int, seed: int) -> list[Values]:
-    """`count` points drawn with a seed, none twice; fewer where the space has no more."""
+    """`count` different points drawn with a seed; fewer where the space has fewer."""
     rng = np.random.default_rng([seed, 17])
     found: dict[str, Values] = {}
     count = min(count, size(axes) or count)
@@ -165,5 +168,5 @@ def drawn(axes: Sequence[Axis], count: int, seed: int) -> list[Values]:
 
 
 def label(values: Values) -> str:
-    """A point for people: path=value, separated by spaces."""
+    """A point as text: path=value, separated by spaces."""
     return " ".join(f"{path}={to_text(value)}" for path, value in values.items())

@@ -1,4 +1,4 @@
-"""One trial: the stages of its plan that don't stand yet, in this process (`raymae.pipeline.in_process`). No Ray."""
+"""One trial: runs the missing stages of its plan in this process (`raymae.pipeline.in_process`). No Ray."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
-from raymae.sweep.points import bring_weights, stages_of
+from raymae.sweep.points import copy_weights, stages_of
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.selection import METRICS
 
-TELL_SECONDS = 2.0
-"""Least time between two reports that say nothing of the score."""
+REPORT_SECONDS = 2.0
+"""Least time between two reports without a score."""
 
 Report = Callable[[dict[str, Any]], Any]
 
@@ -25,7 +25,7 @@ Report = Callable[[dict[str, Any]], Any]
 class Trial:
     """One trial of a sweep.
 
-    `report` gets what Tune gets (`_tell`) and may end the trial by raising, as Tune does to one that it stops.
+    `report` is called as described in `_report` and may end the trial by raising, as Tune does to stop one.
     """
 
     plan: Plan
@@ -34,18 +34,18 @@ class Trial:
     deadline: Deadline = FOREVER
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     _events: list[dict[str, Any]] = field(default_factory=list)
-    _told: float = 0.0
+    _reported_at: float = 0.0
     _steps: int = 0
 
     def run(self) -> dict[str, Any]:
-        """Run it to its end; the score and metrics of its final classifier on split val, and its stages.
+        """Run the trial; returns the score and metrics of its final classifier on split val, and its stages.
 
         Raises:
-            ValueError: the feature store isn't there, and whatever the stages raise of their input.
-            TimeIsUpError: the deadline is over; a commit stands.
+            ValueError: the feature store doesn't exist, or a stage's input is wrong.
+            TimeIsUpError: the deadline is over; the training state has been saved as a checkpoint.
         """
-        bring_weights(self.plan)
-        maker = InProcess(self.plan, self.torch_device, self.deadline, self._tell)
+        copy_weights(self.plan)
+        maker = InProcess(self.plan, self.torch_device, self.deadline, self._report)
         for name in stages_of(self.plan):
             node, started = self.plan.nodes[name], time.time()
             made = maker.make(node)
@@ -55,11 +55,11 @@ class Trial:
         score = result["selection"]["value"]
         return {"score": score, "metrics": result["metrics"], "stages": self.stages, "events": self._events}
 
-    def _tell(self, spec: StageSpec, event: dict[str, Any]) -> None:
-        """Report a stage's event: at once where it has a score of the final classifier, otherwise now and then.
+    def _report(self, spec: StageSpec, event: dict[str, Any]) -> None:
+        """Report a stage's event: at once with a score of the final classifier, else every `REPORT_SECONDS`.
 
-        A report has score (NaN where there is none), trial_step (updates in all stages so far), with a score also
-        percent (of the final stage's training), the finished stages, and the events since the last report.
+        A report has score (or NaN), trial_step (steps of all stages so far), percent (of the final stage's training,
+        only with a score), the finished stages, and the events since the last report.
         """
         metrics = event["metrics"]
         number = self._steps + event["step"]
@@ -67,11 +67,11 @@ class Trial:
         self._events.append({"step": number, "time": time.time(), "metrics": names})
         metric = METRICS[self.plan.config.finetune.labels]
         judged = spec.name == self.plan.final and metric in metrics and not event["last"]
-        if not judged and time.monotonic() - self._told < TELL_SECONDS:
+        if not judged and time.monotonic() - self._reported_at < REPORT_SECONDS:
             return
         report = {"score": metrics[metric] if judged else math.nan, "trial_step": number, "stage": spec.name}
         if judged:
             report["percent"] = round(100 * event["step"] / event["steps"], 1)
         events, self._events = self._events, []
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
         self.report({**report, "events": events, "stages": dict(self.stages)})

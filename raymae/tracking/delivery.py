@@ -1,8 +1,9 @@
-"""Delivers outboxes to MLflow in a thread of the driver, for as long as it takes: a server that is down stops no run.
+"""Deliver outboxes to MLflow in a thread of the driver, with retries: a server that is down stops no run.
 
-Nothing is lost: what isn't marked as delivered is delivered by the next job with the same storage. Nothing is doubled:
-a run goes by its key, steps that are logged are passed over, points of the same time are one point, files replace
-themselves. The metrics of a training go out up to its newest commit: later ones may be taken back by a restart.
+Nothing is lost: entries that aren't marked as delivered are delivered by the next job with the same storage. Nothing is
+logged twice: runs are found by their key, steps that are logged are skipped, points with the same time are one point,
+files replace themselves. The metrics of a training are delivered up to its newest checkpoint: a restart may take back
+later ones.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ log = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 POLL_SECONDS = 3.0
-"""Between two looks for what there is to deliver."""
+"""Between two rounds of delivery."""
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
 """Seconds between tries while the server is down."""
 START_SECONDS = 30.0
-"""How long a job waits for the first answer of a server before it goes on."""
-LOOK_SECONDS = 0.1
+"""How long a job waits for the first answer of a server before it starts without it."""
+WAIT_SECONDS = 0.1
+"""Between two looks at whether something is done."""
 MARKED = 32
 """Files that are marked as delivered at once: an outage repeats at most so many, which changes nothing."""
 
@@ -40,11 +42,11 @@ class AwayError(ConnectionError):
     """The server doesn't answer, and may later."""
 
     unknown_host = False
-    """Whether nobody knows a host of this name: rather a mistake than an outage."""
+    """Whether the host name doesn't resolve: rather a mistake than an outage."""
 
 
 class Receiver(Protocol):
-    """What entries are delivered to; `raymae.tracking.tracker.Tracker`."""
+    """The interface that entries are delivered to, implemented by `raymae.tracking.tracker.Tracker`."""
 
     def run(
         self,
@@ -66,7 +68,7 @@ class Receiver(Protocol):
     def log_numbers(
         self, run_id: str, numbers: dict[str, float], prefix: str = "stage/", when: float | None = None
     ) -> None:
-        """Log some figures."""
+        """Log metrics of step 0."""
         ...
 
     def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
@@ -78,20 +80,20 @@ class Receiver(Protocol):
         ...
 
     def forget(self) -> None:
-        """Ask anew what the server has: it failed, and how much of the last request came through isn't known."""
+        """Forget what the server has, after a failed request of which some may have arrived."""
         ...
 
     def refuses(self, error: Exception) -> bool:
-        """Whether an error is an answer that will be the same the next time."""
+        """Whether an error is a permanent refusal, which a retry would get again."""
         ...
 
 
 class Delivery:
-    """The thread that delivers a run's outbox, and what other runs of the storage left over.
+    """The thread that delivers a run's outbox, and leftovers of other runs of the storage.
 
     Args:
-        connect: reaches the server. AwayError: it is down; ValueError: it can't be used as the settings say.
-        others: asked once, when the server has answered.
+        connect: connects to the server; AwayError if it is down, ValueError if it can't be used with these settings.
+        others: returns outboxes with leftovers; called once, when the server has answered.
     """
 
     def __init__(
@@ -105,43 +107,43 @@ class Delivery:
         self.tracker: Receiver | None = None
         self.away_since: float | None = None
         self.reason = ""
-        self._left: list[Outbox] | None = None
+        self._leftovers: list[Outbox] | None = None
         self._ids: dict[tuple[str, str], str] = {}
-        self._seen: dict[str, int] = {}
+        self._logged_steps: dict[str, int] = {}
         self._calls: list[tuple[Callable[[Any, str], Any], Future[Any]]] = []
         self._error: ValueError | None = None
-        self._began_before = outbox.is_known
+        self._known_before = outbox.is_known
         self._late = False
-        self._turned, self._wake, self._closing, self._stop = (threading.Event() for _ in range(4))
+        self._first_answer, self._wake, self._closing, self._stop = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
 
     # For the job ------------------------------------------------------------------------------------------------
 
     def start(self, seconds: float | None = START_SECONDS) -> None:
-        """Begin, and wait for the server's first answer, for `seconds` or (None) as long as it takes.
+        """Start, and wait for the server's first answer, for `seconds` or (None) as long as it takes.
 
-        ValueError where the settings are wrong. A server that is down, or silent, is warned of and waited for beside
-        the work; unless nobody knows its host and this run never reached it, which is a ValueError too.
+        ValueError if the settings are wrong. If the server is down, or silent, a warning is logged and the thread
+        retries beside the work; if its host is unknown and this run never reached it, that is a ValueError too.
         """
         self._thread.start()
-        if not self._turned.wait(seconds):
+        if not self._first_answer.wait(seconds):
             self._late = True
-            log.warning("MLflow hasn't answered for %.0f s; the job goes on without waiting for it", seconds)
+            log.warning("MLflow hasn't answered for %.0f s; the job starts without it", seconds)
         self.check()
 
     def check(self) -> None:
-        """ValueError where the server has answered, perhaps late, that it can't be used."""
+        """ValueError if the server has answered, perhaps late, that it can't be used."""
         if self._error is not None:
             raise self._error
 
     def wake(self) -> None:
-        """There is something new in the outbox."""
+        """Start a round now: there is something new in the outbox."""
         self._wake.set()
 
     def call(self, function: Callable[[Any, str], Found], patience: float) -> Found:
-        """What `function` makes of the tracker and the id of the job's run, after all that was written before.
+        """Call `function` with the tracker and the id of the job's run, after all that was written before; its result.
 
-        AwayError where the server is down for `patience` seconds; ValueError where it refuses.
+        AwayError if the server is down for `patience` seconds; ValueError if it refuses.
         """
         future: Future[Found] = Future()
         self._calls.append((function, future))
@@ -152,15 +154,15 @@ class Delivery:
         return future.result()
 
     def close(self, patience: float) -> int:
-        """Deliver the rest, unless the server is down for `patience` seconds; how many entries still wait."""
+        """Deliver the rest, unless the server is down for `patience` seconds; returns how many files still wait."""
         self._closing.set()
         self._await(lambda: not self._thread.is_alive(), patience)
         self._stop.set()
         self._thread.join(1)
-        return len(self.outbox.lacking())
+        return len(self.outbox.pending())
 
     def _await(self, done: Callable[[], bool], patience: float) -> None:
-        """Until it is done, or the server has been down for `patience` seconds since now; at work it may take long."""
+        """Wait until it is done, or the server has been down for `patience` seconds; while it is up, without limit."""
         asked = time.monotonic()
         self._wake.set()
         while not done():
@@ -169,25 +171,25 @@ class Delivery:
             silent = self.tracker is None and time.monotonic() - asked > patience
             if silent or (since is not None and time.monotonic() - since > patience):
                 return
-            time.sleep(LOOK_SECONDS)
+            time.sleep(WAIT_SECONDS)
 
     # The thread -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        claim, mine, delay = Claim(self.outbox.claims), False, FIRST_DELAY
+        claim, claimed, delay = Claim(self.outbox.claims), False, FIRST_DELAY
         while not self._stop.is_set():
             closing = self._closing.is_set()
             try:
-                mine = mine or claim.take()  # another job of this run may be at it
-                finished = mine and self._turn()
-            except Exception as error:  # of each kind of server and of its storage, exceptions of their own
+                claimed = claimed or claim.take()  # another job of this run may be delivering
+                finished = claimed and self._round()
+            except Exception as error:  # every kind of server and of storage has its own exceptions
                 if isinstance(error, ValueError) and self.tracker is None:
                     self._error = error
-                    self._turned.set()
+                    self._first_answer.set()
                     if self._late:
-                        log.error("%s; the job ends with this error after the stages that run", error)
+                        log.error("%s; the job will end with this error after the running stages", error)
                     break
-                self._fail(error)
+                self._note_failure(error)
                 self._stop.wait(delay)
                 delay = min(2 * delay, LONGEST_DELAY)
                 continue
@@ -196,33 +198,34 @@ class Delivery:
                 break
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
-        if mine:
+        if claimed:
             claim.release()
 
-    def _turn(self) -> bool:
-        """Deliver what there is; whether that was all."""
+    def _round(self) -> bool:
+        """Deliver what there is; True if nothing is left."""
         if self.tracker is None:
             self.tracker = self._connected()
-        self._turned.set()
+        self._first_answer.set()
         self._deliver(self.outbox)
         for call in list(self._calls):
             self._answer(*call)
             self._calls = [one for one in self._calls if one is not call]
         if self.away_since is not None:
-            log.info("MLflow answers again after %.0f s and has all that waited", time.monotonic() - self.away_since)
+            seconds = time.monotonic() - self.away_since
+            log.info("MLflow answers again after %.0f s; everything that waited is delivered", seconds)
             self.away_since = None
-        if self._left is None:
-            self._left = self.others()
-        while self._left:
-            self._deliver_left(self._left[0])
-            self._left.pop(0)
-        return not self.outbox.lacking()
+        if self._leftovers is None:
+            self._leftovers = self.others()
+        while self._leftovers:
+            self._deliver_leftover(self._leftovers[0])
+            self._leftovers.pop(0)
+        return not self.outbox.pending()
 
     def _connected(self) -> Receiver:
         try:
             tracker = self.connect()
         except AwayError as error:
-            if error.unknown_host and not self._began_before:
+            if error.unknown_host and not self._known_before:
                 raise ValueError(str(error)) from None
             self._note_server()
             raise
@@ -230,30 +233,30 @@ class Delivery:
         return tracker
 
     def _note_server(self) -> None:
-        """From now on the run is one that this server lacks, or has."""
+        """Record that the run belongs to this server, so that later jobs deliver its leftovers there."""
         if not self.outbox.is_known:
             self.outbox.mark()
 
-    def _deliver_left(self, other: Outbox) -> None:
+    def _deliver_leftover(self, other: Outbox) -> None:
         claim = Claim(other.claims)
-        if claim.take():  # else its own job is alive
+        if claim.take():  # else its own job is running
             try:
                 self._deliver(other)
-                log.info("delivered to MLflow what %s had left", redact(other.folder.url))
+                log.info("delivered to MLflow what was left in %s", redact(other.folder.url))
             finally:
                 claim.release()
 
-    def _fail(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         self.reason = " ".join(redact(str(error) or type(error).__name__).split())
-        self._seen.clear()
+        self._logged_steps.clear()
         if self.tracker is not None:
             self.tracker.forget()
         if self.away_since is None:
             self.away_since = time.monotonic()
             log.warning(
-                "nothing can be delivered to MLflow for now, the job goes on and tries again (%s)", self.reason[:500]
+                "nothing can be delivered to MLflow for now; the job continues and retries (%s)", self.reason[:500]
             )
-        self._turned.set()
+        self._first_answer.set()
 
     def _answer(self, function: Callable[[Any, str], Any], future: Future[Any]) -> None:
         assert self.tracker is not None
@@ -267,29 +270,29 @@ class Delivery:
     # Entries ----------------------------------------------------------------------------------------------------
 
     def _deliver(self, outbox: Outbox) -> None:
-        lacking = outbox.lacking()
-        for start in range(0, len(lacking), MARKED):
-            names = lacking[start : start + MARKED]
+        pending = outbox.pending()
+        for start in range(0, len(pending), MARKED):
+            names = pending[start : start + MARKED]
             for entry in (entry for name in names for entry in outbox.read(name)):
                 self._try(outbox, entry["run"], partial(self._apply, outbox, entry))
             outbox.mark(*names)
         for run in outbox.open_runs():
-            self._try(outbox, run, partial(self._pass_on, outbox, run))
+            self._try(outbox, run, partial(self._log_committed, outbox, run))
 
     def _try(self, outbox: Outbox, run: str, deliver: Callable[[], None]) -> None:
-        """Deliver something of a run; what is refused for good is told of and passed over."""
+        """Deliver something of a run; what is refused permanently is logged and skipped."""
         assert self.tracker is not None
         try:
             deliver()
         except Exception as error:
-            lost = isinstance(error, FileNotFoundError) or type(error) is ValueError  # damaged, says Folder
+            lost = isinstance(error, FileNotFoundError) or type(error) is ValueError  # a damaged file
             if not lost and not self.tracker.refuses(error):
                 raise
             what = f"{run or 'the run'} of {redact(outbox.folder.url)}"
             log.warning("not delivered to MLflow, %s: %s", what, " ".join(redact(str(error)).split()))
 
     def _id(self, outbox: Outbox, run: str) -> str:
-        """The id of a run of MLflow; it is made where there is none."""
+        """The MLflow id of a run, which is created if there is none."""
         place = (outbox.folder.url, run)
         if place not in self._ids:
             self._begin(outbox, outbox.begun()[run])
@@ -308,7 +311,7 @@ class Delivery:
 
     def _apply(self, outbox: Outbox, entry: Entry) -> None:
         assert self.tracker is not None
-        if entry["do"] == "begin":  # for a run that had ended, to go on
+        if entry["do"] == "begin":  # also of a run that had ended: it resumes
             self._begin(outbox, entry)
             return
         run_id = self._id(outbox, entry["run"])
@@ -321,20 +324,20 @@ class Delivery:
             for file in entry["files"]:
                 self.tracker.log_bytes(run_id, file, artifact.read_bytes(file))
         else:
-            self._pass_on(outbox, entry["run"])
+            self._log_committed(outbox, entry["run"])
             self.tracker.finish(run_id, entry["status"], entry["time"])
 
-    def _pass_on(self, outbox: Outbox, run: str) -> None:
-        """The metrics that a training has committed since the last time, and the figures that came with them."""
+    def _log_committed(self, outbox: Outbox, run: str) -> None:
+        """Log a training's metrics up to its newest checkpoint, from the last logged step on, and their figures."""
         folder = outbox.begun()[run]["events"]
         if not folder:
             return
         assert self.tracker is not None
         artifact, run_id = self.storage / folder, self._id(outbox, run)
-        events = committed_events(artifact, self._seen.get(run_id, -1))
+        events = committed_events(artifact, self._logged_steps.get(run_id, -1))
         if not events:
             return
         self.tracker.log_events(run_id, events)
         for file in dict.fromkeys(file for event in events for file in event.get("figures", ())):
             self.tracker.log_bytes(run_id, file, artifact.read_bytes(file))
-        self._seen[run_id] = events[-1]["step"]
+        self._logged_steps[run_id] = events[-1]["step"]

@@ -1,4 +1,4 @@
-"""Open a model by its folder, URL, or MLflow URI."""
+"""Open a model by its folder, URL or MLflow URI."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from raymae.config import Config, redact
 from raymae.storage.folder import Folder, digest, open_storage
 
 CARDS = ("model.json", "classifier.json")
-"""What describes a pre-training folder and a classifier folder."""
+"""The description files of a pre-training folder and a classifier folder."""
 
 WEIGHTS, EXPORTED = "model.safetensors", "export.json"
 
 REGISTERED = re.compile("(models|runs):/")
-"""How a URI of MLflow begins."""
+"""The prefix of an MLflow URI."""
 
 
 def open_artifact(source: str, config: Config) -> Folder:
-    """The folder that a path, a URL or a registry URI (models:/, runs:/) names; only the last is looked at."""
+    """The folder of a path, a URL or an MLflow URI (models:/, runs:/); only the last is checked, and downloaded."""
     if REGISTERED.match(source):
         from raymae.tracking.tracker import Tracker
 
@@ -28,13 +28,13 @@ def open_artifact(source: str, config: Config) -> Folder:
 
 
 def open_shared(source: str, config: Config) -> Folder:
-    """The same; what MLflow has put on the driver's own disk is copied to the storage, where all nodes see it."""
+    """As `open_artifact`, but on a storage that all nodes can read: MLflow downloads to the driver's disk."""
     folder = open_artifact(source, config)
     return share(folder, open_storage(config.storage)) if REGISTERED.match(source) else folder
 
 
 def share(folder: Folder, storage: Folder) -> Folder:
-    """A copy in the storage, named by its content, of a model's card and weights; ValueError where there is no card."""
+    """Copy a model's description and weights to the storage, named by content; ValueError without a description."""
     card = next((name for name in CARDS if folder.exists(name)), None)
     if card is None:
         raise ValueError(f"{redact(folder.url)} holds no model: it has neither {' nor '.join(CARDS)}")

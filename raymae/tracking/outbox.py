@@ -1,14 +1,14 @@
-"""What a run has to tell MLflow, kept in its folder until it is told, with the time when it happened. No mlflow here.
+"""The log entries of a run for MLflow, kept in its folder until they are delivered, with their times. Without mlflow.
 
     <run folder>/outbox/<time>-<id>.json              some entries; never changed, because object stores can't append
-    <run folder>/outbox/delivered/<server>.json       the names of those that a server has
+    <run folder>/outbox/delivered/<server>.json       the names of the files that a server has
 
-An entry names a run ("" is the job's, above those of its stages or trials) and what is to be done:
+An entry names a run ("" for the job's, the parent of those of its stages or trials) and an operation, `do`:
 
-    begin     the run with this key begins, or goes on: key, name, params, tags; of a training, `events`: its artifact
-    log       the metrics of some steps of a trial, which no artifact holds as a whole: events
-    tell      figures and files: numbers (of step 0) by prefix, and files of `artifact`, a folder of the storage
-    finish    it ends, with a status
+    begin     start or resume the run with this key: key, name, params, tags; for a training, `events`: its artifact
+    log       log the metrics of some steps of a trial, which no artifact holds as a whole: events
+    tell      log metrics of step 0 (`numbers`, by prefix) and `files` of `artifact`, a folder of the storage
+    finish    end the run, with a status
 
 The metrics of a training are in its artifact already, a file per event, and are not written twice.
 """
@@ -29,7 +29,7 @@ Entry = dict[str, Any]
 
 
 def server_id(config: TrackingConfig, uri: str) -> str:
-    """Names an experiment of a server; a changed password changes nothing."""
+    """An id of a server's experiment; it doesn't depend on the password."""
     return digest([redact(uri), config.experiment])
 
 
@@ -43,17 +43,17 @@ class Outbox:
 
     @property
     def claims(self) -> Folder:
-        """Where who delivers claims to."""
+        """The folder of claims: whoever delivers takes one first."""
         return self.folder / CLAIMS
 
     def write(self, *entries: Entry) -> None:
-        """Keep some entries, with the time; credentials in URLs are redacted."""
+        """Write some entries, with the time; credentials in URLs are redacted."""
         now = time.time()
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         self.folder.write_json(name, [{"time": now, **to_dict(entry)} for entry in entries])
 
     def names(self) -> list[str]:
-        """The files, in their order."""
+        """The names of the files of entries, in order."""
         return [name for name in self.folder.names() if name.endswith(".json")]
 
     def read(self, name: str) -> list[Entry]:
@@ -63,35 +63,35 @@ class Outbox:
         return self._known[name]
 
     def entries(self) -> Iterator[tuple[str, list[Entry]]]:
-        """Every file's name and entries, in their order."""
+        """Every file's name and entries, in order."""
         return ((name, self.read(name)) for name in self.names())
 
-    def lacking(self) -> list[str]:
+    def pending(self) -> list[str]:
         """The files that the server doesn't have yet."""
         return [name for name in self.names() if name not in self.delivered()]
 
     @property
     def is_known(self) -> bool:
-        """Whether the server was told of this run, or was to be told."""
+        """Whether anything of this run was delivered to the server, or was to be."""
         return self.folder.exists(f"{DELIVERED}/{self.server}.json")
 
     def delivered(self) -> set[str]:
-        """The names of what the server has."""
+        """The names of the files that the server has."""
         if self._delivered is None:
             self._delivered = set(self.folder.read_json(f"{DELIVERED}/{self.server}.json")) if self.is_known else set()
         return self._delivered
 
     def mark(self, *names: str) -> None:
-        """The server has these; with none, that it is to be told."""
+        """Mark files as delivered; without names, mark the run as one to deliver to this server."""
         self._delivered = self.delivered() | set(names)
         self.folder.write_json(f"{DELIVERED}/{self.server}.json", sorted(self._delivered))
 
     def begun(self) -> dict[str, Entry]:
-        """By run, how it began last."""
+        """The last begin entry of each run."""
         return {entry["run"]: entry for _, entries in self.entries() for entry in entries if entry["do"] == "begin"}
 
     def open_runs(self) -> list[str]:
-        """The runs that began and didn't finish since, in the order of their beginning."""
+        """The runs that have begun and not finished, in the order in which they began."""
         found: dict[str, None] = {}
         for _, entries in self.entries():
             for entry in entries:
@@ -102,8 +102,8 @@ class Outbox:
         return list(found)
 
 
-def left_over(storage: Folder, server: str, but: Folder) -> list[Outbox]:
-    """The outboxes of other runs and sweeps of which this server lacks something."""
+def left_over(storage: Folder, server: str, own: Folder) -> list[Outbox]:
+    """The outboxes of other runs and sweeps that have pending entries for this server."""
     folders = [storage / kind / name for kind in ("runs", "sweeps") for name in (storage / kind).names()]
-    boxes = [Outbox(folder, server) for folder in folders if folder.url != but.url]
-    return [box for box in boxes if box.is_known and box.lacking()]
+    boxes = [Outbox(folder, server) for folder in folders if folder.url != own.url]
+    return [box for box in boxes if box.is_known and box.pending()]

@@ -1,4 +1,4 @@
-"""The registered model: an MLflow pyfunc that MLflow loads from this file, with the front end inside."""
+"""The registered model: an MLflow pyfunc, loaded from this file, that takes recordings and includes the front end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mlflow.pyfunc import PythonModel
 
 CLASSIFIER = "classifier"
 """Name of the artifact that holds the classifier folder."""
-WANTED = (
+EXPECTED = (
     "the path of an audio file, its bytes, a pair (waveform, sample_rate) or "
     "{'waveform': …, 'sample_rate': …}; pairs in a pandas.Series, because a bare list of them becomes two columns"
 )
 
 
 class SceneClassifier(PythonModel):
-    """Recordings in, scene labels and probabilities out."""
+    """Maps recordings to scene labels and probabilities."""
 
     def load_context(self, context: Any) -> None:
         """Build the model from the artifact."""
@@ -33,12 +33,12 @@ class SceneClassifier(PythonModel):
 
         Args:
             context: MLflow's.
-            model_input: its first column holds recordings, each as `source_of` takes it; MLflow makes it of a list of
-                paths or bytes and of a pandas.Series, too.
-            params: none are known.
+            model_input: its first column holds recordings, each as `source_of` takes it; MLflow also makes it from a
+                list of paths or bytes and from a pandas.Series.
+            params: not used.
 
         Raises:
-            ValueError: a row holds nothing of the kind. A recording that can't be read says so in its row's `error`.
+            ValueError: a row holds something else. If a recording can't be read, its row's `error` has the reason.
         """
         column = model_input.iloc[:, 0]
         sources = [source_of(value, row) for row, value in enumerate(column)]
@@ -47,8 +47,8 @@ class SceneClassifier(PythonModel):
 
 
 def source_of(value: Any, row: int) -> Any:
-    """What the Predictor reads: of a path (text), an encoded file's bytes, a pair (waveform (n_samples,), sample_rate)
-    or a mapping with these two; ValueError names the row of anything else."""
+    """The Predictor's input for a path (text), a file's bytes, a pair (waveform (n_samples,), sample_rate) or a mapping
+    with these two; for anything else a ValueError names the row."""
     if isinstance(value, Mapping) and set(value) == {"waveform", "sample_rate"}:
         value = value["waveform"], value["sample_rate"]
     if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[0]) == 1 and is_rate(value[1]):
@@ -59,11 +59,11 @@ def source_of(value: Any, row: int) -> Any:
         return bytes(value)
     bare = isinstance(value, np.ndarray | list)
     found = "a waveform without its sample rate" if bare else f"{type(value).__name__} {str(value)[:40]!r}"
-    raise ValueError(f"row {row} holds {found}; wanted is {WANTED}")
+    raise ValueError(f"row {row} holds {found}; wanted is {EXPECTED}")
 
 
 def is_rate(value: Any) -> bool:
-    """Whether a value is a whole number, which a sample rate is."""
+    """Whether a value is a whole number, as sample rates are."""
     return isinstance(value, int | float | np.integer | np.floating) and float(value).is_integer()
 
 

@@ -1,4 +1,4 @@
-"""The model registry of MLflow: versions of a classifier, what they carry, and their aliases."""
+"""MLflow's model registry: versions of a classifier, their files, tags and aliases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REQUIREMENTS = (
     "timm",
     "torch",
 )
-"""What the registered model needs beside the package itself, which it carries."""
+"""The requirements of the registered model, beside the package itself, which is logged with it."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class Version:
     evaluation: str | None
     """The key of its evaluation."""
     model: str | None
-    """Its name there."""
+    """The model's name in that evaluation."""
 
 
 class Registry:
-    """The registered model of a server, by name."""
+    """The registered model of an MLflow server; base class of `Tracker`."""
 
     config: TrackingConfig
     client: MlflowClient
     experiment_id: str
 
     def _check_names(self) -> None:
-        """Ask for the model: an unusable name or alias shows now instead of when everything is trained."""
+        """Ask for the model, so that an unusable name or alias is an error now and not after the training."""
         try:
             self.client.get_model_version_by_alias(self.config.registered_model, self.config.alias)
         except MlflowException as error:
@@ -72,8 +72,8 @@ class Registry:
     ) -> tuple[str, str]:
         """Log the classifier as a model of the run, register it and move the alias; its URI and version.
 
-        The same classifier registered by the same run is found again. `tags` go to the version: evaluation (the key of
-        its evaluation) and model (its name there) are what `version` reads.
+        If the same run has registered the same classifier, that version is kept. `tags` are set on the version;
+        `version` reads evaluation (the key of its evaluation) and model (the model's name in it).
         """
         name = self.config.registered_model
         for version in self._versions(name):
@@ -88,7 +88,7 @@ class Registry:
         return f"models:/{name}/{version}", version
 
     def _logged(self, run_id: str, tags: dict[str, str]) -> tuple[str, str] | None:
-        """URI and id of the model with these tags that a run has already; what is only half there is removed."""
+        """URI and id of the model with these tags that a run has logged already; incomplete ones are removed."""
         for model in self.client.search_logged_models([self.experiment_id], f"source_run_id = '{run_id}'"):
             if tags.items() <= model.tags.items():
                 if model.status == LoggedModelStatus.READY:
@@ -102,7 +102,8 @@ class Registry:
         card = classifier.read_json("classifier.json")
         package = Path(raymae.__file__).parent
         with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*input example was not provided")  # no file would exist elsewhere
+            # an example's path would exist nowhere else
+            warnings.filterwarnings("ignore", ".*input example was not provided")
             folder = Path(temporary) / pyfunc_model.CLASSIFIER
             for file in ("classifier.json", "model.safetensors"):
                 classifier.download(file, folder / file)
@@ -128,7 +129,7 @@ class Registry:
     def _create_version(
         self, name: str, run_id: str, model_uri: str, model_id: str, tags: dict[str, str]
     ) -> ModelVersion:
-        """A new version of the registered model; `log_model` could make it, but prints that it did."""
+        """Create a version of the registered model; `log_model` could, but prints a line."""
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -143,7 +144,7 @@ class Registry:
         return list(self.client.search_model_versions(f"name='{name}'"))
 
     def version(self, alias: str) -> Version | None:
-        """The version of the registered model that an alias names; None where there is none."""
+        """The version of the registered model that an alias names, if any."""
         name = self.config.registered_model
         try:
             found = self.client.get_model_version_by_alias(name, alias)
@@ -155,16 +156,16 @@ class Registry:
         return Version(uri, str(found.version), found.tags.get("evaluation"), found.tags.get("model"))
 
     def set_alias(self, alias: str, version: Version) -> None:
-        """Let an alias name a version."""
+        """Move an alias to a version."""
         self.client.set_registered_model_alias(self.config.registered_model, alias, version.number)
 
     def exists(self, model_uri: str) -> bool:
-        """Whether the registry has the version that `models:/name/version` names."""
+        """Whether the registry has the version of a URI `models:/name/version`."""
         _, name, version = model_uri.rsplit("/", 2)
         return any(str(found.version) == version for found in self._versions(name))
 
     def download_classifier(self, model_uri: str) -> str:
-        """The local folder of a registered model's classifier; ValueError where there is none."""
+        """Download a registered classifier to a local folder; ValueError if it can't be read or isn't a classifier."""
         try:
             folder = Path(mlflow.artifacts.download_artifacts(model_uri))
         except (MlflowException, OSError) as error:
@@ -176,15 +177,15 @@ class Registry:
 
 
 def clean(name: str) -> str:
-    """A name as MLflow takes it: what it takes in none, as an apostrophe, becomes an underscore."""
+    """A name that MLflow accepts: characters that it refuses, such as an apostrophe, become underscores."""
     return re.sub(r"[^\w\-. /]", "_", name)
 
 
 def signature(class_names: list[str]) -> ModelSignature:
-    """A recording in; label, confidence, error and a probability per class out.
+    """The signature: a recording in; label, confidence, error and a probability per class out.
 
-    The recording's column has no name, so that a list of paths will do, and any type, because MLflow knows no column
-    of paths or bytes or waveforms: `pyfunc_model.source_of` says what is wrong with a value.
+    The input column has no name, so that a list of paths is accepted, and type any, because MLflow has no type for
+    paths, bytes or waveforms: `pyfunc_model.source_of` checks the values.
     """
     probabilities = [ColSpec("float", name) for name in class_names]
     first = [ColSpec("string", "scene_label", required=False), ColSpec("float", "confidence", required=False)]

@@ -1,7 +1,7 @@
-"""MLflow: runs, metrics, files and the model registry. The only importer of mlflow, used by the driver alone.
+"""MLflow's runs, metrics and files, through its client; used by the driver alone.
 
-Everything may be said twice and stands once, so that `raymae.tracking.delivery` can repeat what a server that failed
-may have got already.
+Every call can be repeated and is logged once, so that `raymae.tracking.delivery` can repeat what a server that failed
+may have received.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ DOWN = {
     "REQUEST_LIMIT_EXCEEDED",
     "RESOURCE_EXHAUSTED",
 }
-"""Codes of a server that may do better later."""
+"""Error codes of a server that may work later."""
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-"""Codes of an answer that will be the same the next time."""
+"""Error codes of a permanent refusal."""
 
 
 class Tracker(Registry):
-    """One experiment of an MLflow server or file; ValueError where it can't be opened or can't take the model's name.
+    """One experiment of an MLflow server or file; ValueError if it can't be opened or refuses the model's name.
 
-    AwayError where an HTTP server doesn't answer, or answers that it is down.
+    AwayError if an HTTP server doesn't answer, or answers that it is down.
     MLflow's progress bars and messages below warnings are switched off in this process.
     """
 
@@ -62,22 +62,22 @@ class Tracker(Registry):
         self.uri = tracking_uri(config, storage)
         self._steps: dict[str, int] = {}
         if re.fullmatch(r"latest|v\d+", config.alias, re.IGNORECASE):
-            raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow keeps for versions")
+            raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow reserves for versions")
         try:
             mlflow.set_tracking_uri(self.uri)
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._experiment(storage)
             self._check_names()
-        except Exception as error:  # each kind of store fails with the exceptions of its own driver
+        except Exception as error:  # every kind of store has its own driver's exceptions
             reason = " ".join(redact(str(error)).split())
-            raise self._said(error, f"MLflow at {redact(self.uri)} can't be used: {reason}") from None
+            raise self._contact_error(error, f"MLflow at {redact(self.uri)} can't be used: {reason}") from None
 
     @property
     def _is_server(self) -> bool:
         return self.uri.startswith(("http://", "https://"))
 
-    def _said(self, error: Exception, message: str) -> ValueError | AwayError:
-        """What to raise of an error of the first contact."""
+    def _contact_error(self, error: Exception, message: str) -> ValueError | AwayError:
+        """The error to raise for an error of the first contact."""
         causes = list(chain(error))
         lost = any(isinstance(one, requests.ConnectionError | requests.Timeout) for one in causes)
         down = isinstance(error, MlflowException) and error.error_code in DOWN
@@ -89,12 +89,12 @@ class Tracker(Registry):
         return away
 
     def refuses(self, error: Exception) -> bool:
-        """Whether an error is MLflow's own answer, and for good."""
-        own = isinstance(error, RestException) or not self._is_server  # a proxy without its server knows no page either
+        """Whether an error is MLflow's own, permanent refusal."""
+        own = isinstance(error, RestException) or not self._is_server  # a proxy without its server answers 404 too
         return own and isinstance(error, MlflowException) and error.error_code in REFUSALS
 
     def forget(self) -> None:
-        """Ask anew which steps are logged."""
+        """Forget which steps are logged, to ask the server again."""
         self._steps.clear()
 
     def _experiment(self, storage: Folder) -> str:
@@ -114,42 +114,42 @@ class Tracker(Registry):
         tags: dict[str, str] | None = None,
         when: float | None = None,
     ) -> str:
-        """The run with this key below this parent: the one that stands, which goes on, or a new one; its id.
+        """Resume the run with this key below this parent, or create it; its id.
 
-        A new one begins at `when`, seconds since 1970. Parameters that a run has keep their values.
+        A new run starts at `when`, seconds since 1970. Parameters that a run has keep their values.
         """
         found = self._runs(key, parent)
         if found:
             self.client.set_terminated(found[0], "RUNNING")
         else:
-            said = {**(tags or {}), KEY: key} | ({PARENT: parent} if parent else {})
+            run_tags = {**(tags or {}), KEY: key} | ({PARENT: parent} if parent else {})
             start = None if when is None else int(1000 * when)
-            self.client.create_run(self.experiment_id, start_time=start, run_name=name, tags=said)
+            self.client.create_run(self.experiment_id, start_time=start, run_name=name, tags=run_tags)
         run_id, *others = found or self._runs(key, parent)
-        for other in others:  # empty, of a request before that the server had and could not answer
+        for other in others:  # empty: created by an earlier request whose answer was lost
             self.client.delete_run(other)
         known = self.client.get_run(run_id).data.params if found and params else {}
-        lacking = {name: redact(value)[:MAX_PARAM] for name, value in (params or {}).items() if name not in known}
-        entries = [Param(name, value) for name, value in lacking.items()]
+        missing = {name: redact(value)[:MAX_PARAM] for name, value in (params or {}).items() if name not in known}
+        entries = [Param(name, value) for name, value in missing.items()]
         for start_at in range(0, len(entries), 100):
             self.client.log_batch(run_id, params=entries[start_at : start_at + 100])
         return run_id
 
     def _runs(self, key: str, parent: str | None) -> list[str]:
-        """The runs of this key, first those that hold something."""
+        """The runs of this key, those with parameters or metrics first."""
         query = f"tags.`{KEY}` = '{key}'" + (f" and tags.`{PARENT}` = '{parent}'" if parent else "")
         found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY)
         empty = {str(run.info.run_id): not (run.data.params or run.data.metrics) for run in found}
         return sorted(empty, key=lambda run_id: (empty[run_id], run_id))
 
     def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
-        """Log {step, time, metrics} events; those of steps that are logged already are passed over."""
-        seen = self._steps.get(run_id)
-        if seen is None:
-            seen = self._last_step(run_id, events)
-        for metrics in batches(event for event in events if event["step"] > seen):
+        """Log {step, time, metrics} events; those of steps that are logged already are skipped."""
+        logged = self._steps.get(run_id)
+        if logged is None:
+            logged = self._last_step(run_id, events)
+        for metrics in batches(event for event in events if event["step"] > logged):
             self.client.log_batch(run_id, metrics=metrics)
-        self._steps[run_id] = max([seen, *(event["step"] for event in events)])
+        self._steps[run_id] = max([logged, *(event["step"] for event in events)])
 
     def _last_step(self, run_id: str, events: list[dict[str, Any]]) -> int:
         known = self.client.get_run(run_id).data.metrics
@@ -161,7 +161,7 @@ class Tracker(Registry):
     def log_numbers(
         self, run_id: str, numbers: dict[str, float], prefix: str = "stage/", when: float | None = None
     ) -> None:
-        """Log the final figures of a stage, of now or of `when`; of the same time they are the same figures."""
+        """Log the final metrics of a stage at `when`, by default now; a repeat with the same time changes nothing."""
         now = int(1000 * (time.time() if when is None else when))
         metrics = [Metric(clean(prefix + name), value, now, 0) for name, value in numbers.items()]
         for start in range(0, len(metrics), BATCH):
@@ -181,7 +181,7 @@ class Tracker(Registry):
 
 
 def batches(events: Iterable[dict[str, Any]]) -> Iterator[list[Metric]]:
-    """The points of some events in as many requests as they need, no event in two: a step is logged or it isn't."""
+    """The points of some events in batches of a request each, no event in two: a step is logged whole or not at all."""
     found: list[Metric] = []
     for event in events:
         points = [
@@ -196,7 +196,7 @@ def batches(events: Iterable[dict[str, Any]]) -> Iterator[list[Metric]]:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came of."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""The tracking URI and the command that opens MLflow."""
+"""MLflow's tracking URI and the command that opens its user interface."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ REGISTRY = "mlflow.db"
 
 
 def tracking_uri(config: TrackingConfig, storage: Folder) -> str:
-    """The configured URI, or a SQLite file below a local storage; ValueError where there is neither."""
+    """The configured URI, or a SQLite file in a local storage; ValueError if there is neither."""
     if config.uri:
         return config.uri
     if not storage.is_local:
-        raise ValueError("a storage at a URL needs --tracking.uri: the default, a SQLite file, lies on local disk")
+        raise ValueError("a storage at a URL needs --tracking.uri: the default is a SQLite file on local disk")
     return f"sqlite:///{storage.path(REGISTRY)}"
 
 
 def ui_command(config: TrackingConfig, storage: Folder) -> str:
-    """The command that opens MLflow's pages."""
+    """The command that opens MLflow's user interface."""
     return f"mlflow ui --backend-store-uri '{redact(tracking_uri(config, storage))}' --host 127.0.0.1"

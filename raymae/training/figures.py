@@ -1,8 +1,7 @@
-"""Figures of training, drawn without a display: learning curves, and what a model was shown and made of it."""
+"""Figures of training, drawn without a display: learning curves, and inputs beside their reconstructions."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,7 @@ from raymae.config import AudioConfig
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from raymae.training.interval import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,16 +28,16 @@ PANELS = {
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
 }
-"""Panels of the learning curves and how the names of their metrics begin; other names share one last panel."""
+"""Panels of the learning curves and the prefixes of their metrics' names; other metrics share one last panel."""
 
-UNDRAWN = ("epoch", "clips_per_second", "data_wait_share")
-"""Metrics of the machine and of the clock, which MLflow shows."""
+NOT_DRAWN = ("epoch", "clips_per_second", "data_wait_share")
+"""Metrics of speed and time, which are in MLflow."""
 
 
 def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """The metrics of a stage over its steps, from its events {step, metrics}: a panel for each kind of `PANELS`."""
     panels = curve_panels({name for event in events for name in event["metrics"]})
-    from matplotlib.figure import Figure  # half a second, which only who draws should pay
+    from matplotlib.figure import Figure  # takes half a second
 
     figure = Figure(figsize=(8, 0.7 + 2.2 * max(1, len(panels))), layout="constrained")
     figure.suptitle(title)
@@ -58,11 +55,11 @@ def learning_curves(events: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 
 def curve_panels(names: Iterable[str]) -> dict[str, list[str]]:
-    """Which metrics are drawn together: panels in the order of `PANELS`, then whatever else there is."""
-    left = sorted(set(names) - set(UNDRAWN))
+    """The metrics of each panel: panels in the order of `PANELS`, then one of all other metrics."""
+    left = sorted(set(names) - set(NOT_DRAWN))
     panels = {}
-    for panel, begins in PANELS.items():
-        panels[panel] = [name for name in left if name.startswith(begins)]
+    for panel, prefixes in PANELS.items():
+        panels[panel] = [name for name in left if name.startswith(prefixes)]
         left = [name for name in left if name not in panels[panel]]
     return {panel: chosen for panel, chosen in (panels | {"other": left}).items() if chosen}
 
@@ -74,9 +71,9 @@ def reconstruction_figure(
     audio: AudioConfig,
     title: str,
 ) -> Figure:
-    """A clip, what the encoder saw of it (`removed` is white) and the reconstruction; all (T, F), normalised."""
+    """A clip, the part visible to the encoder (`removed` is white) and the reconstruction; all (T, F), normalised."""
     return _panel_figure(
-        {**_seen(log_mel, removed, audio), "reconstruction": _nats(reconstruction, audio)}, audio, title
+        {**_inputs(log_mel, removed, audio), "reconstruction": _nats(reconstruction, audio)}, audio, title
     )
 
 
@@ -87,17 +84,17 @@ def component_figure(
     audio: AudioConfig,
     title: str,
 ) -> Figure:
-    """A clip, what the encoder saw of it, and maps of features below it, on a scale of their own; all (T, F)."""
-    return _panel_figure(_seen(log_mel, removed, audio), audio, title, components)
+    """A clip, the part visible to the encoder, and maps of features below, on a scale of their own; all (T, F)."""
+    return _panel_figure(_inputs(log_mel, removed, audio), audio, title, components)
 
 
 def _nats(values: NDArray[np.floating], audio: AudioConfig) -> NDArray[np.floating]:
     return values * audio.norm_scale + audio.norm_mean
 
 
-def _seen(log_mel: NDArray[np.floating], removed: NDArray[np.bool_], audio: AudioConfig) -> dict[str, Any]:
+def _inputs(log_mel: NDArray[np.floating], removed: NDArray[np.bool_], audio: AudioConfig) -> dict[str, Any]:
     nats = _nats(log_mel, audio)
-    return {"input": nats, f"seen ({1 - removed.mean():.0%} of it)": np.where(removed, np.nan, nats)}
+    return {"input": nats, f"visible to the encoder ({1 - removed.mean():.0%})": np.where(removed, np.nan, nats)}
 
 
 def _panel_figure(
@@ -106,7 +103,7 @@ def _panel_figure(
     title: str,
     others: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> Figure:
-    """Panels over the same seconds and bands: log powers on the scale of the first, then `others` on theirs."""
+    """Panels over the same seconds and bands: log powers on the scale of the first, `others` on their own scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 8), layout="constrained")
@@ -139,42 +136,42 @@ def _panel_figure(
 
 
 def _frequency_ticks(audio: AudioConfig) -> tuple[list[int], list[str]]:
-    """The mel bands nearest to round frequencies, and those in kHz."""
+    """The mel bands nearest to round frequencies, and those frequencies in kHz, as text."""
     peaks = mel_bank(audio).argmax(axis=1) * audio.sample_rate / audio.n_fft / 1000
-    shown = [khz for khz in TICKS_KHZ if audio.f_min / 1000 <= khz <= audio.f_high / 1000]
-    return [int(np.abs(peaks - khz).argmin()) for khz in shown], [f"{khz:g}" for khz in shown]
+    ticks = [khz for khz in TICKS_KHZ if audio.f_min / 1000 <= khz <= audio.f_high / 1000]
+    return [int(np.abs(peaks - khz).argmin()) for khz in ticks], [f"{khz:g}" for khz in ticks]
 
 
 CURVES = "figures/learning_curves.png"
 
 DRAW_SECONDS = 60.0
-"""Least time between two drawings, which stop the training for a second or two."""
+"""Least seconds between two drawings, which stop the training for a second or two."""
 
 
-class Pictures:
-    """Draws the figures of one stage."""
+class FigureWriter:
+    """Draws the figures of one stage, at most every `DRAW_SECONDS`."""
 
     def __init__(self, artifact: Folder, title: str) -> None:
         self.artifact, self.title = artifact, title
         self._events: list[dict[str, Any]] = []
-        self._drawn = time.monotonic()
+        self._interval = Interval(DRAW_SECONDS)
 
     def due(self) -> bool:
         """Whether the last drawing is long enough ago."""
-        return time.monotonic() - self._drawn >= DRAW_SECONDS
+        return self._interval.is_over()
 
     def draw(self, event: dict[str, Any], figures: Mapping[str, Figure]) -> list[str]:
-        """Write the curves up to `event`, in place of the last ones, and `figures` under the step; the files' names."""
+        """Write the curves up to `event`, replacing the last ones, and `figures` by step; returns the files' names."""
         step = event["step"]
         files = {f"figures/{name}-{step:09d}.png": figure for name, figure in figures.items()}
         files[CURVES] = learning_curves([*self._before(step), event], self.title)
         for name, figure in files.items():
             self.artifact.write_bytes(name, png(figure))
-        self._drawn = time.monotonic()
+        self._interval.restart()
         return list(files)
 
     def _before(self, step: int) -> list[dict[str, Any]]:
-        """The events before a step; each is read once. Later ones are from before a restart."""
+        """The events before a step, each read once; later ones are left over from before a restart."""
         last = self._events[-1]["step"] if self._events else -1
         self._events += [event for event in read_events(self.artifact, after=last) if event["step"] < step]
         return self._events

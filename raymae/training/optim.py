@@ -1,4 +1,4 @@
-"""AdamW over named groups, warm-up and cosine, and the average of the weights."""
+"""AdamW over named groups, the learning rate (warm-up and cosine), gradient clipping and EMA weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from raymae.training.parallel import full
 
 
 def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over groups with the keys name, params, weight_decay and lr_scale; fused is 4 times as fast on CPUs too."""
+    """AdamW over groups with the keys name, params, weight_decay and lr_scale; fused, 4 times as fast on CPUs too."""
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
 
 
 def learning_rate(share: float, config: TrainConfig) -> float:
-    """The rate when `share` (0 to 1) of the run is done: linear warm-up, then a cosine down to min_lr."""
+    """The learning rate when `share` (0 to 1) of the run is done: linear warm-up, then a cosine down to min_lr."""
     warmup = config.warmup_epochs / config.epochs
     if share < warmup:
         return config.peak_lr * share / warmup
@@ -29,13 +29,20 @@ def learning_rate(share: float, config: TrainConfig) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of the learning rate."""
+    """Set every group's learning rate: `lr` times its lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
+def freeze_encoder(optimizer: torch.optim.Optimizer) -> None:
+    """Set the learning rate of everything but the head to 0."""
+    for group in optimizer.param_groups:
+        if group["name"].startswith("encoder"):
+            group["lr"] = 0.0
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-    """The norm of all gradients, which are scaled down to `limit`; without a limit they are only read."""
+    """The norm of all gradients, which are scaled down to `limit` if there is one."""
     parameters = list(parameters)
     norm = full(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if limit:
@@ -52,19 +59,19 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model; buffers are copied."""
+        """Move the average towards the model's weights; buffers are copied."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
-        torch._foreach_lerp_([mine for mine, _ in pairs], [theirs.detach() for _, theirs in pairs], 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        torch._foreach_lerp_([average for average, _ in pairs], [value.detach() for _, value in pairs], 1 - decay)
+        for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights, and how many updates made them."""
+        """The averaged weights and the number of updates."""
         return {**self.model.state_dict(), "__updates__": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from a `state_dict`."""
         self.updates = int(state["__updates__"])
         self.model.load_state_dict({name: value for name, value in state.items() if name != "__updates__"})

@@ -1,6 +1,6 @@
-"""Training workers joined by `torch.distributed`: what each holds of the model, and what they have to agree on.
+"""Data-parallel training with `torch.distributed`: DDP or FSDP2 of the model, and collectives between the workers.
 
-With one worker everything here is plain: the model is itself, and nothing is sent.
+With one worker everything here is plain: the model is returned as it is, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Mode = Literal["ddp", "fsdp"]
 
 
 def world_size() -> int:
-    """How many workers there are."""
+    """The number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gather(value: Any) -> list[Any]:
-    """`value` of every rank, on every rank."""
+    """All-gather a picklable value: that of every rank, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -32,13 +32,19 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def mean_metrics(found: list[dict[str, float]]) -> dict[str, float]:
+    """Each metric's mean over the ranks that have it."""
+    names = {name: [metrics[name] for metrics in found if name in metrics] for metrics in found for name in metrics}
+    return {name: sum(values) / len(values) for name, values in names.items()}
+
+
 def wrap(model: nn.Module, device: torch.device, mode: Mode) -> nn.Module:
-    """The model on its device, made to average its gradients over the workers.
+    """Move the model to its device and make it average its gradients over the workers.
 
     Args:
-        model: the same weights on every rank; one without gradients (averaged weights) has nothing to average and is
-            only moved or sharded.
-        mode: ddp, every worker holds all of it; fsdp, see `shard`.
+        model: the same weights on every rank; one without gradients (EMA weights) has nothing to average and is only
+            moved or sharded.
+        mode: ddp, every worker holds the whole model; fsdp, see `shard`.
     """
     if world_size() > 1 and mode == "fsdp":
         return shard(model, device)
@@ -50,16 +56,16 @@ def wrap(model: nn.Module, device: torch.device, mode: Mode) -> nn.Module:
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """Shard a model over the workers in place (FSDP2): the blocks of its lists one by one, then what is left.
+    """Shard a model over the workers in place (FSDP2): each block of its module lists, then the rest.
 
-    Weights, gradients and what is made from them are float32 shards; a block's weights are whole only while it
-    computes, so autocast gives the numbers that it gives with ddp. Gradients are averaged after every micro-batch,
-    since whole ones would have to wait for the last.
+    Weights, gradients and optimiser state are float32 shards; a block's weights are gathered only while it computes, so
+    autocast gives the same numbers as with ddp. Gradients are averaged after every micro-batch: unsharded ones would
+    have to be kept until the last.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 
-    # nothing changes in place what a model returns; said at every forward pass
+    # no caller changes a model's output in place; without the filter it would warn at every forward pass
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # channels_last can't be sharded
@@ -72,7 +78,7 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of the whole weights that a sharded model keeps after a forward pass which no backward pass follows."""
+    """Free the gathered weights that a sharded model keeps after a forward pass without a backward pass."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(model, FSDPModule):
@@ -80,24 +86,25 @@ def reshard(model: nn.Module) -> None:
 
 
 def full(value: Tensor) -> Tensor:
-    """A tensor, or all of a sharded one, for which every rank has to ask."""
+    """The tensor, gathered if it is sharded; collective then."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that every rank has, laid out in memory and sharded as `parameter` is, if it has its shape.
+    """Give a tensor that every rank has in full the memory layout and sharding of `parameter`, if it has its shape.
 
-    Fused AdamW reads weights and moments side by side, whatever their strides: channels_last would meet the wrong ones.
+    Fused AdamW reads weights and moments side by side and ignores strides: with channels_last it would pair the wrong
+    ones.
     """
     if value.shape != parameter.shape:
         return value
-    if isinstance(parameter, DTensor):  # nothing is sent: ranks may come with their tensors in any order
+    if isinstance(parameter, DTensor):  # nothing is sent: ranks may call this in any order of their tensors
         value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return torch.zeros_like(parameter.detach()).copy_(value)
 
 
-def hollow(model: nn.Module) -> nn.Module:
-    """A copy of a model that isn't sharded yet, without the memory of its weights."""
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model that isn't sharded yet, with its parameters on the meta device: without their memory."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in model.parameters()
@@ -106,8 +113,8 @@ def hollow(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def whole(model: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module:
-    """The model itself or, where it is sharded, a plain copy made of `empty` (see `hollow`); every rank has to ask."""
+def unsharded(model: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module:
+    """The model itself or, if it is sharded, a plain copy made from `empty` (see `meta_copy`); collective then."""
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
     copied = copy.deepcopy(empty)
@@ -116,39 +123,39 @@ def whole(model: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module
 
 
 class StepSums(nn.Module):
-    """Running statistics that move once a step, by sums over the clips of all its micro-batches on all workers.
+    """Running statistics that are updated once a step, by sums over the clips of all its micro-batches on all workers.
 
-    So every micro-batch of a step meets the same statistics, those after the step before it, whoever computes it.
+    So every micro-batch of a step uses the same statistics, those after the previous step, on whatever worker.
 
     Args:
-        size: how many numbers are summed up in `sums`; float64, in which their order makes no difference that counts.
+        size: how many numbers `sums` holds; float64, so that the order of summation makes no difference that matters.
     """
 
     sums: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        # not part of a commit: between two steps there is nothing in it
+        # not part of a checkpoint: it is all zeros between two steps
         self.register_buffer("sums", torch.zeros(size, dtype=torch.float64), persistent=False)
 
     @torch.no_grad()
     def move(self) -> None:
-        """Move the statistics by what was summed up, unless it isn't finite, as the gradient isn't then."""
+        """Update the statistics by the sums, unless these (and so the gradient) aren't finite, and reset the sums."""
         if torch.isfinite(self.sums).all():
-            self.settle(self.sums)
+            self.update(self.sums)
         self.sums.zero_()
 
-    def settle(self, sums: Tensor) -> None:
-        """Move the statistics by the sums of a step."""
+    def update(self, sums: Tensor) -> None:
+        """Update the statistics by the sums of a step."""
         raise NotImplementedError
 
 
 class RunningStatistics:
-    """The running statistics of a model's batch norms, as one worker would have them, and its `StepSums`.
+    """The running statistics of a model's batch norms, kept as a single worker would have them, and its `StepSums`.
 
-    One worker sees the micro-batches s = 0 … S - 1 of a step in turn and moves each statistic r by the momentum m:
-    r <- (1 - m)^S r + m sum_s (1 - m)^(S - 1 - s) x_s. Of W workers, rank k sees those with s mod W = k. With the
-    momentum M = 1 - (1 - m)^W each, the same r is the sum of theirs with the weights (1 - m)^(W - 1 - k) m / M.
+    A single worker gets the micro-batches s = 0 … S - 1 of a step in turn and moves each statistic r by the momentum m:
+    r <- (1 - m)^S r + m sum_s (1 - m)^(S - 1 - s) x_s. Of W workers, rank k gets those with s mod W = k. With the
+    momentum M = 1 - (1 - m)^W on each, r is the weighted sum of theirs, with the weights (1 - m)^(W - 1 - k) m / M.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -164,7 +171,7 @@ class RunningStatistics:
 
     def _add(self, norm: _BatchNorm) -> None:
         weight = 1 / self.workers
-        if norm.momentum is not None:  # none: a plain mean of all that was seen
+        if norm.momentum is not None:  # None: a plain mean over all batches
             kept = 1 - norm.momentum
             weight = kept ** (self.workers - 1 - dist.get_rank()) * norm.momentum / (1 - kept**self.workers)
             norm.momentum = 1 - kept**self.workers
@@ -177,7 +184,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Make them those of one worker; every rank calls it after the last micro-batch of a step."""
+        """Merge the workers' statistics; called by every rank after the last micro-batch of a step."""
         for one in self.step_sums:
             if self.workers > 1:
                 dist.all_reduce(one.sums)

@@ -1,7 +1,4 @@
-"""A profile of some training steps: a trace for Perfetto or chrome://tracing, and the costliest operations.
-
-And what a GPU is used for, at any time.
-"""
+"""Profile some training steps (a trace for Perfetto or chrome://tracing, and the costliest operations); GPU use."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ ROWS = 30
 
 @contextmanager
 def profiled(artifact: Folder, steps: int, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Profile `steps` steps of the block after the warm-up; yields what has to be called after each step.
+    """Profile `steps` steps of the block after the warm-up; yields a function to call after each step.
 
-    Writes `profile/trace.json.gz` and `profile/operations.txt`. With 0 steps it does nothing. What is computed stays
-    the same; the steps that are watched take longer.
+    Writes `profile/trace.json.gz` and `profile/operations.txt`. With 0 steps it does nothing. Results stay
+    the same; profiled steps take longer.
     """
     if not steps:
         yield lambda: None
@@ -56,11 +53,11 @@ def profiled(artifact: Folder, steps: int, device: torch.device) -> Iterator[Cal
     with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
         yield profiler.step
     if not written:
-        log.warning("no profile: it begins after %d steps and there were fewer", SKIPPED_STEPS)
+        log.warning("no profile: it begins after %d steps, and the run had fewer", SKIPPED_STEPS)
 
 
 def device_use(device: torch.device) -> dict[str, float]:
-    """gpu_memory_gb, the most that was allocated so far, and, with NVIDIA's package pynvml, gpu_use, 0 to 1."""
+    """GPU metrics: gpu_memory_gb, the peak so far, and, with NVIDIA's package pynvml, gpu_use, 0 to 1; none on CPUs."""
     if device.type != "cuda":
         return {}
     found = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}

@@ -1,4 +1,4 @@
-"""The training stages: what differs between pre-training, fine-tuning and consistency training."""
+"""Run a training stage (pre-training, fine-tuning or consistency training) and write its artifact."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from raymae.training.figures import CURVES, learning_curves
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import Watchdog
 from raymae.training.spec import StageSpec
-from raymae.training.state.lineage import FILE as SEEN
-from raymae.training.state.lineage import trained_on_table
+from raymae.training.state.lineage import TRAINED_ON, trained_on_table
 from raymae.training.tasks.base import Progress, Task
 from raymae.training.tasks.consistency import ConsistencyTask
 from raymae.training.tasks.finetune import FinetuneTask
@@ -29,7 +28,7 @@ from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
 
-STAGES: dict[str, Callable[[StageSpec], Any]] = {
+TASKS: dict[str, Callable[[StageSpec], Any]] = {
     "pretrain": PretrainTask,
     "finetune": FinetuneTask,
     "consistency": ConsistencyTask,
@@ -37,60 +36,63 @@ STAGES: dict[str, Callable[[StageSpec], Any]] = {
 
 
 def build_task(spec: StageSpec) -> Task:
-    """The stage's task, with the weights that its seed gives."""
+    """The stage's task, its weights initialised by the stage's seed."""
     torch.manual_seed(spec.seed() >> 1)
-    task: Task = STAGES[spec.kind](spec)
+    task: Task = TASKS[spec.kind](spec)
     return task
 
 
 def run_stage(spec: StageSpec, session: Session, deadline: Deadline = FOREVER) -> bool:
-    """Train a stage to its end and write its artifact; goes on from the newest commit.
+    """Train a stage to its end and write its artifact; resumes from the newest checkpoint.
 
-    False where it had to stop before: a commit stands, and nothing is handed on yet.
+    False if it had to stop before: then there is a checkpoint and no result yet.
     """
     with Watchdog(spec.artifact, session.rank, 60 * spec.config.compute.stall_minutes) as watchdog:
         task = build_task(spec)
-        trainer = Trainer(task, session, spec.artifact, watchdog.beat, deadline)
+        trainer = Trainer.start(task, session, spec.artifact, watchdog.beat, deadline)
         watchdog.begin(trainer.progress.step)
         trainer.run()
         ended, model = trainer.ended, trainer.result_model
         if ended and session.rank == 0:
             finish(task, trainer, model)
-        session.gather(None)  # nobody goes on before the artifact stands
+        session.gather(None)  # all ranks wait until the artifact is written
     return ended
 
 
 def finish(task: Task, trainer: Trainer, model: nn.Module) -> None:
-    """Write what a stage hands on and what it says of itself, and remove its commits."""
+    """Write a stage's result and its description, and remove its checkpoints."""
     spec, progress = task.spec, trainer.progress
     task.save(model)
     spec.artifact.write_bytes(CURVES, png(learning_curves(read_events(spec.artifact), spec.name)))
     spec.artifact.write_json("config.json", to_dict(spec.config))
-    spec.artifact.write_table(SEEN, trained_on_table(spec))
+    spec.artifact.write_table(TRAINED_ON, trained_on_table(spec))
     chosen = kept_weights(task, progress)
     log.info("%s %s", spec.name, described(chosen))
-    spec.artifact.finish(
-        {
-            "stage": spec.kind,
-            "name": spec.name,
-            "steps": progress.step,
-            "clips_per_epoch": task.order.rows_per_epoch,
-            "trail": f"{progress.trail:016x}",
-            "skipped_steps": progress.bad_steps,
-            "work_seconds": progress.work_seconds,
-            "data_wait_seconds": progress.wait_seconds,
-            "commit_seconds": progress.commit_seconds,
-            "workers": trainer.session.world_size,
-            "metrics": progress.metrics,
-            "selection": chosen,
-            "finished_at": time.time(),
-        }
-    )
+    spec.artifact.finish(result(task, progress, trainer.session.world_size, chosen))
     trainer.committer.clear()
 
 
+def result(task: Task, progress: Progress, workers: int, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The content of a finished stage's `done.json`."""
+    return {
+        "stage": task.spec.kind,
+        "name": task.spec.name,
+        "steps": progress.step,
+        "clips_per_epoch": task.order.rows_per_epoch,
+        "trail": f"{progress.trail:016x}",
+        "skipped_steps": progress.bad_steps,
+        "work_seconds": progress.work_seconds,
+        "data_wait_seconds": progress.wait_seconds,
+        "commit_seconds": progress.commit_seconds,
+        "workers": workers,
+        "metrics": progress.metrics,
+        "selection": chosen,
+        "finished_at": time.time(),
+    }
+
+
 def kept_weights(task: Task, progress: Progress) -> dict[str, Any]:
-    """Which weights a stage hands on, and why."""
+    """Which weights a stage keeps, and why."""
     best, metric = task.selection.best, task.selection.metric
     return {
         "weights": "best" if best else "last",

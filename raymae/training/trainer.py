@@ -1,7 +1,7 @@
 """The training loop of every stage. It knows a `Session`, not Ray.
 
-The run is exact: every random draw (mask, drop path, augmentation) is keyed by the micro-batch's place in the run, so
-that going on from a commit, or with another number of workers, repeats the draws of an undisturbed run.
+The run is exact: every random draw (mask, drop path, augmentation) is keyed by the micro-batch's index in the run, so
+that resuming from a checkpoint, or with another number of workers, repeats the draws of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raymae.config import TrainConfig
 from raymae.models import choose_attention
 from raymae.storage.events import latest_step, take_back_events
 from raymae.storage.folder import Folder
 from raymae.training import parallel
 from raymae.training.batches.order import mix
 from raymae.training.batches.windows import MicroBatch
-from raymae.training.figures import Pictures
+from raymae.training.figures import FigureWriter
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.preemption import Preemption
-from raymae.training.optim import Ema, adamw, clip_gradients, learning_rate, set_lr
+from raymae.training.optim import Ema, adamw, clip_gradients, freeze_encoder, learning_rate, set_lr
 from raymae.training.profiling import device_use, profiled
-from raymae.training.state.checkpoint import Committer, load_commit, pack_optimizer, send_shards, unpack_optimizer
+from raymae.training.state import checkpoint
 from raymae.training.state.commit_schedule import CommitSchedule, is_mark
 from raymae.training.state.provenance import check_commit, provenance
 from raymae.training.tasks.base import Progress, Task, TrainingError
@@ -39,13 +40,19 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One rank's training run."""
+    """One rank's training run; `Trainer.start` makes one.
+
+    Args:
+        commit: the checkpoint that it resumes from.
+        beat: called with the step after each step, see `Watchdog`.
+    """
 
     def __init__(
         self,
         task: Task,
         session: Session,
         artifact: Folder,
+        commit: checkpoint.Commit | None = None,
         beat: Callable[[int], None] = lambda step: None,
         deadline: Deadline = FOREVER,
     ) -> None:
@@ -54,62 +61,82 @@ class Trainer:
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
         self.clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
-        """Counts work: on CPUs the seconds of this thread, which others on the machine don't stretch."""
-        torch.set_flush_denormal(True)  # small second moments would slow the optimiser on CPUs several times
+        """Counts work: on CPUs the seconds of this thread, which other processes on the machine don't stretch."""
         self.model = task.model
-        choose_attention(self.model, self.device, self.config.precision)
-        step = session.gather(latest_step(artifact))[0]  # a commit may become the newest at any moment
-        if session.rank == 0:
-            take_back_events(artifact, after=step or 0)
-        if step is None:
-            task.begin(self.device)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.progress = Progress()
         self._own_trail = 0
         self.best: dict[str, Tensor] = {}
         self.chosen: nn.Module | None = None
-        self.pace, self.preemption = CommitSchedule(self.config, self.order), Preemption()
-        self.pictures = Pictures(artifact, task.spec.name)
-        self.committer = Committer(artifact, self.config.keep_commits)
-        moments = {} if step is None else self._restore(step)
-        self.hollow = parallel.hollow(self.model)
-        self.wrapped = session.wrap(self.model)
+        self.commit_schedule, self.preemption = CommitSchedule(self.config, self.order), Preemption()
+        self.figures = FigureWriter(artifact, task.spec.name)
+        self.committer = checkpoint.Committer(artifact, self.config.keep_commits)
+        moments = self._restore(commit) if commit else {}
+        self._wrap(moments)
+
+    @classmethod
+    def start(
+        cls,
+        task: Task,
+        session: Session,
+        artifact: Folder,
+        beat: Callable[[int], None] = lambda step: None,
+        deadline: Deadline = FOREVER,
+    ) -> Trainer:
+        """Start a run, or resume it from its newest checkpoint; called by every rank.
+
+        Prepares the process and the task's model, and takes back the events that came after the checkpoint.
+        """
+        prepare_process(task.model, session.torch_device, task.config)
+        step = session.gather(latest_step(artifact))[0]  # rank 0's: a checkpoint may become the newest at any moment
+        if session.rank == 0:
+            take_back_events(artifact, after=step or 0)
+        if step is None:
+            task.begin(session.torch_device)
+            return cls(task, session, artifact, None, beat, deadline)
+        check_commit(task.spec)
+        return cls(task, session, artifact, checkpoint.load_commit(artifact, step), beat, deadline)
+
+    def _restore(self, commit: checkpoint.Commit) -> dict[str, Tensor]:
+        """Take over a checkpoint; returns the moments, for the optimiser that is built later."""
+        parts, state = commit
+        self.model.load_state_dict(parts.pop("model"))  # popped, so that their memory is free afterwards
         if self.ema:
-            session.wrap(self.ema.model)
-            task.averaged = self.ema.model
+            self.ema.load_state_dict(parts.pop("ema"))
+        self.best = {name: value.to(self.device) for name, value in parts.pop("best", {}).items()}
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        log.info("resuming from the checkpoint at step %d of %d", self.progress.step, self.order.steps)
+        return parts.pop("optimizer")
+
+    def _wrap(self, moments: dict[str, Tensor]) -> None:
+        """Move the model to the device, shard or compile it, and build its optimiser."""
+        self.meta_copy = parallel.meta_copy(self.model)
+        self.wrapped = self.session.wrap(self.model)
+        if self.ema:
+            self.session.wrap(self.ema.model)
+            self.task.averaged = self.ema.model
         self.statistics = parallel.RunningStatistics(self.model)
-        self.optimizer = adamw(task.parameter_groups(), self.config)  # of the wrapped model: sharding replaces weights
+        # of the wrapped model: sharding replaces the weights
+        self.optimizer = adamw(self.task.parameter_groups(), self.config)
         if moments:
-            unpack_optimizer(self.optimizer, moments)
+            checkpoint.unpack_optimizer(self.optimizer, moments)
         if self.config.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
 
-    def _restore(self, step: int) -> dict[str, Tensor]:
-        """Go on from the newest commit; the optimiser's moments are for the optimiser to come."""
-        check_commit(self.task.spec)
-        parts, state = load_commit(self.artifact, step)
-        self.model.load_state_dict(parts["model"])
-        if self.ema:
-            self.ema.load_state_dict(parts["ema"])
-        self.best = {name: value.to(self.device) for name, value in parts.get("best", {}).items()}
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        log.info("going on from the commit at step %d of %d", step, self.order.steps)
-        return parts["optimizer"]
-
     @property
     def result_model(self) -> nn.Module:
-        """What the stage hands on: the averaged weights where they are kept, in the end the best where they are chosen.
+        """The weights that the stage keeps: the EMA weights if there are any, at the end the best if it selects.
 
-        Plain and whole; every rank has to ask.
+        Plain and unsharded; collective, so every rank has to ask.
         """
         if self.chosen is not None:
             return self.chosen
-        return parallel.whole(self.ema.model if self.ema else self.model, self.hollow, self.device)
+        return parallel.unsharded(self.ema.model if self.ema else self.model, self.meta_copy, self.device)
 
     def share_done(self) -> float:
-        """How much of the run lies behind, 0 to 1: of its steps or, with a time budget, of its seconds."""
+        """Share of the run that is done, 0 to 1: of its steps or, with a time budget, of its seconds."""
         share = self.progress.step / self.order.steps
         if self.task.max_seconds is None:
             return share
@@ -118,12 +145,14 @@ class Trainer:
 
     @property
     def ended(self) -> bool:
-        """Whether the run is complete; a job whose time is up leaves it before."""
+        """Whether the run is complete; a job whose time is up stops before."""
         return self.share_done() >= 1
 
     def run(self) -> Progress:
-        """Train to the end, or to the commit at which it has to stop; returns the counts, the weights are in
-        `result_model`."""
+        """Train to the end, or to the checkpoint at which the run has to stop.
+
+        Returns the counts; the weights are in `result_model`.
+        """
         batches = self.session.batches(self.order, self.progress.step)
         share, stop = self.share_done(), False
         profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
@@ -147,7 +176,8 @@ class Trainer:
         return self.progress
 
     def trail(self) -> str:
-        """16 hexadecimal digits that tell apart runs which saw other clips so far, or the same ones at other steps.
+        """16 hexadecimal digits that differ between runs that trained on other clips so far, or on the same ones at
+        other steps.
 
         The same for any number of workers. Called by every rank at the same step.
         """
@@ -156,16 +186,17 @@ class Trainer:
         return f"{self.progress.trail:016x}"
 
     def _commit_or_stop(self) -> bool:
-        """Commit where it is due, as rank 0 sees it; True where the run stops at this commit.
+        """Write a checkpoint if one is due, as rank 0 decides; True if the run stops at it.
 
-        It does when the time is up, when a node is about to be taken away, and where more workers could take part.
+        It stops when the time is up, when a node is about to be taken away, and when more workers could take part.
         """
         session = self.session
-        due, stop, look = session.gather(
-            (self.pace.due(self.progress.step), self.deadline.is_over(), self.preemption.due())
+        due, stop, poll = session.gather(
+            (self.commit_schedule.due(self.progress.step), self.deadline.is_over(), self.preemption.due())
         )[0]
-        if look:
-            urgent, leave = session.gather(self.preemption.look(session.preemption_time(), self.pace.cost))[0]
+        if poll:
+            decision = self.preemption.poll(session.preemption_time(), self.commit_schedule.cost)
+            urgent, leave = session.gather(decision)[0]
             due, stop = due or urgent, stop or leave
         if due or stop:
             self._commit()
@@ -173,7 +204,7 @@ class Trainer:
         return bool(stop)
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
-        """Keep the weights of the best validation, of equal ones the latest; where val can carry the choice."""
+        """Keep the weights of the best validation, of equal ones the latest, if the stage selects by val."""
         progress, value = self.progress, metrics.get(self.task.selection.metric)
         if not self.task.selection.best or value is None:
             return
@@ -182,21 +213,22 @@ class Trainer:
             self.best = {name: tensor.detach().clone() for name, tensor in self.result_model.state_dict().items()}
 
     def _report(self, metrics: dict[str, float], mark: bool, ended: bool) -> None:
-        """Every few steps and at every mark; at some marks with figures, which stand before they are announced."""
+        """Report every few steps and at every mark; at some marks with figures, written before the event names them."""
         step = self.progress.step
         if step % self.config.report_steps and not mark:
             return
-        self.progress.metrics = metrics = mean_metrics(self.session.gather(metrics | device_use(self.device)))
+        self.progress.metrics = metrics = parallel.mean_metrics(self.session.gather(metrics | device_use(self.device)))
         counts = {"step": step, "steps": self.order.steps, "last": ended}
         event: dict[str, Any] = {**counts, "trail": self.trail(), "metrics": metrics}
-        if mark and not ended and self.session.gather(self.pictures.due())[0]:
+        if mark and not ended and self.session.gather(self.figures.due())[0]:
             figures = self.task.figures(self.result_model.eval())
             self.model.train()
             if self.session.rank == 0:
-                event["figures"] = self.pictures.draw(event, figures)
+                event["figures"] = self.figures.draw(event, figures)
         self.session.report(event)
 
     def _step(self, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
+        """One update of the weights, by the gradients of all micro-batches of a step; its metrics."""
         progress, config = self.progress, self.config
         started, worked = time.perf_counter(), self.clock()
         lr = learning_rate(share, config)
@@ -204,21 +236,7 @@ class Trainer:
         if progress.step < self.task.head_steps:
             freeze_encoder(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        count = self.order.slots // self.session.world_size
-        losses, waited = [], 0.0
-        for turn in range(count):
-            before, spent = time.perf_counter(), self.clock()
-            batch = next(batches)
-            waited += time.perf_counter() - before
-            worked += self.clock() - spent
-            self._own_trail += batch.fingerprint(self.task.clip_ids)
-            torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
-            last = turn == count - 1
-            with nullcontext() if last or not hasattr(self.wrapped, "no_sync") else self.wrapped.no_sync():  # type: ignore[operator]
-                with self._autocast():
-                    loss, extra = self.task.training_step(self.wrapped, batch, self.device)
-                self.scaler.scale(loss / count).backward()
-            losses.append({"loss": loss.detach(), **extra})
+        losses, waited, idle = self._backward(batches)
         self.statistics.merge()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
@@ -227,7 +245,7 @@ class Trainer:
         means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
         metrics = {name: value for name, value in means.items() if math.isfinite(value)}
         seconds = time.perf_counter() - started
-        progress.work_seconds += self.clock() - worked
+        progress.work_seconds += self.clock() - worked - idle
         progress.wait_seconds += waited
         return {
             **metrics,
@@ -239,8 +257,30 @@ class Trainer:
             "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,
         }
 
+    def _backward(self, batches: Iterator[MicroBatch]) -> tuple[list[dict[str, Tensor]], float, float]:
+        """Add up the gradients of this rank's micro-batches of a step.
+
+        Returns the loss and metrics of each, and the seconds waited for data, by the wall clock and by `clock`.
+        """
+        count = self.order.slots // self.session.world_size
+        losses, waited, idle = [], 0.0, 0.0
+        for turn in range(count):
+            before, spent = time.perf_counter(), self.clock()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            idle += self.clock() - spent
+            self._own_trail += batch.fingerprint(self.task.clip_ids)
+            torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
+            last = turn == count - 1
+            with nullcontext() if last or not hasattr(self.wrapped, "no_sync") else self.wrapped.no_sync():  # type: ignore[operator]
+                with self._autocast():
+                    loss, extra = self.task.training_step(self.wrapped, batch, self.device)
+                self.scaler.scale(loss / count).backward()
+            losses.append({"loss": loss.detach(), **extra})
+        return losses, waited, idle
+
     def _update(self, finite: bool, share: float) -> None:
-        """Take the step, or skip it where the gradient (averaged, so the same on every rank) is not finite."""
+        """Take the step, or skip it if the gradient (averaged, so the same on every rank) is not finite."""
         progress = self.progress
         if finite:
             self.scaler.step(self.optimizer)
@@ -256,7 +296,7 @@ class Trainer:
         if progress.bad_in_a_row >= self.config.max_bad_steps:
             raise TrainingError(
                 f"{progress.bad_in_a_row} steps in a row had a gradient that is not finite (the last: step "
-                f"{progress.step}); the last commit stands. A smaller learning rate or precision fp32 may help"
+                f"{progress.step}); the last checkpoint is kept. A smaller learning rate or precision fp32 may help"
             )
 
     def _autocast(self) -> Any:
@@ -273,9 +313,10 @@ class Trainer:
         return metrics
 
     def _commit(self) -> None:
+        """Write a checkpoint, in the background; collective."""
         started = time.perf_counter()
-        self.trail()  # what all ranks have seen is part of the commit
-        parts = {"model": dict(self.model.state_dict()), "optimizer": pack_optimizer(self.optimizer)}
+        self.trail()  # the trail of all ranks is part of the checkpoint
+        parts = {"model": dict(self.model.state_dict()), "optimizer": checkpoint.pack_optimizer(self.optimizer)}
         if self.ema:
             parts["ema"] = self.ema.state_dict()
         if self.best:
@@ -284,25 +325,21 @@ class Trainer:
             state = {"scaler": self.scaler.state_dict(), "progress": asdict(self.progress), **self.provenance}
             self.committer.commit(self.progress.step, parts, state)
         else:
-            send_shards(parts)
+            checkpoint.send_shards(parts)
         seconds = time.perf_counter() - started
         self.progress.commit_seconds += seconds
-        self.pace.committed(seconds)
+        self.commit_schedule.committed(seconds)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What a commit says of itself."""
+        """The stage, its configuration and its clips, for `commit.json`."""
         return provenance(self.task.spec)
 
 
-def mean_metrics(found: list[dict[str, float]]) -> dict[str, float]:
-    """Each metric's mean over the ranks that have it."""
-    names = {name: [metrics[name] for metrics in found if name in metrics] for metrics in found for name in metrics}
-    return {name: sum(values) / len(values) for name, values in names.items()}
+def prepare_process(model: nn.Module, device: torch.device, config: TrainConfig) -> None:
+    """Set what a training process needs for speed: denormals as zeros, and the faster attention for the device.
 
-
-def freeze_encoder(optimizer: torch.optim.Optimizer) -> None:
-    """Learning rate 0 for everything but the head."""
-    for group in optimizer.param_groups:
-        if group["name"].startswith("encoder"):
-            group["lr"] = 0.0
+    The flag holds for the whole process. Small second moments would slow the optimiser on CPUs several times.
+    """
+    torch.set_flush_denormal(True)
+    choose_attention(model, device, config.precision)

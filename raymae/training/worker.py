@@ -1,6 +1,6 @@
-"""What the training loop sees of the world, and the sessions of Python processes without Ray.
+"""The interface between the training loop and its environment, and its implementations without Ray.
 
-Ray Train's session is in `raymae.cluster.train`; all give the same micro-batches for the same order.
+Ray Train's session is in `raymae.cluster.train`; all sessions yield the same micro-batches for the same order.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from raymae.training.batches.windows import MicroBatch, ahead, micro_batches, re
 
 
 class Session(Protocol):
-    """A training worker's view of the world."""
+    """A training worker's environment: its rank, its data and the collectives with other workers."""
 
     rank: int
     world_size: int
     torch_device: torch.device
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
-        """This rank's micro-batches from `step` on, in the order of the steps."""
+        """Iterate over this rank's micro-batches from `step` on, in the order of the steps."""
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model on the session's device, made to average its gradients over the workers.
+        """Move the model to the session's device and make it average its gradients over the workers.
 
-        The weights of the model itself (and of one without gradients, an average) may be sharded from then on.
+        The weights of the model itself (also of one without gradients, such as EMA weights) may be sharded afterwards.
         """
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, on every rank."""
+        """All-gather a picklable value: that of every rank, on every rank."""
         ...
 
     def preemption_time(self) -> float | None:
-        """Unix time at which a node of the workers is taken away, where that is announced; infinity where it isn't
-        said when. Called by every rank."""
+        """Unix time at which a node of the workers is taken away: None while nothing is announced, infinity if the time
+        isn't known. Called by every rank."""
         ...
 
     def can_grow(self) -> bool:
-        """Whether more workers could take part from a commit on; rank 0's answer counts."""
+        """Whether more workers could take part after a checkpoint; rank 0's answer counts."""
         ...
 
     def report(self, event: dict[str, Any]) -> None:
-        """Pass on the metrics of a step; called by every rank."""
+        """Report the metrics of a step; called by every rank."""
         ...
 
 
 class BareSession:
-    """One Python process without Ray: reads the store in a thread, ahead of the training step."""
+    """A single Python process without Ray: reads the store in a thread, ahead of the training step."""
 
     rank = 0
     world_size = 1
@@ -67,39 +67,39 @@ class BareSession:
         self.torch_device = torch.device(torch_device)
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
-        """This process's micro-batches: all of them, where it is alone."""
+        """Iterate over this process's micro-batches: all of them for a single process."""
         numbers = range(order.first_window(step) + self.rank, order.windows, self.world_size)
         windows = ahead((read_window(self.store, order, number) for number in numbers), order.slots)
         return micro_batches(order, windows, self.rank, self.world_size, step)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model itself: there is nobody to average with."""
+        """Move the model to the device; there are no other workers."""
         return model.to(self.torch_device)
 
     def gather(self, value: Any) -> list[Any]:
-        """The value, alone."""
+        """A list of the value alone."""
         return [value]
 
     def preemption_time(self) -> float | None:
-        """Nobody announces anything here."""
+        """None: nothing announces preemptions here."""
         return None
 
     def can_grow(self) -> bool:
-        """The number of processes is fixed."""
+        """False: the number of processes is fixed."""
         return False
 
     def report(self, event: dict[str, Any]) -> None:
-        """Write the event."""
+        """Write the event to the artifact."""
         write_event(self.artifact, {"time": time.time(), **event})
 
 
 class GroupSession(BareSession):
-    """One of several Python processes without Ray, joined by `torch.distributed` as `torchrun` starts them.
+    """One of several Python processes without Ray, joined by `torch.distributed`, as `torchrun` starts them.
 
-    Every process opens the store and reads its own windows of it; the process group has to stand.
+    Every process opens the store and reads its own windows; the process group has to be initialised.
 
     Args:
-        torch_device: this process's own, such as "cuda:1".
+        torch_device: this process's device, such as "cuda:1".
         mode: what each process holds, see `ComputeConfig.parallel`.
     """
 
@@ -113,14 +113,14 @@ class GroupSession(BareSession):
             torch.cuda.set_device(self.torch_device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, as `mode` says."""
+        """Wrap the model as `mode` says."""
         return parallel.wrap(model, self.torch_device, self.mode)
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank."""
+        """All-gather a picklable value."""
         return parallel.gather(value)
 
     def report(self, event: dict[str, Any]) -> None:
-        """Write the event, once."""
+        """Write the event, on rank 0."""
         if self.rank == 0:
             super().report(event)

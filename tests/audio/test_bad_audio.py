@@ -1,4 +1,4 @@
-"""Recordings that are broken, odd or no recordings: the right verdict on each, none lost, nothing that hangs."""
+"""Broken and unusual audio files and other files: each is read or refused with the right reason, and nothing hangs."""
 
 import io
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_ogg_streams_one_after_the_other(first: int, second: int) -> None:
     one = ogg_with_serial(encode(noise(20_000, first), "OGG", "VORBIS"), 1)
     two = ogg_with_serial(encode(noise(30_000, second), "OGG", "VORBIS"), 2)
     assert verdict(one) is verdict(two) is None
-    assert soundfile.info(io.BytesIO(one + two)).frames == 20_000  # libsndfile doesn't say that there is more
+    assert soundfile.info(io.BytesIO(one + two)).frames == 20_000  # libsndfile ignores the second stream
     assert verdict(one + two) == "several Ogg streams one after the other"
     assert verdict(one + b"a comment behind the last page" * 99) is None
 
@@ -124,7 +124,7 @@ def test_channels_that_change_within_a_flac(first: int, second: int, counted: bo
 def test_channels_that_change_within_an_mp3() -> None:
     def frames(channels: int, n_samples: int) -> bytes:
         content = encode(noise(n_samples, channels), "MP3", "MPEG_LAYER_III", bitrate_mode="CONSTANT")
-        return content[content.index(content[:2], 100) :]  # without the frame that counts them all
+        return content[content.index(content[:2], 100) :]  # without the frame that holds their number
 
     one, two = frames(1, 60_000), frames(2, 120_000)
     assert verdict(one) is verdict(two) is None
@@ -140,7 +140,7 @@ PARTS += [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")]
 
 @pytest.mark.parametrize(("file_format", "subtype"), PARTS)
 def test_only_the_part_is_read(file_format: str, subtype: str) -> None:
-    mp3 = file_format == "MP3"  # written slowly, and the place of a later frame is found by counting
+    mp3 = file_format == "MP3"  # slow to write, and seeking decodes all frames before
     content = encode(noise((15 if mp3 else 60) * RATE), file_format, subtype)
     for start in (0.0,) if mp3 else (0.0, 40.0):
         file = Counted(content)

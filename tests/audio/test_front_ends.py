@@ -1,4 +1,4 @@
-"""The front ends of `FRONT_ENDS` and what lies between them, against torchaudio's Kaldi fbank and torch's STFT."""
+"""The front ends of `FRONT_ENDS` and combinations of their settings, against torchaudio's fbank and torch's STFT."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def one_thread():
 
 
 def audiomae(waveform: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Audio-MAE's dataset.py, `_wav2fbank` and the normalisation after it."""
+    """Reference: Audio-MAE's dataset.py, `_wav2fbank` and the normalisation after it."""
     x = torch.from_numpy(waveform).to(dtype)[None]
     features = fbank(
         x - x.mean(),
@@ -54,7 +54,7 @@ def slaney_bank(config: AudioConfig) -> torch.Tensor:
 
 
 def cas_baseline(waveform: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """The CAS baseline's spectrum and bands with the logarithm that is documented here."""
+    """Reference: the CAS baseline's spectrum and bands with the logarithm that `AudioConfig` documents."""
     spectrum = torch.stft(
         torch.from_numpy(waveform).to(dtype),
         n_fft=2048,
@@ -88,17 +88,17 @@ def impulse(n: int) -> np.ndarray:
     return (np.arange(n) == n // 3).astype(np.float32)
 
 
-def off_centre(n: int) -> np.ndarray:
-    """A recorder with a large offset, and little else."""
+def with_offset(n: int) -> np.ndarray:
+    """A recording with a large offset and a low level."""
     return 0.7 + noise(n, 1e-3)
 
 
 def lowest_bits(n: int) -> np.ndarray:
-    """16 bit samples of which only the last bit moves."""
+    """16 bit samples that use the lowest bits only."""
     return np.round(noise(n, 1.0)) / np.float32(2**15)
 
 
-SIGNALS = [noise, silence, square_wave, impulse, off_centre, lowest_bits]
+SIGNALS = [noise, silence, square_wave, impulse, with_offset, lowest_bits]
 
 
 def check(name: str, waveform: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def test_equals_the_reference_at_any_length_and_level(name: str, more: int, leve
     check(name, waveform)
 
 
-# What lies between the presets ---------------------------------------------------------------------------------------
+# Combinations of the presets' settings -------------------------------------------------------------------------------
 
 KINDS = [
     {"framing": framing, "window": window, "mel_scale": scale, "log_floor": floor}
@@ -179,8 +179,8 @@ KINDS = [
 ]
 
 
-def written_down(waveform: np.ndarray, config: AudioConfig) -> np.ndarray:
-    """What the fields of AudioConfig say, in float64 and frame by frame."""
+def reference(waveform: np.ndarray, config: AudioConfig) -> np.ndarray:
+    """The front end as the fields of AudioConfig document it, in float64 and frame by frame."""
     x, a, n = waveform.astype(np.float64), config.pre_emphasis, config.win_length
     window = torch.hann_window(n, periodic=config.window == "periodic", dtype=torch.float64).numpy()
     if config.framing == "centred":
@@ -209,7 +209,7 @@ def test_every_combination(kinds: dict[str, str], pre_emphasis: float, sizes: tu
         f_max=7_000.0, pre_emphasis=pre_emphasis, log_offset=1e-6, **kinds,
     )  # fmt: skip
     waveform = noise(9_000) + np.float32(0.25)
-    np.testing.assert_allclose(LogMel(config)(waveform), written_down(waveform, config), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(LogMel(config)(waveform), reference(waveform, config), atol=1e-3, rtol=0)
     np.testing.assert_allclose(LogMel(config)(silence(9_000)), config.silence, atol=1e-5)
 
 
@@ -232,8 +232,8 @@ def test_frames_of_any_length(
 
 
 @given(offset=st.floats(-1, 1, width=32), n_samples=st.integers(400, 2_000))
-def test_kaldis_frames_know_no_offset(offset: float, n_samples: int) -> None:
-    """So Audio-MAE's subtraction of the whole recording's mean needs no step of its own."""
+def test_an_offset_changes_no_kaldi_frame(offset: float, n_samples: int) -> None:
+    """So Audio-MAE's subtraction of the recording's mean needs no step of its own."""
     waveform = noise(n_samples)
     shifted = LogMel(AUDIOMAE)(waveform + np.float32(offset))
     np.testing.assert_allclose(shifted, LogMel(AUDIOMAE)(waveform), atol=1e-3)
@@ -269,7 +269,7 @@ def test_a_crop_is_never_longer_than_the_clip() -> None:
         ({"norm_scale": float("inf")}, "audio.norm_scale = inf must be positive and finite"),
     ],
 )
-def test_wrong_settings_say_what_is_right(wrong: dict, message: str) -> None:
+def test_wrong_settings_name_the_valid_ones(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AudioConfig(**wrong)
 
@@ -282,7 +282,7 @@ def test_the_benchmarks_reference_refuses_what_it_does_not_compute() -> None:
 
 @pytest.mark.parametrize("pre_emphasis", [0.0, 0.97])
 def test_a_frames_first_sample_is_its_own_predecessor(pre_emphasis: float) -> None:
-    """Hann windows hide it: their first weight is 0."""
+    """Tested without a Hann window, whose first weight is 0."""
     samples, powers = noise(500), np.empty((3, 129), np.float32)
     KaldiSpectra(np.ones(200, np.float32), 256, 150, pre_emphasis)(samples, powers)
     for start, power in zip((0, 150, 300), powers, strict=True):

@@ -1,4 +1,4 @@
-"""Measured responses: offsets that do what convolution does, found by content, refused with the file's name."""
+"""Impulse responses: offsets that approximate convolution, identified by content, refused with the file's name."""
 
 import shutil
 from dataclasses import replace
@@ -19,7 +19,7 @@ from raymae.audio.impulse_responses import band_offsets, read_responses, share_o
 from raymae.audio.logmel import LogMel
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig, Config, FinetuneConfig, PretrainConfig
 from raymae.config.recipes import SMALL_AUDIO
-from raymae.features.augment import colour
+from raymae.features.augment import random_eq
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO
@@ -30,7 +30,7 @@ MICROPHONES = SHARED / "data/micirp"
 
 
 def device(seed: int = 0, rate: int = RATE, seconds: float = 0.3) -> np.ndarray:
-    """A made device: a minimum-phase filter of uneven response, a resonance and a tail of 50 dB less."""
+    """A synthetic device: a minimum-phase filter with an uneven response, a resonance and a tail 50 dB below."""
     rng = np.random.default_rng(seed)
     knots = np.concatenate([[-8.0], rng.normal(scale=2.5, size=11), [-6.0]])  # nats of power
     filtered = minimum_phase(firwin2(1025, np.linspace(0, 1, 13) ** 2, np.exp(knots / 2)), half=False)
@@ -58,10 +58,10 @@ def sound(kind: str, rate: int = RATE, seconds: float = 4.0) -> np.ndarray:
 def errors(
     response: np.ndarray, rate: int, audio: AudioConfig, kind: str, offset: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """By how much the offset (by default that of `band_offsets`) misses true convolution, nats on average.
+    """Mean error of the offset (by default that of `band_offsets`) against true convolution, in nats.
 
-    Of a band's mean, and of a single value. The device filters at its own rate, then the front end resamples; overall
-    gain is left out, as are values within a factor of 100 of log_offset before or after.
+    Returns the error of a band's mean and that of a single value. The device filters at its own rate, then the front
+    end resamples; overall gain is ignored, as are values within a factor of 100 of log_offset before or after.
     """
     before = sound(kind, rate)
     after = fftconvolve(before, response)[: len(before)]
@@ -81,9 +81,9 @@ def errors(
 @pytest.mark.parametrize(
     ("audio", "of_value"), [(FRONT_ENDS["paper"], 0.08), (SMALL_AUDIO, 0.2), (FRONT_ENDS["cas_baseline"], 0.15)]
 )
-def test_the_offset_is_what_convolution_does(audio: AudioConfig, kind: str, of_mean: float, of_value: float) -> None:
+def test_the_offset_approximates_convolution(audio: AudioConfig, kind: str, of_mean: float, of_value: float) -> None:
     offset = band_offsets(device(), RATE, audio) * audio.norm_scale
-    assert offset.std() > 1  # there is something to miss
+    assert offset.std() > 1  # zero offsets would be wrong
     mean, value = errors(device(), RATE, audio, kind)
     assert mean < of_mean
     assert value < of_value
@@ -92,7 +92,7 @@ def test_the_offset_is_what_convolution_does(audio: AudioConfig, kind: str, of_m
 @pytest.mark.skipif(not MICROPHONES.exists(), reason="measured responses (../shared/data/micirp) are not here")
 @pytest.mark.parametrize("kind", ["noise", "tone"])
 @pytest.mark.parametrize("audio", [FRONT_ENDS["paper"], SMALL_AUDIO])
-def test_the_offset_of_real_microphones_too(audio: AudioConfig, kind: str) -> None:
+def test_the_offset_approximates_convolution_with_real_microphones(audio: AudioConfig, kind: str) -> None:
     found = [errors(*sf.read(path), audio, kind) for path in sorted(MICROPHONES.glob("*.wav"))]
     mean, value = np.mean(found, axis=0)
     assert mean < (0.04 if kind == "noise" else 0.12)
@@ -101,8 +101,8 @@ def test_the_offset_of_real_microphones_too(audio: AudioConfig, kind: str) -> No
 
 @pytest.mark.parametrize(("kind", "of_mean"), [("noise", 0.05), ("tone", 0.18)])
 @pytest.mark.parametrize("audio", [FRONT_ENDS["paper"], SMALL_AUDIO])
-def test_a_random_colour_is_what_its_filter_does(audio: AudioConfig, kind: str, of_mean: float) -> None:
-    curve = colour(
+def test_random_eq_approximates_its_filter(audio: AudioConfig, kind: str, of_mean: float) -> None:
+    curve = random_eq(
         torch.zeros(1, 1, audio.n_mels),
         torch.tensor([1]),
         AugmentConfig(eq_p=1.0),
@@ -133,7 +133,7 @@ def test_a_device_that_changes_nothing_has_no_offset(audio: AudioConfig) -> None
 
 @given(seed=st.integers(0, 99), gain=st.floats(-1e3, 1e3).filter(lambda x: abs(x) > 1e-3), delay=st.integers(0, 5000))
 @settings(max_examples=20)
-def test_neither_gain_nor_delay_nor_polarity_counts(seed: int, gain: float, delay: int) -> None:
+def test_gain_delay_and_polarity_change_nothing(seed: int, gain: float, delay: int) -> None:
     response = device(seed)
     offset = band_offsets(response, RATE, TINY_AUDIO)
     assert offset.dtype == np.float32
@@ -142,7 +142,7 @@ def test_neither_gain_nor_delay_nor_polarity_counts(seed: int, gain: float, dela
     np.testing.assert_allclose(band_offsets(moved, RATE, TINY_AUDIO), offset, atol=1e-4)
 
 
-def test_the_rate_of_the_file_does_not_count() -> None:
+def test_the_rate_of_the_file_changes_nothing() -> None:
     response = np.concatenate([np.zeros(1000), device()])  # resampling rings before the beginning, too
     offsets = [
         band_offsets(soxr.resample(response, RATE, rate, quality="VHQ"), rate, SMALL_AUDIO)
@@ -157,7 +157,7 @@ def test_the_rate_of_the_file_does_not_count() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three responses, and a text beside them."""
+    """Three responses, and a text file beside them."""
     folder = tmp_path / "devices"
     (folder / "old").mkdir(parents=True)
     for name, rate in (("a.wav", 44_100), ("b.flac", 48_000), ("old/c.WAV", 16_000)):
@@ -190,7 +190,7 @@ def test_offsets_follow_the_content_not_the_name(folder: Path) -> None:
 
 
 def write_bad(folder: Path) -> None:
-    """What is no impulse response, in files of these names."""
+    """Write files that are no impulse responses."""
     folder.mkdir()
     (folder / "text.wav").write_text("no sound")
     sf.write(folder / "silent.wav", np.zeros(400), 16_000)
@@ -207,7 +207,7 @@ def write_bad(folder: Path) -> None:
         ("text.wav", r"text\.wav: .*(decoded|not audio|format)"),
         ("silent.wav", r"silent\.wav: silent"),
         ("song.wav", r"song\.wav: 3\.8 s long: .*at most 3 s"),
-        ("phone.wav", r"phone\.wav: its sample rate of 6000 Hz says nothing above 3000 Hz; .*at least 8000 Hz"),
+        ("phone.wav", r"phone\.wav: its sample rate of 6000 Hz covers nothing above 3000 Hz; .*at least 8000 Hz"),
         ("nan.wav", r"nan\.wav: NaN"),
         ("huge.wav", r"huge\.wav: larger than 32 MB"),
         ("empty", "no audio file .*empty, nor one below"),
@@ -216,7 +216,7 @@ def write_bad(folder: Path) -> None:
         ("nosuchscheme://me:word@host/x", r"nosuchscheme://\*\*\*@host/x can't be read: .*nosuchscheme"),
     ],
 )
-def test_what_is_no_response_is_named(tmp_path: Path, name: str, message: str) -> None:
+def test_a_file_that_is_no_response_is_named(tmp_path: Path, name: str, message: str) -> None:
     write_bad(tmp_path / "bad")
     with pytest.raises(ValueError, match=f"^pretrain.augment.responses: .*{message}") as error:
         read_responses(
@@ -249,7 +249,7 @@ def keys(*arguments) -> dict[str, str]:
     return {name: node.key for name, node in make_plan(*arguments).nodes.items()}
 
 
-def test_keys_know_content_and_probability_alone(clips: pa.Table, folder: Path, tmp_path: Path) -> None:
+def test_keys_depend_on_content_and_probability_only(clips: pa.Table, folder: Path, tmp_path: Path) -> None:
     off, here = AugmentConfig(), AugmentConfig(responses=(str(folder),))
     shutil.copytree(folder, tmp_path / "elsewhere")
     there = AugmentConfig(responses=(str(tmp_path / "elsewhere/old"), f"{tmp_path}/elsewhere/*"), response_p=0.5)

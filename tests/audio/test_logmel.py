@@ -20,7 +20,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 from raymae.audio.decode import MAX_CHANNELS, AudioError, TooLongError, load
 from raymae.audio.logmel import LogMel, fit_length, mel_bank
 from raymae.config import AudioConfig
-from tests.support.odd_audio import ODD, REFUSED_BY_US, flac_of_count, odd_files
+from tests.support.odd_audio import ODD, REFUSED_BY_RAYMAE, flac_of_count, odd_files
 from tests.support.paths import ROOT, SHARED
 
 ESC10 = SHARED / "data/esc10/audio"
@@ -202,7 +202,7 @@ def test_a_part_has_its_length_at_any_rate(native_rate: int, seconds: float) -> 
 
 
 def test_only_the_part_is_read(tmp_path: Path) -> None:
-    """An hour, all holes but its end: reading the end must not take the memory of the hour."""
+    """A sparse file of an hour: reading its end must not take the memory of the hour."""
     path = tmp_path / "long.wav"
     second = encode(noise(32_000), subtype="PCM_16")
     hour = 3600 * 64_000
@@ -299,7 +299,7 @@ def test_not_audio(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [("WAV", "PCM_16"), ("RF64", "PCM_16"), ("AIFF", "PCM_16"), ("WAV", "IMA_ADPCM")])
 def test_truncated_data_chunk(kind: tuple[str, str]) -> None:
     content = encode(noise(50_000), format=kind[0], subtype=kind[1])
-    assert soundfile.info(io.BytesIO(content[:-10_000])).frames > 0  # libsndfile says nothing
+    assert soundfile.info(io.BytesIO(content[:-10_000])).frames > 0  # libsndfile reports no error
     assert "truncated: 10000 bytes" in reason(content[:-10_000])
 
 
@@ -343,7 +343,7 @@ def test_longer_than_asked_for(tmp_path: Path) -> None:
     assert "longer than 0.005" in reason(flac_without_count(noise(32_000)), TooLongError, max_seconds=0.3)
 
 
-def test_what_a_header_promises_is_refused_before_it_is_decoded() -> None:
+def test_a_recording_too_long_by_its_header_is_refused_before_decoding() -> None:
     """A header of ten hours on a second of audio: decoding would find it truncated."""
     ten_hours = flac_of_count(silence(32_000), 36_000 * 32_000)
     assert "truncated" in reason(flac_of_count(silence(32_000), 40_000))
@@ -355,8 +355,8 @@ def test_what_a_header_promises_is_refused_before_it_is_decoded() -> None:
 @pytest.mark.parametrize("row", odd_files(), ids=lambda row: row["filename"])
 def test_odd_files(row: dict[str, str]) -> None:
     path = ODD / row["filename"]
-    if row["filename"] in REFUSED_BY_US:
-        assert reason(path) == REFUSED_BY_US[row["filename"]]
+    if row["filename"] in REFUSED_BY_RAYMAE:
+        assert reason(path) == REFUSED_BY_RAYMAE[row["filename"]]
     elif row["soundfile"] == "ok":
         assert (row["header_frames"], row["nonfinite"]) == (row["read_frames"], "0")
         samples, native_rate = soundfile.read(path, dtype="float32", always_2d=True)

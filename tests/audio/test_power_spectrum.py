@@ -55,13 +55,13 @@ def test_a_tone_lies_in_its_bin(bin_number: int) -> None:
     assert out.argmax() == bin_number
 
 
-def test_the_paper_is_compiled_and_the_rest_is_not() -> None:
+def test_only_the_sizes_of_the_paper_are_compiled() -> None:
     assert isinstance(power_spectra(np.hanning(3072), 4096, 500), CompiledSpectra)
     for n_fft, win_length in [(4096, 4096), (4096, 1000), (1024, 400), (8192, 3072)]:
         assert type(power_spectra(np.hanning(win_length), n_fft, 500)) is PowerSpectra
 
 
-def test_the_frames_have_to_fit() -> None:
+def test_too_few_samples_are_refused() -> None:
     spectra, out = power_spectra(np.hanning(3072), 4096, 500), np.empty((3, 2049), np.float32)
     spectra(np.zeros(4072, np.float32), out)
     with pytest.raises(ValueError, match="4071 samples are too few for 3 frames"):
@@ -70,7 +70,7 @@ def test_the_frames_have_to_fit() -> None:
 
 def test_code_that_cannot_be_cached_is_still_compiled() -> None:
     space: dict = {}
-    exec("def double(x):\n    return 2 * x", space)  # no file beside which the compiled code could lie
+    exec("def double(x):\n    return 2 * x", space)  # no file beside which the compiled code could be cached
     assert _compiled(space["double"])(21) == 42
 
 

@@ -1,4 +1,4 @@
-"""Clips in tar shards and Parquet columns: the bytes that went in, read in any order, and a reason for the others."""
+"""Clips in tar shards and Parquet columns: the original bytes, read in any order, or a reason why they aren't."""
 
 import io
 import os
@@ -69,7 +69,7 @@ class Reads:
 
 @pytest.mark.parametrize("place", ["disk", "memory"])
 @pytest.mark.parametrize("tar_format", FORMATS)
-def test_members_come_out_as_they_went_in(tmp_path: Path, place: str, tar_format: int) -> None:
+def test_members_are_read_unchanged(tmp_path: Path, place: str, tar_format: int) -> None:
     url = put(place, tmp_path, "shard.tar", tar(CLIPS, tar_format))
     contents, mtime = look_into("tar", url)
     assert contents.names.to_pylist() == list(CLIPS)
@@ -79,7 +79,7 @@ def test_members_come_out_as_they_went_in(tmp_path: Path, place: str, tar_format
     for name, content in random.Random(0).sample(sorted(CLIPS.items()), len(CLIPS)):
         address = f"tar://{name}::{url}"
         assert open_clip(address) == content
-        with fsspec.open(address) as file:  # the address is fsspec's own
+        with fsspec.open(address) as file:  # the address is a chained URL of fsspec
             assert file.read() == content
 
 
@@ -120,7 +120,7 @@ def test_the_last_of_several_members_counts(tmp_path: Path) -> None:
     assert open_clip(f"tar://a.wav::{url}") == b"newer"
 
 
-def test_what_is_no_file_in_a_tar(tmp_path: Path) -> None:
+def test_members_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "secret.wav").write_bytes(b"secret")
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as file:
@@ -162,7 +162,7 @@ def test_no_tar(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(cut=st.integers(0, len(tar(CLIPS))))
-def test_nothing_of_a_cut_tar_is_lost_silently(cut: int) -> None:
+def test_a_truncated_tar_loses_nothing_silently(cut: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = put("disk", Path(folder), "cut.tar", tar(CLIPS)[:cut])
         contents, _ = look_into("tar", url)
@@ -188,7 +188,7 @@ def test_forged_tars_are_read_or_refused(changes: list[tuple[int, bytes]]) -> No
     content = bytearray(tar(members, tarfile.GNU_FORMAT))
     for where, what in changes:
         content[where : where + len(what)] = what
-    for header in range(0, len(content), 512):  # valid check sums, so that the other fields are believed
+    for header in range(0, len(content), 512):  # valid checksums, so that the other fields are read
         block = content[header : header + 512]
         block[148:156] = b" " * 8
         content[header + 148 : header + 156] = b"%06o\0 " % sum(block)
@@ -204,7 +204,7 @@ def test_forged_tars_are_read_or_refused(changes: list[tuple[int, bytes]]) -> No
 
 
 @pytest.mark.parametrize("size", [10**13, -512, -1024, -(2**40)])
-def test_a_claimed_size_is_not_believed(tmp_path: Path, size: int) -> None:
+def test_a_claimed_size_is_not_trusted(tmp_path: Path, size: int) -> None:
     info = tarfile.TarInfo("huge.wav")
     info.size = size
     url = put("disk", tmp_path, "huge.tar", info.tobuf(tarfile.GNU_FORMAT) + b"sound" * 300)
@@ -213,7 +213,7 @@ def test_a_claimed_size_is_not_believed(tmp_path: Path, size: int) -> None:
     assert look_into("tar", url)[0].problem
 
 
-def test_of_a_long_member_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_part_of_a_long_member_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = encoded(1, 6_000_000)
     url = put("disk", tmp_path, "shard.tar", tar({"a.wav": b"1", "long.wav": clip}))
     expected = load(clip, 8000, start_seconds=300, seconds=1)
@@ -226,7 +226,7 @@ def test_of_a_long_member_only_the_part_is_read(tmp_path: Path, monkeypatch: pyt
     assert reads.bytes() < len(clip) / 2
 
 
-def test_of_a_long_object_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_part_of_a_long_object_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = encoded(1, 6_000_000)
     url = put("memory", tmp_path, "long.wav", clip)
     assert open_clip(url) == clip
@@ -258,7 +258,7 @@ def write_parquet(folder: Path, rows: pa.Table, place: str = "disk", **options: 
 
 @pytest.mark.parametrize("kind", ["binary", "large", "struct"])
 @pytest.mark.parametrize("place", ["disk", "memory"])
-def test_rows_come_out_as_they_went_in(tmp_path: Path, place: str, kind: str) -> None:
+def test_rows_are_read_unchanged(tmp_path: Path, place: str, kind: str) -> None:
     contents = [encoded(index, 100 + index) for index in range(23)]
     url = write_parquet(tmp_path, table(kind, contents), place, row_group_size=5)
     assert holds_audio(table(kind, contents).schema)
@@ -332,7 +332,7 @@ def test_no_parquet(tmp_path: Path) -> None:
         assert reason(f"parquet://audio/1::{url}") == look_into("parquet", url)[0].problem
 
 
-def test_more_rows_than_bytes_are_not_believed(tmp_path: Path) -> None:
+def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
     url = write_parquet(tmp_path, pa.table({"audio": pa.nulls(100_000, pa.binary())}))
     assert look_into("parquet", url)[0].problem.startswith("it claims 100000 rows in ")
     assert reason(f"parquet://audio/1::{url}").startswith("it claims 100000 rows in ")
@@ -375,7 +375,7 @@ def test_damage_stays_within_its_row_group(tmp_path: Path) -> None:
             assert open_clip(address) == contents[row]
 
 
-def test_a_thread_left_behind_disturbs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_thread_disturbs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = [os.urandom(300_000) for _ in range(30)]
     monkeypatch.setattr(sources, "WHOLE", 2**19)
     monkeypatch.setattr(containers, "WHOLE", 2**19)

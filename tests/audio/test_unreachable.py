@@ -1,4 +1,4 @@
-"""Recordings in a storage that fails for now are asked for again; what lasts is said at once."""
+"""Recordings in a storage that fails temporarily are retried; permanent errors are reported at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.failing_files import FailingFiles
 
 @pytest.fixture(autouse=True)
 def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FailingFiles]]:
-    """Storage that fails three times at each thing that is asked of it, and no pauses between the tries."""
+    """Storage whose operations fail three times each, without pauses between the tries."""
     monkeypatch.setattr(retry, "FIRST_DELAY", 0.0)
     monkeypatch.setattr(FailingFiles, "failures", 3)
     yield FailingFiles
@@ -51,7 +51,7 @@ def put(files: type[FailingFiles], path: str, content: bytes) -> None:
     files.calls.clear()
 
 
-def test_a_file_a_member_and_its_features(files: type[FailingFiles]) -> None:
+def test_reading_a_file_a_member_and_its_features_is_retried(files: type[FailingFiles]) -> None:
     sound = encoded()
     put(files, "/bucket/a.wav", sound)
     put(files, "/bucket/s.tar", tar({"a.wav": sound}))
@@ -64,7 +64,7 @@ def test_a_file_a_member_and_its_features(files: type[FailingFiles]) -> None:
     assert ClipReader(TINY_AUDIO, 10)(path)[1] == TINY_AUDIO.n_frames
 
 
-def test_of_a_long_recording_every_piece(files: type[FailingFiles]) -> None:
+def test_every_piece_of_a_long_recording_is_retried(files: type[FailingFiles]) -> None:
     content = bytes(range(256)) * (WHOLE // 256 + 1)
     put(files, "/bucket/long.wav", content)
     file = open_clip("failing://bucket/long.wav")
@@ -74,7 +74,9 @@ def test_of_a_long_recording_every_piece(files: type[FailingFiles]) -> None:
     assert files.calls["read", "/bucket/long.wav"] == 4
 
 
-def test_what_goes_on_failing_is_unreachable(files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_keeps_failing_is_unreachable(
+    files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(files, "/bucket/a.wav", encoded())
     monkeypatch.setattr(containers, "READ_SECONDS", 0.0)
     monkeypatch.setattr(FailingFiles, "failures", 10**9)
@@ -84,7 +86,7 @@ def test_what_goes_on_failing_is_unreachable(files: type[FailingFiles], monkeypa
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(), ValueError("no URL")])
-def test_what_lasts_is_not_asked_for_again(
+def test_permanent_errors_are_not_retried(
     files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     put(files, "/bucket/a.wav", encoded())
@@ -96,11 +98,11 @@ def test_what_lasts_is_not_asked_for_again(
 
 
 LIMIT = 1.5
-"""Seconds that a clip may take in these tests, of which a busy machine takes some itself."""
+"""Time limit of a clip in these tests, s; long enough for a busy machine."""
 
 
 def slow_tar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float) -> str:
-    """The last member of a tar on a disk that takes so long for each read."""
+    """The address of the last member of a tar on a disk with a delay for each read, s."""
     real = os.pread
 
     def pread(*arguments: int) -> bytes:
@@ -151,7 +153,7 @@ def test_pieces_of_a_long_recording_may_take_their_time(
 
 
 class Silence:
-    """Storage that answers for an address with "dead" in it not at all, with "late" not the first time."""
+    """Storage that never answers for an address with "dead" in it, and not the first time for one with "late"."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.release, self.folder, self.asked = threading.Event(), folder, Counter[str]()
@@ -160,7 +162,7 @@ class Silence:
     def open(self, path: str) -> bytes:
         self.asked[path] += 1
         if "dead" in path or ("late" in path and self.asked[path] == 1):
-            containers.read_patiently(lambda: self.release.wait(60), path)
+            containers.read_with_retries(lambda: self.release.wait(60), path)
         return encoded()
 
     def shard(self, *paths: str) -> dict[str, Any]:
@@ -178,15 +180,15 @@ def silence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Silence
 def test_one_silent_address_is_a_bad_file(silence: Silence, tmp_path: Path) -> None:
     summary = silence.shard("s3://a/late", "s3://a/1", "s3://a/dead", "gs://b/dead", "s3://a/2")
     assert {one["path"]: one["reason"] for one in summary["quarantine"]} == {
-        "s3://a/dead": "its storage gave nothing for 1.5 s",
-        "gs://b/dead": "its storage gave nothing for 1.5 s",
+        "s3://a/dead": "no response from its storage for 1.5 s",
+        "gs://b/dead": "no response from its storage for 1.5 s",
     }
     table = pq.read_table(tmp_path / "one")
     assert table["clip_id"].to_pylist() == ["s3://a/late", "s3://a/1", "s3://a/2"]
 
 
-def test_two_running_are_an_outage(silence: Silence, tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError, match=r"s3://a/dead2 can't be reached \(its storage gave nothing"):
+def test_two_silent_addresses_in_a_row_are_an_outage(silence: Silence, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match=r"s3://a/dead2 can't be reached \(no response from its storage"):
         silence.shard("s3://a/1", "s3://a/dead1", "gs://b/1", "s3://a/dead2")
     assert not (tmp_path / "one").exists()
 
@@ -204,7 +206,7 @@ def test_a_disk_that_hangs_is_an_outage_too(monkeypatch: pytest.MonkeyPatch, tmp
     release.set()
 
 
-def test_going_through_an_archive_is_no_clips_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_indexing_an_archive_does_not_count_as_a_clips_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = containers.tarfile.TarFile.next
 
     def slow(self: Any) -> Any:
@@ -217,7 +219,7 @@ def test_going_through_an_archive_is_no_clips_time(monkeypatch: pytest.MonkeyPat
 
 
 class ServerDisconnectedError(Exception):
-    """As aiohttp's: no OSError."""
+    """As aiohttp's, which is no OSError."""
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def broken(self: Any, init: Any, error: Exception, after: int, container: Any, *
 
 
 @pytest.mark.parametrize(("number", "unreachable"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)])
-def test_a_shared_file_system_has_bad_moments(
+def test_transient_errors_of_a_shared_file_system(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, unreachable: bool
 ) -> None:
     def fail(source: Any) -> Any:
@@ -261,7 +263,7 @@ def test_a_shared_file_system_has_bad_moments(
     assert isinstance(caught.value, UnreachableError) == unreachable
 
 
-def test_an_archive_on_a_shared_file_system_has_bad_moments_too(
+def test_transient_errors_of_an_archive_on_a_shared_file_system(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "s.tar").write_bytes(tar({"a.wav": encoded()}))
@@ -293,7 +295,7 @@ def test_an_archive_that_could_not_be_listed_is_listed_the_next_time(
     assert open_clip(path) == encoded()
 
 
-def test_a_clip_that_cannot_be_reached_is_no_bad_file(
+def test_a_clip_that_cannot_be_reached_is_not_quarantined(
     files: type[FailingFiles], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("a", "b"):
@@ -306,7 +308,7 @@ def test_a_clip_that_cannot_be_reached_is_no_bad_file(
     assert files.calls["read", "/bucket/b.wav"] == 4
 
     monkeypatch.setattr(FailingFiles, "failures", 10**9)
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.0)
     with pytest.raises(ConnectionError, match=r"failing://bucket/a.wav can't be reached .* the same command"):
         write_shard(Folder(str(tmp_path)), "two", clips, ClipReader(TINY_AUDIO, 10))
     assert not Folder(str(tmp_path)).exists("two.parquet")

@@ -80,7 +80,7 @@ def test_frozen_probes_tell_tones_apart(store: FeatureStore, tmp_path: Path) -> 
     part = Frozen(model=str(tmp_path / "encoder"), tables=(table, table), copies=1, threads=1)
     result = part.run()
     scores = result.values["scores"]
-    svms = ["SVM on log-mel statistics", "SVM, coloured + centred"]
+    svms = ["SVM on log-mel statistics", "SVM, random EQ + band-mean subtraction"]
     assert list(scores) == ["log-mel statistics", *svms, "pre-trained", "random weights"]
     assert all(len(found["test_a"]) == 2 for found in scores.values())
     assert scores["pre-trained"]["test_a"][0] > 0.9

@@ -1,4 +1,4 @@
-"""The command line of every job: what it accepts, what it says of mistakes, and that it says so before any work."""
+"""The command line of every job: what it accepts, and its messages for mistakes, which come before any work."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raymae.benchmark import command as benchmark
+from raymae.cli import artifacts
 from raymae.cli import main as cli
 from raymae.cli.arguments import parse
 from raymae.cluster import connect
@@ -31,6 +34,10 @@ JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 COLUMNS = ("filename", "scene_label", "group", "split")
 ROWS = [("a.wav", "bus", "", "train"), ("b.wav", "park", "", "train"), ("c.wav", "bus", "", "val")]
 Run = Callable[..., tuple[Any, str]]
+SUBCOMMANDS: dict[str, dict[str, Any]] = {
+    "artifacts.py": artifacts.SUBCOMMANDS,
+    "benchmark.py": {**benchmark.PARTS, "all": benchmark.All},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +50,7 @@ def _level() -> Iterator[None]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a job that has to end at once, before Ray, MLflow or the plan: exit status and what it says."""
+    """Runs a job that has to end at once, before Ray, MLflow or the plan; returns exit status and message."""
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
     for name in ("raymae.tracking.tracker", "raymae.pipeline.plan.estimate"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -54,15 +61,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", [str(script), *arguments])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(script), run_name="__main__")
-        said = capsys.readouterr()
-        assert said.out == ""
-        return (1, end.value.code) if isinstance(end.value.code, str) else (end.value.code, plain(said.err))
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return (1, end.value.code) if isinstance(end.value.code, str) else (end.value.code, plain(printed.err))
 
     return call
 
 
 def plain(text: str) -> str:
-    """What a box of text says, in one line."""
+    """The text of a box, in one line."""
     return " ".join(re.sub(r"[╭╮╰╯│─•]", " ", text).split())
 
 
@@ -84,8 +91,8 @@ def option_values(section: Any, path: str = "--") -> Iterator[tuple[str, Any]]:
             yield f"{path}{name}", value
 
 
-def said(option: str, value: Any) -> list[str]:
-    """An option as it is typed."""
+def words_of(option: str, value: Any) -> list[str]:
+    """An option as words of a command line."""
     if isinstance(value, bool):
         head, _, name = option.removeprefix("--").rpartition(".")
         return [option if value else f"--{head}.no-{name}" if head else f"--no-{name}"]
@@ -105,7 +112,7 @@ def test_every_field_of_every_recipe_can_be_given(name: str) -> None:
     whole = replace(RECIPES[name](), recipe=name)
     assert type(parse([name], "")) is Config
     assert parse([name], "") == whole
-    options = [word for option in option_values(whole) for word in said(*option)]
+    options = [word for option in option_values(whole) for word in words_of(*option)]
     other = next(recipe for recipe in RECIPES if recipe != name)
     assert replace(parse([other, *options], ""), recipe=name) == whole
 
@@ -147,6 +154,21 @@ def test_every_job_has_help(job: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert all(plain(line) in text for line in [*doc.splitlines(), *recipes])
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_the_examples_in_the_help_are_valid(job: str) -> None:
+    doc = ast.get_docstring(ast.parse((ROOT / "jobs" / job).read_text())) or ""
+    first, *commands = filter(None, doc.splitlines())
+    assert first.endswith(".")
+    assert len(commands) >= 2
+    for command in commands:
+        script, *words = command.removeprefix("ray job submit --working-dir . -- ").removeprefix("python ").split()
+        assert script == f"jobs/{job}"
+        if job in SUBCOMMANDS:
+            tyro.extras.subcommand_cli_from_dict(SUBCOMMANDS[job], args=words)
+        else:
+            parse(words, "")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["small", "--help"], ["--seed", "3", "-h"]])
 def test_help_documents_every_field(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -156,7 +178,8 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
     for option, _ in option_values(Config()):
         assert re.sub(r"\W", "", option) in text, option
     trees = [ast.parse(path.read_text()) for path in (ROOT / "raymae" / "config").glob("*.py")]
-    for node in (one for tree in trees for one in tree.body if isinstance(one, ast.ClassDef)):
+    sections = (one for tree in trees for one in tree.body if isinstance(one, ast.ClassDef))
+    for node in (one for one in sections if one.name.endswith("Config")):
         for field, doc in zip(node.body, node.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
                 words = re.sub(r"\W", "", str(doc.value.value))
@@ -173,6 +196,11 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
         ("--stpes=3", r"^error: unknown setting --stpes; valid here: --seed, .*--pretrain\.\*"),
         ("--finetune.augment 3", r"valid here: .*--finetune\.augment\.\*"),
         ("--recipe small", "unknown setting --recipe"),
+        ("--finetune.centre", r"^error: --finetune\.centre is now called --finetune\.subtract-band-mean$"),
+        (
+            "--pretrain.augment.colour_p 1",
+            r"^error: --pretrain\.augment\.colour-p is now called --pretrain\.augment\.eq",
+        ),
         ("papre", "^error: unknown recipe 'papre'; valid: synthetic, small"),
         ("--serve.port 0", r"serve\.port = 0 must lie between 1 and 65535"),
         ("--pretrain.epochs many", r"--pretrain\.epochs.*'many'"),
@@ -256,9 +284,9 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("predict", "--predict.output x.csv", r"--predict\.inputs names no file"),
         ("predict", "--predict.output x.csv --predict.inputs gone.csv", r"gone\.csv can't be read"),
         ("predict", "--predict.output x.csv --predict.inputs empty", "no audio file .* below empty"),
-        ("predict", "--predict.output x.csv --predict.inputs own --predict.model own", "own is no classifier"),
+        ("predict", "--predict.output x.csv --predict.inputs own --predict.model own", "own is not a classifier"),
         ("predict", "small --data.tables own/metadata.csv --predict.output x.csv --predict.inputs own", "not finished"),
-        ("serve", "--serve.model own", r"--serve\.model own is no classifier: it has no classifier\.json"),
+        ("serve", "--serve.model own", r"--serve\.model own is not a classifier: it has no classifier\.json"),
         ("serve", "small --data.tables own/metadata.csv", r"not finished.*--serve\.model"),
         ("export", "", r"needs --export\.model, .*, and --export\.output"),
         ("export", "--export.model gone --export.output own", r"--export\.model .*gone holds neither classifier\.json"),
@@ -314,11 +342,11 @@ def test_a_dry_run_writes_its_plan(
     plan = json.loads(Path("plan.json").read_text())["plan"]
     assert list(plan) == ["prepare", "pretrain", "finetune", "pseudo_label", "student", "evaluate", "register"]
     assert not any(plan.values())
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in plan)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in plan)
 
 
 def test_latent_targets_need_no_second_option() -> None:
-    """`small` normalises its pixels, which latent targets have no use for."""
+    """`small` normalises its target patches, which has no effect on latent targets."""
     model = parse(["small", "--model.name", "latent"], "").model
     assert (model.name, model.norm_target) == ("latent", False)

@@ -1,4 +1,4 @@
-"""cluster.yaml: Ray's own check of it, and what it promises."""
+"""cluster.yaml: Ray's own check of the file, and consistency with the project."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ PATH = ROOT / "cluster.yaml"
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    """The file as it is written."""
+    """The parsed file."""
     config: dict[str, Any] = yaml.safe_load(PATH.read_text())
     return config
 
@@ -28,7 +28,7 @@ def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
         util.validate_config(util.prepare_config(cluster | {"no_such_key": 1}))
 
 
-def test_image_has_the_versions_that_are_installed(cluster: dict[str, Any]) -> None:
+def test_the_image_has_the_required_version_of_ray(cluster: dict[str, Any]) -> None:
     project = (PATH.parent / "pyproject.toml").read_text()
     lowest = re.search(r'"ray\[[^"]*>=(\d+\.\d+)', project)
     assert lowest
@@ -36,7 +36,7 @@ def test_image_has_the_versions_that_are_installed(cluster: dict[str, Any]) -> N
     assert f"ray[default]=={lowest[1]}." in PATH.read_text()
 
 
-def test_groups(cluster: dict[str, Any]) -> None:
+def test_the_groups_are_consistent(cluster: dict[str, Any]) -> None:
     groups = cluster["available_node_types"]
     workers = {name: group for name, group in groups.items() if name != cluster["head_node_type"]}
     assert sum(group["max_workers"] for group in workers.values()) == cluster["max_workers"]
@@ -55,27 +55,27 @@ def test_dashboard_is_private_and_authenticated(cluster: dict[str, Any]) -> None
     assert all("RAY_AUTH_MODE=token" in command for command in (head, worker))
 
 
-def test_synced_folder_is_what_gets_installed(cluster: dict[str, Any]) -> None:
+def test_the_synced_folder_is_installed(cluster: dict[str, Any]) -> None:
     (target,) = (remote for remote, local in cluster["file_mounts"].items() if local == ".")
     assert any("pip install" in command and target in command for command in cluster["setup_commands"])
 
 
-def test_its_words_about_the_command_line_hold() -> None:
+def test_the_options_that_it_names_exist() -> None:
     named = set(re.findall(r"--compute\.([\w-]+)", PATH.read_text()))
     assert named
     assert all(hasattr(ComputeConfig(), name.replace("-", "_")) for name in named)
 
 
 def test_the_manifest_for_kubernetes(cluster: dict[str, Any]) -> None:
-    """No schema of KubeRay's is at hand: what its documentation asks for, and what has to agree with cluster.yaml."""
-    readme = (PATH.parent / "README.md").read_text()
-    text = re.search(r"<!-- rayjob -->\n```yaml\n(.*?)```", readme, re.DOTALL)
+    """Without a schema of KubeRay: what its documentation requires, and what has to agree with cluster.yaml."""
+    page = (ROOT / "raymae/cluster/README.md").read_text()
+    text = re.search(r"<!-- rayjob -->\n```yaml\n(.*?)```", page, re.DOTALL)
     assert text
     job = yaml.safe_load(text[1])
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]["rayClusterSpec"]
     assert f"rayproject/ray:{spec['rayVersion']}-" in cluster["docker"]["image"]
-    assert f"rayproject/ray:{spec['rayVersion']}-" in " ".join(readme.split())
+    assert f"rayproject/ray:{spec['rayVersion']}-" in " ".join(page.split())
     (script,) = re.findall(r"jobs/\w+\.py", job["spec"]["entrypoint"])
     assert (PATH.parent / script).is_file()
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
@@ -89,9 +89,9 @@ def test_the_manifest_for_kubernetes(cluster: dict[str, Any]) -> None:
 
 
 def test_every_command_with_a_storage_at_a_url_names_an_mlflow() -> None:
-    """Without one a job ends at once: the default is a file beside a local storage."""
-    for file in ("README.md", "cluster.yaml"):
-        text = (PATH.parent / file).read_text()
+    """Without one a job ends at once: the default is a file in a local storage."""
+    for file in ("README.md", "jobs/README.md", "raymae/cluster/README.md", "cluster.yaml"):
+        text = (ROOT / file).read_text()
         places = [found.end() for found in re.finditer(r"--storage s3://BUCKET", text)]
         assert places
         assert all("--tracking.uri" in text[place : place + 160] for place in places), file

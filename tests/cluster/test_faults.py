@@ -1,6 +1,6 @@
-"""A cluster of real nodes that lose processes by real signals: what is lost is what came after the last commit.
+"""A cluster of real nodes whose processes are killed: only the steps after the last checkpoint are lost.
 
-A pre-training, submitted as a job, goes through it; what it ends with is what an undisturbed run ends with.
+A pre-training, submitted as a job, survives it and has the result of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A head and two nodes, each with room for one training worker, that ask for a token."""
+    """A head and two nodes, each with room for one training worker, that require a token."""
     with Nodes(tmp_path_factory.mktemp("nodes"), token=True) as found:
         yield found
 
 
 @dataclass
 class Run:
-    """A pre-training of some hundred short steps that commits every second, and what was seen of it."""
+    """A pre-training of some hundred short steps with a checkpoint every second, and the steps recorded of it."""
 
     nodes: Nodes
     folder: Path
     table: Path
     kept: dict[int, float] = field(default_factory=dict)
-    """When the steps that were committed before each fault were reported."""
+    """Times at which the steps up to the checkpoint before each fault were reported."""
 
     @property
     def arguments(self) -> list[str]:
@@ -80,7 +80,7 @@ class Run:
         return Folder(str(path))
 
     def step(self) -> int:
-        """The newest committed step."""
+        """The step of the newest checkpoint."""
         return (latest_step(self.artifact) or 0) if list(self.folder.glob("artifacts/pretrain/*")) else 0
 
     def events(self) -> dict[int, dict[str, Any]]:
@@ -88,14 +88,14 @@ class Run:
         return {event["step"]: event for event in read_events(self.artifact)}
 
     def on(self, steps: int) -> None:
-        """Wait until so many more steps are committed; what is committed by then is remembered."""
+        """Wait for a checkpoint so many steps later; the steps up to it are recorded."""
         after = self.step() + steps
-        wait_until(lambda: self.step() >= after, f"the commit of step {after}", 300)
+        wait_until(lambda: self.step() >= after, f"the checkpoint of step {after}", 300)
         step = self.step()
         self.kept |= {number: event["time"] for number, event in self.events().items() if number <= step}
 
     def submit(self, name: str) -> subprocess.Popen[bytes]:
-        """Give it to the cluster as a job, whose log comes back."""
+        """Submit it to the cluster as a job; its log is written to a file."""
         submit = [RAY, "job", "submit", "--address", self.nodes.job_server, "--working-dir", "."]
         submit += ["--submission-id", name]
         with (self.folder / "job.log").open("ab") as log:
@@ -114,7 +114,7 @@ class Run:
 
     @contextmanager
     def undisturbed(self, folder: Path) -> Iterator[Folder]:
-        """The same stage in this process, beside what the block does and waits for; its artifact."""
+        """Train the same stage in this process, while the block runs; its artifact."""
         torch.set_num_threads(1)
         alone = replace(self.spec, artifact=Folder(str(folder)))
         with ThreadPoolExecutor(1) as thread:
@@ -124,7 +124,7 @@ class Run:
 
     @property
     def log(self) -> str:
-        """All that the jobs have printed."""
+        """The output of the jobs."""
         return (self.folder / "job.log").read_text()
 
 
@@ -145,21 +145,21 @@ def driver_of(job: subprocess.Popen[bytes], nodes: Nodes) -> int:
 
 
 def ask(nodes: Nodes, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`ray job …` to the cluster's job server."""
+    """Run `ray job …` against the cluster's job server."""
     command = [RAY, "job", words[0], "--address", nodes.job_server, *words[1:]]
     return subprocess.run(command, env=nodes.environment | environment, capture_output=True, text=True, timeout=240)
 
 
-def test_a_run_outlives_a_worker_a_node_and_its_driver(run: Run, nodes: Nodes, tmp_path: Path) -> None:
+def test_a_run_survives_the_loss_of_a_worker_a_node_and_its_driver(run: Run, nodes: Nodes, tmp_path: Path) -> None:
     job = run.submit("first")
     run.on(20)
     stranger = ask(nodes, "list", RAY_AUTH_MODE="disabled")
     assert stranger.returncode != 0
     assert "token" in stranger.stderr.lower()
 
-    os.kill(nodes.training_workers()[0], signal.SIGKILL)  # another takes its place
+    os.kill(nodes.training_workers()[0], signal.SIGKILL)  # another replaces it
     run.on(20)
-    nodes.kill(nodes.nodes[1])  # nobody takes its place: one worker goes on, once it is given up
+    nodes.kill(nodes.nodes[1])  # nothing replaces it: one worker resumes, once it is given up
     with run.undisturbed(tmp_path) as alone:
         run.on(20)
         os.kill(driver_of(job, nodes), signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_a_run_outlives_a_worker_a_node_and_its_driver(run: Run, nodes: Nodes, t
 
 
 @pytest.mark.slow
-def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, tmp_path: Path) -> None:
+def test_a_run_leaves_a_draining_node_and_can_be_stopped(run: Run, nodes: Nodes, tmp_path: Path) -> None:
     job = run.submit("third")
     run.on(20)
     nodes.drain(nodes.nodes[1], seconds=12)
@@ -181,12 +181,12 @@ def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, 
     nodes.kill(nodes.nodes[1])
     run.on(1)
     with nodes.training_halted():
-        nodes.add()  # both go on, from a commit
+        nodes.add()  # both resume from a checkpoint
     wait_until(lambda: "workers: 2, 1 before" in run.log, "the second worker", 300)
     run.on(20)
 
     assert ask(nodes, "stop", "third").returncode == 0
-    job.wait(120)  # no failure, to the client
+    job.wait(120)  # not a failure, to the client
     assert "was stopped" in ask(nodes, "status", "third").stdout
     run.on(0)
     with run.undisturbed(tmp_path) as alone:
@@ -196,11 +196,11 @@ def test_a_run_leaves_a_node_with_notice_and_is_stopped(run: Run, nodes: Nodes, 
 
 
 def assert_as_undisturbed(run: Run, alone: Folder) -> None:
-    """Every step saw its clips, none that was committed before a fault was repeated, and the weights are the same."""
-    assert "pretrain: " in run.log.rpartition("to go on from step")[2], "the job's log has no result"
+    """Every step trained on its clips, none before a fault's checkpoint was repeated, and the weights are the same."""
+    assert "pretrain: " in run.log.rpartition("to resume from step")[2], "the job's log has no result"
     events = run.events()
     assert {step: event["trail"] for step, event in events.items()} == trails(run.spec)
-    assert {step: events[step]["time"] for step in run.kept} == run.kept, "a committed step was repeated"
+    assert {step: events[step]["time"] for step in run.kept} == run.kept, "a step before a checkpoint was repeated"
     found, expected = (load_tensors(one.read_bytes("model.safetensors")) for one in (run.artifact, alone))
-    for name, value in expected.items():  # the sums over two workers are taken in another order
+    for name, value in expected.items():  # two workers sum in another order
         np.testing.assert_allclose(found[name], value, atol=1e-3)

@@ -1,6 +1,6 @@
-"""SIGKILL of training workers under Ray Train and Ray Data: the run ends as an undisturbed one, to bit and clip.
+"""SIGKILL of training workers under Ray Train and Ray Data: the weights and the clips are those of an undisturbed run.
 
-Several workers, which nodes take with them, are in test_faults.py.
+The loss of several workers with their nodes is in test_faults.py.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 @dataclass(frozen=True)
 class Kill:
-    """What stood when a worker was killed."""
+    """The state when a worker was killed."""
 
     pid: int
     commit: int
-    """Step of the newest finished commit."""
+    """Step of the newest finished checkpoint."""
     committed: dict[int, float]
-    """When the steps up to the commit were reported."""
+    """Times at which the steps up to the checkpoint were reported."""
 
 
 def stage(store: FeatureStore, folder: Path, kind: str, **compute: int) -> StageSpec:
-    """A stage of a few hundred steps that commits many times a second, over several legs."""
+    """A stage of a few hundred steps with many checkpoints a second, over several segments."""
     config = replace(
         TINY,
         pretrain=replace(TINY.pretrain, epochs=24, report_steps=1, commit_minutes=COMMIT_MINUTES),
@@ -76,19 +76,19 @@ def undisturbed(spec: StageSpec) -> StageSpec:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """TimeoutError when it never holds."""
+    """Wait until the condition holds; TimeoutError after `PATIENCE` seconds."""
     until = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > until:
-            raise TimeoutError("what a worker was to be killed at never came")
+            raise TimeoutError("the step to kill a worker at was not reached")
         time.sleep(0.001)
 
 
 def kill(artifact: Folder, pid: int) -> Kill:
-    """SIGKILL, and what the worker had done by then."""
+    """Send SIGKILL; returns what the worker had done by then."""
     os.kill(pid, signal.SIGKILL)
     commit, times = latest_step(artifact), {event["step"]: event["time"] for event in read_events(artifact)}
-    assert commit is not None, "it was killed before its first commit"
+    assert commit is not None, "it was killed before its first checkpoint"
     return Kill(pid, commit, {step: when for step, when in times.items() if step <= commit})
 
 
@@ -99,7 +99,7 @@ def kill_at(spec: StageSpec, step: int) -> Kill:
 
 
 def half_written(artifact: Folder) -> bool:
-    """Whether some files of a newest commit are written, in part at least, and the one that makes it count is not."""
+    """Whether the newest checkpoint is incomplete: some files are written, at least in part, but not commit.json."""
     names = (artifact / COMMITS).names()
     if not names or int(names[-1]) <= (latest_step(artifact) or 0):
         return False
@@ -108,7 +108,7 @@ def half_written(artifact: Folder) -> bool:
 
 
 def kill_in_commit(spec: StageSpec, step: int) -> Kill:
-    """Kill the worker while it writes a commit after a step: it is stopped first, to be sure of what stands."""
+    """Kill the worker while it writes a checkpoint after a step: it is halted first, to check what is written."""
     wait_for(lambda: spec.artifact.exists(f"events/{step:09d}.json"))
     (pid,) = training_workers()
     while True:
@@ -131,12 +131,14 @@ def steps_inside_epochs(spec: StageSpec, count: int) -> list[int]:
 
 
 def assert_as_undisturbed(spec: StageSpec, other: StageSpec, kills: list[Kill]) -> None:
-    """Every step saw the clips that it sees in an undisturbed run, and none was repeated that was committed."""
+    """Every step trained on the same clips as in an undisturbed run, and none before a checkpoint was repeated."""
     events = {event["step"]: event for event in read_events(spec.artifact)}
     assert {step: event["trail"] for step, event in events.items()} == trails(spec)
     assert [event["trail"] for event in events.values()] == [event["trail"] for event in read_events(other.artifact)]
     for one in kills:
-        assert {step: events[step]["time"] for step in one.committed} == one.committed, "a committed step was repeated"
+        assert {step: events[step]["time"] for step in one.committed} == one.committed, (
+            "a step before a checkpoint was repeated"
+        )
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])

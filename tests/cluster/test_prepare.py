@@ -1,4 +1,4 @@
-"""`prepare` as the Ray job it is: odd, broken and stuck files among many, each stored or quarantined, once."""
+"""`prepare` on Ray: odd, broken and stuck files among many, each stored or quarantined exactly once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO, clip_table, encoded, tar, write_tone
 from tests.support.odd_audio import (
     ODD,
-    REFUSED_BY_US,
+    REFUSED_BY_RAYMAE,
     changing_flac,
     encode,
     noise,
@@ -47,14 +47,14 @@ def run(
 ) -> tuple[dict[str, Any], dict[str, str], FeatureStore]:
     """Prepare clips: the job's result, the quarantine (clip id → reason) and the store."""
     config = replace(TINY, audio=audio, data=DataConfig(**data))
-    seen: list[int] = []
-    result = prepare(clips, root / "store", root / SHARDS, config, seen.append)
-    assert sum(seen) == len(clips)
+    counts: list[int] = []
+    result = prepare(clips, root / "store", root / SHARDS, config, counts.append)
+    assert sum(counts) == len(clips)
     entries = list(csv.DictReader(io.StringIO((root / "store").read_bytes("quarantine.csv").decode(), newline="")))
     quarantine = {entry["clip_id"]: entry["reason"] for entry in entries}
     store = FeatureStore(root / "store", root / SHARDS)
     kept = store.clips["clip_id"].to_pylist()
-    # none lost, none doubled, all in the order that was asked for
+    # each clip exactly once, in the order of the clip table
     assert len(quarantine) == len(entries) == result["quarantined"]
     assert len(kept) == len(store) == result["clips"]
     assert kept == [name for name in clips["clip_id"].to_pylist() if name not in quarantine]
@@ -65,7 +65,7 @@ def run(
 
 
 def write_all_odd_files(folder: Path) -> dict[str, tuple[Path, str | None]]:
-    """Everything that is odd: where it lies, and the beginning of its verdict or None where it is fine."""
+    """All odd files: their paths, and the beginning of the expected reason, or None for files that can be read."""
     files = {name: (folder / name, reason) for name, reason in write_odd_files(folder).items()}
     for (first, second), counted in itertools.product([(1, 2), (2, 1)], [True, False]):
         name = f"from {first} to {second} channels, {counted}.flac"
@@ -79,12 +79,15 @@ def write_all_odd_files(folder: Path) -> dict[str, tuple[Path, str | None]]:
     files["zero.wav"] = (folder / "zero.wav", "not a regular file")
     for row in odd_files():
         name = row["filename"]
-        files[name] = (ODD / name, REFUSED_BY_US.get(name, None if row["soundfile"] == "ok" else "can't be decoded: "))
+        files[name] = (
+            ODD / name,
+            REFUSED_BY_RAYMAE.get(name, None if row["soundfile"] == "ok" else "can't be decoded: "),
+        )
     return files
 
 
 @pytest.mark.skipif(not ODD.exists(), reason="the odd audio files are not here")
-def test_one_job_over_everything_odd(tmp_path: Path, ray_cluster: None) -> None:
+def test_all_odd_files_in_one_job(tmp_path: Path, ray_cluster: None) -> None:
     files = write_all_odd_files(tmp_path)
     assert len(files) == 73 + 28
     clips = clip_table([path for path, _ in files.values()], list(files))
@@ -107,7 +110,7 @@ SHORT = replace(TINY_AUDIO, clip_seconds=0.1)
 
 
 def write_kinds(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
-    """Addresses of good clips with their kind, and of broken ones with the beginning of their verdict."""
+    """Addresses of good clips with their kind, and of broken ones with the beginning of the expected reason."""
     good = {f"{kind}.wav": encoded(kind, 800) for kind in range(8)}
     sound = good["0.wav"]
     nan = encode(np.array([0.1, np.nan] * 400, np.float32), "WAV", "FLOAT")
@@ -159,14 +162,14 @@ def test_a_hundred_thousand_clips_of_which_3_percent_are_broken(tmp_path: Path, 
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for /good.wav; whoever asks for anything else waits until it gives up."""
+    """Answers for /good.wav; requests for anything else wait until the client gives up."""
 
     server: Server
 
     def do_GET(self) -> None:
         if self.path != "/good.wav":
             self.server.asked.put(self.path)
-            self.connection.recv(1)  # returns once the other side's process has closed the connection, or has ended
+            self.connection.recv(1)  # returns once the client has closed the connection, or its process has ended
             self.server.gone.put(self.path)
             self.close_connection = True
             return
@@ -182,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A web server that answers for one file only."""
+    """A web server that answers for a single file."""
 
     daemon_threads = True
 
@@ -204,7 +207,9 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, server: Server, ray_cluster: None) -> None:
+def test_a_source_that_does_not_answer_loses_only_its_own_clips(
+    tmp_path: Path, server: Server, ray_cluster: None
+) -> None:
     write_tone(tmp_path / "tone.wav", 440)
     paths = [str(tmp_path / "tone.wav")] * 36
     stuck = {3: f"{server.url}/stuck.wav", 20: f"tar://a.wav::{server.url}/stuck.tar", 34: f"{server.url}/again.wav"}
@@ -215,14 +220,14 @@ def test_a_source_that_does_not_answer_costs_its_own_clips(tmp_path: Path, serve
 
     started = time.perf_counter()
     _, quarantine, _ = run(Folder(str(tmp_path / "out")), clips, file_timeout=3.0, max_bad_share=0.1, shard_mb=0.1)
-    assert quarantine == {str(number): "its storage gave nothing for 3 s" for number in stuck}
-    assert time.perf_counter() - started < 150  # far from the five minutes after which fsspec gives up by itself
-    asked = [server.asked.get(timeout=1) for _ in range(server.asked.qsize())]  # a silent one a second time, too
+    assert quarantine == {str(number): "no response from its storage for 3 s" for number in stuck}
+    assert time.perf_counter() - started < 150  # far less than the five minutes after which fsspec gives up
+    asked = [server.asked.get(timeout=1) for _ in range(server.asked.qsize())]  # also a second time
     assert set(asked) == {"/stuck.wav", "/stuck.tar", "/again.wav"}
     assert sorted(server.gone.get(timeout=30) for _ in asked) == sorted(asked)  # the workers have ended
 
 
-def test_a_process_ends_that_left_a_stuck_file_behind(server: Server) -> None:
+def test_a_process_with_a_stuck_file_can_end(server: Server) -> None:
     code = f"""
 from raymae.audio.decode import AudioError
 from raymae.audio.clip_reader import ClipReader
@@ -235,4 +240,4 @@ except AudioError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "its storage gave nothing for 0.5 s", "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "no response from its storage for 0.5 s", "")

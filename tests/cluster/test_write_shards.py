@@ -1,4 +1,4 @@
-"""Real odd files through the feature store's reader and writer: each is kept or quarantined, none is lost."""
+"""Real odd files through the feature store's reader and writer: each is kept or quarantined."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raymae.features.store import features_of
 from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO, clip_table, write_clips, write_tone
-from tests.support.odd_audio import ODD, REFUSED_BY_US, odd_files
+from tests.support.odd_audio import ODD, REFUSED_BY_RAYMAE, odd_files
 from tests.support.training import TINY
 
 AUDIO = {"short": replace(TINY_AUDIO, sample_rate=32_000, clip_seconds=0.1), "paper": AudioConfig()}
@@ -59,20 +59,20 @@ def written(request: pytest.FixtureRequest, odd: pa.Table, tmp_path_factory: pyt
     return audio, pa.concat_tables(kept), quarantine
 
 
-def test_no_odd_file_is_lost(odd: pa.Table, written: Any) -> None:
+def test_every_odd_file_is_kept_or_quarantined(odd: pa.Table, written: Any) -> None:
     _, kept, quarantine = written
     found = [*kept["clip_id"].to_pylist(), *(entry["clip_id"] for entry in quarantine)]
     assert sorted(found) == sorted(odd["clip_id"].to_pylist())
     assert len(set(found)) == len(found) == 73
 
 
-def test_every_odd_file_gets_the_right_verdict(written: Any) -> None:
+def test_every_odd_file_has_the_right_reason(written: Any) -> None:
     _, kept, quarantine = written
-    good = {row["filename"] for row in odd_files() if row["soundfile"] == "ok"} - set(REFUSED_BY_US)
+    good = {row["filename"] for row in odd_files() if row["soundfile"] == "ok"} - set(REFUSED_BY_RAYMAE)
     assert set(kept["clip_id"].to_pylist()) == good
     reasons = {entry["clip_id"]: entry["reason"] for entry in quarantine}
     for name, reason in reasons.items():
-        assert reason == REFUSED_BY_US.get(name, reason)
+        assert reason == REFUSED_BY_RAYMAE.get(name, reason)
         assert reason.startswith(("can't be decoded: ", "truncated: "))
         assert "\n" not in reason
         with pytest.raises(AudioError) as error:
@@ -80,7 +80,7 @@ def test_every_odd_file_gets_the_right_verdict(written: Any) -> None:
         assert str(error.value) == reason
 
 
-def test_what_is_kept_of_odd_files_is_finite_and_whole(written: Any) -> None:
+def test_kept_odd_files_are_finite_and_complete(written: Any) -> None:
     audio, kept, _ = written
     log_mel = features_of(kept["log_mel"], audio)
     assert log_mel.shape == (len(kept), audio.n_frames, audio.n_mels)
@@ -97,7 +97,7 @@ def test_what_is_kept_of_odd_files_is_finite_and_whole(written: Any) -> None:
     assert (log_mel[padding] == np.float16(audio.silence)).all()
 
 
-def test_what_no_file_should_be(tmp_path: Path) -> None:
+def test_broken_files_are_quarantined(tmp_path: Path) -> None:
     write_tone(tmp_path / "good.wav", 440)
     write_tone(tmp_path / "whole.wav", 440, seconds=2)
     whole = (tmp_path / "whole.wav").read_bytes()

@@ -1,4 +1,4 @@
-"""AudioSet's own tables, and tables whose labels have another column or separator."""
+"""AudioSet's official tables, and tables whose labels have another column or separator."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def audioset(root: Path, train: list[str] = TRAIN, names: list[str] = NAMES) -> 
     return root
 
 
-def test_segments_become_clips_of_several_classes(tmp_path: Path) -> None:
+def test_segments_become_multi_label_clips(tmp_path: Path) -> None:
     root = audioset(tmp_path / "as")
     recordings(
         root / "wav", ["Y--PJHxphWEs.wav", "Yabcdefghi__0.wav", "ppppppppppp_0_10.flac", "Yeeeeeeeeeee_0.000.wav"]
@@ -43,7 +43,7 @@ def test_names_of_the_ontology_or_ids(tmp_path: Path, caplog: pytest.LogCaptureF
     root = audioset(tmp_path / "as")
     (root / "class_labels_indices.csv").unlink()
     assert rows_of("audioset", root)["scene_label"][0].as_py() == "/m/09x0r;/m/05zppz"
-    assert "classes go by their ids" in caplog.text
+    assert "classes are named by their ids" in caplog.text
     classes = {"/m/09x0r": "Speech", "/m/05zppz": "Man", "/m/04rlf": "Music"}
     (root / "ontology.json").write_text(json.dumps([{"id": key, "name": name} for key, name in classes.items()]))
     assert rows_of("audioset", root)["scene_label"][0].as_py() == "Speech;Man"
@@ -54,7 +54,7 @@ def test_names_of_the_ontology_or_ids(tmp_path: Path, caplog: pytest.LogCaptureF
     [
         (["--PJHxphWEs, 30.000, 40.000"], NAMES, "balanced_train_segments.csv, row 4: "),
         (["--PJHxphWEs; 30.000; 40.000; /m/09x0r"], NAMES, "should be YTID (of 11 characters), start_seconds"),
-        (['--PJHxphWEs, 30.000, 40.000, "/m/0"'], NAMES, "row 4, positive_labels: '/m/0' is no label"),
+        (['--PJHxphWEs, 30.000, 40.000, "/m/0"'], NAMES, "row 4, positive_labels: '/m/0' is not a known label"),
         ([TRAIN[0], TRAIN[0]], NAMES, "row 5: '--PJHxphWEs': should occur once"),
         (TRAIN, ["id,name", "/m/09x0r,Speech"], "class_labels_indices.csv can't be read"),
         (TRAIN, [*NAMES, "3,/m/x,a;b"], "/m/x: 'a;b': a class should have a name without ';'"),
@@ -67,10 +67,10 @@ def test_wrong_rows_of_audioset(tmp_path: Path, train: list[str], names: list[st
 def test_two_recordings_of_one_video(tmp_path: Path) -> None:
     root = audioset(tmp_path / "as")
     recordings(root, ["ppppppppppp.wav", "Yppppppppppp.wav"])
-    assert "are of one video, ppppppppppp" in message("audioset", root)
+    assert "are of the same video, ppppppppppp" in message("audioset", root)
 
 
-# Tables in other forms ----------------------------------------------------------------------------------------------
+# Tables with other columns ------------------------------------------------------------------------------------------
 
 
 def labelled(table: Path, **settings: str) -> DataConfig:
@@ -93,7 +93,9 @@ def test_another_column_and_separator(tmp_path: Path) -> None:
         ({"label_column": "labels", "label_separator": ","}, "column labels, row 2: 'a;b': should have no ';' within"),
     ],
 )
-def test_labels_that_are_not_there(tmp_path: Path, settings: dict[str, str], error: str) -> None:
+def test_a_missing_label_column_or_ambiguous_separator_is_an_error(
+    tmp_path: Path, settings: dict[str, str], error: str
+) -> None:
     table = write(tmp_path / "t.csv", ["filename,labels", "a.wav,a;b"])
     with pytest.raises(ValueError, match=r".") as caught:
         gather(labelled(table, **settings), None)
@@ -101,6 +103,6 @@ def test_labels_that_are_not_there(tmp_path: Path, settings: dict[str, str], err
 
 
 @pytest.mark.parametrize("settings", [{"label_column": "x"}, {"label_separator": ","}])
-def test_label_settings_are_about_tables(settings: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"is of no use to data\.dataset = cas2023"):
+def test_label_settings_need_tables(settings: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"has no effect with data\.dataset = cas2023"):
         DataConfig(dataset="cas2023", root="x", **settings)  # type: ignore[arg-type]

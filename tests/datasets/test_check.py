@@ -1,4 +1,4 @@
-"""What `--data.check` prints and when it fails; the challenge's CSV, filled in."""
+"""The output and exit status of `--data.check`; the challenge's CSV, filled in."""
 
 import json
 import re
@@ -19,7 +19,7 @@ JOB = ROOT / "jobs" / "prepare.py"
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
-    """The exit status of a check."""
+    """Run jobs/prepare.py with --data.check; returns its exit status."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["prepare.py", "small", *words, "--data.check", "--json", "check.json"])
     try:
@@ -29,7 +29,9 @@ def checked(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     return 0
 
 
-def test_a_sound_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_without_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.wav", "b.wav"):
         write_tone(tmp_path / name, 440, seconds=36)
     write(tmp_path / "t.csv", ["filename,scene_label,city,split", "a.wav,bus,oslo,train", "b.wav,bus,lyon,test"])
@@ -55,7 +57,7 @@ def test_problems_are_listed(
     assert len(json.loads((tmp_path / "check.json").read_text())["problems"]) == 4
 
 
-def test_the_split_that_is_asked_for_is_checked(
+def test_the_configured_split_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [f"{number}.wav,{'ab'[number % 2]},{number // 2 % 10}" for number in range(40)]
@@ -65,7 +67,7 @@ def test_the_split_that_is_asked_for_is_checked(
     assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "session") == 0
     assert re.search(r"^split: session, seed 0\n(.*\n)*test +[1-9]", capsys.readouterr().out)
     assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "visit") == 1
-    assert "wrong: data.split.kind = visit needs to know where and when" in capsys.readouterr().out
+    assert "problem: data.split.kind = visit needs to know where and when" in capsys.readouterr().out
 
 
 def test_a_random_split_may_cut_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +83,7 @@ def test_counts_of_a_published_set(
     write_tone(tmp_path / "cas/wav/a.wav", 440)
     write(tmp_path / "cas" / DEV_TIMED, [TIMED, "a,Jinan,2023-06-18 10:00:00,Bus"], bom=True)
     assert checked(monkeypatch, tmp_path, "--data.dataset", "cas2023", "--data.root", "cas") == 1
-    assert "wrong: cas2023: 1 clips, the whole data set has 8,700" in capsys.readouterr().out
+    assert "problem: cas2023: 1 clips, the whole data set has 8,700" in capsys.readouterr().out
 
 
 # Submission ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Packed and unlisted clips as tables: tars and Parquet columns with labels, whole folders and shards as pools."""
+"""Clip tables of packed audio (tar files, Parquet columns) and of pools without a table (folders and shards)."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def message(url: str, *, pool: bool = False) -> str:
 
 
 def contents(rows: pa.Table) -> list[bytes]:
-    """What the paths of a clip table lead to."""
+    """The encoded files that the paths of a clip table lead to."""
     sounds = []
     for path in rows["path"].to_pylist():
         source = open_clip(path)
@@ -107,7 +107,7 @@ def test_addresses_stay_in_the_folder(root: str, name: str, right: str) -> None:
     assert f"column filename, row 3: {name!r}: {right}" in error
 
 
-def test_a_link_leads_no_shard_out_of_the_folder(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_errors(tmp_path: Path) -> None:
     (tmp_path / "out.tar").write_bytes(tar(SOUNDS))
     put(str(tmp_path / "set"), {"meta.csv": b"filename\ntar://0.flac::link.tar\n", "a.flac": b"x"})
     (tmp_path / "set/link.tar").symlink_to(tmp_path / "out.tar")
@@ -250,7 +250,7 @@ def test_pools_join_a_data_set(root: str) -> None:
     assert len(summary(clips)) == 4
 
 
-def test_shards_are_labelled_too(tmp_path: Path) -> None:
+def test_shards_can_be_predicted(tmp_path: Path) -> None:
     from raymae.serving.inputs import find_files
 
     put(str(tmp_path), {"s.tar": tar(SOUNDS), "t.parquet": parquet({"audio": list(SOUNDS.values())})})

@@ -1,4 +1,4 @@
-"""What a clip's label says, as numbers."""
+"""Labels of clips as lists of classes and as targets."""
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ def test_a_clip_has_the_classes_between_the_separators(clips: list[list[tuple[st
 
 
 @given(st.lists(st.none() | st.sampled_from(["a;b", " bus ", "tram"])))
-def test_a_single_class_is_the_text_as_it_stands(texts: list[str | None]) -> None:
+def test_a_single_class_is_the_text_unchanged(texts: list[str | None]) -> None:
     names = class_set(column(texts), "single")
     assert names == sorted({text for text in texts if text is not None})
     rows = target_matrix(column(texts, 2), names, "single").toarray()
@@ -39,7 +39,7 @@ def test_a_single_class_is_the_text_as_it_stands(texts: list[str | None]) -> Non
     assert (rows.sum(axis=1) <= 1).all()
 
 
-def test_parts_keep_their_order_and_an_empty_one_is_seen() -> None:
+def test_classes_keep_their_order_and_an_empty_one_is_kept() -> None:
     found = label_lists(column(["tram; bus", None, "park;", ""]), "multi")
     assert found.to_pylist() == [["tram", "bus"], None, ["park", ""], [""]]
 
@@ -51,6 +51,6 @@ def test_a_slice_is_read_from_its_own_beginning() -> None:
 
 
 @pytest.mark.parametrize(("text", "labels"), [("moon", "single"), ("bus;moon", "multi")])
-def test_a_strange_class_is_an_error(text: str, labels: str) -> None:
-    with pytest.raises(ValueError, match="'moon' is none of the classes bus, park, tram"):
+def test_an_unknown_class_is_an_error(text: str, labels: str) -> None:
+    with pytest.raises(ValueError, match="'moon' is not one of the classes bus, park, tram"):
         target_matrix(column(["bus", text]), NAMES, labels)

@@ -39,10 +39,10 @@ def test_a_group_is_of_one_time_and_city() -> None:
 def test_a_recipe_is_planned_without_its_data(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where no data set lies
+    monkeypatch.chdir(tmp_path)  # without any data set
     config = replace(RECIPES[name](), recipe=name, dry_run=True)
     plan = make_plan(config, "register", open_storage(str(tmp_path)))
-    assert "not here: " in capsys.readouterr().out
+    assert "missing here: " in capsys.readouterr().out
     assert plan.config.audio.n_frames == 640
     splits = dict.fromkeys(plan.clips["split"].to_pylist())
     assert {"train", "test", "pool"} <= set(splits)
@@ -56,7 +56,7 @@ def test_a_recipe_is_planned_without_its_data(
         assert bool(groups[0] & groups[1]) == (name == "paper")
 
 
-def test_only_what_is_absent_is_made_up(tmp_path: Path) -> None:
+def test_only_absent_data_sets_are_generated(tmp_path: Path) -> None:
     config = RECIPES["paper"]().data
     assert absent(config) == ["cas2023", "tau2020_mobile"]
     assert absent(replace(config, root=str(tmp_path))) == ["tau2020_mobile"]

@@ -1,4 +1,4 @@
-"""CAS 2023 and TAU as they are distributed: the true metadata give the known counts, and mistakes are named."""
+"""CAS 2023 and TAU as they are distributed: the published metadata give the known counts, and mistakes are errors."""
 
 import csv
 import logging
@@ -43,7 +43,7 @@ def clip(number: int) -> str:
     return f"{number:032x}1_1"
 
 
-# CAS 2023, the true metadata ----------------------------------------------------------------------------------------
+# CAS 2023, the published metadata -----------------------------------------------------------------------------------
 
 
 @published
@@ -88,7 +88,7 @@ def test_the_development_part(tmp_path: Path, tables: tuple[str, ...], caplog: p
 
 
 @published
-def test_times_reach_splits_and_no_model(tmp_path: Path) -> None:
+def test_recording_times_are_for_splits_only(tmp_path: Path) -> None:
     root = copies(tmp_path / "cas", DEV_TIMED)
     pool = write(tmp_path / "pool.csv", ["filename", "x.wav"])
     config = DataConfig(dataset="cas2023", root=str(root), pool_tables=(str(pool),))
@@ -114,7 +114,7 @@ def test_the_evaluation_part(tmp_path: Path) -> None:
 
 
 @published
-def test_what_is_missing_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_recordings_are_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = copies(tmp_path / "cas", DEV_TIMED, EVAL)
     with open(root / EVAL) as file:
         other = next(csv.DictReader(file))["filename"]
@@ -169,7 +169,7 @@ def test_tables_that_contradict_each_other(tmp_path: Path) -> None:
     write(root / DEV, [LABELLED, "a,Bus", "b,"])
     when = "Jinan,2023-06-18 10:00:00"
     write(root / DEV_TIMED, [TIMED, f"b,{when},", f"a,{when},Bar"], bom=True)
-    assert f"{DEV}, column scene_label, row 2: 'Bus': should be what" in message("cas2023", root)
+    assert f"{DEV}, column scene_label, row 2: 'Bus': should be the scene_label of the" in message("cas2023", root)
     write(root / DEV_TIMED, [TIMED, f"a,{when},Bus"], bom=True)
     assert f"{DEV}, column filename, row 3: 'b': should be in" in message("cas2023", root)
     write(root / DEV_TIMED, [TIMED, f"b,{when},", f"a,{when},Bus"], bom=True)
@@ -179,16 +179,16 @@ def test_tables_that_contradict_each_other(tmp_path: Path) -> None:
 def test_wrong_folders_of_cas(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert f"holds neither {DEV} nor {DEV_TIMED}" in message("cas2023", tmp_path / "empty")
-    assert "is no folder" in message("cas2023", tmp_path / "gone")
+    assert "is not a folder" in message("cas2023", tmp_path / "gone")
     with pytest.raises(ValueError, match=r"data\.dataset = cas2023 needs --data\.root"):
         gather(DataConfig(dataset="cas2023"), None)
     write(tmp_path / "cas" / DEV, [LABELLED, "a,Bus"])
     recordings(tmp_path / "cas/x", ["a.wav"])
     recordings(tmp_path / "cas/y", ["a.flac"])
-    assert "x/a.wav and y/a.flac have one name" in message("cas2023", tmp_path / "cas")
+    assert "x/a.wav and y/a.flac have the same name" in message("cas2023", tmp_path / "cas")
 
 
-# TAU, the true folds ------------------------------------------------------------------------------------------------
+# TAU, the official folds --------------------------------------------------------------------------------------------
 
 
 def fold(path: str, delimiter: str = "\t") -> list[str]:
@@ -220,13 +220,13 @@ def device_of(name: str, device: str) -> str:
 
 @pytest.fixture(scope="module")
 def mobile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """TAU 2020 Mobile's names: all of device a (2019's and its own), the folds', and s4 to s6 where s1 trained."""
+    """A folder with TAU 2020 Mobile's file names: device a (and 2019's), the folds', and s4 to s6 like s1 in train."""
     train, test = fold("tau2020_mobile/fold1_train.csv"), fold("tau2020_mobile/fold1_evaluate.csv")
     first = fold("tau2019/fold1_train.csv", ",") + fold("tau2019/fold1_evaluate.csv", ",")
     more = [device_of(name, device) for name in train if name.endswith("-s1.wav") for device in ("s4", "s5", "s6")]
     given_out = {name.removesuffix(".wav") for name in fold("tau2022_mobile/fold1_evaluate.csv")}
     segments = {f"{name.rsplit('-', 2)[0]}-{name.rsplit('-', 1)[1]}.wav" for name in given_out}
-    gone = set(test) - segments  # two of the five that were never given out; of the other three only devices are known
+    gone = set(test) - segments  # two of the five unpublished clips; of the other three only devices are known
     gone |= set([name for name in train if name.endswith("-b.wav")][:3])
     names = dict.fromkeys([*first, *train, *test, *more])
     return tau_folder(tmp_path_factory.mktemp("tau"), [name for name in names if name not in gone], train, test)
@@ -236,9 +236,9 @@ def mobile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tau_2020_mobile(mobile: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         rows = rows_of("tau2020_mobile", mobile)
-    assert "6105 clips are in neither file of the official fold; 3790 of them" in caplog.text
-    assert "fold1_train.csv names 3 of 13965 clips that the data set doesn't hold: row " in caplog.text
-    assert "fold1_evaluate.csv names 2 of 2970 clips" in caplog.text
+    assert "6105 clips are in neither side of the official fold; 3790 of them" in caplog.text
+    assert "fold1_train.csv lists 3 of 13965 clips that the data set doesn't contain: row " in caplog.text
+    assert "fold1_evaluate.csv lists 2 of 2970 clips" in caplog.text
     assert "whole data set has" not in caplog.text
     splits = Counter(rows["split"].to_pylist())
     assert splits == {"train": 13962, "test": 2968, "pool": 2315}
@@ -258,7 +258,7 @@ def test_tau_2020_mobile(mobile: Path, caplog: pytest.LogCaptureFixture) -> None
 
 
 @published
-def test_tau_2019_keeps_a_city_for_the_test(tmp_path: Path) -> None:
+def test_tau_2019_reserves_a_city_for_the_test(tmp_path: Path) -> None:
     train, test = fold("tau2019/fold1_train.csv", ","), fold("tau2019/fold1_evaluate.csv", ",")
     both = [*fold("tau2020_mobile/fold1_train.csv"), *fold("tau2020_mobile/fold1_evaluate.csv")]
     names = dict.fromkeys([*train, *test, *(name for name in both if name.endswith("-a.wav"))])
@@ -299,7 +299,7 @@ def small_tau(root: Path) -> Path:
     return tau_folder(root, [*TRAIN, *TEST, *POOL, *OUT], TRAIN, TEST)
 
 
-def test_what_neither_file_names_is_pool_or_stays_out(tmp_path: Path) -> None:
+def test_clips_outside_the_fold_are_pool_or_left_out(tmp_path: Path) -> None:
     rows = rows_of("tau2020_mobile", small_tau(tmp_path / "tau"))
     assert rows["clip_id"].to_pylist() == [*TRAIN, *TEST, *POOL]
     assert rows["split"].to_pylist() == ["train", "train", "test", "test", "pool"]
@@ -312,7 +312,7 @@ def test_without_meta_the_audio_is_read(tmp_path: Path, caplog: pytest.LogCaptur
     recordings(root / "audio", [name.removeprefix("audio/") for name in [*TRAIN, *TEST, *POOL, *OUT]])
     clips = load(DataConfig(dataset="tau2020_mobile", root=str(root)), None, "single")
     assert sorted(clips["clip_id"].to_pylist()) == sorted([*TRAIN, *TEST, *POOL])
-    assert "missing ones are not noticed" in caplog.text
+    assert "missing files go unnoticed" in caplog.text
 
 
 def change(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -332,7 +332,7 @@ TRAINED, EVALUATED = "evaluation_setup/fold1_train.csv", "evaluation_setup/fold1
     [
         (change("meta.csv", "filename\t", "file\t"), r"meta\.csv has no column filename"),
         (change("meta.csv", "audio/bus-lyon-1-1-a.wav\tbus", "audio/bus-lyon-1-1-a.wav\t0"), "scene_label, row 2: '0'"),
-        (change("meta.csv", "lyon-2\t", "lyon-9\t"), "identifier, row 3: 'lyon-9': should be what the row's filename"),
+        (change("meta.csv", "lyon-2\t", "lyon-9\t"), "identifier, row 3: 'lyon-9': should match the row's filename"),
         (change("meta.csv", "lyon-2\ta", "lyon-2\tb"), "source_label, row 3: 'b'"),
         (change("meta.csv", "audio/bus-lyon-1-1-a", "audio/bus-lyon-1-1-0-a"), "row 2: .* should be audio/scene-city"),
         (change("meta.csv", "audio/bus-lyon-1-1-a", "audio/car-lyon-1-1-a"), "row 2: .* should begin with one of the"),
@@ -340,13 +340,13 @@ TRAINED, EVALUATED = "evaluation_setup/fold1_train.csv", "evaluation_setup/fold1
         (change(TRAINED, "\tbus", "\t0"), r"fold1_train\.csv, column scene_label, row 2: '0'"),
         (
             change(TRAINED, TRAIN[0], "audio/bus-lyon-8-1-a.wav"),
-            r"fold1_train\.csv names 1 of 2 clips .*: row 2: audio/b",
+            r"fold1_train\.csv lists 1 of 2 clips .*: row 2: audio/b",
         ),
         (
             change(TRAINED, TRAIN[0], TEST[0]),
             r"fold1_train\.csv, column filename, row 2: .*: should not be in .*evaluate",
         ),
-        (lambda root: (root / TRAINED).unlink(), r"lacks evaluation_setup/fold1_train\.csv"),
+        (lambda root: (root / TRAINED).unlink(), r"has no evaluation_setup/fold1_train\.csv"),
     ],
 )
 def test_wrong_rows_of_tau(tmp_path: Path, mistake: Callable[[Path], None], error: str) -> None:
@@ -356,7 +356,7 @@ def test_wrong_rows_of_tau(tmp_path: Path, mistake: Callable[[Path], None], erro
     assert re.search(error, text), text
 
 
-def test_stray_recordings_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recordings_in_no_table_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = small_tau(tmp_path / "tau")
     recordings(root / "audio", [TRAIN[0].removeprefix("audio/"), "bus-lyon-9-9-a.wav"])
     rows = rows_of("tau2020_mobile", root)
@@ -367,7 +367,7 @@ def test_stray_recordings_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
 # Published data sets in the pool ------------------------------------------------------------------------------------
 
 
-def test_a_pool_dataset_keeps_its_test_out(tmp_path: Path) -> None:
+def test_a_pool_dataset_leaves_out_its_test_clips(tmp_path: Path) -> None:
     root = small_tau(tmp_path / "tau")
     write(tmp_path / "own.csv", ["filename,scene_label,split", "a.wav,bus,train"])
     more = write(tmp_path / "more.csv", ["filename", "b.wav"])
@@ -400,12 +400,12 @@ def test_a_pool_dataset_shares_no_place_with_the_test(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"root": "x"}, r"data\.root = 'x' is of no use to data\.dataset = synthetic"),
+        ({"root": "x"}, r"data\.root = 'x' has no effect with data\.dataset = synthetic"),
         (
             {"dataset": "tau2019", "tables": ("t.csv",)},
-            r"data\.tables = t\.csv is of no use to data\.dataset = tau2019",
+            r"data\.tables = t\.csv has no effect with data\.dataset = tau2019",
         ),
-        ({"dataset": "table", "root": "x"}, "is of no use to data.dataset = table"),
+        ({"dataset": "table", "root": "x"}, "has no effect with data.dataset = table"),
         ({"pool_datasets": ("tau2019",)}, "'tau2019' must be the name of a published data set and its folder"),
         ({"pool_datasets": ("table:x",)}, r"go to data\.pool_tables"),
         (

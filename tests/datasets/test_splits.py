@@ -1,4 +1,4 @@
-"""Splits: what they never share, what they keep in proportion, what they say, and the file they are handed on in."""
+"""Splits: no shared groups, proportions of classes, names, log messages and split files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KINDS = [
     SplitConfig(kind="device", held_out=("d1", "d3")),
     SplitConfig(val_share=0.2),
 ]
-needs_metadata = pytest.mark.skipif(not METADATA.exists(), reason=f"the true tables are not at {METADATA}")
+needs_metadata = pytest.mark.skipif(not METADATA.exists(), reason=f"no published metadata at {METADATA}")
 
 
 def by_side(rows: pa.Table) -> tuple[set[str], set[str]]:
-    """Clips to learn from (train, pool) and clips to be judged on."""
-    judged = {row["clip_id"] for row in rows.to_pylist() if row["split"] == "val" or row["split"].startswith("test")}
-    return set(rows["clip_id"].to_pylist()) - judged, judged
+    """Ids of the clips to train on (train, pool) and of the clips to evaluate on."""
+    tested = {row["clip_id"] for row in rows.to_pylist() if row["split"] == "val" or row["split"].startswith("test")}
+    return set(rows["clip_id"].to_pylist()) - tested, tested
 
 
 def splits_of(rows: pa.Table) -> dict[str, str]:
@@ -55,12 +55,12 @@ def test_no_group_and_no_unit_is_on_both_sides(seed: int, config: SplitConfig, t
     config = replace(config, seed=seed, transductive=transductive)
     done = assign(rows, config)
     check_groups(done, transductive=transductive)
-    trained, judged = by_side(done)
+    trained, evaluated = by_side(done)
     if transductive:
         trained -= {clip for clip, split in splits_of(done).items() if split == "pool"}
     units = dict(zip(rows["clip_id"].to_pylist(), unit_codes(rows, config.kind).tolist(), strict=True))
     tested = {clip for clip, split in splits_of(done).items() if split.startswith("test")}
-    assert judged
+    assert evaluated
     assert not {units[clip] for clip in tested} & {units[clip] for clip in trained}
     if config.kind in ("city", "device"):
         column = dict(zip(rows["clip_id"].to_pylist(), rows[config.kind].to_pylist(), strict=True))
@@ -69,7 +69,7 @@ def test_no_group_and_no_unit_is_on_both_sides(seed: int, config: SplitConfig, t
 
 @given(seed=st.integers(0, 10**6), config=st.sampled_from([*KINDS, SplitConfig(kind="random")]))
 @hypothesis_settings(deadline=None, max_examples=30)
-def test_the_order_of_the_rows_plays_no_part_and_the_seed_does(seed: int, config: SplitConfig) -> None:
+def test_a_split_depends_on_the_seed_and_not_on_the_order_of_rows(seed: int, config: SplitConfig) -> None:
     rows = random_table(3)
     config = replace(config, seed=seed)
     shuffled = rows.take(np.random.default_rng(seed).permutation(len(rows)))
@@ -92,7 +92,7 @@ def test_classes_stay_in_proportion_and_none_is_lost(seed: int, share: float) ->
 
 @given(seed=st.integers(0, 10**6))
 @hypothesis_settings(deadline=None, max_examples=30)
-def test_fewer_labels_lie_within_more(seed: int) -> None:
+def test_smaller_label_shares_are_subsets_of_larger_ones(seed: int) -> None:
     rows = random_table(seed, classes=6)
     whole = labelled(assign(rows, SplitConfig(kind="session", seed=seed)), "train")
     before: set[str] = set()
@@ -117,7 +117,7 @@ def test_label_shares_count_groups() -> None:
         assert splits_of(thin) == splits_of(done)
 
 
-def test_unlabelled_siblings_are_left_out_or_serve_pre_training_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_unlabelled_siblings_are_left_out_or_transductive(caplog: pytest.LogCaptureFixture) -> None:
     rows = random_table(2)
     caplog.set_level(logging.INFO, "raymae")
     config = SplitConfig(kind="session")
@@ -140,7 +140,7 @@ def test_visits_chain_recordings_of_one_city() -> None:
     assert len({visits[0], visits[3], visits[4], visits[5], visits[6]}) == 5
 
 
-def test_what_is_to_be_predicted_stays_and_keeps_its_siblings_out_of_training() -> None:
+def test_clips_to_predict_stay_and_their_siblings_leave_training() -> None:
     rows = random_table(4)
     asked = clip_table([{"clip_id": "eval1", "split": "test_eval", "group": rows["group"][0].as_py(), "city": "city0"}])
     done = assign(pa.concat_tables([rows, asked]), SplitConfig(kind="session"))
@@ -148,7 +148,7 @@ def test_what_is_to_be_predicted_stays_and_keeps_its_siblings_out_of_training() 
     check_groups(done)
 
 
-def test_devices_are_tested_on_recordings_that_training_never_hears() -> None:
+def test_held_out_devices_are_tested_on_recordings_outside_training() -> None:
     rows = [
         {"group": f"place{n}", "device": device, "scene_label": f"class{n % 2}"}
         for n in range(40)
@@ -161,7 +161,7 @@ def test_devices_are_tested_on_recordings_that_training_never_hears() -> None:
     }  # fmt: skip
 
 
-def test_classes_of_a_held_out_city_alone_are_not_scored(caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_that_only_a_held_out_city_has_are_not_scored(caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         {"city": city, "group": f"{city}{n}", "scene_label": label}
         for city, labels in (("x", ("bus", "park", "fair")), ("y", ("bus", "park", "zoo")))
@@ -179,24 +179,24 @@ def test_classes_of_a_held_out_city_alone_are_not_scored(caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"test_share": 0.3}, r"test_share = 0.3 has no use with data.split.kind = table"),
-        ({"seed": 1}, "seed = 1 has no use"),
+        ({"test_share": 0.3}, r"test_share = 0.3 has no effect with data.split.kind = table"),
+        ({"seed": 1}, "seed = 1 has no effect"),
         ({"kind": "visit", "held_out": ("x",)}, "held_out"),
         ({"kind": "city"}, "needs data.split.held_out: cities"),
-        ({"kind": "random", "transductive": True}, "transductive = True has no use"),
-        ({"kind": "visit", "file": "f"}, "file, which says it"),
+        ({"kind": "random", "transductive": True}, "transductive = True has no effect"),
+        ({"kind": "visit", "file": "f"}, "file, which decides it"),
         ({"kind": "visit", "test_share": 1.0}, r"test_share = 1.0 must lie in \(0, 1\)"),
         ({"kind": "visit", "test_share": 0.6, "val_share": 0.4}, "leave nothing for training"),
         ({"labelled_share": 0.0}, r"labelled_share = 0.0 must lie in \(0, 1\]"),
         ({"kind": "vist"}, "must be one of table, random"),
     ],
 )
-def test_settings_without_use_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_without_effect_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SplitConfig(**settings)
 
 
-def test_tables_that_lack_what_a_kind_needs() -> None:
+def test_tables_without_the_columns_that_a_kind_needs() -> None:
     rows = random_table(0)
     with pytest.raises(ValueError, match=r"held_out = s9: no clip has it in column device; known are d0, d1, d2, d3"):
         assign(rows, SplitConfig(kind="device", held_out=("s9", "d1")))
@@ -210,7 +210,7 @@ def test_tables_that_lack_what_a_kind_needs() -> None:
         assign(done, SplitConfig(val_share=0.1))
 
 
-def test_names_say_what_a_score_is_worth() -> None:
+def test_names_of_splits() -> None:
     assert split_name(SplitConfig()) == "as the table says"
     assert split_name(SplitConfig(kind="visit")) == "visit, seed 0"
     assert "LEAKS" in split_name(SplitConfig(kind="random", seed=3))
@@ -219,11 +219,11 @@ def test_names_say_what_a_score_is_worth() -> None:
     assert split_name(thin) == "session, seed 0, labels of 0.05 of the training groups"
 
 
-# The file -------------------------------------------------------------------------------------------------------------
+# Split files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [*KINDS, SplitConfig(kind="random"), SplitConfig(kind="visit", transductive=True)])
-def test_a_split_is_handed_on_as_a_file(config: SplitConfig, tmp_path: Path) -> None:
+def test_a_split_survives_writing_and_reading(config: SplitConfig, tmp_path: Path) -> None:
     rows = random_table(5)
     done = assign(rows, config)
     digest = write_split(Folder(str(tmp_path / "run")), done, config)
@@ -265,11 +265,11 @@ def change_group(rows: pa.Table) -> pa.Table:
     ("change", "message"),
     [
         (lambda rows: rows.slice(30), r"of its clips are not here, for example 'c\d+'"),
-        (lambda rows: pa.concat_tables([rows, clip_table([{"clip_id": "new"}])]), "clips here that it doesn't know"),
+        (lambda rows: pa.concat_tables([rows, clip_table([{"clip_id": "new"}])]), "clips here that are not in it"),
         (change_group, "1 clips have another group here, for example 'c0'"),
     ],
 )
-def test_a_split_of_other_clips_is_refused(
+def test_a_split_file_of_other_clips_is_an_error(
     change: Callable[[pa.Table], pa.Table], message: str, tmp_path: Path
 ) -> None:
     rows = random_table(6, split="train")
@@ -279,9 +279,9 @@ def test_a_split_of_other_clips_is_refused(
         assign(change(rows), SplitConfig(file=str(tmp_path)))
 
 
-def test_damaged_split_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_split_files_are_errors(tmp_path: Path) -> None:
     rows, config, folder = random_table(7), SplitConfig(kind="session"), Folder(str(tmp_path))
-    with pytest.raises(ValueError, match=r"can't be read: .*; it should be the folder of a split.json"):
+    with pytest.raises(ValueError, match=r"can't be read: .*; it should be a folder with split.json"):
         assign(rows, SplitConfig(file=str(tmp_path)))
     done = assign(rows, config)
     write_split(folder, done, config)
@@ -307,7 +307,7 @@ def test_new_pool_clips_join_a_split_from_a_file_unless_their_siblings_are_held_
     assert "bound" not in again
 
 
-# The true tables ------------------------------------------------------------------------------------------------------
+# Published tables -----------------------------------------------------------------------------------------------------
 
 
 @needs_metadata

@@ -1,4 +1,4 @@
-"""The embedded data set: reproducible, shaped like field recordings, and without short cuts."""
+"""The synthetic data set: reproducible, like field recordings, and without shortcuts to the labels."""
 
 import csv
 from collections import Counter
@@ -91,7 +91,7 @@ def test_sessions_stay_together(rows: list[dict[str, str]]) -> None:
     assert np.mean([len(members) for members in clips.values()]) > 2
 
 
-def test_one_city_and_one_device_are_heard_in_the_unseen_test_only(rows: list[dict[str, str]]) -> None:
+def test_one_city_and_one_device_occur_in_test_unseen_only(rows: list[dict[str, str]]) -> None:
     places = {row["split"]: set() for row in rows}
     for row in rows:
         places[row["split"]].add((row["city"], row["device"]))
@@ -151,7 +151,7 @@ def test_files_come_in_several_formats(folder: Path, rows: list[dict[str, str]])
     assert len(kinds) > 4
 
 
-def test_order_and_names_say_nothing(rows: list[dict[str, str]], scene: NDArray[np.str_]) -> None:
+def test_order_and_names_are_independent_of_the_scene(rows: list[dict[str, str]], scene: NDArray[np.str_]) -> None:
     known = scene != ""
     number = np.array([int(Path(row["filename"]).stem) for row in rows])[known]
     group = np.array([int(row["group"][1:]) for row in rows])[known]
@@ -162,13 +162,13 @@ def test_order_and_names_say_nothing(rows: list[dict[str, str]], scene: NDArray[
         assert found < 0.2
 
 
-def test_a_finished_folder_is_left_alone(tiny: Path) -> None:
+def test_a_finished_folder_is_left_unchanged(tiny: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.parent.rglob("*")}
     assert synthetic.write(tiny.parent, TINY) == tiny / "metadata.csv"
     assert {path: path.stat().st_mtime_ns for path in tiny.parent.rglob("*")} == before
 
 
-def test_a_half_written_folder_is_redone(tiny: Path, tmp_path: Path) -> None:
+def test_a_partly_written_folder_is_rewritten(tiny: Path, tmp_path: Path) -> None:
     half = tmp_path / tiny.name
     (half / "audio").mkdir(parents=True)
     (half / "audio" / "left over.wav").write_bytes(b"RIFF")

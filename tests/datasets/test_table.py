@@ -1,4 +1,4 @@
-"""Clip tables from CSV and Parquet: what comes in comes out, and every mistake is named."""
+"""Clip tables from CSV and Parquet: values survive, and mistakes give errors that name file, row and column."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ Row = dict[str, str]
 
 
 def make(folder: Path, rows: list[Row], name: str = "meta.csv", *, files: bool = True) -> str:
-    """A CSV table of `rows` and the (pretended) audio files that it names."""
+    """Write a CSV table of `rows` and dummy audio files."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "w", newline="", encoding="utf-8") as file:
@@ -44,14 +44,14 @@ def load_table(*urls: str, pool: tuple[str, ...] = (), weights: tuple[float, ...
 
 
 def message(*urls: str, **kwargs: tuple[str, ...]) -> str:
-    """The one-line error of a load."""
+    """The message of the ValueError that loading raises, in one line."""
     with pytest.raises(ValueError, match=r".") as caught:
         load_table(*urls, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-# What comes in comes out --------------------------------------------------------------------------------------------
+# Values -------------------------------------------------------------------------------------------------------------
 
 
 def test_columns_and_defaults(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_pool_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert clips["weight"].to_pylist() == [1.0, 2.0, 0.5]
     assert clips["source"].to_pylist() == ["meta", "more", "meta"]
     assert "columns not used: split" in caplog.text
-    assert "labels not used because their clips serve pre-training alone: 1" in caplog.text
+    assert "labels not used because their clips are for pre-training only: 1" in caplog.text
     assert load_table(own, pool=(first,))["weight"].to_pylist() == [1.0, 1.0]
 
 
@@ -204,7 +204,7 @@ def test_labels_of_the_pool_split_are_dropped(tmp_path: Path, caplog: pytest.Log
     url = make(tmp_path, [{"filename": "a.wav", "scene_label": "bus", "split": "pool"}])
     with caplog.at_level(logging.INFO):
         assert load_table(url)["scene_label"].to_pylist() == [None]
-    assert "pre-training alone: 1" in caplog.text
+    assert "pre-training only: 1" in caplog.text
 
 
 def test_every_dataset_takes_pool_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,7 @@ def test_summary(tmp_path: Path) -> None:
     ]
 
 
-# The embedded data set and the published ones -----------------------------------------------------------------------
+# Published tables ---------------------------------------------------------------------------------------------------
 
 
 def test_published_metadata_is_read() -> None:

@@ -1,4 +1,4 @@
-"""The leak audit: what metadata give away, on tables made for it and on the true ones of CAS 2023."""
+"""The leak audit of metadata, on generated tables and on the published ones of CAS 2023."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.clip_tables import METADATA, START, cas2023, clip_table, rand
 needs_metadata = pytest.mark.skipif(not METADATA.exists(), reason=f"the true tables are not at {METADATA}")
 
 
-def test_siblings_and_twins_on_both_sides_are_counted() -> None:
+def test_siblings_and_same_files_on_both_sides_are_counted() -> None:
     rows = clip_table([
         {"scene_label": "a", "group": "g1", "path": "/x/1.wav", "size": 5},
         {"scene_label": "b", "group": "g2", "path": "/x/2.wav", "size": 7},
@@ -29,7 +29,7 @@ def test_siblings_and_twins_on_both_sides_are_counted() -> None:
         {"scene_label": "b", "group": "g4", "split": "test", "path": "/y/1.wav", "size": -1},
     ])  # fmt: skip
     found = audit(rows)["test"]
-    assert (found["clips"], found["sibling_share"], found["twin_share"]) == (4, 0.5, 0.25)
+    assert (found["clips"], found["sibling_share"], found["same_file_share"]) == (4, 0.5, 0.25)
 
 
 def test_look_ups_guess_from_city_device_and_time() -> None:
@@ -50,7 +50,7 @@ def test_look_ups_guess_from_city_device_and_time() -> None:
     }  # fmt: skip
 
 
-def test_what_a_table_does_not_know_is_no_score() -> None:
+def test_a_missing_column_gives_no_score() -> None:
     rows = random_table(0, city=None, device=None).drop_columns("recorded")
     found = audit_splits(rows, SplitConfig(kind="session"), seeds=(0,))
     assert [one["kind"] for one in found] == ["session", "random", "session"]
@@ -59,10 +59,10 @@ def test_what_a_table_does_not_know_is_no_score() -> None:
 
 
 @needs_metadata
-def test_cas_2023_gives_its_labels_away() -> None:
-    """Others measured 99.97 % (random), 89.9 % (session), 30.1 % (visit) and 37.7 % (city-day) on draws of their own.
+def test_nearest_in_time_on_cas_2023() -> None:
+    """Published scores are 99.97 % (random), 89.9 % (session), 30.1 % (visit) and 37.7 % (city-day), on other draws.
 
-    Without any draw, each unit left out in turn, it is 89.9, 32.5 and 32.9 %; draws of so few visits differ by more.
+    Without a draw, each unit left out in turn, they are 89.9, 32.5 and 32.9 %; draws of so few visits differ by more.
     """
     rows = cas2023()
     found = {
@@ -90,7 +90,7 @@ def test_a_random_split_of_cas_2023_has_siblings_everywhere() -> None:
 
 
 @needs_metadata
-def test_the_commonest_label_of_the_city_alone() -> None:
+def test_the_commonest_label_of_the_city_on_cas_2023() -> None:
     from raymae.evaluation.leaks.look_ups import _labelled, _score, commonest
 
     clips = _labelled(cas2023())
@@ -108,9 +108,9 @@ def test_the_job_writes_a_table_a_page_and_a_figure(tmp_path: Path, capsys: pyte
     config = Config(data=DataConfig(dataset="table", tables=(str(tmp_path / "metadata.csv"),)))
     storage = Folder(str(tmp_path / "storage"))
     result = audit_run(replace(config, storage=storage.url))
-    said = capsys.readouterr().out
-    assert audit_text(result["splits"]) in said
-    table = [line for line in said.splitlines() if line.startswith("|")]
+    printed = capsys.readouterr().out
+    assert audit_text(result["splits"]) in printed
+    table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len({len(line) for line in table}) == 1
     assert [one["kind"] for one in result["splits"]] == ["table", "random", "session"]
     folder = Folder(result["folder"])
@@ -130,4 +130,4 @@ def test_siblings_are_unknown_without_groups(tmp_path: Path) -> None:
     config = Config(data=DataConfig(dataset="table", tables=(str(tmp_path / "metadata.csv"),)))
     (_, random) = audit_run(replace(config, storage=Folder(str(tmp_path / "storage")).url))["splits"]
     assert random["held_out"]["test"]["sibling_share"] is None
-    assert random["held_out"]["test"]["twin_share"] == 0
+    assert random["held_out"]["test"]["same_file_share"] == 0

@@ -1,4 +1,4 @@
-"""The SVM baselines: statistics by hand, and what makes one of them robust."""
+"""The SVM baselines: statistics worked by hand, random EQ, band-mean subtraction and self-training."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from raymae.evaluation.baselines import (
     LEVELS,
     MEAN,
     SVMS,
-    colour,
     fit_svm,
+    random_eq,
     statistics,
     subtract_band_mean,
     surer_half,
@@ -21,7 +21,7 @@ NAMES = ["bus", "park", "tram"]
 
 
 def make_clips(rng: np.random.Generator, count: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Statistics of clips whose class is a bump in the spread of some bands; 16 bands."""
+    """Statistics (n, 5, 16) of clips whose class raises all statistics of four bands, and their classes (n,)."""
     labels = np.arange(count) % classes
     x = rng.normal(scale=0.3, size=(count, 5, 16))
     x[np.arange(count)[:, None], :, labels[:, None] * 4 + np.arange(4)] += 1.0
@@ -41,14 +41,14 @@ def test_a_single_frame_does_not_change() -> None:
     assert statistics(np.ones((4, 3), np.float32), 1, AUDIO)[4].tolist() == [0, 0, 0]
 
 
-def test_a_response_shifts_the_levels_alone_and_centring_takes_it_away() -> None:
+def test_random_eq_shifts_only_the_levels_and_band_mean_subtraction_removes_it() -> None:
     x, _ = make_clips(np.random.default_rng(0), 20)
-    coloured = colour(x, np.random.default_rng(1))
-    np.testing.assert_array_equal(coloured[:, [DEVIATION, 4]], x[:, [DEVIATION, 4]])
-    shift = (coloured - x)[:, LEVELS]
+    with_eq = random_eq(x, np.random.default_rng(1))
+    np.testing.assert_array_equal(with_eq[:, [DEVIATION, 4]], x[:, [DEVIATION, 4]])
+    shift = (with_eq - x)[:, LEVELS]
     assert 1.5 < shift.std() < 4
     np.testing.assert_allclose(shift[:, 0], shift[:, 1], atol=1e-5)
-    np.testing.assert_allclose(subtract_band_mean(coloured), subtract_band_mean(x), atol=1e-5)
+    np.testing.assert_allclose(subtract_band_mean(with_eq), subtract_band_mean(x), atol=1e-5)
     assert not subtract_band_mean(x)[:, MEAN].any()
 
 
@@ -66,10 +66,10 @@ def test_learns(kind: str, classes: int) -> None:
         assert not probabilities[:, 2].any()
 
 
-def test_the_robust_one_stands_another_device() -> None:
+def test_the_robust_svm_generalises_to_another_device() -> None:
     rng = np.random.default_rng(0)
     train, (x, labels) = make_clips(rng, 60), make_clips(rng, 90)
-    elsewhere = colour(x, rng)
+    elsewhere = random_eq(x, rng)
     scores = {
         kind: np.mean(fit_svm(kind, *train, NAMES, 0).probabilities(elsewhere).argmax(1) == labels)
         for kind in ("svm", "svm_robust")
@@ -86,7 +86,7 @@ def test_a_seed_decides() -> None:
 
 
 @pytest.mark.parametrize("kind", ["svm", "svm_robust"])
-def test_learns_several_classes_at_once(kind: str) -> None:
+def test_learns_multi_label_clips(kind: str) -> None:
     rng = np.random.default_rng(0)
 
     def make(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,26 +103,26 @@ def test_learns_several_classes_at_once(kind: str) -> None:
     assert probabilities.sum(axis=1).max() > 1.5
 
 
-def test_the_surer_half_of_every_guess_is_kept() -> None:
+def test_the_more_confident_half_of_every_predicted_class_is_kept() -> None:
     values = np.array([[3.0, 1, 0], [5, 1, 0], [2, 1, 0], [0, 1, 0.5], [9, 9, 9.1]])
     guess, kept = surer_half(values)
     assert guess.tolist() == [0, 0, 0, 1, 2]
     assert sorted(kept.tolist()) == [1, 3, 4]  # one of three, and the only ones of the others
 
 
-def test_self_training_learns_from_unlabelled_clips_and_without_them_is_the_robust_one() -> None:
+def test_self_training_uses_unlabelled_clips_and_without_them_is_the_robust_svm() -> None:
     rng = np.random.default_rng(0)
     train, (x, labels), (unlabelled, _) = make_clips(rng, 6), make_clips(rng, 60), make_clips(rng, 90)
-    robust, alone, taught = (
+    robust, without, self_trained = (
         fit_svm(kind, *train, NAMES, 0, more).decision_values(x)
         for kind, more in (("svm_robust", None), ("svm_self_trained", None), ("svm_self_trained", unlabelled))
     )
-    np.testing.assert_array_equal(robust, alone)
-    assert np.abs(taught - robust).max() > 0.1
-    assert np.mean(taught.argmax(1) == labels) >= np.mean(robust.argmax(1) == labels)
+    np.testing.assert_array_equal(robust, without)
+    assert np.abs(self_trained - robust).max() > 0.1
+    assert np.mean(self_trained.argmax(1) == labels) >= np.mean(robust.argmax(1) == labels)
 
 
-def test_self_training_is_for_one_class_a_clip() -> None:
+def test_self_training_is_for_single_label_clips() -> None:
     x, labels = make_clips(np.random.default_rng(0), 12)
-    with pytest.raises(ValueError, match="one class each"):
+    with pytest.raises(ValueError, match="is for single-label clips"):
         fit_svm("svm_self_trained", x, np.eye(3, dtype=int)[labels], NAMES, 0, x)

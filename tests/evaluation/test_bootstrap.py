@@ -1,4 +1,4 @@
-"""Bootstrap over groups and exchanges of groups, against what is known."""
+"""Bootstrap and permutation tests over groups, on cases with known results."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_every_class_needs_five_groups() -> None:
     assert not enough_groups(labels[1:], group[1:])
 
 
-def test_p_values_are_uniform_where_nothing_differs() -> None:
+def test_p_values_are_uniform_under_the_null_hypothesis() -> None:
     rng = np.random.default_rng(0)
     found = []
     for seed in range(200):

@@ -1,4 +1,4 @@
-"""Two finished evaluations against one another, as jobs/evaluate.py does it."""
+"""The comparison of two finished evaluations, as in jobs/evaluate.py."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ def test_the_job_compares_model_by_model(pair: list[str], capsys: pytest.Capture
             assert found["value"] == pytest.approx(scores[0] - scores[1])
     assert result["differences"]["cnn"]["val"]["p_value"] == 1  # the same guesses
     assert result["differences"]["student"]["val"]["p_value"] < 0.01
-    said = capsys.readouterr().out
-    assert "Split: visit, seed 0." in said
-    line = next(line for line in said.splitlines() if "pseudo-labels" in line and "test_seen" in line)
+    printed = capsys.readouterr().out
+    assert "Split: visit, seed 0." in printed
+    line = next(line for line in printed.splitlines() if "pseudo-labels" in line and "test_seen" in line)
     assert f"{result['differences']['student']['test_seen']['value']:+.3f} [" in line
 
 
-def test_a_run_stands_for_its_evaluation(pair: list[str], tmp_path: Path) -> None:
+def test_a_run_folder_gives_its_evaluation(pair: list[str], tmp_path: Path) -> None:
     runs = Folder(str(tmp_path / "run"))
     runs.write_json("result.json", {"stages": {"evaluate": {"folder": pair[0]}}})
     assert compare_evaluations([runs.url, pair[1]])["first"] == pair[0]
 
 
-def test_other_clips_are_refused(pair: list[str], tmp_path: Path) -> None:
+def test_evaluations_of_different_clips_are_an_error(pair: list[str], tmp_path: Path) -> None:
     fewer = finish(Folder(str(tmp_path / "fewer")), 0.9, 2, drop=7)
     with pytest.raises(ValueError, match="their clips of val differ: 90 and 89"):
         compare_evaluations([pair[0], fewer.url])
 
 
-def test_what_is_not_finished_is_refused(pair: list[str], tmp_path: Path) -> None:
+def test_an_unfinished_evaluation_is_an_error(pair: list[str], tmp_path: Path) -> None:
     Folder(pair[1]).remove("done.json")
-    with pytest.raises(ValueError, match=r"bad is no finished evaluation: it has no done\.json"):
+    with pytest.raises(ValueError, match=r"bad is not a finished evaluation: it has no done\.json"):
         compare_evaluations(pair)
 
 
-def test_it_is_said_what_compare_takes() -> None:
+def test_wrong_settings_of_compare() -> None:
     with pytest.raises(ValueError, match="names 1 folders; it takes the two"):
         EvaluateConfig(compare=("one",))
     with pytest.raises(ValueError, match=r"an option of jobs/evaluate\.py"):

@@ -1,4 +1,4 @@
-"""Intervals of the scores that stand beside macro accuracy and mAP; those two are tested with the metrics."""
+"""Intervals of all scores but macro accuracy and mAP, which are tested with the metrics."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Metrics against hand-worked cases and scikit-learn."""
+"""Metrics against cases worked by hand and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_interval_needs_groups_of_every_class() -> None:
     assert macro_accuracy_interval(*clips(rng, 19, 3)) is None
 
 
-# Several classes a clip -----------------------------------------------------------------------------------------------
+# Multi-label ----------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -137,7 +137,7 @@ def test_weighted_average_precision_is_scikit_learns(pair: tuple[np.ndarray, np.
             assert found == pytest.approx(expected)
 
 
-def test_no_class_no_map() -> None:
+def test_map_without_any_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="no clip has a class"):
         mean_average_precision(np.zeros((3, 2)), np.ones((3, 2)))
 

@@ -1,4 +1,4 @@
-"""Metrics, tables and figures where clips have several classes."""
+"""Metrics, tables and figures of multi-label clips."""
 
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def test_evaluation_by_hand() -> None:
     assert val["mAP_by_city"] == {"unknown": pytest.approx((1 + 5 / 6 + 1) / 3)}
 
 
-def test_a_strange_class_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'moon' is none of the classes dog, rain, speech, whale"):
+def test_an_unknown_class_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'moon' is not one of the classes dog, rain, speech, whale"):
         evaluation(make_predictions([("val", "dog;moon", "a")], np.ones((1, 4))), NAMES, "multi")
 
 
@@ -86,7 +86,7 @@ def make_evaluation(names: list[str], noise: float) -> Evaluation:
 
 
 def pages(predictions: dict[str, pa.Table], folder: Path) -> tuple[str, dict[str, Any]]:
-    """The report's text and what it was made of."""
+    """The report's text and its data."""
     found = judge(predictions, NAMES, "multi", next(iter(predictions.values())))
     extra = {
         "split": "as the table says",
@@ -122,7 +122,7 @@ def test_pages_name_every_model_split_device_and_class(tmp_path: Path) -> None:
 
 def test_missing_classes_are_named(tmp_path: Path) -> None:
     text, _ = pages({"finetune": SMALL.append_column("path", SMALL["clip_id"])}, tmp_path)
-    assert "val has no clip of whale: its score is over the other classes." in text
+    assert "val has no clip of whale: its score is the mean over the other classes." in text
     assert "test has no clip of speech, whale: " in text
     assert "nan" not in text
 
@@ -133,8 +133,8 @@ def test_of_many_classes_the_ends_are_shown() -> None:
     ranked = ranking(found)
     scores = [found["test"]["by_class"][name]["average_precision"] for name in ranked]
     assert scores == sorted(scores, reverse=True)
-    said, table = precision_tables(found)
-    assert "of 40" in said
+    text, table = precision_tables(found)
+    assert "of 40 classes" in text
     assert [row[0] for row in table.rows] == ranked[:ROWS_SHOWN] + ranked[-ROWS_SHOWN:]
     assert len(list(precision_tables(make_evaluation(NAMES, 1.0)))) == 1
 

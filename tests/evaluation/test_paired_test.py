@@ -1,4 +1,4 @@
-"""Paired differences and their p-values, where the right answer is known."""
+"""Paired differences and their p-values, on cases with known results."""
 
 from itertools import product
 
@@ -36,13 +36,13 @@ def test_the_difference_is_that_of_the_scores_and_changes_sign(seed: int) -> Non
 
 
 def test_equal_models_differ_by_chance_as_often_as_p_says() -> None:
-    """Under the null, p is below 0.1 in a tenth of the cases, though clips of a group go together."""
+    """Under the null hypothesis p is below 0.1 in a tenth of the cases, although the clips of a group are dependent."""
     ps = [macro_accuracy_difference(*draw(seed, 30, 8, 0.6, 0.6), permutations=500).p_value for seed in range(200)]
     assert 0.03 < np.mean(np.array(ps) <= 0.1) < 0.17
 
 
-def test_clips_without_groups_would_be_far_too_sure() -> None:
-    """What the test of groups is for: the same guesses, each clip taken for a group, find differences everywhere."""
+def test_without_groups_p_values_would_be_far_too_small() -> None:
+    """Why whole groups are exchanged: with every clip as its own group, equal models often seem to differ."""
     ps = []
     for seed in range(60):
         labels, one, other, _ = draw(seed, 30, 8, 0.6, 0.6)
@@ -102,7 +102,7 @@ def test_more_clips_of_the_same_groups_are_no_further_evidence() -> None:
 
 
 def test_the_exchange_of_scores_by_hand() -> None:
-    """With two groups there are two exchanges, of none and of one; the difference is that of the first."""
+    """With two groups there are two distinct exchanges, of no group and of one; the first gives the difference."""
     truth = np.array([[1], [0], [1], [0]], np.float32)
     one, other = np.array([[0.9], [0.1], [0.8], [0.2]]), np.array([[0.3], [0.6], [0.4], [0.7]])
     first = np.array([[True], [True], [False], [False]])

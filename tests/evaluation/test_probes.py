@@ -1,4 +1,4 @@
-"""Probes on embeddings whose answer is known."""
+"""Probes on embeddings with known results."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,8 @@ def test_noise_is_left_to_chance(kind) -> None:
     assert score(kind, x, y, x_test, y_test) < 0.4
 
 
-def test_no_clip_is_guessed_by_a_probe_that_knows_its_group() -> None:
-    """Clips of a group look alike and tell nothing of the class: only a leak between folds would find them."""
+def test_no_clip_is_predicted_by_a_probe_trained_on_its_group() -> None:
+    """Clips of a group are alike and independent of the class: only a leak between folds would predict them."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(100), 20)
     y = np.repeat(rng.permutation(100) % 2, 20)

@@ -1,4 +1,4 @@
-"""Recordings on both sides of a split, found by ear."""
+"""Same-recording pairs across a split, found from the audio."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from raymae.evaluation.leaks.same_recording import (
     FRONT_END,
     THRESHOLD,
     embed,
+    find_pairs,
     find_siblings,
     fingerprint,
-    heard,
-    listen,
+    fingerprints,
 )
 from tests.support.clip_tables import clip_table
 from tests.support.paths import SHARED
@@ -27,7 +27,7 @@ DATA = SHARED / "data"
 
 
 def write_segments(folder: Path, recordings: int) -> list[tuple[Path, int]]:
-    """Two separate segments of each of some recordings (noise of its own fine colour), at other gains and colours."""
+    """Two segments of each of some recordings (noise with a spectral fine structure), with random gain and tilt."""
     files = []
     for number in range(recordings):
         rng = np.random.default_rng(number)
@@ -43,9 +43,9 @@ def write_segments(folder: Path, recordings: int) -> list[tuple[Path, int]]:
     return files
 
 
-def test_other_segments_of_a_recording_are_found_through_gain_and_colour(tmp_path: Path) -> None:
+def test_other_segments_of_a_recording_are_found_despite_gain_and_tilt(tmp_path: Path) -> None:
     files = write_segments(tmp_path, 60)
-    prints, read = listen([str(path) for path, _ in files])
+    prints, read = fingerprints([str(path) for path, _ in files])
     assert read.tolist() == list(range(120))
     recording = np.array([number for _, number in files])
     trained = np.array([path.name.endswith("-0.wav") and number < 40 for path, number in files])
@@ -57,17 +57,17 @@ def test_other_segments_of_a_recording_are_found_through_gain_and_colour(tmp_pat
     assert sure.sum() > 20
 
 
-def test_what_is_heard_is_said_by_split(tmp_path: Path) -> None:
+def test_pairs_are_counted_by_split(tmp_path: Path) -> None:
     rows = [
         {"path": str(path), "scene_label": "x", "split": "train" if path.name.endswith("-0.wav") else "test_a"}
         for path, _ in write_segments(tmp_path, 40)
     ]
-    found = heard(clip_table([*rows, {"path": str(tmp_path / "none.wav"), "size": -1}]))
+    found = find_pairs(clip_table([*rows, {"path": str(tmp_path / "none.wav"), "size": -1}]))
     assert (found["clips"], found["unread"], found["held_out"]["test_a"]["clips"]) == (80, 1, 40)
-    assert found["held_out"]["test_a"]["heard_share"] > 0.5
+    assert found["held_out"]["test_a"]["paired_share"] > 0.5
     assert found["examples"][0]["score"] >= found["examples"][-1]["score"] >= THRESHOLD
-    with pytest.raises(ValueError, match="nothing to listen for"):
-        heard(clip_table(rows[::2]))
+    with pytest.raises(ValueError, match="nothing to compare"):
+        find_pairs(clip_table(rows[::2]))
 
 
 def test_silence_pairs_with_nothing_and_is_finite() -> None:
@@ -82,7 +82,7 @@ def test_silence_pairs_with_nothing_and_is_finite() -> None:
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"the real recordings are not at {DATA}")
 def test_precision_and_recall_on_known_recordings_through_microphones() -> None:
-    """Other segments of the same upload, each through one of six microphones and at another gain (folds 1 and 2)."""
+    """Other segments of the same upload, each through one of six microphones and with its own gain (folds 1 and 2)."""
     with open(DATA / "esc50_open/clips.csv", newline="") as file:
         clips = [row for row in csv.DictReader(file) if row["fold"] in "12"]
     responses = [load(path, 16_000) for path in sorted((DATA / "micirp").glob("*.wav"))]

@@ -1,4 +1,4 @@
-"""Augmentations: the identity when off, seeded, true to padding, and each one does what it says."""
+"""Augmentations: the identity when off, seeded, without effect on padding, and each one's effect."""
 
 from dataclasses import replace
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from raymae.audio.logmel import LogMel
 from raymae.config import AudioConfig, AugmentConfig
 from raymae.features.augment import (
-    AUGMENTATIONS,
+    COLORATION,
+    GEOMETRY,
     augment,
-    colour,
     crop,
     device_response,
     freq_mixstyle,
     gain,
     mixup,
+    random_eq,
     roll,
     spec_augment,
 )
@@ -44,11 +45,12 @@ SWITCHES = {
     "crop": {"crop_seconds": 0.32},
     "roll": {"roll_p": 0.7},
     "gain": {"gain_db": 6.0},
-    "colour": {"eq_p": 0.7},
+    "random_eq": {"eq_p": 0.7},
     "freq_mixstyle": {"mixstyle_p": 0.7},
     "spec_augment": {"freq_mask_param": 8, "time_mask_param": 8},
 }
-"""What switches each augmentation on, in any order."""
+"""The settings that switch each augmentation on."""
+AUGMENTATIONS = {one.__name__: one for one in (*GEOMETRY, *COLORATION) if one is not device_response}
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +95,10 @@ def test_off_is_the_identity(name: str, batch: Tensor) -> None:
     alpha=st.floats(0.01, 9),
     seed=st.integers(0, 2**32),
 )
-def test_what_is_off_is_as_if_it_did_not_exist(
+def test_an_augmentation_that_is_off_draws_nothing(
     on: set[str], devices: bool, nats: float, alpha: float, seed: int
 ) -> None:
-    """Any of them together are one after the other, those that are off draw nothing; all off are the identity."""
+    """Any of them together give the same as one after the other; all off are the identity."""
     fields = {name: value for key in on for name, value in SWITCHES[key].items()}
     share = 0.7 if devices else 0.0
     config = AugmentConfig(
@@ -107,8 +109,8 @@ def test_what_is_off_is_as_if_it_did_not_exist(
     found, found_valid = augment(batch, VALID, config, AUDIO, together, RESPONSES)
     wanted, wanted_valid = batch, VALID
     for name, augmentation in AUGMENTATIONS.items():
-        if name == "colour" and devices:
-            wanted, wanted_valid = device_response(wanted, wanted_valid, config, RESPONSES, apart)
+        if name == "random_eq" and devices:
+            wanted, wanted_valid = device_response(wanted, wanted_valid, config, AUDIO, apart, RESPONSES)
         if name in on:
             wanted, wanted_valid = augmentation(wanted, wanted_valid, config, AUDIO, apart)
     assert torch.equal(found, wanted)
@@ -146,7 +148,7 @@ def test_mixup_off_is_the_identity(batch: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_input_stays_padding_stays_and_values_change(name: str, batch: Tensor) -> None:
+def test_values_change_but_input_and_padding_do_not(name: str, batch: Tensor) -> None:
     before = batch.clone()
     found, valid_frames = AUGMENTATIONS[name](batch, VALID, ALL, AUDIO, seeded())
     assert torch.equal(batch, before)
@@ -168,7 +170,7 @@ def test_clips_draw_for_themselves(batch: Tensor) -> None:
     assert all(not torch.equal(found[0], other) for other in found[1:])
 
 
-@pytest.mark.parametrize("name", ["roll", "colour", "freq_mixstyle"])
+@pytest.mark.parametrize("name", ["roll", "random_eq", "freq_mixstyle"])
 def test_half_the_clips_change_at_half_the_probability(name: str) -> None:
     batch = torch.randn(400, 64, 4, generator=seeded())
     half = AugmentConfig(roll_p=0.5, eq_p=0.5, mixstyle_p=0.5)
@@ -208,10 +210,10 @@ def test_gain_in_decibels(batch: Tensor) -> None:
     assert decibels.std() == pytest.approx(12 / np.sqrt(12), rel=0.1)
 
 
-def test_colour_has_its_spread_and_is_straight_between_knots() -> None:
+def test_random_eq_has_its_spread_and_is_linear_between_knots() -> None:
     batch = torch.zeros(2000, 64, 22)
     config = AugmentConfig(eq_p=1.0, eq_knots=8, eq_nats=3.0)
-    found, _ = colour(batch, torch.full((2000,), 64), config, AUDIO, seeded())
+    found, _ = random_eq(batch, torch.full((2000,), 64), config, AUDIO, seeded())
     assert torch.equal(found, found[:, :1].expand_as(found))
     response = found[:, 0] * AUDIO.norm_scale
     torch.testing.assert_close(response[:, ::3].std(0), torch.full((8,), 3.0), rtol=0.08, atol=0)  # 22 = 7 * 3 + 1
@@ -219,8 +221,8 @@ def test_colour_has_its_spread_and_is_straight_between_knots() -> None:
     assert response.diff(n=2)[:, 2].abs().mean() > 0.5
 
 
-def test_colour_is_what_a_short_filter_does() -> None:
-    """The log-mel of filtered noise is the noise's log-mel plus the filter's response at each band, almost."""
+def test_random_eq_approximates_a_short_filter() -> None:
+    """The log-mel of filtered noise is almost the noise's log-mel plus the filter's response at each band."""
     rng = np.random.default_rng(0)
     audio = replace(AUDIO, n_fft=1024, win_length=800, clip_seconds=4.0)
     knots = rng.normal(size=6) * 1.5  # nats of power
@@ -235,7 +237,7 @@ def test_colour_is_what_a_short_filter_does() -> None:
     assert change.std(0).max() < 0.35
 
 
-def test_every_clip_is_heard_through_one_of_the_devices() -> None:
+def test_every_clip_gets_the_response_of_one_device() -> None:
     valid_frames = VALID.repeat(100)
     batch = torch.randn(600, 64, 32, generator=seeded(9))
     batch[is_padding(valid_frames)] = AUDIO.silence
@@ -278,7 +280,7 @@ def test_mixstyle_mixes_band_statistics_of_two_clips() -> None:
     assert moved >= 4
 
 
-def test_mixstyle_looks_at_valid_frames_alone(batch: Tensor) -> None:
+def test_mixstyle_uses_valid_frames_only(batch: Tensor) -> None:
     other_padding = torch.where(is_padding(VALID)[:, :, None], 99.0, batch)
     one, two = (freq_mixstyle(clips, VALID, ALL, AUDIO, seeded())[0] for clips in (batch, other_padding))
     inside = ~is_padding(VALID)
@@ -303,7 +305,7 @@ def test_spec_augment_masks_one_stripe_each_way_to_the_mean(batch: Tensor) -> No
 
 
 def test_mixup_mixes_inputs_and_targets_alike() -> None:
-    """Clip k holds k everywhere, so that the value of a mixture says what it is made of."""
+    """Clip k is k everywhere, so that the value of a mixture shows its components."""
     values = torch.arange(6.0)
     batch = values[:, None, None].repeat(1, 64, 32)
     for seed in range(10):
@@ -318,7 +320,7 @@ def test_mixup_mixes_inputs_and_targets_alike() -> None:
 
 
 def test_autocast_changes_no_augmentation() -> None:
-    """Training augments under autocast, whose products would be too coarse for statistics of bands."""
+    """Training augments under autocast, whose matrix products would be too imprecise for band statistics."""
     log_mel = -1 + 0.1 * torch.randn(6, 64, 32, generator=torch.Generator().manual_seed(0))
     for name, augmentation in AUGMENTATIONS.items():
         plain, _ = augmentation(log_mel, VALID, ALL, AUDIO, torch.Generator().manual_seed(1))

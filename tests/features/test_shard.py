@@ -1,4 +1,4 @@
-"""Damage is found, wherever it is, and the store says what it holds."""
+"""Damage of shards is found wherever it is; the manifest describes the store; float16 is precise enough."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ ESC10 = ODD.parent / "esc10/audio"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, bytes, dict[str, Any]]:
+def shard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, bytes, dict[str, Any]]:
     """A shard of twenty clips of which one is bad, its bytes and its summary."""
     folder = tmp_path_factory.mktemp("sound")
     clips = write_clips(folder / "audio", 20)
@@ -51,8 +51,8 @@ def flip(path: Path, place: int, mask: int = 1) -> None:
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_any_flipped_byte_is_found(sound: tuple[Folder, bytes, dict[str, Any]], data: st.DataObject) -> None:
-    shards, content, summary = sound
+def test_any_flipped_byte_is_found(shard: tuple[Folder, bytes, dict[str, Any]], data: st.DataObject) -> None:
+    shards, content, summary = shard
     assert intact(content)
     assert read_summary(shards, "one.parquet", verify=True) == summary
     tail = st.integers(len(content) - 4000, len(content) - 1)
@@ -63,8 +63,8 @@ def test_any_flipped_byte_is_found(sound: tuple[Folder, bytes, dict[str, Any]], 
 
 
 @given(length=st.integers(0, 100_000))
-def test_a_shortened_shard_is_found(sound: tuple[Folder, bytes, dict[str, Any]], length: int) -> None:
-    content = sound[1]
+def test_a_shortened_shard_is_found(shard: tuple[Folder, bytes, dict[str, Any]], length: int) -> None:
+    content = shard[1]
     assert not intact(content[: min(length, len(content) - 1)])
 
 
@@ -147,7 +147,7 @@ def test_damage_in_an_object_store_is_found_alike(forty: pa.Table) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "zstd", "lz4"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
-def test_reading_finds_a_flipped_byte_and_the_plan_learns_of_it(
+def test_reading_finds_a_flipped_byte_and_marks_it_for_the_plan(
     tmp_path: Path, forty: pa.Table, compression: str, share: float
 ) -> None:
     plan, store = finished(tmp_path / "storage", forty, compression)
@@ -155,7 +155,7 @@ def test_reading_finds_a_flipped_byte_and_the_plan_learns_of_it(
     path = Path(store.shards.path(name))
     group = pq.ParquetFile(path).metadata.row_group(2).column(1)
     flip(path, group.data_page_offset + int(share * group.total_compressed_size))
-    assert again(plan).nodes["prepare"].reused, "sizes alone don't tell"
+    assert again(plan).nodes["prepare"].reused, "the size is the same"
     assert read_summary(store.shards, name, verify=True) is None
     with pytest.raises(ValueError, match=rf"{name} is damaged .*the same command computes it again"):
         store.read(np.arange(40))
@@ -164,7 +164,9 @@ def test_reading_finds_a_flipped_byte_and_the_plan_learns_of_it(
     assert len(store.read(np.arange(16))[0]) == 16, "the other shards are read as before"
 
 
-def test_what_is_no_damage_is_not_called_so(tmp_path: Path, forty: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_an_intact_shard_is_not_called_damage(
+    tmp_path: Path, forty: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, store = finished(tmp_path / "storage", forty)
 
     def fail(*args: Any) -> None:
@@ -176,7 +178,7 @@ def test_what_is_no_damage_is_not_called_so(tmp_path: Path, forty: pa.Table, mon
     assert not any(name.endswith(DAMAGED) for name in store.shards.names())
 
 
-def test_the_manifest_says_what_the_store_holds(tmp_path: Path) -> None:
+def test_the_manifest_describes_the_store(tmp_path: Path) -> None:
     clips = write_clips(tmp_path / "audio", 40)
     Path(clips["path"][1].as_py()).write_bytes(b"")
     plans = plan_shards(clips, TINY_AUDIO, 0.1)

@@ -1,4 +1,4 @@
-"""The feature store: exact rows in any order, bad files quarantined, shards found again."""
+"""The feature store: exact rows in any order, bad files quarantined, shards reused."""
 
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,14 @@ def test_a_shard_without_any_good_file_is_a_shard(tmp_path: Path) -> None:
     assert write_shard(shards, "none.parquet", clips, ClipReader(TINY_AUDIO, 10))["rows"] == 0
 
 
-def test_a_damaged_shard_is_no_shard(tmp_path: Path) -> None:
+def test_a_damaged_shard_has_no_summary(tmp_path: Path) -> None:
     shards = Folder(str(tmp_path))
     assert read_summary(shards, "a.parquet") is None
     shards.write_bytes("a.parquet", b"PAR1 and then nothing")
     assert read_summary(shards, "a.parquet") is None
 
 
-def test_a_stuck_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_file_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     write_tone(tmp_path / "good.wav", 440)
@@ -123,7 +123,7 @@ def test_shards_follow_the_content_and_the_front_end(clips: pa.Table) -> None:
     assert not names & {plan.name for plan in plan_shards(touched, TINY_AUDIO, 0.1)}
 
 
-def test_without_times_the_path_tells_files_apart(clips: pa.Table) -> None:
+def test_without_change_times_the_path_identifies_files(clips: pa.Table) -> None:
     timeless = clips.set_column(clips.column_names.index("mtime"), "mtime", pa.array([0.0] * len(clips)))
     paths = pa.array([f"/elsewhere/{path}" for path in clips["path"].to_pylist()])
     moved = timeless.set_column(clips.column_names.index("path"), "path", paths)

@@ -1,4 +1,4 @@
-"""`data.store = none`: the clips, batches and results of a feature store, without one."""
+"""`data.store = none`: the same clips, batches and results as with a feature store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import ray.data
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae.cluster.feed import read_leg, split_in_order, windows_of
+from raymae.cluster.feed import read_segment, split_in_order, windows_of
 from raymae.config import Config, DataConfig
 from raymae.features import streaming
 from raymae.features.store import FeatureStore
@@ -31,11 +31,11 @@ from tests.support.training import TINY
 
 @pytest.fixture
 def streamed(store: FeatureStore) -> StreamedClips:
-    """The clips of the stored ones, read from the audio."""
+    """The stored clips, read from the audio."""
     return StreamedClips(store.folder, store.shards, timeout=10)
 
 
-def test_what_is_read_is_the_same_to_the_bit(store: FeatureStore, streamed: StreamedClips) -> None:
+def test_features_are_the_same_to_the_bit(store: FeatureStore, streamed: StreamedClips) -> None:
     rows = np.random.default_rng(0).permutation(len(store))[:50]
     for stored, decoded in zip(store.read(rows), pickle.loads(pickle.dumps(streamed)).read(rows), strict=True):
         np.testing.assert_array_equal(decoded, stored)
@@ -70,7 +70,7 @@ def test_a_clip_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[str, Config]:
-    """The same pre-training from a store and from the audio, one of whose files is bad, in storages of their own."""
+    """The same pre-training from a store and from the audio, with one bad file, in separate storages."""
     folder = tmp_path_factory.mktemp("recordings")
     table = write_table(folder, write_clips(folder, 120))
     (folder / "clip004.wav").write_bytes(b"no recording")
@@ -84,7 +84,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[st
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_whole_way_gives_the_same_and_keeps_no_features(runs: dict[str, Config]) -> None:
+def test_the_whole_pipeline_gives_the_same_and_stores_no_features(runs: dict[str, Config]) -> None:
     weights, quarantines, manifests = [], [], []
     for config in runs.values():
         storage = Path(config.storage) / "artifacts"
@@ -114,7 +114,7 @@ def test_a_slow_trainer_bounds_what_is_read_ahead(streamed: StreamedClips, tmp_p
     spec = StageSpec(
         name="pretrain", kind="pretrain", config=replace(TINY, pretrain=pretrain), artifact=artifact, store=watched
     )
-    (split,) = split_in_order(read_leg(spec, 0, workers=1), 1)
+    (split,) = split_in_order(read_segment(spec, 0, workers=1), 1)
     trainer = ray.remote(num_cpus=0)(SlowTrainer).remote(split)
     assert spec.order().windows > 100
     try:
@@ -127,7 +127,7 @@ def test_a_slow_trainer_bounds_what_is_read_ahead(streamed: StreamedClips, tmp_p
 
 
 class SlowTrainer:
-    """A process of its own, as training workers are: what Ray Data prefetches in it ends with it."""
+    """A process like a training worker's: what Ray Data prefetches in it ends with it."""
 
     def __init__(self, split: ray.data.DataIterator) -> None:
         self.windows = windows_of(split, TINY_AUDIO)
@@ -137,7 +137,7 @@ class SlowTrainer:
 
 
 class Watched(StreamedClips):
-    """Leaves a file for every window that is read."""
+    """Writes a file for every window that is read."""
 
     def __init__(self, folder: Folder, shards: Folder, timeout: float, seen: str) -> None:
         super().__init__(folder, shards, timeout)

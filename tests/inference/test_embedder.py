@@ -1,4 +1,4 @@
-"""Embeddings of frozen encoders: segments, pooling, layers, folders that describe themselves."""
+"""Embeddings of frozen encoders: segments, pooling, layers, folders of encoders."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,8 @@ N_FRAMES = TINY_AUDIO.n_frames
 def make(layers: tuple[int, ...] = (), crop_seconds: float | None = None) -> Embedder:
     torch.manual_seed(0)
     encoder = Encoder(TINY_AUDIO, TINY.model).eval()
-    seen = crop_frames(AugmentConfig(crop_seconds=crop_seconds), TINY_AUDIO)
-    return make_embedder(encoder, TINY_AUDIO, TINY.model, seen, layers)
+    segment = crop_frames(AugmentConfig(crop_seconds=crop_seconds), TINY_AUDIO)
+    return make_embedder(encoder, TINY_AUDIO, TINY.model, segment, layers)
 
 
 def sound(batch: int, frames: int = N_FRAMES, seed: int = 0) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_the_mean_is_that_of_the_layers_tokens() -> None:
 
 @pytest.mark.parametrize("crop_seconds", [None, 0.32])
 @pytest.mark.parametrize("pool", ["row_stats", "mean"])
-def test_padding_and_company_change_nothing(crop_seconds: float | None, pool) -> None:
+def test_padding_and_other_clips_of_the_batch_change_nothing(crop_seconds: float | None, pool) -> None:
     embedder = make(crop_seconds=crop_seconds)
     valid = embedder.segment // 8 * 8
     one = sound(1)
@@ -84,7 +84,7 @@ def test_padding_and_company_change_nothing(crop_seconds: float | None, pool) ->
     assert np.allclose(alone[0], together[0], atol=1e-4)
 
 
-def test_segments_are_seen_one_by_one() -> None:
+def test_segments_are_encoded_one_by_one() -> None:
     embedder = make(crop_seconds=0.32)
     log_mel = sound(1)
     halves = [log_mel[:, start : start + embedder.segment] for start in segment_starts(N_FRAMES, embedder.segment, 8)]
@@ -92,7 +92,7 @@ def test_segments_are_seen_one_by_one() -> None:
     assert np.allclose(embedder.clips(log_mel, lengths(1), "mean"), np.mean(parts, axis=0), atol=1e-5)
 
 
-def test_frames_say_when_they_are_and_their_mean_is_the_clip() -> None:
+def test_frames_have_their_times_and_their_mean_is_the_clip() -> None:
     embedder = make(crop_seconds=0.32)
     vectors, starts = embedder.frames(sound(2), lengths(2))
     assert vectors.shape == (2, len(starts), 32)
@@ -102,13 +102,13 @@ def test_frames_say_when_they_are_and_their_mean_is_the_clip() -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 3])
-def test_a_layer_that_is_not_there(layer: int) -> None:
+def test_a_missing_layer_is_an_error(layer: int) -> None:
     with pytest.raises(ValueError, match=f"no layer {layer}: the encoder has 2 blocks"):
         make(layers=(layer,))
 
 
 @pytest.mark.parametrize("name", ["mae", "latent"])
-def test_folders_describe_themselves(store: FeatureStore, tmp_path: Path, name) -> None:
+def test_folders_hold_all_settings(store: FeatureStore, tmp_path: Path, name) -> None:
     torch.set_num_threads(1)
     short = replace(TINY.pretrain, epochs=1, warmup_epochs=0, augment=AugmentConfig(crop_seconds=0.32))
     config = replace(TINY, pretrain=short, model=replace(TINY.model, name=name))
@@ -128,7 +128,7 @@ def test_folders_describe_themselves(store: FeatureStore, tmp_path: Path, name) 
     assert figure.startswith(b"\x89PNG")
 
 
-def test_pretraining_is_probed_at_every_mark(store: FeatureStore, tmp_path: Path) -> None:
+def test_pretraining_is_probed_at_regular_steps(store: FeatureStore, tmp_path: Path) -> None:
     from raymae.storage.events import read_events
 
     torch.set_num_threads(1)
@@ -141,14 +141,14 @@ def test_pretraining_is_probed_at_every_mark(store: FeatureStore, tmp_path: Path
     assert probed[-1]["probe/knn"] > 0.9
 
 
-def test_a_classifier_that_centres_its_input_does_so_for_its_embeddings(store: FeatureStore, tmp_path: Path) -> None:
-    """What a device adds to each band stays out of them, and not of those of an encoder that hears it."""
-    for centred in (True, False):
-        config = replace(TINY, finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0, subtract_band_mean=centred))
-        spec = make_spec(store, tmp_path / str(centred), config=config, kind="finetune")
+def test_embeddings_of_a_classifier_with_band_mean_subtraction_use_it(store: FeatureStore, tmp_path: Path) -> None:
+    """An offset of each band, as of a device, changes embeddings only without band-mean subtraction."""
+    for band_mean in (True, False):
+        config = replace(TINY, finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0, subtract_band_mean=band_mean))
+        spec = make_spec(store, tmp_path / str(band_mean), config=config, kind="finetune")
         run_stage(spec, BareSession(store, spec.artifact))
         embedder = read_embedder(spec.artifact)
         log_mel = sound(2)
         device = np.linspace(-2, 2, log_mel.shape[2], dtype=np.float32)
         change = np.abs(embedder.clips(log_mel + device, lengths(2)) - embedder.clips(log_mel, lengths(2))).max()
-        assert (change < 1e-3) == centred
+        assert (change < 1e-3) == band_mean

@@ -1,4 +1,4 @@
-"""Label tables: every file once and in its place, whatever is batched and however many threads there are."""
+"""Label tables: every file once and in its order, for any batching and number of threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.training import TINY
 NAMES = ["airport", "bus", "park"]
 CLIP = TINY_AUDIO.clip_seconds
 LENGTHS = [CLIP, CLIP / 3, 2.5 * CLIP, (BATCH + 2) * CLIP, CLIP, CLIP, 5 * CLIP, CLIP / 2]
-"""Of recordings, among them one of more windows than a forward pass takes."""
+"""Lengths of recordings in seconds, one of them longer than the windows of a forward pass."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_row_per_file_says_what_the_predictor_says(predictor: Predictor, paths: list[str], threads: int) -> None:
+def test_a_row_per_file_equals_the_predictor_s(predictor: Predictor, paths: list[str], threads: int) -> None:
     table = Labeller(predictor, "file", threads)(paths)
     assert table.schema.equals(schema(NAMES, "file"))
     assert table["path"].to_pylist() == paths
@@ -58,7 +58,7 @@ def test_a_row_per_file_says_what_the_predictor_says(predictor: Predictor, paths
     assert counts == {FILES: len(paths), FAILED: 2, UNREACHABLE: 0}
 
 
-def test_a_row_per_window_says_what_the_predictor_says(predictor: Predictor, paths: list[str]) -> None:
+def test_a_row_per_window_equals_the_predictor_s(predictor: Predictor, paths: list[str]) -> None:
     table = Labeller(predictor, "window", 2)(paths)
     assert table.schema.equals(schema(NAMES, "window"))
     rows = iter(table.to_pylist())
@@ -90,7 +90,7 @@ def test_the_batch_that_a_recording_is_in_does_not_matter(predictor: Predictor, 
         np.testing.assert_allclose([w[2] for w in windows], [w[2] for w in alone], atol=1e-5)
 
 
-def test_forward_passes_go_over_several_recordings(predictor: Predictor, paths: list[str]) -> None:
+def test_forward_passes_span_several_recordings(predictor: Predictor, paths: list[str]) -> None:
     sizes: list[int] = []
 
     class Counting(Predictor):
@@ -107,7 +107,7 @@ def test_forward_passes_go_over_several_recordings(predictor: Predictor, paths: 
     assert windows == sum(sizes)
 
 
-def test_what_its_storage_did_not_give_is_counted_apart(
+def test_unreachable_files_are_counted_separately(
     predictor: Predictor, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails_at_times(path: str) -> str:
@@ -121,15 +121,15 @@ def test_what_its_storage_did_not_give_is_counted_apart(
     assert table["error"].to_pylist()[3] == "time-out"
 
 
-def test_a_defect_in_a_thread_is_raised(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_in_a_thread_is_raised(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymae.inference.labeller.open_clip", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Labeller(predictor, "file", 2)(["a.wav"] * 3)
 
 
-def test_several_classes_are_joined_as_by_the_predictor(tmp_path: Path, paths: list[str]) -> None:
-    several = replace(TINY.finetune, labels="multi")
-    predictor = Predictor(write_tiny(Folder(str(tmp_path)), NAMES, several))
+def test_multi_label_predictions_are_joined_as_by_the_predictor(tmp_path: Path, paths: list[str]) -> None:
+    multi_label = replace(TINY.finetune, labels="multi")
+    predictor = Predictor(write_tiny(Folder(str(tmp_path)), NAMES, multi_label))
     table = Labeller(predictor, "file", 2)(paths)
     assert table["scene_label"].to_pylist() == [predictor.row(path)["scene_label"] for path in paths]
     assert any(";" in label for label in table["scene_label"].drop_null().to_pylist())

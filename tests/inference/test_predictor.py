@@ -1,4 +1,4 @@
-"""A classifier folder: what is in it, what is refused, and what it says of recordings given in any way."""
+"""Classifier folders: their content, errors, and predictions for recordings given in any form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A classifier with a head that tells recordings apart."""
+    """A classifier whose head gives different results for different recordings."""
     torch.manual_seed(0)
     model = build_classifier(TINY_AUDIO, TINY.model, TINY.finetune, len(NAMES))
     torch.nn.init.normal_(model.head.weight, std=1.0)
@@ -57,7 +57,7 @@ def predictor(folder: Folder) -> Predictor:
 
 
 def noise(n_samples: int, seed: int = 0) -> NDArray[np.float32]:
-    """Noise that grows darker to its end, so that its windows differ."""
+    """Noise with less and less treble, so that its windows differ."""
     wave = np.random.default_rng(seed).normal(size=n_samples + 1)
     share = np.linspace(0, 1, n_samples)
     return np.asarray(0.1 * (wave[1:] + share * wave[:-1]), np.float32)
@@ -75,7 +75,7 @@ def changed(folder: Folder, target: Path, **changes: Any) -> Folder:
 # The folder ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_carries_everything_as_json_and_safetensors(folder: Folder) -> None:
+def test_the_folder_holds_everything_as_json_and_safetensors(folder: Folder) -> None:
     assert folder.names() == ["classifier.json", "model.safetensors"]
     card = json.loads(folder.read_bytes("classifier.json"))
     assert card["format"] == FORMAT
@@ -126,7 +126,7 @@ def torch_pickle(value: Any) -> bytes:
         ({"model": {"embed_dim": 16, "num_heads": 2, "patch_size": [8, 8]}}, "doesn't fit"),
     ],
 )
-def test_a_folder_that_does_not_fit_is_named(
+def test_an_error_names_a_folder_that_does_not_fit(
     folder: Folder, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     copy = changed(folder, tmp_path / "copy", **changes)
@@ -138,11 +138,11 @@ def test_a_folder_that_does_not_fit_is_named(
     assert len(text) < 500
 
 
-def test_a_foreign_or_half_folder_is_no_classifier(folder: Folder, tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_not_a_classifier(folder: Folder, tmp_path: Path) -> None:
     copy = changed(folder, tmp_path / "copy")
     copy.remove("model.safetensors")
     for wrong, missing in ((copy.url, "model.safetensors"), (str(tmp_path / "nowhere"), "classifier.json")):
-        with pytest.raises(ValueError, match=f"{wrong} is no classifier: it has no {missing}"):
+        with pytest.raises(ValueError, match=f"{wrong} is not a classifier: it has no {missing}"):
             Predictor(wrong)
     copy = changed(folder, tmp_path / "copy")
     for content in (b"{", b"\xff\xfe", b"[1, 2]", b'"text"'):
@@ -168,7 +168,7 @@ def test_path_bytes_and_waveform_agree(predictor: Predictor, tmp_path: Path, n_s
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32"])
-def test_integers_mean_what_a_file_of_them_means(predictor: Predictor, dtype: str) -> None:
+def test_integer_waveforms_have_the_scale_of_integer_files(predictor: Predictor, dtype: str) -> None:
     whole = (noise(CLIP) * np.iinfo(dtype).max).astype(dtype)
     expected = predictor((whole / -float(np.iinfo(dtype).min), RATE))
     assert predictor((whole, RATE)) == pytest.approx(expected, abs=1e-6)
@@ -234,12 +234,12 @@ def test_other_sample_rates(predictor: Predictor, tmp_path: Path, rate: int) -> 
         (np.float32(0.5), RATE, "one-dimensional"),
         (np.zeros(100, np.uint8), RATE, "a waveform of uint8; valid: float16"),
         (np.zeros(100, np.complex64), RATE, "a waveform of complex64"),
-        (np.zeros(100, np.float32), 0, "0 Hz is not a recording's sample rate"),
+        (np.zeros(100, np.float32), 0, "0 Hz is not a valid sample rate"),
         (np.zeros(100, np.float32), -8000, "sample rate"),
         (np.zeros(1, np.float32), 192_000, "too short"),
     ],
 )
-def test_a_waveform_that_is_none_is_refused(predictor: Predictor, waveform: Any, rate: int, message: str) -> None:
+def test_an_invalid_waveform_is_an_error(predictor: Predictor, waveform: Any, rate: int, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         predictor((waveform, rate))
 
@@ -262,7 +262,7 @@ def test_rows_of_a_result_table(predictor: Predictor, tmp_path: Path) -> None:
 
 
 @given(frames=st.integers(1, 200), crop=st.integers(1, 200), valid=st.integers(1, 200), count=st.integers(1, 5))
-def test_views_lie_within_what_is_valid(frames: int, crop: int, valid: int, count: int) -> None:
+def test_views_are_within_the_valid_frames(frames: int, crop: int, valid: int, count: int) -> None:
     starts = views(frames, crop, np.array([valid, frames], np.int32), count)
     assert starts.shape == (count, 2)
     assert (starts >= 0).all()

@@ -1,4 +1,4 @@
-"""The classifiers: poolings, masking in training, padding, centring, layer decay, weights from pre-training."""
+"""The classifiers: pooling, masking in training, padding, band-mean subtraction, layer decay, pre-trained weights."""
 
 import dataclasses
 
@@ -37,9 +37,9 @@ def all_parameters_once(model: AudioClassifier | Cnn, groups: list[dict]) -> boo
 
 
 @POOLS
-@pytest.mark.parametrize("centred", [False, True])
-def test_a_padded_clip_is_the_clip(pool: str, centred: bool) -> None:
-    classifier = make(pool=pool, subtract_band_mean=centred)
+@pytest.mark.parametrize("subtract", [False, True])
+def test_padding_changes_nothing(pool: str, subtract: bool) -> None:
+    classifier = make(pool=pool, subtract_band_mean=subtract)
     short = sound(1, 43)
     padded = sound(2, 96, seed=1)
     padded[0] = AUDIO.silence
@@ -50,17 +50,18 @@ def test_a_padded_clip_is_the_clip(pool: str, centred: bool) -> None:
 
 
 @POOLS
-@pytest.mark.parametrize("centred", [False, True])
-def test_segments_are_read_alone_and_pooled_together(pool: str, centred: bool) -> None:
-    in_segments = make(pool=pool, subtract_band_mean=centred, segment_seconds=48 * AUDIO.hop_length / AUDIO.sample_rate)
+@pytest.mark.parametrize("subtract", [False, True])
+def test_segments_are_encoded_separately_and_pooled_together(pool: str, subtract: bool) -> None:
+    seconds = 48 * AUDIO.hop_length / AUDIO.sample_rate
+    in_segments = make(pool=pool, subtract_band_mean=subtract, segment_seconds=seconds)
     whole = make(pool=pool)
     clips = sound(2, 96)
     clips[1, 64:] = AUDIO.silence
     frames = torch.tensor([96, 64])
-    seen = subtract_band_mean(clips, frames) if centred else clips
+    inputs = subtract_band_mean(clips, frames) if subtract else clips
     tokens, ids, rows = [], [], []
     for start in (0, 48):
-        patches = whole.encoder.patchify(seen[:, start : start + 48], (frames - start).clamp(0, 48))
+        patches = whole.encoder.patchify(inputs[:, start : start + 48], (frames - start).clamp(0, 48))
         masking = whole.masking(patches, None)
         encoded = whole.encoder(patches, masking)
         for clip in range(2):
@@ -87,7 +88,7 @@ def test_segments_are_read_alone_and_pooled_together(pool: str, centred: bool) -
 
 
 @POOLS
-def test_a_clip_stands_beside_itself_centred(pool: str) -> None:
+def test_with_raw_uses_clips_with_and_without_band_mean(pool: str) -> None:
     both, plain = (
         make(pool=pool, subtract_band_mean=True, with_raw=True, segment_seconds=0.5),
         make(pool=pool, segment_seconds=0.5),
@@ -140,13 +141,13 @@ def test_row_stats_are_mean_and_deviation_of_each_row() -> None:
     assert torch.allclose(classifier.pool(tokens, masking, patches), expected, atol=1e-4)
 
 
-def test_rows_that_were_not_seen_are_zero() -> None:
+def test_masked_rows_are_zero() -> None:
     classifier = make(pool="row_stats", freq_mask_ratio=0.5).train()
     patches = classifier.encoder.patchify(sound(2, 64))
     masking = classifier.masking(patches, None)
     pooled = classifier.embed(patches, masking).view(2, 2, 4, 32)
-    seen = (masking.mask == 0).unflatten(1, patches.grid).any(1)
-    assert torch.equal(pooled.abs().amax(3) > 0, seen[:, None].expand(-1, 2, -1))
+    kept = (masking.mask == 0).unflatten(1, patches.grid).any(1)
+    assert torch.equal(pooled.abs().amax(3) > 0, kept[:, None].expand(-1, 2, -1))
 
 
 @POOLS
@@ -211,14 +212,14 @@ def test_head_starts_near_zero() -> None:
     assert AudioClassifier(AUDIO, MODEL, PLAIN, 10).head.weight.abs().max() < 1e-3
 
 
-def test_centring_undoes_an_offset_of_each_band() -> None:
-    log_mel, colour = sound(2, 50), torch.randn(2, 1, 32)
+def test_band_mean_subtraction_removes_an_offset_of_each_band() -> None:
+    log_mel, offset = sound(2, 50), torch.randn(2, 1, 32)
     valid_frames = torch.tensor([50, 30])
-    coloured = log_mel + colour
-    centred = subtract_band_mean(coloured, valid_frames)
-    assert torch.allclose(centred[1, :30], subtract_band_mean(log_mel[1:, :30])[0], atol=1e-5)
-    assert torch.allclose(centred[0], subtract_band_mean(log_mel[:1])[0], atol=1e-5)
-    assert torch.equal(centred[1, 30:], coloured[1, 30:])
+    filtered = log_mel + offset
+    found = subtract_band_mean(filtered, valid_frames)
+    assert torch.allclose(found[1, :30], subtract_band_mean(log_mel[1:, :30])[0], atol=1e-5)
+    assert torch.allclose(found[0], subtract_band_mean(log_mel[:1])[0], atol=1e-5)
+    assert torch.equal(found[1, 30:], filtered[1, 30:])
 
 
 @POOLS

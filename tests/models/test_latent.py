@@ -1,4 +1,4 @@
-"""Latent targets: what the teacher sees and gives, how it follows, and that nothing collapses or leaks."""
+"""Latent targets: the teacher's input and targets, its moving average, no collapse and no leaks."""
 
 from dataclasses import replace
 
@@ -70,7 +70,7 @@ def test_padding_changes_nothing() -> None:
     assert torch.allclose(target, padded_target[:, : target.shape[1]], atol=1e-4)
 
 
-def test_the_teacher_follows_by_its_decay() -> None:
+def test_the_teacher_is_updated_by_its_decay() -> None:
     model = make(latent=LatentConfig(decay=0.5, final_decay=0.9, ramp=0.5))
     before = [parameter.clone() for parameter in model.teacher.parameters()]
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_the_teacher_follows_by_its_decay() -> None:
             assert torch.allclose(mine - start, torch.full_like(mine, 1 - decay), atol=1e-5)
 
 
-def test_the_teacher_has_no_gradient_and_no_place_in_the_optimiser() -> None:
+def test_the_teacher_has_no_gradient_and_is_not_optimised() -> None:
     model = make()
     model(sound(2, 64), generator=draw()).loss.backward()
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
@@ -93,7 +93,7 @@ def test_the_teacher_has_no_gradient_and_no_place_in_the_optimiser() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_a_view_of_its_own_reaches_the_teacher_only() -> None:
+def test_teacher_view_reaches_the_teacher_only() -> None:
     model = make()
     log_mel = sound(2, 64)
     same = model(log_mel, generator=draw())
@@ -122,8 +122,8 @@ def test_overfits_a_few_clips_without_collapse() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "mae"}, "model.latent is of no use"),
-        ({"norm_target": True}, "norm_target is of no use"),
+        ({"name": "mae"}, "model.latent has no effect"),
+        ({"norm_target": True}, "norm_target has no effect"),
         ({"latent": LatentConfig(teacher_layers=9)}, "must not exceed model.depth"),
         ({"masks_per_clip": 0}, "masks_per_clip = 0"),
     ],
@@ -134,7 +134,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) ->
         replace(base, **changes)
 
 
-def test_shares_of_the_teacher_are_checked() -> None:
+def test_decays_of_the_teacher_are_checked() -> None:
     with pytest.raises(ValueError, match=r"decay = 1\.0"):
         LatentConfig(decay=1.0)
     assert ModelConfig().masks_per_clip == 1

@@ -1,4 +1,4 @@
-"""The masked autoencoder: patches, positions, padding, the windows of the local decoder, the loss."""
+"""The masked autoencoder: patches, positions, padding, windows of the local decoder, the loss."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ DECODERS = pytest.mark.parametrize("decoder", ["local", "global", "light"])
 def make(seed: int = 0, **changes: object) -> MaskedAutoencoder:
     torch.manual_seed(seed)
     model = MODELS["mae"](AUDIO, dataclasses.replace(TINY, **changes))
-    for name, parameter in model.named_parameters():  # the local decoder begins as the identity
+    for name, parameter in model.named_parameters():  # the local decoder is initialised as the identity
         if name.startswith("decoder.") and name.endswith(("norm1.weight", "norm2.weight")):
             torch.nn.init.ones_(parameter)
     return model.eval()
@@ -95,7 +95,7 @@ def test_positions_are_those_of_time_and_frequency() -> None:
 def test_valid_patches() -> None:
     log_mel = sound(4, 32)
     log_mel[1, :8, 8:16] = AUDIO.silence
-    log_mel[2, :, :8] = torch.linspace(-1, 1, 8)  # coloured silence
+    log_mel[2, :, :8] = torch.linspace(-1, 1, 8)  # silence with an offset in each band
     patches = patchify(log_mel, (8, 8), AUDIO.silence)
     valid = valid_patches(patches, (8, 8), 4, torch.tensor([32, 32, 32, 23])).unflatten(1, (4, 4))
     assert valid[0].all()
@@ -135,7 +135,7 @@ def test_any_length_works(decoder: str, n_frames: int, n_mels: int) -> None:
 
 
 @DECODERS
-def test_a_padded_clip_is_the_clip(decoder: str) -> None:
+def test_padding_changes_nothing(decoder: str) -> None:
     model = make(decoder=decoder)
     short = sound(1, 44)
     padded = torch.full((2, 96, 32), AUDIO.silence)
@@ -164,7 +164,7 @@ def test_a_padded_clip_is_the_clip(decoder: str) -> None:
 
 
 @DECODERS
-def test_what_padding_holds_changes_nothing(decoder: str) -> None:
+def test_the_content_of_padding_changes_nothing(decoder: str) -> None:
     model = make(decoder=decoder)
     valid_frames = torch.tensor([64, 40])
     silent, noisy = sound(2, 64), sound(2, 64)
@@ -205,7 +205,7 @@ def test_normalised_target() -> None:
     assert model.forward_loss(patches, prediction, torch.ones(1, 8))[0] < 1e-10
 
 
-def test_silent_clips_cost_nothing_and_break_nothing() -> None:
+def test_silent_clips_have_no_loss_and_finite_gradients() -> None:
     model = make().train()
     log_mel = sound(2, 64)
     log_mel[0] = AUDIO.silence
@@ -267,7 +267,7 @@ def test_from_windows_inverts_to_windows(grid: tuple[int, int], shift: int) -> N
 
 
 def dense_attention(block: WindowBlock, x: Tensor, valid: Tensor, shift: int) -> Tensor:
-    """The attention of `block` written out over all patches (B, T, F, D), with a mask for the windows."""
+    """The attention of `block` as dense attention over all patches (B, T, F, D) with a mask for the windows."""
     batch, columns, rows, dim = x.shape
     attention = block.attn
     time = torch.arange(columns).repeat_interleave(rows)
@@ -302,7 +302,7 @@ def test_windows_are_dense_attention_with_a_mask(grid: tuple[int, int], shift: i
 
 
 def test_fused_and_plain_attention_are_equal() -> None:
-    """Outputs and gradients, also in bfloat16 and where padding has no length."""
+    """Outputs and gradients, also in bfloat16 and for padding of zero length."""
     scale, bias = torch.tensor([1.0, 10.0])[:, None, None], sound(1, 2 * 16, 16, seed=1).view(1, 2, 16, 16)
     bias = bias.expand(3, -1, -1, -1).masked_fill(sound(3, 16, 16, seed=2)[:, None] > 1, -torch.inf)
     bias.diagonal(dim1=2, dim2=3).zero_()

@@ -27,7 +27,7 @@ def build(model: ModelConfig) -> MaskedAutoencoder:
 
 @pytest.mark.parametrize("size", MODEL_SIZES)
 def test_an_encoder_is_timms_vit_of_that_size(size: str) -> None:
-    """Parameter by parameter, but for the positions, which timm learns."""
+    """Parameter by parameter, except for the positions, which timm trains."""
     with torch.device("meta"):
         vit = timm.create_model(f"vit_{size}_patch16_224", in_chans=1, num_classes=0)
     shapes = {name: value.shape for name, value in vit.named_parameters() if name != "pos_embed"}
@@ -42,7 +42,7 @@ def test_decoders_grow_from_light_to_global_to_local() -> None:
     assert counts == pytest.approx([1.6, 25.2, 50.4], rel=0.02)
 
 
-def test_base_is_what_needs_no_name() -> None:
+def test_base_is_the_default() -> None:
     assert MODEL_SIZES["base"] == DECODERS["local"] == ModelConfig()
     assert all(DECODERS[name].decoder == name for name in DECODERS)
 
@@ -58,7 +58,7 @@ def test_any_recipe_takes_a_size(recipe: str, size: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", DECODERS)
 def test_any_recipe_takes_a_decoder(recipe: str, name: str) -> None:
-    """Its sizes come with it, unless it is the recipe's own."""
+    """The decoder's sizes are set with it, unless it is the recipe's own."""
     before, after = RECIPES[recipe]().model, parse([recipe, "--model.decoder", name], "").model
     assert values(after, *DECODER) == values(before if name == before.decoder else DECODERS[name], *DECODER)
     assert with_decoder(after, "global") == with_decoder(before, "global")
@@ -72,13 +72,13 @@ def test_any_recipe_takes_a_decoder(recipe: str, name: str) -> None:
         "--model.size tiny --model.decoder_depth 1 --model.size large --model.depth 6 --model.decoder light",
     ],
 )
-def test_what_is_set_beside_a_name_counts_in_any_order(words: str) -> None:
+def test_a_single_setting_overrides_a_name_in_any_order(words: str) -> None:
     model = parse(["audiomae", *words.split()], "").model
     assert values(model, *ENCODER, *DECODER) == [1024, 6, 16, "light", 256, 1, 8]
 
 
 def test_a_name_and_its_numbers_are_the_same_run() -> None:
-    """Keys are made of these values."""
+    """Keys are computed from these values."""
     numbers = ["--model.embed-dim", "192", "--model.depth", "12", "--model.num-heads", "3"]
     named, spelt = parse(["small", "--model.size", "tiny"], ""), parse(["small", *numbers], "")
     assert type(named.model) is ModelConfig
@@ -104,7 +104,7 @@ def test_recipes_keep_their_own_sizes() -> None:
         ("--model.decoder light --model.decoder-depth 16", "light has at most 4 blocks, not .*decoder_depth = 16"),
     ],
 )
-def test_a_wrong_name_says_what_is_right(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_name_lists_the_valid_ones(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse(["audiomae", *words.split()], "")
     assert end.value.code == 2

@@ -58,9 +58,9 @@ def test_a_device_with_too_few_groups_is_left_out() -> None:
     assert read_out({"x": np.ones((40, 2))}, clips, "single", 1)["targets"].get("device") is None
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, tmp_path: Path, centred: bool) -> None:
-    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, subtract_band_mean=centred, layer=1)
+@pytest.mark.parametrize("band_mean", [False, True])
+def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, tmp_path: Path, band_mean: bool) -> None:
+    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, subtract_band_mean=band_mean, layer=1)
     config = replace(TINY, finetune=tune, pretrain=replace(TINY.pretrain, epochs=2, warmup_epochs=0))
     plan = Plan(config, store.clips, Folder(str(tmp_path)), "evaluate")
     spec = make_spec(store, Path(plan.nodes["pretrain"].artifact.path()), config=config)
@@ -71,11 +71,13 @@ def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, t
         run_stage(tuned, BareSession(store, artifact))
     found = readings(plan)
     first = ["random weights", "pre-trained"]
-    both = [*first, *(f"{name}, input centred" for name in first)] if centred else first
+    both = [*first, *(f"{name}, band mean subtracted" for name in first)] if band_mean else first
     assert list(found) == [*both, "fine-tuned", "with pseudo-labels"]
     embedders = {title: reading.embedder("cpu") for title, reading in found.items()}
     assert {(one.layers, one.segment) for one in embedders.values()} == {((1,), config.audio.n_frames)}
-    assert [one.centred for one in embedders.values()] == [reading.centred for reading in found.values()]
+    assert [one.subtract_band_mean for one in embedders.values()] == [
+        reading.subtract_band_mean for reading in found.values()
+    ]
     log_mel, frames = store.read(np.arange(4))
     assert {reading.pool for reading in found.values()} == {tune.pool}
     x = {title: one.clips(log_mel, frames) for title, one in embedders.items()}

@@ -109,7 +109,7 @@ def test_own_artifacts_are_weights_too(store: FeatureStore, clips: pa.Table, tmp
         given = load_tensors(source.read_bytes("model.safetensors"))
         for kind in ("pretrain", "finetune"):
             plan = make_plan(start(source.url, kind), clips, tmp_path)
-            task = Trainer(*task_of(spec_of(plan, kind, store))).model
+            task = Trainer.start(*task_of(spec_of(plan, kind, store))).model
             own = task.state_dict()
             shared = [name for name in own if name.startswith("encoder.") and name in given]
             assert len(shared) >= 27
@@ -181,7 +181,7 @@ def test_the_driver_says_what_starts_afresh(
     config = start(official, "pretrain")
     with caplog.at_level("INFO", "raymae"):
         bring(make_plan(config, clips, tmp_path).given["pretrain"], "pretrain", config, write=False)
-    assert "the decoder starts afresh: mask_token is missing, expected (1, 1, 16)" in caplog.text
+    assert "the decoder is initialised anew: mask_token is missing, expected (1, 1, 16)" in caplog.text
     shallow = replace(config, model=replace(config.model, depth=1))
     with caplog.at_level("INFO", "raymae"):
         bring(make_plan(shallow, clips, tmp_path).given["pretrain"], "pretrain", shallow, write=False)

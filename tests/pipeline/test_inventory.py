@@ -15,11 +15,11 @@ import torch
 from raymae.cli.artifacts import main
 from raymae.config import Config, DataConfig, PseudoLabelConfig
 from raymae.pipeline.in_process import InProcess
-from raymae.pipeline.inventory import DAY, damage, nobodys, remove, take
+from raymae.pipeline.inventory import DAY, damage, remove, take, unreferenced
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.run import record
 from raymae.storage.folder import Folder, open_storage
-from raymae.training.state.lineage import models_that_saw
+from raymae.training.state.lineage import models_trained_on
 from tests.support.audio_files import make_store, write_clips, write_table
 from tests.support.training import TINY
 
@@ -120,12 +120,12 @@ def test_what_a_run_names_stays_and_goes_with_it(made: Plan, storage: Folder) ->
     (storage / "ray/pretrain-1").write_bytes("state", b"x")
     aged(storage, 8)
     (storage / "artifacts/student/fedcba9876543210").write_bytes("events/1.json", b"{}")  # somebody makes it now
-    going = nobodys(take(storage), keep_days=7)
+    going = unreferenced(take(storage), keep_days=7)
     assert {item.path for item in going} == {"artifacts/finetune/0123456789abcdef", "ray/pretrain-1"}
     remove(storage, going)
     assert not stray.exists()
     run = f"runs/{made.run_folder.url.rpartition('/')[2]}"
-    remove(storage, nobodys(take(storage), keep_days=7, forget=[run]))
+    remove(storage, unreferenced(take(storage), keep_days=7, forget=[run]))
     left = {item.path for item in take(storage)}
     assert left == {"artifacts/student/fedcba9876543210"}
 
@@ -134,7 +134,7 @@ def test_shards_of_two_stores_go_with_the_last(made: Plan, storage: Folder) -> N
     other = storage / "artifacts/prepare/aaaaaaaaaaaaaaaa"
     shutil.copytree((storage / f"artifacts/prepare/{made.nodes['prepare'].key}").path(), other.path())
     aged(storage, 8)
-    going = nobodys(take(storage), keep_days=7)
+    going = unreferenced(take(storage), keep_days=7)
     assert [item.path for item in going] == ["artifacts/prepare/aaaaaaaaaaaaaaaa"]
 
 
@@ -143,7 +143,7 @@ def test_a_clip_is_followed_into_what_began_with_what_saw_it(made: Plan, storage
     train = store[store["split"] == "train"]
     places = {name: f"{node.stage}/{node.key}" for name, node in made.nodes.items()}
     labelled = train[train["scene_label"].notna()]["clip_id"].iloc[0]
-    sights, unknown = models_that_saw(storage, "clip_id", [labelled])
+    sights, unknown = models_trained_on(storage, "clip_id", [labelled])
     assert not unknown
     found = {(one.model, one.role, one.through) for one in sights}
     assert found == {
@@ -156,25 +156,25 @@ def test_a_clip_is_followed_into_what_began_with_what_saw_it(made: Plan, storage
     from raymae.training.spec import accepted_labels
 
     accepted = accepted_labels(made.nodes["pseudo_label"].artifact)["clip_id"][0].as_py()
-    sights, _ = models_that_saw(storage, "clip_id", [accepted])
+    sights, _ = models_trained_on(storage, "clip_id", [accepted])
     own = {(one.model, one.role) for one in sights if one.through is None}
     assert own == {(places["pretrain"], "unlabelled"), (places["student"], "pseudo-labelled")}
     tested = store[store["split"].str.startswith("test")]["clip_id"].iloc[0]
-    assert models_that_saw(storage, "clip_id", [tested]) == ([], [])
+    assert models_trained_on(storage, "clip_id", [tested]) == ([], [])
 
 
 def test_a_question_to_nothing_is_an_error(storage: Folder) -> None:
     with pytest.raises(ValueError, match=r"no clip table has a column speaker; there are: .*clip_id"):
-        models_that_saw(storage, "speaker", ["a"])
+        models_trained_on(storage, "speaker", ["a"])
     with pytest.raises(ValueError, match="no clip_id of any clip is nothing"):
-        models_that_saw(storage, "clip_id", ["nothing"])
+        models_trained_on(storage, "clip_id", ["nothing"])
     with pytest.raises(ValueError, match=r"there is no runs/gone to forget; there are: runs/tiny-evaluate-"):
-        nobodys(take(storage), 7, ["runs/gone"])
+        unreferenced(take(storage), 7, ["runs/gone"])
 
 
 def test_a_store_that_is_gone_leaves_it_unsaid(made: Plan, storage: Folder) -> None:
     storage.remove(f"artifacts/prepare/{made.nodes['prepare'].key}")
-    sights, unknown = models_that_saw(storage, "clip_id", ["x"])
+    sights, unknown = models_trained_on(storage, "clip_id", ["x"])
     assert not sights
     assert len(unknown) == 3
     assert all("is gone" in line for line in unknown)
@@ -189,7 +189,7 @@ def test_the_job(made: Plan, storage: Folder, tmp_path: Path, capsys: pytest.Cap
     main("", ["verify", "--storage", url])
     said = capsys.readouterr().out
     assert "stages and shards are sound" in said
-    assert "only known that they are there" not in said
+    assert "can't be verified" not in said
     Path(storage.path(f"artifacts/student/{made.nodes['student'].key}/model.safetensors")).unlink()
     with pytest.raises(SystemExit) as ended:
         main("", ["verify", "--storage", url])
@@ -199,10 +199,17 @@ def test_the_job(made: Plan, storage: Folder, tmp_path: Path, capsys: pytest.Cap
     main("", ["gc", "--storage", url, "--forget", run, "--keep-days", "0"])
     assert "nothing is removed without --delete" in capsys.readouterr().out
     assert storage.exists("artifacts/pretrain")
-    main("", ["seen", "--storage", url, "--column", "split", "--values", "train"])
+    main("", ["trained-on", "--storage", url, "--column", "split", "--values", "train"])
     assert f"pretrain/{made.nodes['pretrain'].key}" in capsys.readouterr().out
     main("", ["gc", "--storage", url, "--forget", run, "--keep-days", "0", "--delete"])
     assert not [item for item in take(storage) if item.kind not in ("runs", "sweeps")]
-    for arguments in (["ls", "--storage", str(tmp_path / "none")], ["seen", "--storage", url]):
+    for arguments in (["ls", "--storage", str(tmp_path / "none")], ["trained-on", "--storage", url]):
         with pytest.raises(SystemExit, match="error: --"):
             main("", arguments)
+
+
+def test_the_old_name_of_a_subcommand_leads_to_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("", ["seen", "--values", "x"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: the subcommand seen is now called trained-on\n"

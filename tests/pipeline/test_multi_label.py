@@ -283,7 +283,7 @@ def table(*parts: list[dict[str, object]]) -> pa.Table:
 @pytest.mark.parametrize(("text", "row"), [*product(["a;", ";", "a;;b", " ; a", "  "], [2, 3])])
 def test_an_empty_part_is_named_by_table_and_row(text: str, row: int) -> None:
     texts = ["a;b"] * (row - 2) + [text, None, "b"]
-    with pytest.raises(ValueError, match=rf"scene_label, meta row {row}: '{text}': should hold a class on either side"):
+    with pytest.raises(ValueError, match=rf"scene_label, meta row {row}: '{text}': should have a class on either side"):
         check_labels(table(labelled(*texts)), "multi")
 
 

@@ -20,7 +20,7 @@ from raymae.evaluation.report import model_title
 from raymae.features.store import FeatureStore
 from raymae.inference.embedder import Reading
 from raymae.inference.predictor import Predictor
-from raymae.inference.test_time_augmentation import averaged, classify, coloured
+from raymae.inference.test_time_augmentation import averaged, classify, eq_view
 from raymae.models.classifier import subtract_band_mean
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.pseudo_label import run_round
@@ -234,7 +234,7 @@ def test_a_label_of_another_clip_stops_the_student(store: FeatureStore, tmp_path
     rows = rows_of(store.clips, split, labelled=None if split == "pool" else True)[:2]
     folder = table_for(store, tmp_path, rows)
     spec = StageSpec(name="student", kind="finetune", config=SHORT, artifact=folder, store=store, pseudo_labels=folder)
-    with pytest.raises(AssertionError, match="not free for a guess"):
+    with pytest.raises(AssertionError, match="is not an unlabelled training clip"):
         labelled_rows(spec)
 
 
@@ -262,7 +262,7 @@ def test_without_val_the_teacher_is_calibrated_by_a_probe(
     assert found["calibration"]["clips"] == len(rows_of(store.clips, "train", labelled=True))
     text = plan.nodes["pseudo_label"].artifact.read_bytes("report.md").decode()
     assert "Split val has no labelled clip" in text
-    assert "log loss and calibration error stay unknown" in text
+    assert "log loss and calibration error are unknown" in text
 
 
 # Views ---------------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_views_depend_on_the_clip_alone(trained: tuple[Folder, dict[str, Any]], 
     )
     # the mean of the clip, its three colours and the centred one
     x, valid = torch.from_numpy(log_mel).float(), torch.from_numpy(frames).long()
-    shown = [coloured(x, valid, ids, AugmentConfig(), plan.config.audio, view) for view in range(3)]
+    shown = [eq_view(x, valid, ids, AugmentConfig(), plan.config.audio, view) for view in range(3)]
     assert not torch.allclose(shown[0], shown[1])
     one_by_one = [predictor.probabilities(view.numpy(), frames) for view in (x, subtract_band_mean(x, valid), *shown)]
     np.testing.assert_allclose(together, np.mean(one_by_one, axis=0), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Acceptance: the rules by hand and by their properties, limits that hold, reasons that say which."""
+"""Acceptance: the rules worked by hand and by their properties, limits that hold, reasons of refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raymae.config import PseudoLabelConfig
-from raymae.pseudo_labels.acceptance import Acceptance, decide, flexmatch_thresholds, freematch_thresholds, ranks
+from raymae.pseudo_labels.acceptance import (
+    Acceptance,
+    decide,
+    flexmatch_thresholds,
+    freematch_thresholds,
+    ranks,
+    reason_texts,
+)
 from tests.support.pseudo_labels import (
     CLASSES,
     FREEMATCH,
@@ -79,8 +86,10 @@ def test_flexmatch_by_hand() -> None:
     np.testing.assert_allclose(flexmatch_thresholds(values, 0.9), [0.9, 0.3, 0.0], rtol=1e-6)
     found = decided(values, flexmatch(0.9))
     assert found.accepted.tolist() == [True, True, False, True, True, True]
-    assert found.reasons[2] == "confidence below 0.9000, the threshold of its class (flexmatch)"
-    # where nothing is learned, nothing is accepted
+    assert found.reasons.tolist() == ["", "", "threshold", "", "", ""]
+    texts = reason_texts(found, values.argmax(1), flexmatch(0.9))
+    assert texts[2] == "confidence below 0.9000, the threshold of its class (flexmatch)"
+    # if no class is learned, no guess is accepted
     assert not decided(values, flexmatch(0.96)).accepted.any()
 
 
@@ -92,7 +101,8 @@ def test_freematch_by_hand() -> None:
     np.testing.assert_allclose(freematch_thresholds(values), expected, rtol=1e-6)
     found = decided(values, FREEMATCH)
     assert found.accepted.tolist() == [True, False, True, True]
-    assert found.reasons.tolist() == ["", "confidence below 0.6500, the threshold of its class (freematch)", "", ""]
+    texts = reason_texts(found, values.argmax(1), FREEMATCH)
+    assert texts == ["", "confidence below 0.6500, the threshold of its class (freematch)", "", ""]
 
 
 @given(values=probabilities, config=configs, seed=st.integers(0, 99))
@@ -150,20 +160,21 @@ def test_limits_hold_and_the_surest_stay(
     assert found.accepted.any() == free.accepted.any()
     np.testing.assert_array_equal(found.accepted, found.reasons == "")
     for setting, keys in (("max_per_group", groups), ("max_per_class", guess), ("max_class_ratio", guess)):
-        for place in [number for number, reason in enumerate(found.reasons) if setting in reason]:
+        for place in [number for number, reason in enumerate(found.reasons) if reason == setting]:
             kept = found.accepted & (keys == keys[place])
-            if setting != "max_per_group":  # a group's surest may have fallen to its class's limit
+            if setting != "max_per_group":  # the surest of a group may be beyond the limit of its class
                 assert confidence[kept].min() >= confidence[place]
     if limited == config:
         np.testing.assert_array_equal(found.accepted, free.accepted)
 
 
-def test_every_refusal_says_why() -> None:
+def test_every_refusal_has_its_reason() -> None:
     values = np.array([[0.99, 0.01], [0.98, 0.02], [0.97, 0.03], [0.96, 0.04], [0.05, 0.95], [0.6, 0.4]], np.float32)
     groups = np.array(["a", "a", "b", "c", "d", "e"], np.str_)
     config = PseudoLabelConfig(confidence_threshold=0.9, max_per_group=1, max_per_class=2, max_class_ratio=1)
     found = decide(values, groups, config)
-    assert found.reasons.tolist() == [
+    assert found.reasons.tolist() == ["", "max_per_group", "max_class_ratio", "max_per_class", "", "threshold"]
+    assert reason_texts(found, values.argmax(1), config) == [
         "",
         "not among the 1 surest of its group (max_per_group = 1)",
         "not among the 1 surest of its class, 1 times the 1 of the smallest (max_class_ratio)",

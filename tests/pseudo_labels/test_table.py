@@ -1,4 +1,4 @@
-"""The table of pseudo-labels with its provenance, what is said of a round, and the truth that changes nothing."""
+"""The table of pseudo-labels with its provenance, the scores of a round, and true labels that change nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raymae.config import PseudoLabelConfig
 from raymae.evaluation.report import write_round
 from raymae.inference.classifier import check_teacher
 from raymae.pseudo_labels.acceptance import decide
-from raymae.pseudo_labels.calibration import Calibration, apply_temperature, nothing, on_val
+from raymae.pseudo_labels.calibration import Calibration, apply_temperature, calibrated_on_val, uncalibrated
 from raymae.pseudo_labels.table import Round, against_truth, agreement, pseudo_label, summary
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.folder import Folder
@@ -35,7 +35,7 @@ from tests.support.pseudo_labels import names as group_names
 
 NAMES = ["airport", "bus", "park", "tram"]
 COLUMNS = ["clip_id", "pseudo_label", "raw_confidence", "confidence", "round", "teacher", "accepted", "reason"]
-PLAIN = nothing("a test")
+PLAIN = uncalibrated("a test")
 
 
 def unlabelled(count: int) -> pa.Table:
@@ -83,7 +83,7 @@ def test_soft_labels_are_the_calibrated_probabilities() -> None:
 @pytest.mark.parametrize("row", [{"split": "pool"}, {"split": "val"}, {"split": "test_a"}, {"scene_label": "bus"}])
 def test_no_other_clip_can_get_a_label(row: dict[str, str]) -> None:
     clips = clip_table([{}, row])
-    with pytest.raises(AssertionError, match="unlabelled clips of split train alone"):
+    with pytest.raises(AssertionError, match="unlabelled clips of split train only"):
         pseudo_label(clips, guesses(2), PLAIN, NAMES, threshold(0.5), "teacher")
 
 
@@ -98,7 +98,7 @@ def test_no_unlabelled_clip_is_an_empty_table(config: PseudoLabelConfig, tmp_pat
     assert "no unlabelled clip" in (tmp_path / "report.md").read_text()
 
 
-def test_nothing_accepted_is_a_result(tmp_path: Path) -> None:
+def test_a_round_without_accepted_labels(tmp_path: Path) -> None:
     found = label(guesses(50, spread=0.5), threshold(0.99))
     assert set(found.table["reason"].to_pylist()) == {"confidence below 0.99"}
     counts = summary(found)
@@ -106,6 +106,20 @@ def test_nothing_accepted_is_a_result(tmp_path: Path) -> None:
     assert counts["accepted_by_class"] == dict.fromkeys(NAMES, 0)
     write_round(counts | {"agreement": None, "truth": None}, Folder(str(tmp_path)))
     assert "No pseudo-label was accepted" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (threshold(0.6), "confidence below 0.6"),
+        (flexmatch(0.7), "confidence below the threshold of its class"),
+        (FREEMATCH, "confidence below the threshold of its class"),
+        (coverage(0.25), "not among the surest 0.25 of its class"),
+    ],
+)
+def test_the_summary_counts_reasons_without_the_thresholds_of_classes(config: PseudoLabelConfig, reason: str) -> None:
+    found = label(guesses(200), config)
+    assert summary(found)["refused"] == {reason: 200 - sum(found.table["accepted"].to_pylist())}
 
 
 @given(values=probabilities, share=shares)
@@ -130,7 +144,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         check_teacher(folder, NAMES[::-1])
 
 
-# What is said ------------------------------------------------------------------------------------------------------
+# Scores and report -------------------------------------------------------------------------------------------------
 
 
 def test_agreement_of_two_rounds() -> None:
@@ -146,7 +160,7 @@ def test_agreement_of_two_rounds() -> None:
     assert same["kappa"] is None
 
 
-def test_the_truth_scores_and_is_a_table_s(tmp_path: Path) -> None:
+def test_the_truth_is_read_from_a_table_and_scores(tmp_path: Path) -> None:
     values = np.array([[0.9, 0.1, 0, 0], [0.6, 0.4, 0, 0], [0, 0.8, 0.2, 0], [0, 0, 0, 1]], np.float32)
     found = label(values, threshold(0.7)).table
     clips = pa.concat_tables([unlabelled(4), clip_table([{"clip_id": "known", "scene_label": "bus"}])])
@@ -169,11 +183,11 @@ def test_the_truth_scores_and_is_a_table_s(tmp_path: Path) -> None:
     [
         ("filename,scene_label\nc0,airport\nc9,bus\n", "column filename, row 3: 'c9': should name a clip of this run"),
         ("filename,scene_label\nc0,metro\n", "column scene_label, row 2: 'metro': should be one of airport, bus"),
-        ("filename,scene_label\nc0,\n", "tells the class of no unlabelled clip"),
+        ("filename,scene_label\nc0,\n", "has the class of no unlabelled clip"),
         ("filename,label\nc0,bus\n", "no column scene_label"),
     ],
 )
-def test_a_wrong_truth_is_named(tmp_path: Path, text: str, says: str) -> None:
+def test_wrong_truth_tables_are_errors(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "truth.csv").write_text(text)
     with pytest.raises(ValueError, match=says):
         read_truth(str(tmp_path / "truth.csv"), unlabelled(3), NAMES)
@@ -182,7 +196,7 @@ def test_a_wrong_truth_is_named(tmp_path: Path, text: str, says: str) -> None:
 def test_the_report_of_a_round(tmp_path: Path) -> None:
     values, truth = teacher(400, 2.0)
     held_out, known = teacher(300, 2.0, seed=7)
-    calibration = on_val(held_out, known, group_names(300, 60))
+    calibration = calibrated_on_val(held_out, known, group_names(300, 60))
     values[values.argmax(1) == 3] *= [0.5, 0.5, 0.5, 0.1]  # the last class is never guessed
     found = label(values / values.sum(1, keepdims=True), flexmatch(0.8), calibration, number=2)
     classes = pa.array([NAMES[number] for number in truth])
@@ -193,7 +207,7 @@ def test_the_report_of_a_round(tmp_path: Path) -> None:
     assert all((tmp_path / name).stat().st_size > 1000 for name in files)
     text = (tmp_path / "report.md").read_text()
     assert "# Pseudo-labels, round 2" in text
-    assert "Agreement with the round before" in text
+    assert "Agreement with the previous round" in text
     assert "calibrated on: val" in text
     assert Folder(str(tmp_path)).read_json("report.json")["truth"]["clips"] == 400
     assert result["empty_classes"] == [] or f"no accepted pseudo-label is of {result['empty_classes'][0]}" in text

@@ -137,7 +137,7 @@ def test_python_objects_in_parquet_columns(place: str, tmp_path: Path, sprung: P
         "clips.parquet": lambda: FeatureStore(folder, folder).clips["clip_id"].to_pylist(),
         TABLE: lambda: folder.read_table(TABLE, list(COLUMNS)).to_pylist(),
     }
-    with pytest.raises(ValueError, match=r"set/.*\.parquet: the column \w+ is of a type of its own"):
+    with pytest.raises(ValueError, match=r"set/.*\.parquet: the column \w+ has an extension type"):
         reads.get(place, lambda: read_table(folder.path("t.parquet")))()
     assert not sprung.exists()
     columns["other"] = objects  # a column that nobody reads

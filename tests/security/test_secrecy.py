@@ -118,7 +118,7 @@ def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: 
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from raymae.cluster.process_group import meeting
+    from raymae.cluster.process_group import process_group_config
 
     def look(config: dict[str, str]) -> None:
         import torch
@@ -133,7 +133,7 @@ def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: 
     TorchTrainer(
         look,
         train_loop_config={"folder": str(tmp_path)},
-        torch_config=meeting(workers, stall_minutes=15),
+        torch_config=process_group_config(workers, stall_minutes=15),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name="alone", storage_path=str(tmp_path)),
     ).fit()

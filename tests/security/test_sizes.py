@@ -125,7 +125,7 @@ def test_brackets_within_brackets(tmp_path: Path) -> None:
 def test_a_weights_header_longer_than_memory(classifier: Folder, promise: int) -> None:
     content = classifier.read_bytes("model.safetensors")
     classifier.write_bytes("model.safetensors", promise.to_bytes(8, "little") + content[8:])
-    with pytest.raises(ValueError, match=r"model\.safetensors doesn't fit classifier\.json: no safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors doesn't fit classifier\.json: not a safetensors file"):
         read_classifier(classifier)
 
 
@@ -161,7 +161,7 @@ def test_a_classifier_of_absurd_sizes(classifier: Folder, section: str, changes:
 def test_a_network_from_elsewhere(classifier: Folder, name: str) -> None:
     card = classifier.read_json("classifier.json")
     classifier.write_json("classifier.json", card | {"cnn": name})
-    with pytest.raises(ValueError, match=rf"damaged: ValueError: '{name}' is no network of timm"):
+    with pytest.raises(ValueError, match=rf"damaged: ValueError: '{name}' is not a timm model"):
         read_classifier(classifier)
 
 

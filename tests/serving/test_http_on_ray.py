@@ -131,7 +131,7 @@ def test_it_serves_until_it_is_told_to_end(ray_cluster: None, tmp_path: Path, ca
 
 def test_what_is_no_classifier_is_said_before_anything_starts(tmp_path: Path) -> None:
     config = Config(serve=ServeConfig(model=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"--serve\.model .* is no classifier: it has no classifier\.json"):
+    with pytest.raises(ValueError, match=r"--serve\.model .* is not a classifier: it has no classifier\.json"):
         serve_classifier(config)
     folder = write_small_classifier(tmp_path / "classifier")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,5 +1,6 @@
-"""Folders that describe themselves."""
+"""Folders of a storage: reading, writing, listing, finished artifacts, events and checkpoints."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from raymae.storage.events import latest_step, read_events, write_event
-from raymae.storage.folder import Folder, digest, open_storage
+from raymae.storage.folder import FORMAT, Folder, change_time, digest, open_storage
 
 
 def test_digest_names_the_content_not_its_order() -> None:
@@ -57,7 +58,29 @@ def test_damaged_json_names_the_file(tmp_path: Path) -> None:
         Folder(str(tmp_path)).result()
 
 
-def test_any_fsspec_url_serves(tmp_path: Path) -> None:
+def test_a_result_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_json("done.json", {"steps": 3})
+    with pytest.raises(ValueError, match=rf"done\.json is of format 1; .* reads format {FORMAT}$") as error:
+        folder.result()
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("info", "seconds"),
+    [
+        ({"mtime": 12.5, "created": 1.0}, 12.5),
+        ({"LastModified": datetime.fromtimestamp(7, tz=UTC)}, 7.0),
+        ({"last_modified": datetime.fromtimestamp(8, tz=UTC)}, 8.0),
+        ({"created": datetime.fromtimestamp(9, tz=UTC)}, 9.0),
+        ({"name": "a", "size": 1}, 0.0),
+    ],
+)
+def test_change_times_of_different_file_systems(info: dict[str, Any], seconds: float) -> None:
+    assert change_time(info) == seconds
+
+
+def test_any_fsspec_url_works(tmp_path: Path) -> None:
     storage = open_storage("memory://bucket/run")
     assert not storage.is_local
     (storage / "artifacts").write_json("done.json", {"a": 1})
@@ -79,7 +102,7 @@ def test_a_repeated_step_replaces_its_event(tmp_path: Path) -> None:
     assert [event["step"] for event in read_events(folder, after=10)] == [20]
 
 
-def test_only_finished_commits_count(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     assert latest_step(folder) is None
     folder.write_json("commits/000000010/commit.json", {})
@@ -88,7 +111,7 @@ def test_only_finished_commits_count(tmp_path: Path) -> None:
 
 
 class Listing(MemoryFileSystem):
-    """`listing://`: believes what it has listed, as file systems of object stores do."""
+    """`listing://`: trusts its cached listings, as file systems of object stores do."""
 
     protocol = "listing"
     store: ClassVar[dict[str, Any]] = {}
@@ -124,7 +147,7 @@ def test_what_other_processes_write_is_seen() -> None:
     assert folder.open("b").read() == b"2"
 
 
-def test_what_a_dead_process_left_half_is_no_file(tmp_path: Path) -> None:
+def test_half_written_files_of_dead_processes_are_not_listed(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write_bytes("a.json", b"{}")
     (tmp_path / "b.json.1a2b3c4d.part").write_bytes(b"{")

@@ -1,4 +1,4 @@
-"""What passes is tried again, what doesn't isn't; a full disk is named and leaves what stands."""
+"""Transient errors are retried, others aren't; a full disk is reported and leaves what is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raymae.features.store import SHARDS, FeatureStore
 from raymae.storage import retry
 from raymae.storage.events import latest_step
 from raymae.storage.folder import Folder
-from raymae.storage.retry import StorageFullError, passes, patiently
+from raymae.storage.retry import StorageFullError, is_transient, with_retries
 from raymae.training.guards.deadline import Deadline
 from raymae.training.run_stage import run_stage
 from raymae.training.state.checkpoint import load_commit
@@ -27,7 +27,7 @@ from tests.support.failing_files import FailingFiles
 from tests.support.training import TINY, make_spec
 
 OVER = Deadline(1.0, 0.0)
-"""Of a job that began long ago: every run stops at a commit after its first step."""
+"""Deadline of a job that began long ago: every run stops at a checkpoint after its first step."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,12 +65,12 @@ class Answer(Exception):  # noqa: N818  as object stores' clients have them
         (KeyError("x"), False),
     ],
 )
-def test_what_passes(error: Exception, expected: bool) -> None:
-    assert passes(error) == expected
+def test_transient_errors(error: Exception, expected: bool) -> None:
+    assert is_transient(error) == expected
 
 
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.05)
+def test_retries_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.05)
     calls = []
 
     def call() -> None:
@@ -78,12 +78,12 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
         raise TimeoutError("gone")
 
     with pytest.raises(TimeoutError, match="gone"):
-        patiently(call, "the test")
+        with_retries(call, "the test")
     assert len(calls) > 2
-    assert [record.message for record in caplog.records] == ["the test fails for now (TimeoutError), trying again"]
+    assert [record.message for record in caplog.records] == ["the test fails temporarily (TimeoutError), retrying"]
 
 
-def test_what_does_not_pass_is_asked_for_once() -> None:
+def test_permanent_errors_are_not_retried() -> None:
     folder = Folder("failing://bucket/run")
     FailingFiles.failures, FailingFiles.fault = 1, lambda: PermissionError(errno.EACCES, "no")
     with pytest.raises(PermissionError):
@@ -91,7 +91,7 @@ def test_what_does_not_pass_is_asked_for_once() -> None:
     assert not folder.exists("file")
 
 
-def test_every_operation_of_a_folder_outlives_some_failures(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_operation_of_a_folder_is_retried(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "raymae")
     FailingFiles.failures = 3
     folder = Folder("failing://me:hunter2@bucket/run")
@@ -109,13 +109,13 @@ def test_every_operation_of_a_folder_outlives_some_failures(caplog: pytest.LogCa
     assert list(folder.files()) == ["a/file"]
     folder.remove("a/file")
     assert not folder.exists("a/file")
-    failed, worked = (sum(text in record.message for record in caplog.records) for text in ("for now", "works again"))
+    failed, worked = (caplog.text.count(text) for text in ("fails temporarily", "works again"))
     assert failed == worked > 4
     assert "hunter2" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_a_stage_outlives_a_storage_that_throttles(store: FeatureStore, tmp_path: Path, kind: str) -> None:
+def test_a_stage_survives_a_storage_that_throttles(store: FeatureStore, tmp_path: Path, kind: str) -> None:
     config = replace(
         TINY,
         pretrain=replace(TINY.pretrain, epochs=2, commit_minutes=1e-9),
@@ -165,7 +165,7 @@ def fill(folder: Path, free: int) -> Path:
 def test_a_full_disk_stops_the_run_and_nothing_is_lost(
     store: FeatureStore, tmp_path: Path, small_disk: Path, free: int
 ) -> None:
-    """Full at once, or in the middle of a commit."""
+    """Full at once, or in the middle of a checkpoint."""
     config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2, commit_minutes=1e-9, keep_commits=1))
     whole = make_spec(store, tmp_path / "whole", config=config)
     run_stage(whole, BareSession(store, whole.artifact))
@@ -189,6 +189,6 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost(
 def test_a_full_disk_on_a_worker_is_the_error_of_the_job() -> None:
     from raymae.cluster.errors import user_error
 
-    said = "/data/run can't be written to (No space left on device): make room there"
-    assert str(user_error([f"Traceback …\nraymae.retry.StorageFullError: {said}\n"])) == said
-    assert user_error(["Traceback …\nTypeError: a mistake of ours"]) is None
+    message = "/data/run can't be written to (No space left on device): make room there"
+    assert str(user_error([f"Traceback …\nraymae.storage.retry.StorageFullError: {message}\n"])) == message
+    assert user_error(["Traceback …\nTypeError: a bug"]) is None

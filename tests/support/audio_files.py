@@ -1,4 +1,4 @@
-"""Small recordings and stores that tests make themselves."""
+"""Small synthetic recordings, clip tables and feature stores for tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY_AUDIO = AudioConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length
 
 
 def write_tone(path: Path, hertz: float, seconds: float = 0.64, rate: int = 8000, seed: int = 0) -> None:
-    """A tone in noise."""
+    """Write a tone in noise."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
     wave = 0.2 * np.sin(2 * np.pi * hertz * time) + 0.02 * rng.normal(size=len(time))
@@ -49,7 +49,7 @@ def tar(members: dict[str, bytes], tar_format: int = tarfile.PAX_FORMAT) -> byte
 
 
 def write_clips(folder: Path, count: int) -> pa.Table:
-    """Recordings of two classes (low and high tones) and their clip table: train half labelled, val, test, pool."""
+    """Write recordings of two classes (low and high tones); their clip table: train half labelled, val, test, pool."""
     rows = []
     for index in range(count):
         high = index % 2
@@ -83,7 +83,7 @@ def write_clips(folder: Path, count: int) -> pa.Table:
 
 
 def write_table(folder: Path, clips: pa.Table) -> Path:
-    """A user's metadata table of some clips."""
+    """Write a user's metadata table of some clips."""
     with open(folder / "metadata.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "scene_label", "device", "group", "split"])
@@ -93,7 +93,7 @@ def write_table(folder: Path, clips: pa.Table) -> Path:
 
 
 def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, shard_mb: float = 0.1) -> FeatureStore:
-    """A finished feature store of a clip table, made without Ray."""
+    """Make a finished feature store of a clip table, without Ray."""
     root = Folder(str(storage))
     store = FeatureStore(root / "artifacts/prepare/test", root / SHARDS)
     reader = ClipReader(audio, 10)
@@ -108,6 +108,7 @@ def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, 
 
 
 def clip_table(paths: list[Path], names: list[str]) -> pa.Table:
+    """The clip table of some files, all in the pool; size -1 for missing ones."""
     stats = [path.stat() if path.exists() else None for path in paths]
     return pa.table(
         {

@@ -1,4 +1,4 @@
-"""A classifier that tests make without training."""
+"""An untrained classifier for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.training import TINY
 
 
 def write_tiny(folder: Folder, names: Sequence[str], finetune: FinetuneConfig = TINY.finetune, seed: int = 0) -> Folder:
-    """Write a classifier of random weights whose head tells recordings apart."""
+    """Write a classifier of random weights whose head gives different results for different recordings."""
     torch.manual_seed(seed)
     model = build_classifier(TINY_AUDIO, TINY.model, finetune, len(names))
     torch.nn.init.normal_(model.head.weight, std=1.0)

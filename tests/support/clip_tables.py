@@ -1,4 +1,4 @@
-"""Clip tables that tests make themselves, and the true tables of CAS 2023 and TAU where they are at hand."""
+"""Generated clip tables, and the published tables of CAS 2023 and TAU where they are available."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START = datetime(2023, 6, 1)
 
 
 def clip_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows (`ROWS` and recorded) of which only some columns are given."""
+    """A clip table (`ROWS` and `recorded`) of rows with any of its columns, the others filled with defaults."""
     full = [
         {"clip_id": f"c{n}", "path": f"/c{n}", "split": "train", "source": "t", "weight": 1.0, "size": 1, "mtime": 0.0}
         | {"row": n + 2}
@@ -30,7 +30,7 @@ def clip_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def random_table(seed: int, sessions: int = 40, classes: int = 4, **given: Any) -> pa.Table:
-    """Sessions of one to five clips each: several cities, devices, days; some unlabelled, some pool, some alone."""
+    """Sessions of one to five clips in several cities, devices and days; some unlabelled, some pool, some ungrouped."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(sessions):
@@ -39,9 +39,9 @@ def random_table(seed: int, sessions: int = 40, classes: int = 4, **given: Any) 
         label, split = f"class{number % classes}", "pool" if rng.random() < 0.1 else "train"
         for _ in range(rng.integers(1, 6)):
             known = split == "train" and rng.random() < 0.7
-            lonely = rng.random() < 0.05
-            row = {"city": city, "recorded": None if lonely else at, "device": f"d{rng.integers(4)}", "split": split}
-            row |= {"group": None if lonely else f"{city} {number}", "scene_label": label if known else None}
+            ungrouped = rng.random() < 0.05
+            row = {"city": city, "recorded": None if ungrouped else at, "device": f"d{rng.integers(4)}", "split": split}
+            row |= {"group": None if ungrouped else f"{city} {number}", "scene_label": label if known else None}
             rows.append(row | given)
     return clip_table(rows)
 

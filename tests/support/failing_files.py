@@ -1,4 +1,4 @@
-"""A file system in memory whose operations fail at first, as an object store that throttles does."""
+"""An in-memory file system whose operations fail at first, like an object store that throttles."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FailingFiles(MemoryFileSystem):
         return super().rm(path, *args, **kwargs)
 
     def open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
-        """Open; every read of what is opened may fail too."""
+        """Open; reads of the opened file fail at first too."""
         self._fail("open", path)
         file = super().open(path, mode, *args, **kwargs)
         return FailingFile(file, lambda: self._fail("part", path)) if mode == "rb" else file
@@ -71,7 +71,7 @@ class FailingFile:
         self.file, self.fail = file, fail
 
     def read(self, size: int = -1) -> bytes:
-        """Read a part, and go on in the file as far as a failed read may."""
+        """Read a part; a failed read has moved the position, as it may."""
         content = bytes(self.file.read(size))
         self.fail()
         return content

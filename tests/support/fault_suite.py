@@ -1,11 +1,11 @@
-"""Faults at random places of whole pipelines, by real signals, until there were enough of them.
+"""Inject faults at random times into whole pipelines, by real signals, until there were `--faults` of them.
 
     python -m tests.support.fault_suite --faults 50 --seed 0 --json faults.json
 
-A cluster of real nodes runs the pipeline once undisturbed and then again and again, each time in a new storage, while
-worker processes, nodes and drivers are killed at random times. A run that ended has to equal the undisturbed one, to
-the bit, without a step repeated that was committed. Exit status 0 means that all did. With one training worker, since
-the sums of two are taken in another order.
+A cluster of real nodes runs the pipeline once without faults and then repeatedly, each time in a new storage, while
+worker processes, nodes and drivers are killed at random times. Every run's results have to equal those of the first to
+the bit, and no step that a checkpoint holds may be repeated. Exit status 0 means that this was so for all. With one
+training worker, since two add up in another order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.support.audio_files import write_clips, write_table
 from tests.support.nodes import ROOT, Nodes, wait_until
 
 TARGETS = {"training worker": 4, "other process": 3, "node": 2, "driver": 2}
-"""What is killed, and how often in relation. Others of Ray's processes read, featurize, control or look after them."""
+"""What is killed, with relative frequencies. "other process": Ray's processes that read, featurize or control."""
 SETTINGS = {
     "--data.dataset": "table",
     "--data.shard-mb": 0.1,
@@ -63,26 +63,26 @@ class Fault:
     number: int
     target: str
     what: str
-    """The process's name, as Ray calls it."""
+    """Ray's name for the process."""
     stage: str
     step: int | None
     recovered: float
-    """Seconds until something new stood in the storage."""
+    """Seconds until there was something new in the storage."""
 
 
 @dataclass
 class Pipeline:
-    """One run of the pipeline in a storage of its own, and what was committed before each fault."""
+    """One run of the pipeline in its own storage, and the steps that checkpoints held before each fault."""
 
     nodes: Nodes
     storage: Path
     table: Path
     driver: subprocess.Popen[bytes] | None = None
     kept: dict[Path, float] = field(default_factory=dict)
-    """When the event files of committed steps were written, in nanoseconds."""
+    """Times at which the event files of steps up to a checkpoint were written, in nanoseconds."""
 
     def start(self) -> None:
-        """Give the command, or give it again."""
+        """Run the command, or run it again."""
         fields = SETTINGS | {"--storage": self.storage, "--data.tables": self.table}
         words = [word for name, value in fields.items() for word in (name, *str(value).split())]
         command = [sys.executable, "jobs/pipeline.py", "synthetic", *words, "--compute.address", self.nodes.address]
@@ -93,11 +93,11 @@ class Pipeline:
 
     @property
     def log(self) -> Path:
-        """All that its drivers printed."""
+        """The output of its drivers."""
         return self.storage.with_suffix(".log")
 
     def ended(self) -> bool:
-        """Whether the driver has ended well; RuntimeError where it failed."""
+        """Whether the driver has ended successfully; RuntimeError if it failed."""
         assert self.driver is not None
         status = self.driver.poll()
         if status:
@@ -105,7 +105,7 @@ class Pipeline:
         return status == 0
 
     def stages(self) -> dict[str, Folder]:
-        """The folders of its stages by their names, in order; empty before the run has told them."""
+        """The folders of its stages by name, in order; empty before the run has written them."""
         found = sorted(self.storage.glob("runs/*/stages.json"))
         if not found:
             return {}
@@ -113,21 +113,21 @@ class Pipeline:
         return {name: Folder(f"{self.storage}/artifacts/{one['stage']}/{one['key']}") for name, one in stages.items()}
 
     def now(self) -> tuple[str, int | None]:
-        """The stage that is being made, and its newest committed step."""
+        """The stage that is running, and the step of its newest checkpoint."""
         for name, folder in self.stages().items():
             if not folder.is_done():
                 return name, latest_step(folder)
         return "start", None
 
-    def standing(self) -> frozenset[str]:
-        """Everything that no fault may undo."""
+    def finished_files(self) -> frozenset[str]:
+        """All files that a fault must not remove."""
         paths = self.storage.glob("artifacts/**/*")
         return frozenset(
             str(path) for path in paths if path.name in ("done.json", "commit.json") or "shards" in str(path)
         )
 
     def remember(self) -> None:
-        """Note the steps that are committed."""
+        """Record the steps up to the newest checkpoints."""
         for folder in self.stages().values():
             committed = latest_step(folder) or (10**9 if folder.is_done() else 0)
             for path in Path(folder.path(EVENTS)).glob("*.json"):
@@ -135,12 +135,12 @@ class Pipeline:
                     self.kept.setdefault(path, path.stat().st_mtime_ns)
 
     def repeated(self) -> list[str]:
-        """Committed steps that were made again."""
+        """Recorded steps that were repeated."""
         return [str(path) for path, when in self.kept.items() if path.stat().st_mtime_ns != when]
 
 
-def strike(run: Pipeline, rng: random.Random) -> tuple[str, str]:
-    """Kill something; what kind of thing, and its name."""
+def inject(run: Pipeline, rng: random.Random) -> tuple[str, str]:
+    """Kill a random target; returns its kind and its name."""
     nodes, target = run.nodes, rng.choices(list(TARGETS), weights=list(TARGETS.values()))[0]
     there, training = nodes.workers(), set(nodes.training_workers())
     run.remember()
@@ -161,7 +161,7 @@ def strike(run: Pipeline, rng: random.Random) -> tuple[str, str]:
 
 
 def disturb(run: Pipeline, seed: int, faults: list[Fault], most: int) -> None:
-    """Run the pipeline to its end, with a fault each time it has made progress since the last one."""
+    """Run the pipeline to its end, with a fault whenever it has made progress since the last one."""
     rng = random.Random(seed)
     run.start()
     while not run.ended():
@@ -172,23 +172,21 @@ def disturb(run: Pipeline, seed: int, faults: list[Fault], most: int) -> None:
         if run.ended():
             return
         (stage, step), started = run.now(), time.monotonic()
-        target, what = strike(run, rng)
-        before = run.standing()  # what was moments from standing doesn't count as recovered
-        wait_until(lambda: run.ended() or run.standing() - before, f"progress after {target}", PATIENCE)  # noqa: B023
+        target, what = inject(run, rng)
+        before = run.finished_files()  # what was about to be finished doesn't count as recovered
+        wait_until(lambda: run.ended() or run.finished_files() - before, f"progress after {target}", PATIENCE)  # noqa: B023
         faults.append(Fault(seed, len(faults) + 1, target, what, stage, step, time.monotonic() - started))
-        print(said(faults[-1]), flush=True)
+        print(line(faults[-1]), flush=True)
 
 
-def said(one: Fault) -> str:
+def line(one: Fault) -> str:
     """A line for a fault."""
     where = f"{one.stage}, step {one.step}" if one.step is not None else one.stage
-    return (
-        f"fault {one.number} (seed {one.seed}): {one.target} {one.what}; {where}; goes on after {one.recovered:.0f} s"
-    )
+    return f"fault {one.number} (seed {one.seed}): {one.target} {one.what}; {where}; recovered in {one.recovered:.0f} s"
 
 
 def content(folder: Folder) -> dict[str, Any]:
-    """What of a stage has to be the same whatever happened to it: by file, its bytes or its rows."""
+    """The contents of a stage that faults must not change: by file, its bytes or its rows."""
     found: dict[str, Any] = {}
     for path in sorted(Path(folder.path()).rglob("*")):
         name = str(path.relative_to(folder.path()))
@@ -196,19 +194,19 @@ def content(folder: Folder) -> dict[str, Any]:
             found[name] = path.read_bytes()
         elif path.suffix == ".parquet":
             table = pq.read_table(path)
-            found[name] = table.drop([one for one in ("teacher",) if one in table.column_names])  # an address
+            found[name] = table.drop([one for one in ("teacher",) if one in table.column_names])  # a path
     result = folder.result()
-    told = ("trail", "steps", "clips", "quarantined", "mean", "std", "metrics", "counts", "accepted")
-    found |= {name: result[name] for name in told if name in result and result.get("stage") is None}
+    fields = ("trail", "steps", "clips", "quarantined", "mean", "std", "metrics", "counts", "accepted")
+    found |= {name: result[name] for name in fields if name in result and result.get("stage") is None}
     return found | {"trails": [event.get("trail") for event in read_events(folder)]}
 
 
 def differences(run: Pipeline, other: Pipeline) -> list[str]:
-    """Where a run differs from another one."""
-    mine, theirs = run.stages(), other.stages()
-    found = [] if mine.keys() == theirs.keys() else [f"stages {list(mine)}, not {list(theirs)}"]
-    for name in mine.keys() & theirs.keys():
-        one, two = content(mine[name]), content(theirs[name])
+    """The differences between two runs."""
+    stages, expected = run.stages(), other.stages()
+    found = [] if stages.keys() == expected.keys() else [f"stages {list(stages)}, not {list(expected)}"]
+    for name in stages.keys() & expected.keys():
+        one, two = content(stages[name]), content(expected[name])
         found += [f"{name}: {file}" for file in sorted(one.keys() | two.keys()) if one.get(file) != two.get(file)]
     shards = [
         {path.name: path.read_bytes() for path in each.storage.glob("artifacts/shards/*/*")} for each in (run, other)
@@ -217,7 +215,7 @@ def differences(run: Pipeline, other: Pipeline) -> list[str]:
 
 
 def main() -> None:
-    """Run the suite and say what came of it."""
+    """Run the suite and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=50, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the first run; the next ones count up")
@@ -230,7 +228,7 @@ def main() -> None:
         table = write_table(folder / "recordings", write_clips(folder / "recordings", 120))
         calm, started = Pipeline(nodes, folder / "calm", table), time.monotonic()
         disturb(calm, given.seed, [], 0)
-        print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
+        print(f"without faults: {time.monotonic() - started:.0f} s", flush=True)
         for seed in range(given.seed, given.seed + given.faults):
             if len(faults) >= given.faults:
                 break
@@ -239,7 +237,8 @@ def main() -> None:
             found = differences(run, calm) + [f"repeated: {path}" for path in run.repeated()]
             wrong += [f"seed {seed}: {one}" for one in found]
             print(
-                f"seed {seed}: {time.monotonic() - started:.0f} s, {'; '.join(found) or 'as undisturbed'}", flush=True
+                f"seed {seed}: {time.monotonic() - started:.0f} s, {'; '.join(found) or 'no difference'}",
+                flush=True,
             )
     by_target, by_stage = Counter(one.target for one in faults), Counter(one.stage for one in faults)
     print(f"{len(faults)} faults: {dict(by_target)}; {dict(by_stage)}; {len(wrong)} differences")

@@ -1,4 +1,4 @@
-"""A storage that hangs once, as a network file system does: the main thread stands in C code that never returns."""
+"""A storage that hangs once, as a network file system does: the main thread is in C code that never returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.audio_files import make_store, write_clips
 from tests.support.training import TINY
 
 STEP = 6
-"""Of the report that hangs."""
+"""The step whose report hangs."""
 SECONDS = 3600
 
 
@@ -37,7 +37,7 @@ class HangingFolder(Folder):
 
 @dataclass(frozen=True)
 class LockedFolder(Folder):
-    """Hangs too, and keeps the interpreter's lock: no other thread of Python can run."""
+    """Hangs too, and keeps the interpreter's lock: no other Python thread can run."""
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file, or hang."""
@@ -47,7 +47,7 @@ class LockedFolder(Folder):
 
 
 def hanging_spec(store: FeatureStore, artifact: Folder, stall_seconds: float) -> StageSpec:
-    """A pre-training that commits after every step and whose storage hangs."""
+    """A pre-training with a checkpoint after every step, whose storage hangs."""
     train = replace(TINY.pretrain, commit_minutes=1e-9)
     compute = replace(TINY.compute, stall_minutes=stall_seconds / 60, torch_threads=1)
     config = replace(TINY, pretrain=train, compute=compute)
@@ -55,7 +55,7 @@ def hanging_spec(store: FeatureStore, artifact: Folder, stall_seconds: float) ->
 
 
 def main(kind: str, folder: Path) -> None:
-    """Train a stage that hangs, in this process, and leave everything in `folder`."""
+    """Train a stage that hangs, in this process; everything is written to `folder`."""
     if not folder.exists():
         folder.mkdir()
         make_store(folder / "store", write_clips(folder, 40))

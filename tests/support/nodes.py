@@ -26,23 +26,23 @@ IDLE = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A free port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 def wait_until(condition: Any, what: str, seconds: float = PATIENCE) -> None:
-    """TimeoutError where it never holds."""
+    """Wait until the condition holds; TimeoutError after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
-            raise TimeoutError(f"{what} never came")
+            raise TimeoutError(f"{what} did not come")
         time.sleep(0.1)
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and everything below it, at once."""
+    """Send SIGKILL to a process and all its descendants."""
     for one in process_tree(pid):
         try:
             os.kill(one, signal.SIGKILL)
@@ -51,10 +51,10 @@ def kill_tree(pid: int) -> None:
 
 
 class Nodes:
-    """While the block runs: a head without CPUs, with a dashboard and a job server, and nodes that come and go.
+    """A cluster for the duration of the block: a head without CPUs, with dashboard and job server, and other nodes.
 
-    Ray's daemons are real processes, started as `ray start` starts them on a machine of its own; with a token they
-    answer nobody who lacks it.
+    Ray's daemons are real processes, started by `ray start` as on separate machines; with `token` they refuse clients
+    without it.
     """
 
     def __init__(self, folder: Path, cpus: tuple[int, ...] = (2, 2), token: bool = False) -> None:
@@ -67,13 +67,13 @@ class Nodes:
         self.environment = {
             **os.environ,
             **authentication,
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # not on loopback alone, where no node could join
-            "RAY_health_check_period_ms": "500",  # a dead node is missed after seconds instead of half a minute
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # not on loopback alone, or no node could join
+            "RAY_health_check_period_ms": "500",  # a dead node is noticed after seconds instead of half a minute
             "RAY_health_check_failure_threshold": "6",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
             "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # jobs run what `python` is there
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # so that jobs run this `python`
             "PYTHONPATH": str(ROOT),
         }
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -81,22 +81,22 @@ class Nodes:
 
     @property
     def head(self) -> subprocess.Popen[bytes]:
-        """The head, which stays."""
+        """The head, which is never killed."""
         return self.processes[0]
 
     @property
     def nodes(self) -> list[subprocess.Popen[bytes]]:
-        """The other nodes, in the order in which they came."""
+        """The other nodes, in the order in which they joined."""
         return self.processes[1:]
 
     @property
     def address(self) -> str:
-        """What a driver connects to."""
+        """The address that a driver connects to."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def job_server(self) -> str:
-        """What `ray job submit` connects to."""
+        """The address that `ray job submit` connects to."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def __enter__(self) -> Nodes:
@@ -117,11 +117,11 @@ class Nodes:
             self._end(self.processes[-1])
 
     def add(self, cpus: int = 2) -> subprocess.Popen[bytes]:
-        """One more node; returns when it has joined."""
+        """Add a node; returns when it has joined."""
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """All processes of a node die at once."""
+        """Kill all processes of a node."""
         assert node is not self.head
         self._end(node)
 
@@ -131,7 +131,7 @@ class Nodes:
         self.processes.remove(node)
 
     def workers(self) -> list[tuple[int, str]]:
-        """The processes that work for a job, on any node, with the names that Ray gives them."""
+        """The processes that work for a job, on any node, with Ray's names for them."""
         found = []
         for pid in (pid for node in self.processes for pid in process_tree(node.pid)):
             words = title(pid).strip(b"\0 ")
@@ -145,7 +145,7 @@ class Nodes:
 
     @contextmanager
     def training_halted(self) -> Iterator[None]:
-        """Training workers stand still meanwhile: a fast machine would be through before a node has joined."""
+        """Halt the training workers for the block: a fast machine would be done before a node has joined."""
         halted = self.training_workers()
         for pid in halted:
             os.kill(pid, signal.SIGSTOP)
@@ -157,7 +157,7 @@ class Nodes:
                     os.kill(pid, signal.SIGCONT)
 
     def drain(self, node: subprocess.Popen[bytes], seconds: int) -> None:
-        """Announce that a node is taken away in so many seconds, as a cloud does of a spot machine."""
+        """Announce that a node is taken away in `seconds`, as a cloud does with a spot machine."""
         words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test's"]
         words += ["--deadline-remaining-seconds", str(seconds), "--node-id", self.node_id(node)]
         subprocess.run(
@@ -177,8 +177,8 @@ class Nodes:
         self.started += 1
         log = self.folder / f"node{self.started}.log"
         command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-        command.append(f"--dashboard-agent-listen-port={free_port()}")  # jobs are given to it
-        # its own, as on a machine of its own; short, because the names of sockets have a limit
+        command.append(f"--dashboard-agent-listen-port={free_port()}")  # jobs are submitted to it
+        # one per node, as on separate machines; short, because the names of sockets have a limit
         temporary = f"--temp-dir=/tmp/raymae-{os.getpid()}-{self.started}"
         with log.open("wb") as output:
             process = subprocess.Popen(

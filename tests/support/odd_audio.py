@@ -1,4 +1,4 @@
-"""Audio files that are unlike others: odd, damaged, changing within, with wrong headers."""
+"""Unusual and damaged audio files: odd formats, wrong headers, streams that change."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ ODD = SHARED / "data/odd_audio"
 
 
 def flac_of_count(samples: np.ndarray, count: int) -> bytes:
-    """A FLAC file whose header says that it holds `count` samples."""
+    """A FLAC file whose header claims `count` samples."""
     content = bytearray(encode(samples, "FLAC", "PCM_24"))
     content[21] &= 0xF0  # the last 36 bits of STREAMINFO's bytes 10-17 count the samples
     content[22:26] = count.to_bytes(4, "big")
     return bytes(content)
 
 
-REFUSED_BY_US = {
+REFUSED_BY_RAYMAE = {
     "scipy/test-44100Hz-le-1ch-4bytes-early-eof.wav": "truncated: 16696 bytes of its data chunk are missing"
 }
-"""Files that libsndfile reads, and why we don't."""
+"""Files that libsndfile reads, and why raymae refuses them."""
 
 
 def odd_files() -> list[dict[str, str]]:
@@ -46,7 +46,7 @@ def noise(n_samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def encode(wave: np.ndarray, file_format: str, subtype: str, **more: object) -> bytes:
-    """An encoded file, written in pieces: libsndfile's Vorbis encoder overflows its stack with a long one."""
+    """Encode a file, written in pieces: libsndfile's Vorbis encoder overflows its stack with a long one."""
     stream = io.BytesIO()
     channels = 1 if wave.ndim == 1 else wave.shape[1]
     with soundfile.SoundFile(stream, "w", RATE, channels, subtype, format=file_format, **more) as file:
@@ -59,7 +59,7 @@ def encode(wave: np.ndarray, file_format: str, subtype: str, **more: object) -> 
 
 
 def ogg_with_serial(content: bytes, serial: int) -> bytes:
-    """An Ogg file whose pages carry another serial number; check sums and all."""
+    """An Ogg file with another serial number in its pages, and valid checksums."""
     pages, at = [], 0
     while at < len(content):
         segments = content[at + 26]
@@ -78,7 +78,7 @@ def ogg_with_serial(content: bytes, serial: int) -> bytes:
 
 
 def changing_flac(first: int, second: int, counted: bool) -> bytes:
-    """A FLAC whose number of channels changes, with or without its count of samples."""
+    """A FLAC file whose number of channels changes, with or without its count of samples."""
 
     def split(content: bytes) -> tuple[bytes, bytes]:
         at, last = 4, 0
@@ -101,7 +101,7 @@ def float_wave(*values: float) -> bytes:
 
 
 def write_odd_files(folder: Path) -> dict[str, str | None]:
-    """Files and what has to be said of them; None: they are fine."""
+    """Write files; the reason why each has to be refused, None for a good one."""
     good = encode(noise(20_000), "WAV", "PCM_16")
     flac = encode(noise(20_000), "FLAC", "PCM_16")
     one, two = (ogg_with_serial(encode(noise(20_000, n), "OGG", "VORBIS"), n) for n in (1, 2))

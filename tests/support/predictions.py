@@ -1,4 +1,4 @@
-"""Predictions of made-up models, and finished evaluations of them."""
+"""Generated predictions of models, and finished evaluations of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_predictions(rows: list[tuple[str, str | None, str, str | None, str]]) -
 
 
 def make_guesses(share: float, seed: int) -> pa.Table:
-    """Three splits, four devices, and a model that is right with probability `share`; and the clips it trained on."""
+    """Predictions of a model that is right with probability `share`, in three splits and train, with four devices."""
     rng = np.random.default_rng(seed)
     rows = [("train", name, device, f"t{name}", name) for name in NAMES for device in "ab"]
     for split, devices in {"val": "ab", "test_seen": "ab", "test_unseen": ("s4", "s5")}.items():

@@ -1,4 +1,4 @@
-"""Probabilities, groups and settings to accept pseudo-labels from."""
+"""Probabilities, groups and settings for tests of pseudo-labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES = 4
 
 
 def drawn(honest: NDArray[np.float32], seed: int = 1) -> NDArray[np.int64]:
-    """Classes (n,) drawn from probabilities (n, C)."""
+    """Classes (n,) sampled from probabilities (n, C)."""
     rng = np.random.default_rng(seed)
     return np.asarray((honest.cumsum(1) < rng.random((len(honest), 1)) * honest.sum(1, keepdims=True)).sum(1))
 
@@ -48,7 +48,7 @@ shares = st.floats(0.01, 0.99)
 
 
 def teacher(count: int, scale: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities (n, 4) of logits that are `scale` times too large, and the true classes (n,)."""
+    """Probabilities (n, 4) of an over-confident teacher, whose logits are `scale` times too large, and classes (n,)."""
     logits = 2 * np.random.default_rng(seed).normal(size=(count, 4))
     truth = drawn(np.asarray(softmax(logits, axis=1), np.float32), seed + 1)
     return np.asarray(softmax(scale * logits, axis=1), np.float32), truth

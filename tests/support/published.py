@@ -1,4 +1,4 @@
-"""Folders of published data sets as their tables describe them."""
+"""Folders of published data sets, made from their tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.paths import SHARED
 
 METADATA = SHARED / "data/metadata"
 
-published = pytest.mark.skipif(not METADATA.is_dir(), reason="no published metadata (../shared/data/metadata) here")
+published = pytest.mark.skipif(not METADATA.is_dir(), reason=f"no published metadata at {METADATA}")
 
 DEV, DEV_TIMED = "ICME2024_ASC_dev_label.csv", "APSIPA2025_GC_ASC_dev_metadata.csv"
 
@@ -23,12 +23,12 @@ EVAL, EVAL_TIMED = "ICME2024_ASC_eval.csv", "APSIPA2025_GC_ASC_eval_metadata.csv
 
 
 def rows_of(dataset: str, root: Path, **settings: float) -> pa.Table:
-    """The rows of a folder, present or not."""
+    """The rows of a folder, with or without the recordings."""
     return gather(DataConfig(dataset=dataset, root=str(root), **settings), None)[0]  # type: ignore[arg-type]
 
 
 def message(dataset: str, root: Path) -> str:
-    """The one-line error of a folder."""
+    """The message of the ValueError that loading a folder raises, in one line."""
     with pytest.raises(ValueError, match=r".") as caught:
         rows_of(dataset, root)
     assert "\n" not in str(caught.value)
@@ -36,7 +36,7 @@ def message(dataset: str, root: Path) -> str:
 
 
 def recordings(folder: Path, names: Iterable[str]) -> None:
-    """One small file under many names."""
+    """Link a small file under many names."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "sound").write_bytes(b"sound")
     for name in names:

@@ -1,4 +1,4 @@
-"""A tiny configuration, and ways to train its stages without Ray."""
+"""A tiny configuration, and helpers that train its stages without Ray."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def make_spec(store: FeatureStore, folder: Path, kind: str = "pretrain", config:
 
 
 def train(spec: StageSpec) -> dict[str, Tensor]:
-    trainer = Trainer(build_task(spec), BareSession(spec.store, spec.artifact), spec.artifact)
+    trainer = Trainer.start(build_task(spec), BareSession(spec.store, spec.artifact), spec.artifact)
     trainer.run()
     return {name: value.clone() for name, value in trainer.result_model.state_dict().items()}
 
 
 def losses(spec: StageSpec, world_size: int) -> dict[int, float]:
-    """The loss of every micro-batch by its place in the run, however many workers share them."""
+    """The loss of every micro-batch by its index in the run, for so many workers."""
     task = build_task(spec)
     order = task.order
     found = {}
@@ -112,11 +112,11 @@ def trails(spec: StageSpec) -> dict[int, str]:
 
 
 class KilledError(Exception):
-    """Stands for a sudden end."""
+    """Simulates a sudden end of the process."""
 
 
 def train_in_two(spec: StageSpec, monkeypatch: pytest.MonkeyPatch, at: int) -> dict[str, Tensor]:
-    """The weights of a run that commits at every third step, ends before step `at` and goes on."""
+    """The weights of a run that writes a checkpoint at every third step, is killed before step `at` and resumes."""
     real_step = Trainer._step
 
     def step(self: Trainer, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:

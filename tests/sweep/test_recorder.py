@@ -1,4 +1,4 @@
-"""What MLflow is told of a sweep: kept first, so that a server that is away, or a driver that dies, loses nothing."""
+"""What a sweep logs to MLflow: stored first, so that nothing is lost when the server is down or the driver dies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def storage(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path))
 
 
-def journal_of(storage: Folder, folder: str = "sweeps/one") -> Reporter:
+def reporter_of(storage: Folder, folder: str = "sweeps/one") -> Reporter:
     return Reporter(TrackingConfig(), storage, storage / folder)
 
 
-def test_a_storage_at_a_url_has_no_default_to_lack_something() -> None:
+def test_a_storage_at_a_url_without_a_tracking_uri_has_nothing_waiting() -> None:
     assert not Reporter(TrackingConfig(), Folder("memory://storage"), Folder("memory://storage/runs/one")).has_waiting()
 
 
@@ -41,22 +41,22 @@ def report(recorder: Recorder, one: Any, steps: list[int], **result: Any) -> Non
     recorder.on_trial_result(0, [], one, {"events": events, **result})
 
 
-def test_what_a_dead_sweep_had_to_say_is_delivered_by_the_next_job(storage: Folder) -> None:
+def test_the_next_job_delivers_what_a_dead_sweep_logged(storage: Folder) -> None:
     from mlflow.tracking import MlflowClient
 
-    reporter = journal_of(storage)
+    reporter = reporter_of(storage)
     reporter.write(begin("", "sweep-key", "small-sweep", {"seed": "0"}, {}))
     recorder = recorder_of(reporter)
     good, bad, open_one = trial(0.6), trial(0.7), trial(0.8)
     for one in (good, bad, open_one):
         recorder.on_trial_start(0, [], one)
         report(recorder, one, [1, 2])
-    report(recorder, good, [2, 3], status="finished", score=0.75)  # its process died after step 1 and went on
+    report(recorder, good, [2, 3], status="finished", score=0.75)  # its process died after step 1 and was restarted
     recorder.on_trial_complete(0, [], good)
     recorder.on_trial_error(0, [], SimpleNamespace(**vars(bad), error_msg="no memory", get_error=lambda: None))
-    # the driver dies here; another job with the same storage finds what it had to say
+    # the driver dies here; another job with the same storage finds what it logged
     reporter.outbox.mark()
-    other = journal_of(storage, "runs/other")
+    other = reporter_of(storage, "runs/other")
     assert other.has_waiting()
     other.start(begin("", "other", "another", {}, {}))
     assert other.close("FINISHED") is None
@@ -77,7 +77,7 @@ def test_what_a_dead_sweep_had_to_say_is_delivered_by_the_next_job(storage: Fold
     assert best.data.metrics["score"] == 0.75
     assert {one.status for one in read_records(reporter.folder).values()} == {"finished", "failed"}
 
-    again = journal_of(storage)
+    again = reporter_of(storage)
     again.start()
     assert again.close("FINISHED") is None
     statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}

@@ -1,4 +1,4 @@
-"""What a sweep tries: spaces as text, points that are drawn, and settings in a file. Neither Ray nor audio."""
+"""Spaces of a sweep as text, drawn points, and files of settings. Neither Ray nor audio."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_axis_is_read_as_its_field_is_typed(text: str, axis: Axis) -> None:
         ("model.mask_ratio=0.6", r"one value is nothing to compare; set it with --model\.mask_ratio 0\.6"),
         ("model.mask_ratio=0.6,.60", r"names 0\.6 twice"),
         ("finetune.lr=log:0..1", "should begin above 0"),
-        ("finetune.lr=2..1", "the smaller end comes first"),
+        ("finetune.lr=2..1", "put the smaller end first"),
         ("finetune.lr=1..inf", "between two numbers"),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_wrong_axis_is_one_clear_message(text: str, message: str) -> None:
     [
         ({"space": ("seed=1,2", "seed=3,4")}, "names seed twice"),
         ({"space": ("finetune.lr=1e-4..1e-2",)}, "a range, which has no grid"),
-        ({"space": ("audio.f_min=0..50",), "search": "random"}, "of which a range needs ever more"),
+        ({"space": ("audio.f_min=0..50",), "search": "random"}, "a range needs a new one for each trial"),
         ({"trials": 3}, "sweep.trials = 3 has no effect on sweep.search = grid"),
         ({"search": "halton"}, "must be one of grid, random, optuna"),
         ({"grace": 1.0}, r"sweep.grace = 1.0 must lie in \(0, 1\)"),
@@ -82,7 +82,7 @@ def test_a_wrong_sweep_is_one_clear_message(sweep: dict[str, Any], message: str)
         parse_space(Config(sweep=SweepConfig(**sweep)))
 
 
-def test_the_default_is_mask_ratio_by_what_accepts_pseudo_labels() -> None:
+def test_the_default_is_mask_ratio_and_the_acceptance_of_pseudo_labels() -> None:
     second = {name: [axis.path for axis in parse_space(RECIPES[name]())][1:] for name in ("synthetic", "audiomae")}
     assert second == {"synthetic": ["pseudo_label.coverage"], "audiomae": ["pseudo_label.confidence_threshold"]}
     several = [axis.path for axis in parse_space(RECIPES["audioset"]())]
@@ -183,7 +183,7 @@ def test_a_whole_configuration_is_a_file_of_settings(tmp_path: Path) -> None:
         ('{"model": {}}', "model is a section"),
         ('{"model.depth": 2.5}', "model.depth = 2.5: input should be a valid integer"),
         ('{"model.mask_ratio": 1}', "model.mask_ratio = 1.0 must lie in [0, 1)"),
-        ('{"recipe": "audiomae"}', "those of recipe 'audiomae', not of 'small'"),
+        ('{"recipe": "audiomae"}', "for recipe 'audiomae', not for 'small'"),
         ("[1]", "should hold an object"),
         ("{", "x.json is damaged"),
         (None, "can't be read"),

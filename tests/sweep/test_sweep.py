@@ -1,4 +1,4 @@
-"""A sweep's trials, claims, records and pictures, without Ray."""
+"""A sweep's trials, claims, records and figures, without Ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from raymae.storage.folder import Folder, open_storage
 from raymae.storage.lease import Claim, claimed
 from raymae.sweep import search
 from raymae.sweep.heatmap import sweep_figure
-from raymae.sweep.points import Ground, Point, effective, interleaved, look_at, plan_of, stages_of, sweep_key
+from raymae.sweep.points import Planner, Point, effective_axes, interleaved, stages_of, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.space import grid, parse_axis, parse_space
@@ -71,41 +71,41 @@ def config(recordings: tuple[Path, pa.Table], tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def ground(config: Config) -> Ground:
-    """Its ground, with a feature store that was made without Ray."""
-    ground = Ground(config, open_storage(config.storage))
-    make = make_store(Path(ground.storage.path()), ground.clips_of(config))
-    node = replace(ground.plan({}), target="prepare").nodes["prepare"]
+def planner(config: Config) -> Planner:
+    """A planner with a feature store made without Ray."""
+    planner = Planner(config, open_storage(config.storage))
+    make = make_store(Path(planner.storage.path()), planner.clips_of(config))
+    node = replace(planner.plan({}), target="prepare").nodes["prepare"]
     for name in ("clips.parquet", "done.json"):
         node.artifact.write_bytes(name, make.folder.read_bytes(name))
     sizes, manifest = make.shards.sizes(), make.manifest
     shards = [{**shard, "size": sizes[shard["name"]]} for shard in manifest["shards"]]
     node.artifact.write_json("manifest.json", {**manifest, "shards": shards})
-    return ground
+    return planner
 
 
-def points(ground: Ground) -> list[Point]:
-    return [look_at(ground, values) for values in grid(parse_space(ground.config))]
+def points(planner: Planner) -> list[Point]:
+    return [planner.point(values) for values in grid(parse_space(planner.config))]
 
 
 # Trials --------------------------------------------------------------------------------------------------------------
 
 
-def test_trials_share_their_stages_and_reach_the_pipelines_keys(ground: Ground) -> None:
+def test_trials_share_their_stages_and_reach_the_pipelines_keys(planner: Planner) -> None:
     reports: list[dict[str, Any]] = []
     low, high = {"pseudo_label.coverage": 0.4}, {"pseudo_label.coverage": 0.8}
-    first = Trial(plan_of(ground, low), reports.append).run()
-    second = Trial(plan_of(ground, high), lambda report: None).run()
+    first = Trial(planner.plan(low), reports.append).run()
+    second = Trial(planner.plan(high), lambda report: None).run()
     names = ["prepare", "pretrain", "finetune", "pseudo_label", "student"]
     assert list(first["stages"]) == names
     assert [stage["reused"] for stage in first["stages"].values()] == [True, False, False, False, False]
     assert [stage["reused"] for stage in second["stages"].values()] == [True, True, True, False, False]
-    assert not (ground.storage / "claims").names() or not any(
-        (ground.storage / "claims" / name).names() for name in (ground.storage / "claims").names()
+    assert not (planner.storage / "claims").names() or not any(
+        (planner.storage / "claims" / name).names() for name in (planner.storage / "claims").names()
     )
 
-    config = ground.config_of(low)
-    whole = Plan(config, ground.clips_of(config), ground.storage, "register")
+    config = planner.config_of(low)
+    whole = Plan(config, planner.clips_of(config), planner.storage, "register")
     assert all(whole.nodes[name].reused for name in names[1:]), "the pipeline finds what the trial made"
     result = whole.nodes["student"].artifact.result()
     assert first["score"] == result["selection"]["value"] == result["metrics"]["val/macro_accuracy"]
@@ -122,28 +122,28 @@ def test_trials_share_their_stages_and_reach_the_pipelines_keys(ground: Ground) 
     }
 
 
-def test_a_stopped_trial_strands_nobody(ground: Ground) -> None:
+def test_a_stopped_trial_can_be_run_again(planner: Planner) -> None:
     def stop(report: dict[str, Any]) -> None:
         if "percent" in report:
             raise SystemExit(0)  # as Tune ends a trial's thread
 
     with pytest.raises(SystemExit):
-        Trial(plan_of(ground, {}), stop).run()
-    again = Trial(plan_of(ground, {}), lambda report: None).run()
+        Trial(planner.plan({}), stop).run()
+    again = Trial(planner.plan({}), lambda report: None).run()
     assert [name for name, stage in again["stages"].items() if not stage["reused"]] == ["student"]
     assert again["score"] is not None
 
 
-def test_a_trial_at_its_deadline_leaves_a_commit(ground: Ground) -> None:
+def test_a_trial_ends_at_its_deadline(planner: Planner) -> None:
     over = Deadline(1e-9, time.time() - 60)
     with pytest.raises(TimeIsUpError, match="before pretrain"):
-        Trial(plan_of(ground, {}), lambda report: None, deadline=over).run()
+        Trial(planner.plan({}), lambda report: None, deadline=over).run()
 
 
 def test_a_trial_needs_the_feature_store(config: Config) -> None:
-    ground = Ground(config, open_storage(config.storage))
-    with pytest.raises(ValueError, match=r"the feature store .* isn't there"):
-        Trial(plan_of(ground, {}), lambda report: None).run()
+    planner = Planner(config, open_storage(config.storage))
+    with pytest.raises(ValueError, match=r"the feature store .* is missing"):
+        Trial(planner.plan({}), lambda report: None).run()
 
 
 # Points --------------------------------------------------------------------------------------------------------------
@@ -159,30 +159,30 @@ def test_a_trial_needs_the_feature_store(config: Config) -> None:
     ],
 )
 def test_what_one_node_cannot_plan_is_tried_again(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch, error: Exception, planned: bool, status: str
+    planner: Planner, monkeypatch: pytest.MonkeyPatch, error: Exception, planned: bool, status: str
 ) -> None:
     def plan(*_: Any) -> None:
         raise error
 
-    told: list[dict[str, Any]] = []
-    monkeypatch.setattr(search.tune, "report", told.append)
-    monkeypatch.setattr(search, "plan_of", plan)
-    search.train_trial({search.POINT: {}}, ground, (), FOREVER, cpus=1, gpus=0, planned=planned)
-    assert [one["status"] for one in told] == [status]
-    assert str(error) in told[0]["error"]
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(search.tune, "report", reports.append)
+    monkeypatch.setattr(Planner, "plan", plan)
+    search.train_trial({search.POINT: {}}, planner, (), FOREVER, cpus=1, gpus=0, planned=planned)
+    assert [one["status"] for one in reports] == [status]
+    assert str(error) in reports[0]["error"]
 
 
-def test_neighbours_in_time_share_no_pretraining(ground: Ground) -> None:
-    order = [point.values["model.mask_ratio"] for point in interleaved(points(ground))]
+def test_neighbours_in_time_share_no_pretraining(planner: Planner) -> None:
+    order = [point.values["model.mask_ratio"] for point in interleaved(points(planner))]
     assert order == [0.5, 0.7, 0.5, 0.7]
-    assert stages_of(plan_of(ground, {}))[-1] == "student"
+    assert stages_of(planner.plan({}))[-1] == "student"
 
 
-def test_the_key_names_what_is_found_and_not_how(config: Config) -> None:
+def test_the_key_depends_on_the_results_and_not_on_the_resources(config: Config) -> None:
     def key(**sweep: Any) -> str:
         changed = replace(config, sweep=replace(config.sweep, **sweep))
-        ground = Ground(changed, open_storage(config.storage))
-        return sweep_key(ground, parse_space(changed))
+        planner = Planner(changed, open_storage(config.storage))
+        return sweep_key(planner, parse_space(changed))
 
     random = {"search": "random", "trials": 4}
     assert key() == key(cpus_per_trial=2.0, max_concurrent=1)
@@ -200,7 +200,7 @@ def test_the_key_names_what_is_found_and_not_how(config: Config) -> None:
         (("model.embed_dim=31,33",), "every trial would be refused"),
     ],
 )
-def test_a_space_that_leads_nowhere_is_refused_at_once(
+def test_a_space_without_effect_is_refused_at_once(
     config: Config, space: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
@@ -218,24 +218,24 @@ def test_a_sweep_without_labels_in_val_says_how_to_get_some(config: Config, tmp_
         run_sweep(other)
 
 
-def test_other_validation_clips_are_another_contest(config: Config, tmp_path: Path) -> None:
+def test_other_validation_clips_are_refused(config: Config, tmp_path: Path) -> None:
     table = write_table(tmp_path, write_clips(tmp_path, 80))
-    ground = Ground(config, open_storage(config.storage))
-    point = look_at(ground, {"data.tables": (str(table),)})
+    planner = Planner(config, open_storage(config.storage))
+    point = planner.point({"data.tables": (str(table),)})
     assert "other clips or labels" in point.refused
 
 
-def test_a_field_that_matters_passes(ground: Ground) -> None:
-    axes = [*parse_space(ground.config), parse_axis("finetune.lr=log:1e-4..1e-2")]
-    assert effective(ground, axes) == axes
+def test_a_field_with_an_effect_is_kept(planner: Planner) -> None:
+    axes = [*parse_space(planner.config), parse_axis("finetune.lr=log:1e-4..1e-2")]
+    assert effective_axes(planner, axes) == axes
 
 
-def test_the_default_space_is_what_has_an_effect(ground: Ground) -> None:
-    unasked = replace(ground, config=replace(ground.config, sweep=SweepConfig()))
+def test_the_default_space_keeps_the_axes_with_an_effect(planner: Planner) -> None:
+    unasked = replace(planner, config=replace(planner.config, sweep=SweepConfig()))
     axes = parse_space(unasked.config)
-    assert effective(unasked, [*axes, parse_axis("evaluate.probe_clips=1,2")]) == axes
+    assert effective_axes(unasked, [*axes, parse_axis("evaluate.probe_clips=1,2")]) == axes
     with pytest.raises(ValueError, match="the default space changes nothing"):
-        effective(unasked, [])
+        effective_axes(unasked, [])
 
 
 # Claims --------------------------------------------------------------------------------------------------------------
@@ -402,8 +402,7 @@ def test_what_is_recorded_is_not_run_again(
     assert sweep.folder.read_json("best.json")["pseudo_label.coverage"] == 0.8
     assert {"sweep.csv", "sweep.md", "best.json", "result.json"} <= set(sweep.folder.names())
     assert sweep.folder.read_bytes("figures/heatmap.png").startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "go on with: python jobs/pipeline.py tiny --settings" in said
+    assert "run the best:      python jobs/pipeline.py tiny --settings" in capsys.readouterr().out
 
 
 def test_no_finished_trial_is_an_error_with_the_commonest_reason(
@@ -426,7 +425,7 @@ def test_a_dry_run_starts_nothing(config: Config, monkeypatch: pytest.MonkeyPatc
     assert found["points"][0] == "model.mask_ratio=0.5 pseudo_label.coverage=0.4"
 
 
-def test_optuna_is_told_of_the_known_trials(config: Config) -> None:
+def test_optuna_gets_the_scores_of_known_trials(config: Config) -> None:
     from raymae.sweep.search import as_text, domain, optuna_search, values_of
 
     axes = [parse_axis("finetune.lr=log:1e-4..1e-2"), parse_axis("model.patch_size=8+8,4+8"), parse_axis("seed=0..5")]
@@ -436,7 +435,7 @@ def test_optuna_is_told_of_the_known_trials(config: Config) -> None:
         Record(key="a", changes=values, status="finished", score=0.7),
         Record(key="b", changes=values, status="failed"),
     ]
-    search = optuna_search(Ground(config, open_storage(config.storage)), axes, known)
+    search = optuna_search(Planner(config, open_storage(config.storage)), axes, known)
     search.set_search_properties(None, None, {axis.path: domain(axis) for axis in axes})
     assert [trial.value for trial in search._ot_study.trials] == [0.7]
     suggested = values_of(search.suggest("one") or {}, axes)

@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed: the same command runs what is left and nothing again."""
+"""A sweep whose driver is killed: the same command runs the remaining trials alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 280
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.fault
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_killed_sweep_resumes(tmp_path: Path, ray_cluster: None) -> None:
     table = write_table(tmp_path, write_clips(tmp_path, 60))
     storage, found = tmp_path / "storage", tmp_path / "result.json"
     fields = {
@@ -61,7 +61,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_cluster: None) 
 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{len(before)} known from before, {4 - len(before)} to run" in done.stdout
+    assert f"{len(before)} recorded earlier, {4 - len(before)} to run" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == times, "a finished trial was run again"
     records = read_records(Folder(str(before[0].parents[1])))
     assert [record.status for record in records.values()] == ["finished"] * 4

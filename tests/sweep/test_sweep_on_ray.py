@@ -14,7 +14,7 @@ from tests.support.audio_files import write_clips, write_table
 
 
 @pytest.mark.ray
-def test_every_point_is_tried_and_told(tmp_path: Path, ray_cluster: None) -> None:
+def test_every_point_is_run_and_recorded(tmp_path: Path, ray_cluster: None) -> None:
     fields = {
         "--storage": tmp_path / "storage",
         "--data.dataset": "table",

@@ -1,4 +1,4 @@
-"""The outbox and its delivery, to a receiver that fails before or after it has done what was asked."""
+"""The outbox and its delivery, to a receiver that fails before or after it has executed a request."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ PATIENCE = 30.0
 
 
 class RefusedError(Exception):
-    """What the receiver answers for good."""
+    """A permanent refusal of the receiver."""
 
 
 class Memory:
-    """Takes deliveries as MLflow does: a run by its key, a point or a file once."""
+    """An in-memory receiver with MLflow's semantics: runs by key, points and files once."""
 
     def __init__(self, share: float = 0.0) -> None:
         self.share, self.random = share, random.Random(0)
@@ -112,7 +112,7 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLL_SECONDS", "FIRST_DELAY", "LONGEST_DELAY", "LOOK_SECONDS"):
+    for name in ("POLL_SECONDS", "FIRST_DELAY", "LONGEST_DELAY", "WAIT_SECONDS"):
         monkeypatch.setattr(delivery, name, 0.001)
 
 
@@ -144,7 +144,7 @@ def filled(storage: Folder, name: str = "one") -> Outbox:
 
 
 def assert_delivered(memory: Memory, outbox: Outbox, name: str = "one") -> None:
-    """Everything of `filled` stands once, with the times of when it happened."""
+    """Everything in `filled` was logged once, with its times."""
     times = {(entry["do"], entry["run"]): entry["time"] for _, entries in outbox.entries() for entry in entries}
     job, stage = f"None/job {name}", f"None/job {name}/key"
     assert {run: memory.runs[run]["status"] for run in (job, stage)} == {job: "FINISHED", stage: "FINISHED"}
@@ -155,11 +155,11 @@ def assert_delivered(memory: Memory, outbox: Outbox, name: str = "one") -> None:
     assert sorted(point for point in mine if point[0] == "loss") == [
         ("loss", step, 1 / step, 1e9 + step) for step in range(1, 11)
     ]
-    told = times["tell", "pretrain"]
+    logged = times["tell", "pretrain"]
     assert sorted(point for point in mine if point[0] != "loss") == [
-        ("score", 0, 0.5, told),
-        ("stage/seconds", 0, 2.0, told),
-        ("stage/steps", 0, 10.0, told),
+        ("score", 0, 0.5, logged),
+        ("stage/seconds", 0, 2.0, logged),
+        ("stage/steps", 0, 10.0, logged),
     ]
     assert memory.files == {
         **memory.files,
@@ -171,7 +171,7 @@ def assert_delivered(memory: Memory, outbox: Outbox, name: str = "one") -> None:
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.001)
 
 
@@ -189,7 +189,7 @@ def test_everything_arrives_once(storage: Folder, share: float, caplog: pytest.L
     assert "gone.md" in caplog.text
 
 
-def test_a_job_that_dies_leaves_the_rest_to_the_next(storage: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_next_job_delivers_what_a_dead_one_left(storage: Folder, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "raymae")
     memory, outbox = Memory(), filled(storage)
     memory.down = True
@@ -204,9 +204,9 @@ def test_a_job_that_dies_leaves_the_rest_to_the_next(storage: Folder, caplog: py
     sender = Delivery(other, storage, lambda: memory, lambda: left_over(storage, SERVER, storage / "runs/other"))
     sender.start()
     assert sender.close(PATIENCE) == 0
-    until(lambda: not outbox_of(storage).lacking())
+    until(lambda: not outbox_of(storage).pending())
     assert_delivered(memory, outbox)
-    assert foreign.lacking() == outbox.names()  # to whom it may be sent in full
+    assert foreign.pending() == outbox.names()  # it may be sent to another server in full
     assert left_over(storage, SERVER, storage / "runs/other") == []
 
 
@@ -215,7 +215,7 @@ def test_one_line_when_an_outage_begins_and_one_when_it_ends(storage: Folder, ca
     memory, outbox = Memory(), filled(storage)
     sender = Delivery(outbox, storage, lambda: memory)
     sender.start()
-    until(lambda: not outbox.lacking())
+    until(lambda: not outbox.pending())
     for _ in range(2):
         memory.down = True
         outbox.write({"do": "finish", "run": "", "status": "FINISHED"})
@@ -229,7 +229,7 @@ def test_one_line_when_an_outage_begins_and_one_when_it_ends(storage: Folder, ca
     assert sum("nothing can be delivered" in text for text in caplog.messages) == 2
 
 
-def test_what_is_refused_is_told_of_and_passed_over(storage: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_refused_is_logged_and_skipped(storage: Folder, caplog: pytest.LogCaptureFixture) -> None:
     memory, outbox = Memory(), filled(storage)
     memory.refused = {"report.md"}
     sender = Delivery(outbox, storage, lambda: memory)
@@ -240,7 +240,7 @@ def test_what_is_refused_is_told_of_and_passed_over(storage: Folder, caplog: pyt
     assert "no report.md for https://***@host" in caplog.text
 
 
-def test_only_what_is_committed_is_told(storage: Folder) -> None:
+def test_metrics_after_the_last_checkpoint_wait(storage: Folder) -> None:
     memory, outbox, artifact = Memory(), outbox_of(storage), storage / "artifacts/pretrain/one"
     outbox.write(
         begin("", "job", "job", {}, {}), begin("pretrain", "key", "pretrain", {}, {}, "artifacts/pretrain/one")
@@ -259,7 +259,7 @@ def test_only_what_is_committed_is_told(storage: Folder) -> None:
     artifact.write_json("commits/000000002/commit.json", {})
     until(lambda: steps() == [1, 2])
     report(4, 5)
-    take_back_events(artifact, 2)  # the workers died, and go on from the commit at other steps
+    take_back_events(artifact, 2)  # the workers died and resume from the checkpoint, reporting other steps
     assert [event["step"] for event in read_events(artifact)] == [1, 2]
     report(4, 6, loss=0.5)
     artifact.write_json("commits/000000004/commit.json", {})
@@ -278,25 +278,25 @@ def test_figures_arrive_while_the_stage_runs(
     monkeypatch.setattr(delivery, "POLL_SECONDS", 0.1)
     train = replace(TINY.pretrain, epochs=3, commit_minutes=1e-9)
     spec = make_spec(store, Path(storage.path("artifacts/pretrain/one")), config=replace(TINY, pretrain=train))
-    got: dict[str, bool] = {}
+    received: dict[str, bool] = {}
 
-    class Looking(Memory):
+    class Recording(Memory):
         def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
             assert content.startswith(b"\x89PNG")
-            got.setdefault(name, spec.artifact.is_done())
+            received.setdefault(name, spec.artifact.is_done())
 
     outbox = outbox_of(storage)
     outbox.write(
         begin("", "job", "job", {}, {}), begin("pretrain", "key", "pretrain", {}, {}, "artifacts/pretrain/one")
     )
-    sender = Delivery(outbox, storage, Looking)
+    sender = Delivery(outbox, storage, Recording)
     sender.start()
     run_stage(spec, BareSession(store, spec.artifact))
     outbox.write({"do": "finish", "run": "pretrain", "status": "FINISHED"})
     assert sender.close(PATIENCE) == 0
     announced = {file for event in read_events(spec.artifact) for file in event.get("figures", ())}
-    assert set(got) == announced
-    assert not all(got.values())
+    assert set(received) == announced
+    assert not all(received.values())
 
 
 # The first contact ----------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_a_mistake_is_an_error_at_once(storage: Folder, error: Exception) -> Non
         Delivery(outbox_of(storage), storage, connect).start()
 
 
-def test_a_late_mistake_is_an_error_at_the_next_look(storage: Folder) -> None:
+def test_a_late_mistake_is_an_error_at_the_next_check(storage: Folder) -> None:
     def connect() -> Memory:
         time.sleep(0.1)
         raise ValueError("MLflow can't be used")
@@ -328,8 +328,8 @@ def test_a_late_mistake_is_an_error_at_the_next_look(storage: Folder) -> None:
         until(lambda: sender.check() is not None)
 
 
-def test_a_server_that_is_down_is_waited_for(storage: Folder, caplog: pytest.LogCaptureFixture) -> None:
-    """One that nobody knows too, where the run has been told to it before."""
+def test_the_delivery_retries_while_the_server_is_down(storage: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    """Also if its host is unknown, once the run was meant for this server before."""
     memory, tries = Memory(), iter([away(True), away(True), away(False)])
     outbox = filled(storage)
     outbox.mark()
@@ -346,7 +346,7 @@ def test_a_server_that_is_down_is_waited_for(storage: Folder, caplog: pytest.Log
     assert sum("nothing can be delivered" in text for text in caplog.messages) == 1
 
 
-# What needs an answer -------------------------------------------------------------------------------------------------
+# Calls with a result -------------------------------------------------------------------------------------------------
 
 
 def test_a_call_comes_after_what_was_written_before(storage: Folder) -> None:
@@ -357,11 +357,11 @@ def test_a_call_comes_after_what_was_written_before(storage: Folder) -> None:
     sender.close(PATIENCE)
 
 
-def test_a_call_waits_as_long_as_it_may(storage: Folder) -> None:
+def test_a_call_waits_for_its_patience(storage: Folder) -> None:
     memory = Memory()
     sender = Delivery(filled(storage), storage, lambda: memory)
     sender.start()
-    until(lambda: not sender.outbox.lacking())
+    until(lambda: not sender.outbox.pending())
 
     def register(tracker: Memory, run_id: str) -> str:
         return str(tracker._do(lambda: "models:/one/1"))
@@ -384,7 +384,7 @@ def test_one_job_delivers_at_a_time(storage: Folder) -> None:
     memory, outbox = Memory(), filled(storage)
     first = Delivery(outbox, storage, lambda: memory)
     first.start()
-    until(lambda: not outbox.lacking())
+    until(lambda: not outbox.pending())
     outbox.write({"do": "finish", "run": "", "status": "KILLED"})
     second = Delivery(outbox_of(storage), storage, lambda: memory)
     second.start(0.05)
@@ -398,7 +398,7 @@ def test_one_job_delivers_at_a_time(storage: Folder) -> None:
 # On disk --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_outbox_holds_no_secret_and_any_storage_will_do() -> None:
+def test_the_outbox_holds_no_secret_and_works_on_any_storage() -> None:
     outbox = filled(Folder("memory://bucket/outbox"))
     assert [entries[0]["do"] for _, entries in outbox.entries()] == ["begin", "begin", "tell", "finish"]
     assert SECRET not in "".join(str(outbox.folder.read_bytes(name)) for name in outbox.folder.names())
@@ -407,7 +407,7 @@ def test_the_outbox_holds_no_secret_and_any_storage_will_do() -> None:
     assert outbox.open_runs() == [""]
 
 
-def test_a_password_does_not_name_a_server() -> None:
+def test_a_server_s_id_does_not_depend_on_the_password() -> None:
     config = TrackingConfig()
     one, two = (server_id(config, f"https://me:{word}@host") for word in ("old", "new"))
     assert one == two

@@ -1,4 +1,4 @@
-"""A real MLflow server that hangs, dies and comes back: a training goes on, and everything arrives once."""
+"""A real MLflow server that hangs, dies and comes back: training continues, and everything arrives once."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Server:
             connection.close()
 
     def send(self, what: signal.Signals) -> None:
-        """A signal to the server and its workers: a process group of its own."""
+        """Send a signal to the server and its workers: their own process group."""
         assert self.process is not None
         os.killpg(self.process.pid, what)
 
@@ -98,23 +98,23 @@ class Server:
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
 @dataclass
 class Story:
-    """What is left when all is over."""
+    """The results of the whole scenario."""
 
     config: Config
     storage: Folder
     client: MlflowClient
     events: list[dict[str, Any]]
-    """Of the training."""
+    """The events of the training."""
     outbox: Outbox
     """Of the run that was tracked through the outages."""
     waiting: int
-    """Entries that its job left over."""
+    """Files of entries that its job left pending."""
     first: dict[str, Any]
     """The result of a pipeline while the server was gone."""
     second: dict[str, Any]
@@ -122,22 +122,22 @@ class Story:
     log: str
 
 
-class Told(BareSession):
-    """Calls something after some steps."""
+class WithActions(BareSession):
+    """Calls functions after some steps."""
 
     def __init__(self, spec: StageSpec, then: dict[int, Callable[[], Any]]) -> None:
         super().__init__(spec.store, spec.artifact)
         self.then = then
 
     def report(self, event: dict[str, Any]) -> None:
-        """Write the event, then do what belongs to its step."""
+        """Write the event, then call the function of its step."""
         super().report(event)
         self.then.get(event["step"], lambda: None)()
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """Two starts of the server are all that this file takes."""
+    """The scenario, run once for all tests of this file: it starts the server twice."""
     environment, path = dict(os.environ), list(sys.path)
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     os.environ |= {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": SECRET}
@@ -177,7 +177,7 @@ class LogFile:
 
 
 def tell_story(server: Server, root: Path, log: Path) -> Story:
-    """A training whose server hangs, comes back and dies; a pipeline without a server; the same with one again."""
+    """A training whose server hangs, comes back and dies; a pipeline without a server; the same when it is back."""
     storage = open_storage(str(root / "storage"))
     config = finished_but_for_registration(server.uri, root, storage)
     server.start()
@@ -193,16 +193,16 @@ def tell_story(server: Server, root: Path, log: Path) -> Story:
     tracked = replace(config, pretrain=train)
     spec = StageSpec(name="pretrain", kind="pretrain", config=tracked, artifact=storage / STAGE, store=store)
     then = {
-        3: lambda: until(lambda: bool(sender._seen)),
+        3: lambda: until(lambda: bool(sender._logged_steps)),
         4: lambda: server.send(signal.SIGSTOP),
         6: lambda: until(lambda: sender.away_since is not None),
         8: lambda: server.send(signal.SIGCONT),
-        9: lambda: until(lambda: sender.away_since is None and max(sender._seen.values(), default=0) > 5),
+        9: lambda: until(lambda: sender.away_since is None and max(sender._logged_steps.values(), default=0) > 5),
         10: server.kill,
         12: lambda: until(lambda: sender.away_since is not None),
     }
     assert spec.order().steps > 14
-    run_stage(spec, Told(spec, then))
+    run_stage(spec, WithActions(spec, then))
     tell = {"do": "tell", "run": "pretrain", "artifact": STAGE, "numbers": {"stage/": {"seconds": 1.5}}}
     files = {"files": [f"figures/{name}" for name in (spec.artifact / "figures").names()]}
     outbox.write(tell | files, {"do": "finish", "run": "pretrain", "status": "FINISHED"})
@@ -216,7 +216,7 @@ def tell_story(server: Server, root: Path, log: Path) -> Story:
 
 
 def finished_but_for_registration(uri: str, root: Path, storage: Folder) -> Config:
-    """The settings of a pipeline of which all but the last stage stands, made without Ray."""
+    """The settings of a pipeline of which all stages but the last are finished, without Ray."""
     torch.set_num_threads(1)
     folder = root / "recordings"
     folder.mkdir()
@@ -245,7 +245,7 @@ def finished_but_for_registration(uri: str, root: Path, storage: Folder) -> Conf
 
 
 def runs(story: Story) -> dict[str, Any]:
-    """Every run of the experiment by its key; none is there twice."""
+    """Every run of the experiment by its key, each there once."""
     experiment = story.client.get_experiment_by_name(story.config.tracking.experiment)
     found = story.client.search_runs([experiment.experiment_id])
     by_key = {run.data.tags["raymae.key"]: run for run in found}
@@ -264,7 +264,7 @@ def test_every_step_arrived_once_with_its_time(story: Story) -> None:
         ]
 
 
-def test_runs_nest_and_have_their_times(story: Story) -> None:
+def test_runs_are_nested_and_have_their_times(story: Story) -> None:
     found = runs(story)
     parent, child = found["tracked"], found["tracked-pretrain"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -305,7 +305,7 @@ def test_the_same_command_registers_once_when_the_server_is_back(story: Story) -
     assert len(models) == 1
 
 
-def test_the_version_says_what_it_is(story: Story) -> None:
+def test_the_version_has_its_tags(story: Story) -> None:
     (version,) = story.client.search_model_versions("name='scenes'")
     split = Folder(story.second["run_folder"]).read_json("split.json")
     assert json.loads(version.tags["class_names"]) == ["high", "low"]
@@ -322,7 +322,7 @@ def test_the_model_comes_back_through_the_server(story: Story) -> None:
     assert mlflow.pyfunc.load_model("models:/scenes@candidate").predict([path])["scene_label"].tolist() == ["high"]
 
 
-def test_the_log_tells_of_every_outage_and_no_secret(story: Story) -> None:
+def test_the_log_has_every_outage_and_no_secret(story: Story) -> None:
     assert story.log.count("nothing can be delivered to MLflow for now") == 3
     assert story.log.count("MLflow answers again after") == 1
     assert "delivered to MLflow what" in story.log

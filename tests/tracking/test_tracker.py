@@ -1,4 +1,4 @@
-"""MLflow on a real SQLite store: runs that go on, a registry whose model reads audio, no secrets and no noise."""
+"""MLflow on a real SQLite store: resumed runs, a registered model that reads audio, no secrets and no noise."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def tracker(storage: Folder) -> Iterator[Tracker]:
-    """One SQLite store for all tests of this file: making its tables takes seconds."""
+    """One SQLite store for all tests of this file: creating its tables takes seconds."""
     environment, path = dict(os.environ), list(sys.path)
     yield Tracker(CONFIG, storage)
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-    sys.path[:] = path  # a loaded model puts its own code there
+    sys.path[:] = path  # a loaded model adds its own code
     os.environ.clear()
     os.environ.update(environment)
 
@@ -63,7 +63,7 @@ def wav(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def classifier(folder: Folder, seed: int = 0) -> Folder:
-    """A tiny classifier that tells recordings apart."""
+    """A tiny classifier whose predictions differ between recordings."""
     torch.manual_seed(seed)
     model = build_classifier(TINY_AUDIO, TINY.model, TINY.finetune, len(NAMES))
     torch.nn.init.normal_(model.head.weight)
@@ -82,7 +82,7 @@ def registered(tracker: Tracker, storage: Folder) -> tuple[Folder, str, str]:
 
 
 def history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of everything that was logged under a name, doubles included."""
+    """(step, value) of all points of a metric, duplicates included."""
     found = tracker.client.get_metric_history(run_id, name)
     return sorted((metric.step, metric.value) for metric in found)
 
@@ -94,7 +94,7 @@ def events(first: int, last: int, factor: float = 1.0) -> list[dict[str, Any]]:
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_with_the_same_key_goes_on(tracker: Tracker, storage: Folder) -> None:
+def test_a_run_with_the_same_key_is_resumed(tracker: Tracker, storage: Folder) -> None:
     run_id = tracker.run("key", "first name", params={"a": "1"})
     tracker.finish(run_id, "FAILED")
     for one in (tracker, Tracker(CONFIG, storage)):
@@ -105,14 +105,14 @@ def test_a_run_with_the_same_key_goes_on(tracker: Tracker, storage: Folder) -> N
     assert tracker.run("other key", "first name") != run_id
 
 
-def test_the_first_end_of_a_run_counts(tracker: Tracker) -> None:
+def test_a_run_keeps_its_first_end(tracker: Tracker) -> None:
     run_id = tracker.run("ends", "run")
     tracker.finish(run_id, "FAILED")
     tracker.finish(run_id, "FINISHED")
     assert tracker.client.get_run(run_id).info.status == "FAILED"
 
 
-def test_runs_of_stages_nest_below_their_pipeline(tracker: Tracker) -> None:
+def test_runs_of_stages_are_children_of_their_pipeline(tracker: Tracker) -> None:
     parents = [tracker.run(f"pipeline {number}", "pipeline") for number in range(2)]
     children = [tracker.run("stage", "prepare", parent=parent) for parent in parents]
     assert len({*parents, *children}) == 4
@@ -137,18 +137,18 @@ def test_a_whole_configuration_becomes_parameters(tracker: Tracker) -> None:
 # Metrics and files ---------------------------------------------------------------------------------------------------
 
 
-def test_logged_steps_are_passed_over(tracker: Tracker, storage: Folder) -> None:
+def test_logged_steps_are_skipped(tracker: Tracker, storage: Folder) -> None:
     run_id = tracker.run("events", "pretrain")
     tracker.log_events(run_id, events(1, 3))
     tracker.log_events(run_id, events(2, 5, factor=7.0))
     assert history(tracker, run_id, "loss") == [(1, 1), (2, 2), (3, 3), (4, 28), (5, 35)]
-    Tracker(CONFIG, storage).log_events(run_id, events(1, 6))  # a driver that was started again
+    Tracker(CONFIG, storage).log_events(run_id, events(1, 6))  # a restarted driver
     assert history(tracker, run_id, "loss")[3:] == [(4, 28), (5, 35), (6, 6)]
     times = {metric.step: metric.timestamp for metric in tracker.client.get_metric_history(run_id, "loss")}
     assert times[3] == 1000 * (10**9 + 3)
 
 
-def test_more_metrics_than_a_request_takes(tracker: Tracker) -> None:
+def test_more_metrics_than_fit_a_request(tracker: Tracker) -> None:
     run_id = tracker.run("many", "pretrain")
     metrics = {f"m{number}": float(number) for number in range(BATCH // 4 + 1)}
     tracker.log_events(run_id, [{"step": step, "time": 1e9, "metrics": metrics} for step in range(5)])
@@ -157,7 +157,7 @@ def test_more_metrics_than_a_request_takes(tracker: Tracker) -> None:
     tracker.log_events(run_id, [])
 
 
-def test_figures_of_a_stage(tracker: Tracker) -> None:
+def test_final_metrics_of_a_stage(tracker: Tracker) -> None:
     run_id = tracker.run("numbers", "prepare")
     tracker.log_numbers(run_id, {"clips": 12.0, "loss": float("nan")})
     assert history(tracker, run_id, "stage/clips") == [(0, 12)]
@@ -187,7 +187,7 @@ def test_the_same_classifier_is_the_same_version(tracker: Tracker, registered: t
     assert not tracker.exists("models:/nothing/1")
 
 
-def test_a_registered_model_says_what_it_is(registered: tuple[Folder, str, str]) -> None:
+def test_a_registered_model_has_its_metadata(registered: tuple[Folder, str, str]) -> None:
     info = mlflow.models.get_model_info(registered[1])
     assert info.metadata["class_names"] == NAMES
     assert info.metadata["audio"] == to_dict(TINY_AUDIO)
@@ -258,7 +258,7 @@ def test_the_model_reads_bytes_and_waveforms(tracker: Tracker, registered: tuple
 
 
 @pytest.mark.parametrize("kind", ["pairs in a list", "waveforms", "numbers", "nothing", "half a mapping", "no rate"])
-def test_what_is_no_recording_is_named(registered: tuple[Folder, str, str], kind: str) -> None:
+def test_an_error_names_a_row_that_is_no_recording(registered: tuple[Folder, str, str], kind: str) -> None:
     wave = np.zeros(8000, np.float32)
     inputs: dict[str, Any] = {
         "pairs in a list": [(wave, 8000), (wave, 8000)],
@@ -273,7 +273,7 @@ def test_what_is_no_recording_is_named(registered: tuple[Folder, str, str], kind
 
 
 def test_what_the_model_imports_is_declared() -> None:
-    """Of every file of the package that a loaded model has imported, all imports, those inside functions included."""
+    """All imports, also inside functions, of the package's files that a loaded model imports."""
     code = (
         "import sys, raymae.tracking.pyfunc_model, raymae.inference.predictor\n"
         "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('raymae.')), sep='\\n')"
@@ -286,11 +286,11 @@ def test_what_the_model_imports_is_declared() -> None:
                 imported.add(node.module.split(".")[0])
             elif isinstance(node, ast.Import):
                 imported |= {item.name.split(".")[0] for item in node.names}
-    assert {"torch", "soundfile", "mlflow"} <= imported, "the check looks at nothing"
+    assert {"torch", "soundfile", "mlflow"} <= imported, "the check finds no imports"
     assert imported - set(sys.stdlib_module_names) - {"raymae", "mlflow"} <= set(REQUIREMENTS)
 
 
-def test_the_model_brings_its_code_and_loads_silently(
+def test_the_model_includes_its_code_and_loads_silently(
     tracker: Tracker, registered: tuple[Folder, str, str], wav: str, tmp_path: Path
 ) -> None:
     code = (
@@ -308,7 +308,7 @@ def test_the_model_brings_its_code_and_loads_silently(
 
 
 @pytest.mark.parametrize("uri", ["models:/nothing@candidate", "models:/scenes/99", "runs:/0123/model"])
-def test_a_model_that_is_not_there(tracker: Tracker, uri: str) -> None:
+def test_a_missing_model(tracker: Tracker, uri: str) -> None:
     with pytest.raises(ValueError, match=f"{uri} can't be read: ") as error:
         tracker.download_classifier(uri)
     assert "\n" not in str(error.value)
@@ -339,7 +339,7 @@ def test_wrong_settings_are_refused_at_the_start(
 
 
 @pytest.mark.parametrize(("host", "unknown"), [("127.0.0.1:1", False), ("no-such-host.invalid:5000", True)])
-def test_a_server_that_is_down_is_no_wrong_setting(
+def test_a_server_that_is_down_is_not_a_wrong_setting(
     tracker: Tracker, storage: Folder, monkeypatch: pytest.MonkeyPatch, host: str, unknown: bool
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -350,7 +350,7 @@ def test_a_server_that_is_down_is_no_wrong_setting(
     assert SECRET not in str(error.value)
 
 
-def test_a_request_that_was_answered_too_late_makes_no_second_run(tracker: Tracker) -> None:
+def test_a_request_with_a_lost_answer_makes_no_second_run(tracker: Tracker) -> None:
     for _ in range(2):
         tracker.client.create_run(tracker.experiment_id, tags={KEY: "late"})
     run_id = tracker.run("late", "late", params={"a": "1"})
@@ -375,7 +375,7 @@ def test_credentials_never_reach_the_store(tracker: Tracker, storage: Folder) ->
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
 
 
-def test_the_store_lies_below_the_storage(tracker: Tracker, storage: Folder) -> None:
+def test_the_store_is_in_the_storage(tracker: Tracker, storage: Folder) -> None:
     assert tracker.uri == f"sqlite:///{storage.path('mlflow.db')}"
     assert tracker.client.get_experiment(tracker.experiment_id).artifact_location.endswith("/mlflow-artifacts")
     with pytest.raises(ValueError, match=r"needs --tracking\.uri"):

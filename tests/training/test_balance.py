@@ -1,4 +1,4 @@
-"""Balanced sampling of labelled clips: every cell equally often, nothing lost, also beside unlabelled ones."""
+"""Balanced sampling of labelled clips: every cell equally often, no clip left out, also beside unlabelled ones."""
 
 from collections import Counter
 from dataclasses import replace
@@ -43,7 +43,7 @@ def visits(order: Order, epochs: int) -> Counter[int]:
 
 
 @pytest.mark.parametrize(("balance", "cells"), [("class", 2), ("class_device", 4)])
-def test_cells_come_equally_often_and_every_clip_comes(
+def test_cells_are_sampled_equally_often_and_every_clip_is(
     store: FeatureStore, tmp_path: Path, balance: str, cells: int
 ) -> None:
     store = unequal(store)
@@ -61,7 +61,7 @@ def test_cells_come_equally_often_and_every_clip_comes(
     assert set(shares.values()) == {24 * (len(rows) // cells)}
 
 
-def test_beside_unlabelled_clips_the_labelled_ones_come_as_they_do_alone(store: FeatureStore, tmp_path: Path) -> None:
+def test_balancing_works_beside_unlabelled_clips(store: FeatureStore, tmp_path: Path) -> None:
     store = unequal(store)
     paired = make_spec(store, tmp_path, "class", "consistency").order()
     assert isinstance(paired, PairedOrder)
@@ -75,12 +75,12 @@ def test_beside_unlabelled_clips_the_labelled_ones_come_as_they_do_alone(store: 
     assert by_class["high"] == by_class["low"]
 
 
-def test_without_balance_nothing_changes(store: FeatureStore, tmp_path: Path) -> None:
+def test_without_balance_every_clip_comes_once(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path, "none")
     assert spec.order().chunk == spec.config.data.shuffle_chunk
     assert set(visits(spec.order(), 1).values()) == {1}
 
 
-def test_clips_of_several_classes_are_not_balanced() -> None:
+def test_multi_label_clips_are_not_balanced() -> None:
     with pytest.raises(ValueError, match="balance"):
         FinetuneConfig(labels="multi", balance="class")

@@ -1,4 +1,4 @@
-"""Consistency training: weights worked by hand, micro-batches of both kinds, exact resume, and that it learns."""
+"""Consistency training: weights by hand, micro-batches of both kinds, exact resume, and that it learns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def setting(config: Config = CONFIG, **changes: Any) -> Config:
 
 
 def probabilities(*first: float) -> Tensor:
-    """Two classes, of which the first has these probabilities."""
+    """The probabilities of two classes, given the first's."""
     values = torch.tensor(first)
     return torch.stack([values, 1 - values], 1)
 
@@ -63,24 +63,24 @@ def test_fixmatch_by_hand() -> None:
 
 
 def test_freematch_by_hand() -> None:
-    """Wang et al. 2023: tau and p begin at 1/2; tau(c) = p(c) / max p * tau."""
+    """Wang et al. 2023: tau and p start at 1/2; tau(c) = p(c) / max p * tau."""
     weigh = FreeMatch(2, half("freematch"))
     assert weigh.thresholds.tolist() == [0.5, 0.5]
     assert weigh(probabilities(0.9, 0.6)).tolist() == [1, 1]
-    # confidences (0.9 + 0.6) / 2 = 0.75, probabilities (0.75, 0.25), guesses (1, 0); each halfway from 0.5
+    # confidences (0.9 + 0.6) / 2 = 0.75, probabilities (0.75, 0.25), predictions (1, 0); each halfway from 0.5
     weigh.move()
     assert float(weigh.tau) == pytest.approx(0.625)
     assert weigh.classes.tolist() == pytest.approx([0.625, 0.375])
     assert weigh.guesses.tolist() == pytest.approx([0.75, 0.25])
     assert weigh.thresholds.tolist() == pytest.approx([0.625, 0.375])
     assert weigh(probabilities(0.6, 0.2)).tolist() == [0, 1]
-    # confidences 0.7, probabilities (0.4, 0.6), guesses (0.5, 0.5)
+    # confidences 0.7, probabilities (0.4, 0.6), predictions (0.5, 0.5)
     weigh.move()
     assert float(weigh.threshold) == pytest.approx(0.6625)
     assert weigh.classes.tolist() == pytest.approx([0.5125, 0.4875])
     assert weigh.guesses.tolist() == pytest.approx([0.625, 0.375])
     assert weigh.thresholds.tolist() == pytest.approx([0.6625, 0.4875 / 0.5125 * 0.6625])
-    assert weigh(probabilities(0.66, 0.36)).tolist() == [0, 1]  # 0.64 lies above 0.6302
+    assert weigh(probabilities(0.66, 0.36)).tolist() == [0, 1]  # 0.64 is above 0.6302
 
 
 def test_fairness_by_hand() -> None:
@@ -93,7 +93,7 @@ def test_fairness_by_hand() -> None:
     # a = SumNorm(0.5125 / 0.625, 0.4875 / 0.375) = (0.82, 1.3) / 2.12; b of the first two: (1.2, 0.8) / 2
     expected = (0.82 * np.log(0.6) + 1.3 * np.log(0.4)) / 2.12
     assert float(weigh.fairness(logits, torch.tensor([1.0, 1.0, 0.0]))) == pytest.approx(expected, rel=1e-5)
-    # the first alone: b = (1) for the one class that is seen
+    # the first alone: b = (1) for the only class that is predicted
     assert float(weigh.fairness(logits, torch.tensor([1.0, 0.0, 0.0]))) == pytest.approx(0, abs=1e-6)
     logits.requires_grad_()
     weigh.fairness(logits, torch.zeros(3)).backward()
@@ -122,7 +122,7 @@ def test_softmatch_by_hand() -> None:
     assert found == pytest.approx([np.exp(-((0.5125 - 0.661470) ** 2) / 0.581410)] * 2, rel=1e-5)
 
 
-def test_the_loss_is_a_mean_over_all_clips() -> None:
+def test_the_loss_is_the_mean_over_all_clips() -> None:
     logits = probabilities(0.5, 0.25).log()
     found = consistency_loss(logits, torch.tensor([0, 1]), torch.tensor([1.0, 0.5]))
     assert float(found) == pytest.approx(-(np.log(0.5) + 0.5 * np.log(0.75)) / 2)
@@ -143,7 +143,7 @@ def test_micro_batches_of_a_step_count_as_one(method: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [FreeMatch, SoftMatch])
-def test_a_step_that_is_not_finite_moves_nothing(kind: Any) -> None:
+def test_a_step_that_is_not_finite_changes_no_statistics(kind: Any) -> None:
     weigh = kind(2, half("freematch"))
     before = {name: value.clone() for name, value in weigh.state_dict().items()}
     weigh(torch.full((3, 2), float("nan")))
@@ -163,22 +163,22 @@ def batches(spec: StageSpec) -> Iterator[Any]:
     return micro_batches(order, windows, 0, 1, 0)
 
 
-def test_every_micro_batch_holds_both_in_fixed_shares(store: FeatureStore, tmp_path: Path) -> None:
+def test_every_micro_batch_has_both_in_fixed_shares(store: FeatureStore, tmp_path: Path) -> None:
     config = replace(CONFIG, finetune=replace(TINY.finetune, micro_batch_size=4))
     spec = make_spec(store, tmp_path, "consistency", config)
     labelled, unlabelled = set(labelled_rows(spec)[0].tolist()), set(unlabelled_rows(store.clips).tolist())
-    seen: set[int] = set()
+    used: set[int] = set()
     for batch in batches(spec):
         assert len(batch.rows) == 4 + 8
         assert set(batch.rows[:4].tolist()) <= labelled
         assert set(batch.rows[4:].tolist()) <= unlabelled
-        seen |= set(batch.rows.tolist())
-    assert seen == labelled | unlabelled
-    assert set(store.clips["split"].take(sorted(seen)).to_pylist()) == {"train"}
+        used |= set(batch.rows.tolist())
+    assert used == labelled | unlabelled
+    assert set(store.clips["split"].take(sorted(used)).to_pylist()) == {"train"}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_worker_and_two_compute_alike(store: FeatureStore, tmp_path: Path, method: str) -> None:
+def test_one_worker_and_two_compute_the_same(store: FeatureStore, tmp_path: Path, method: str) -> None:
     config = replace(
         TINY,
         finetune=replace(TINY.finetune, micro_batch_size=4, drop_path=0.0, augment=replace(EVERYTHING, mixup_p=0.8)),
@@ -191,7 +191,7 @@ def test_one_worker_and_two_compute_alike(store: FeatureStore, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "softmatch", "teacher": "ema", "start": "pretrain"}])
-def test_going_on_from_a_commit_is_exact(
+def test_resuming_from_a_checkpoint_is_exact(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     config = setting(epochs=4, **settings)
@@ -206,13 +206,11 @@ def test_going_on_from_a_commit_is_exact(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("teacher", ["self", "ema"])
-def test_the_weak_views_have_no_gradient_and_take_none(
-    store: FeatureStore, tmp_path: Path, precision: Any, teacher: Any
-) -> None:
+def test_the_weak_views_have_no_gradient(store: FeatureStore, tmp_path: Path, precision: Any, teacher: Any) -> None:
     config = setting(method="softmatch", teacher=teacher)
     config = replace(config, finetune=replace(config.finetune, precision=precision))
     spec = make_spec(store, tmp_path, "consistency", config)
-    trainer = Trainer(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
+    trainer = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
     metrics = trainer._step(trainer.session.batches(trainer.order, 0), 0.5)
     assert all(p.grad is not None and p.grad.any() for n, p in trainer.model.named_parameters() if "head" in n)
     assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
@@ -223,9 +221,9 @@ def test_the_weak_views_have_no_gradient_and_take_none(
 
 
 @pytest.fixture(scope="module")
-def taught(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
+def trained(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """A pre-training and a fine-tuning from it."""
-    root = tmp_path_factory.mktemp("taught")
+    root = tmp_path_factory.mktemp("trained")
     config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=3), finetune=replace(TINY.finetune, epochs=30))
     pretrained = make_spec(store, root / "pretrain", config=config)
     finetuned = make_spec(store, root / "finetune", "finetune", config, encoder=pretrained.artifact)
@@ -235,11 +233,13 @@ def taught(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, taught: dict[str, Folder], method: Any) -> None:
-    # no Freq-MixStyle: it would make one tone of the other
+def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, trained: dict[str, Folder], method: Any) -> None:
+    # no Freq-MixStyle: it would turn one tone into the other
     strong = AugmentConfig(eq_p=0.5, freq_mask_param=4, time_mask_param=16)
     settings = ConsistencyConfig(method=method, epochs=5, ratio=2, strong=strong)
-    spec = make_spec(store, tmp_path, "consistency", replace(TINY, consistency=settings), classifier=taught["finetune"])
+    spec = make_spec(
+        store, tmp_path, "consistency", replace(TINY, consistency=settings), classifier=trained["finetune"]
+    )
     run_stage(spec, BareSession(store, spec.artifact))
     found = spec.artifact.result()
     assert found["metrics"]["val/macro_accuracy"] > 0.9
@@ -250,19 +250,19 @@ def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, taught: dict[s
     assert ("fairness_loss" in names) == (method == "freematch")
 
 
-def test_it_starts_from_the_teacher_head_and_all(
-    store: FeatureStore, tmp_path: Path, taught: dict[str, Folder]
+def test_it_is_initialised_from_the_whole_teacher(
+    store: FeatureStore, tmp_path: Path, trained: dict[str, Folder]
 ) -> None:
-    weights = load_tensors(taught["finetune"].read_bytes("model.safetensors"))
-    spec = make_spec(store, tmp_path, "consistency", CONFIG, classifier=taught["finetune"])
+    weights = load_tensors(trained["finetune"].read_bytes("model.safetensors"))
+    spec = make_spec(store, tmp_path, "consistency", CONFIG, classifier=trained["finetune"])
     network = build_task(spec).network  # type: ignore[attr-defined]
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-    spec = make_spec(store, tmp_path, "consistency", setting(start="pretrain"), encoder=taught["pretrain"])
+    spec = make_spec(store, tmp_path, "consistency", setting(start="pretrain"), encoder=trained["pretrain"])
     network = build_task(spec).network  # type: ignore[attr-defined]
     assert not torch.equal(network.head.weight, weights["head.weight"])
 
 
-def test_without_unlabelled_clips_it_learns_from_the_labels(store: FeatureStore, tmp_path: Path) -> None:
+def test_without_unlabelled_clips_it_trains_on_the_labelled_ones(store: FeatureStore, tmp_path: Path) -> None:
     labels = store.clips["scene_label"].to_pandas().fillna("low")
     given = FeatureStore(store.folder, store.shards)
     index = store.clips.schema.get_field_index("scene_label")
@@ -292,7 +292,7 @@ def test_without_unlabelled_clips_it_learns_from_the_labels(store: FeatureStore,
         (lambda: Config(unlabelled=("labels",)), "must be one of pseudo_labels, consistency"),
         (
             lambda: Config(unlabelled=("consistency",), finetune=FinetuneConfig(labels="multi")),
-            r"unlabelled = consistency is for clips of one class",
+            r"unlabelled = consistency is for single-label clips",
         ),
         (lambda: Config(consistency=ConsistencyConfig(teacher="ema")), r"set finetune\.ema_decay"),
         (
@@ -301,12 +301,12 @@ def test_without_unlabelled_clips_it_learns_from_the_labels(store: FeatureStore,
         ),
     ],
 )
-def test_wrong_settings_say_what_is_right(build: Any, message: str) -> None:
+def test_wrong_settings_are_refused(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_the_command_line_names_the_uses() -> None:
+def test_the_uses_on_the_command_line() -> None:
     assert parse(["small"], "").unlabelled == ("pseudo_labels",)
     assert parse(["small", "--unlabelled", "pseudo_labels", "consistency"], "").unlabelled[-1] == "consistency"
     config = parse(["small", "--unlabelled", "--consistency.method", "fixmatch"], "")
@@ -337,7 +337,7 @@ def test_each_use_of_unlabelled_clips_is_evaluated_and_the_last_is_final(
     assert list(plan.nodes)[-2:] == ["evaluate", "register"]
 
 
-def test_keys_hold_what_changes_a_result_and_no_more(clips: pa.Table) -> None:
+def test_keys_depend_on_what_changes_a_result_only(clips: pa.Table) -> None:
     both = replace(CONFIG, unlabelled=("pseudo_labels", "consistency"))
     plan, plain = plan_of(both, clips), plan_of(replace(TINY, unlabelled=("pseudo_labels",)), clips)
     for name in ("prepare", "pretrain", "finetune", "cnn", "pseudo_label", "student"):
@@ -353,7 +353,7 @@ def test_keys_hold_what_changes_a_result_and_no_more(clips: pa.Table) -> None:
     assert swapped.nodes["evaluate"].key != plan.nodes["evaluate"].key
 
 
-def test_where_it_starts(clips: pa.Table) -> None:
+def test_what_it_is_initialised_from(clips: pa.Table) -> None:
     plan = plan_of(CONFIG, clips, "consistency")
     assert list(plan.nodes) == ["prepare", "pretrain", "finetune", "consistency"]
     spec = plan.spec("consistency")

@@ -1,4 +1,4 @@
-"""Figures are drawn while a stage runs."""
+"""Figures drawn while a stage runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raymae.features.store import FeatureStore
 from raymae.storage.events import read_events, write_event
 from raymae.storage.folder import Folder
 from raymae.training import figures
-from raymae.training.figures import CURVES, Pictures
+from raymae.training.figures import CURVES, FigureWriter
 from tests.support.training import TINY, make_spec, train
 
 PNG = b"\x89PNG"
@@ -22,7 +22,7 @@ def _at_every_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "DRAW_SECONDS", 0.0)
 
 
-def test_drawn_at_marks_without_changing_the_training(
+def test_drawing_at_marks_changes_no_weights(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=3))
@@ -40,21 +40,21 @@ def test_drawn_at_marks_without_changing_the_training(
     assert (plain.artifact / "figures").names() == []
 
 
-def test_the_curves_hold_every_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[list[int]] = []
+def test_the_curves_have_every_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[int]] = []
     real = figures.learning_curves
 
     def watched(events, title):
-        shown.append([event["step"] for event in events])
+        drawn.append([event["step"] for event in events])
         return real(events, title)
 
     monkeypatch.setattr(figures, "learning_curves", watched)
     artifact = Folder(str(tmp_path))
     for step in (1, 2, 3, 8, 9):  # 8 and 9 are from before a crash
         write_event(artifact, {"step": step, "metrics": {"loss": 1.0}})
-    drawing = Pictures(artifact, "pretrain")
+    writer = FigureWriter(artifact, "pretrain")
     for step in (4, 6):
         event = {"step": step, "metrics": {"loss": 0.5}}
-        drawing.draw(event, {})
+        writer.draw(event, {})
         write_event(artifact, event)
-    assert shown == [[1, 2, 3, 4], [1, 2, 3, 4, 6]]
+    assert drawn == [[1, 2, 3, 4], [1, 2, 3, 4, 6]]

@@ -1,4 +1,4 @@
-"""The head that fine-tuning begins with: the probe's own answers, the same after a commit, no class lost."""
+"""The initial head of fine-tuning: the probe's predictions, not set again on resume, every class kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def rows_and_labels(spec: StageSpec) -> tuple[np.ndarray, np.ndarray]:
     return rows, targets[rows].toarray().argmax(1)
 
 
-def test_the_head_answers_as_the_probe_does(store: FeatureStore, tmp_path: Path) -> None:
+def test_the_head_predicts_as_the_probe(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     rows, labels = rows_and_labels(spec)
     model = make_model(LOGISTIC, 2)
@@ -46,13 +46,13 @@ def test_the_head_answers_as_the_probe_does(store: FeatureStore, tmp_path: Path)
     x = embed(model, spec, rows)
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
-    assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # of an encoder with random weights, too
+    assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # even with a random encoder
     again = make_model(LOGISTIC, 2)
     start_head(again, spec, rows, np.eye(2)[labels], 5)
     torch.testing.assert_close(again.head.weight, model.head.weight, rtol=0, atol=0)
 
 
-def test_several_classes_have_the_probabilities_of_the_probe(
+def test_more_than_two_classes_have_the_probe_s_probabilities(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(store, tmp_path)
@@ -71,7 +71,7 @@ def test_several_classes_have_the_probabilities_of_the_probe(
     assert torch.isin(logits.argmax(1), torch.tensor([0, 3, 4])).all()
 
 
-def test_soft_targets_count_by_their_shares(
+def test_soft_targets_are_weighted_by_their_shares(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(store, tmp_path)
@@ -91,10 +91,10 @@ def test_soft_targets_count_by_their_shares(
     assert shared.head.weight.abs().max() > 1e-3
 
 
-def test_a_run_begins_with_it_once(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_run_sets_the_head_once(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     session = BareSession(store, spec.artifact)
-    first = Trainer(build_task(spec), session, spec.artifact)
+    first = Trainer.start(build_task(spec), session, spec.artifact)
     assert first.model.head.weight.abs().max() > 1e-3
     assert first.ema is not None
     torch.testing.assert_close(first.ema.model.head.weight, first.model.head.weight)
@@ -102,10 +102,10 @@ def test_a_run_begins_with_it_once(store: FeatureStore, tmp_path: Path) -> None:
         first.model.head.weight.fill_(7.0)
     first._commit()
     first.committer.wait()
-    assert (Trainer(build_task(spec), session, spec.artifact).model.head.weight == 7).all()
+    assert (Trainer.start(build_task(spec), session, spec.artifact).model.head.weight == 7).all()
 
 
-def test_clips_of_several_classes_have_a_probe_for_each(
+def test_multi_label_clips_have_a_probe_for_each_class(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(LOGISTIC, finetune=replace(LOGISTIC.finetune, labels="multi"))
@@ -121,8 +121,8 @@ def test_clips_of_several_classes_have_a_probe_for_each(
     monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
     start_head(model, spec, rows, targets, 0)
     with torch.no_grad():
-        said = model.head(torch.from_numpy(x)).sigmoid().numpy()
+        found = model.head(torch.from_numpy(x)).sigmoid().numpy()
     for column in (0, 1):
         probe = make_probe("linear", len(x)).fit(x, targets[:, column])
-        np.testing.assert_allclose(said[:, column], probe.predict_proba(x)[:, 1], atol=1e-4)
+        np.testing.assert_allclose(found[:, column], probe.predict_proba(x)[:, 1], atol=1e-4)
     torch.testing.assert_close(model.head.weight[2:], before[2:], rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Schedule, groups and the average of the weights."""
+"""Learning rate, parameter groups and EMA weights."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CONFIG = TrainConfig(epochs=10, warmup_epochs=2, lr=1.0, min_lr=0.1, global_batc
 
 
 @pytest.mark.parametrize(("share", "lr"), [(0, 0), (0.1, 0.5), (0.2, 1.0), (0.6, 0.55), (1, 0.1)])
-def test_the_rate_by_hand(share: float, lr: float) -> None:
+def test_the_learning_rate_by_hand(share: float, lr: float) -> None:
     assert learning_rate(share, CONFIG) == pytest.approx(lr)
 
 
@@ -22,7 +22,7 @@ def test_no_warmup_starts_at_the_peak() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
-def test_the_rate_rises_then_falls(one: int, other: int) -> None:
+def test_the_learning_rate_rises_then_falls(one: int, other: int) -> None:
     early, late = min(one, other) / 1000, max(one, other) / 1000
     rates = learning_rate(early, CONFIG), learning_rate(late, CONFIG)
     if late <= 0.2:
@@ -31,7 +31,7 @@ def test_the_rate_rises_then_falls(one: int, other: int) -> None:
         assert rates[0] >= rates[1] >= CONFIG.min_lr
 
 
-def test_groups_keep_their_own_decay_and_share_of_the_rate() -> None:
+def test_groups_keep_their_weight_decay_and_lr_scale() -> None:
     layers = [nn.Linear(3, 3, bias=False) for _ in range(2)]
     groups = [
         {"name": f"encoder.{i}", "params": layer.parameters(), "weight_decay": 0.1 * i, "lr_scale": 0.5**i}
@@ -58,7 +58,7 @@ def constant(value: float) -> nn.Module:
     return model
 
 
-def test_the_average_by_hand() -> None:
+def test_the_ema_by_hand() -> None:
     ema = Ema(constant(0.0), decay=0.15)
     ema.update(constant(1.0))
     assert float(ema.model.weight) == pytest.approx(0.9)  # decay 1 / 10
@@ -68,7 +68,7 @@ def test_the_average_by_hand() -> None:
     assert not ema.model.weight.requires_grad
 
 
-def test_the_average_goes_on_from_its_state() -> None:
+def test_the_ema_resumes_from_its_state() -> None:
     whole, part = Ema(constant(0.0), 0.99), Ema(constant(0.0), 0.99)
     for ema in (whole, part):
         ema.update(constant(1.0))

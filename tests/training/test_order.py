@@ -28,7 +28,7 @@ def test_permute_is_a_permutation(n: int, key: int) -> None:
     assert sorted(permute(np.arange(n), n, key)) == list(range(n))
 
 
-def test_permute_looks_random() -> None:
+def test_permute_is_random() -> None:
     n = 2000
     where = permute(np.arange(n), n, mix(7))
     assert abs(np.corrcoef(np.arange(n), where)[0, 1]) < 0.08
@@ -81,7 +81,7 @@ def test_weights_are_visits_per_epoch() -> None:
     assert (counts[150:] == 2).all()
 
 
-def test_a_huge_stream_costs_only_what_is_asked() -> None:
+def test_a_huge_stream_costs_only_the_part_that_is_read() -> None:
     order = make(0, rows=(np.broadcast_to(np.int64(5), 10**9),), weights=(1.0,), epochs=100)
     assert (order.window_rows(order.windows - 1) == 5).all()
 
@@ -92,7 +92,7 @@ def test_neighbours_in_the_store_are_spread() -> None:
     assert len(np.unique(batch // 8)) >= 8
 
 
-def test_no_rows_is_an_error() -> None:
+def test_no_rows_are_an_error() -> None:
     with pytest.raises(ValueError, match="no clip"):
         make(0)
 
@@ -105,7 +105,7 @@ def test_no_rows_is_an_error() -> None:
     ratio=st.integers(1, 4),
     seed=st.integers(0, 5),
 )
-def test_pairs_have_fixed_shares_and_the_first_rows_of_their_own_order(
+def test_pairs_have_fixed_shares_and_the_first_stream_in_its_own_order(
     labelled: int, unlabelled: int, micro: int, slots: int, ratio: int, seed: int
 ) -> None:
     rows, size = (np.arange(1000, 1000 + labelled), np.arange(5000, 5000 + unlabelled)), micro * (1 + ratio)
@@ -133,7 +133,7 @@ def test_pairs_need_rows_of_both() -> None:
         PairedOrder((np.arange(3), np.arange(0)), (1.0, 1.0), 0, 1, 4, 4, ratio=1)
 
 
-# How well it shuffles: the table in order.py's docstring ------------------------------------------------------------
+# Shuffling quality: the table in order.py's docstring ------------------------------------------------------------
 
 ROWS, RECORDING, BATCH, EPOCHS = 2**15, 50, 64, 16
 
@@ -156,7 +156,7 @@ def permutations() -> np.ndarray:
 
 
 def quality(found: np.ndarray) -> tuple[float, float, float]:
-    """Recordings in a batch; spread of the class shares over the batches; per cent of pairs that meet again."""
+    """Recordings in a batch; spread of the class shares over the batches; percentage of pairs that meet again."""
     recording = found // RECORDING
     recordings = np.mean([len(np.unique(batch)) for batch in recording.reshape(-1, BATCH)])
     labels = np.random.default_rng(1).integers(0, 10, ROWS // RECORDING + 1)[recording].reshape(-1, BATCH)
@@ -193,5 +193,5 @@ def test_chunks_of_one_are_a_full_permutation() -> None:
 def test_the_table_of_the_docstring(chunk: int, micro: int, recordings: float, spread: float, again: float) -> None:
     found = quality(batches(chunk, micro))
     assert found == pytest.approx((recordings, spread, again), rel=0.1)
-    # each row brings those of its chunk's rows that the shuffling of the window leaves in its micro-batch
+    # shuffling within the window leaves some rows of a chunk in the same micro-batch
     assert found[1] < 1.1 * (1 + (chunk - 1) * (micro - 1) / (WINDOW_ROWS - 1))

@@ -1,4 +1,4 @@
-"""Two processes on gloo compute what one does: with the whole model on each (DDP), and with a half of it (FSDP2)."""
+"""Two processes on gloo compute the same as one: with the whole model on each (DDP) and with half of it (FSDP2)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONFIG = replace(
     pretrain=replace(TINY.pretrain, **COMMON),
     finetune=replace(TINY.finetune, layer_decay=0.8, drop_path=0.3, epochs=3, **COMMON),
 )
-"""Four micro-batches a step, so that two workers accumulate two each; everything on that draws or averages."""
+"""Four micro-batches a step, so that two workers accumulate two each; everything enabled that draws or averages."""
 BF16 = replace(
     CONFIG, model=replace(CONFIG.model, decoder="local"), pretrain=replace(CONFIG.pretrain, precision="bf16")
 )
@@ -57,7 +57,7 @@ def steps(trainer: Trainer, count: int) -> None:
 
 
 def snapshot(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Everything that a run hands on or goes on from, whole; gradients too."""
+    """The weights, EMA weights and gradients of a run, unsharded."""
     gradients = {n: parallel.full(p.grad).clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
     weights = {name: parallel.full(value).clone() for name, value in trainer.model.state_dict().items()}
     average = {name: value.clone() for name, value in trainer.result_model.state_dict().items()}
@@ -65,7 +65,7 @@ def snapshot(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 def held(trainer: Trainer) -> float:
-    """Share of weights, gradients, moments and averaged weights that this process holds."""
+    """Share of weights, gradients, moments and EMA weights that this process holds."""
     parameters = list(trainer.model.parameters())
     tensors = parameters + [p.grad for p in parameters if p.grad is not None]
     tensors += [value for moments in trainer.optimizer.state.values() for value in moments.values() if value.ndim]
@@ -75,8 +75,8 @@ def held(trainer: Trainer) -> float:
 
 
 def follow(spec: StageSpec, session: Session) -> dict[str, Any]:
-    """The first step's gradients, and what stands after the last; with a commit between."""
-    trainer = Trainer(build_task(spec), session, spec.artifact)
+    """The first step's gradients, and the state after the last step; with a checkpoint between."""
+    trainer = Trainer.start(build_task(spec), session, spec.artifact)
     steps(trainer, 1)
     first = snapshot(trainer)["gradients"]
     steps(trainer, CUT - 1)
@@ -88,16 +88,16 @@ def follow(spec: StageSpec, session: Session) -> dict[str, Any]:
     return {"first": first, "commit": at_commit, "last": snapshot(trainer), "held": torch.tensor(shares)}
 
 
-def go_on(spec: StageSpec, session: Session) -> dict[str, Any]:
-    """From the commit to the last step."""
-    trainer = Trainer(build_task(spec), session, spec.artifact)
+def resume(spec: StageSpec, session: Session) -> dict[str, Any]:
+    """Train from the checkpoint to the last step."""
+    trainer = Trainer.start(build_task(spec), session, spec.artifact)
     assert trainer.progress.step == CUT
     steps(trainer, STEPS - CUT)
     return snapshot(trainer)
 
 
 def work(rank: int, store: FeatureStore, root: Path) -> None:
-    """One of two processes: whole stages sharded; all kinds in both modes, then on from a commit of one process."""
+    """One of two processes: whole stages sharded; all kinds in both modes, then resumed from a single process."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{root / 'meet'}", rank=rank, world_size=2)
     for spec in stages(store, root / "two"):
@@ -107,13 +107,13 @@ def work(rank: int, store: FeatureStore, root: Path) -> None:
             spec = make_spec(store, root / mode / name, **more)
             found = follow(spec, GroupSession(store, spec.artifact, mode=mode))
             spec = make_spec(store, root / "one" / name, **more)
-            found["on from one"] = go_on(spec, GroupSession(store, spec.artifact, mode=mode))
+            found["resumed from one"] = resume(spec, GroupSession(store, spec.artifact, mode=mode))
             torch.save(found, root / f"{mode}-{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def stages(store: FeatureStore, root: Path) -> list[StageSpec]:
-    """Pre-training and fine-tuning from it, which commit all the time."""
+    """Pre-training and fine-tuning from it, with a checkpoint after each step."""
     config = replace(
         CONFIG,
         pretrain=replace(CONFIG.pretrain, epochs=1, report_steps=1, commit_minutes=1e-6),
@@ -154,12 +154,12 @@ def found(odd_store: FeatureStore, root: Path) -> Found:
     torch.multiprocessing.spawn(work, (odd_store, root), nprocs=2)
     for mode in MODES:
         for name, more in KINDS.items():
-            ours, theirs = (torch.load(root / f"{mode}-{name}-{rank}.pt", weights_only=True) for rank in range(2))
-            assert_same(ours, theirs)
+            two, theirs = (torch.load(root / f"{mode}-{name}-{rank}.pt", weights_only=True) for rank in range(2))
+            assert_same(two, theirs)
             spec = make_spec(odd_store, root / mode / name, **more)
-            ours["files"] = load_commit(spec.artifact, CUT)[0]
-            ours["on to one"] = go_on(spec, BareSession(odd_store, spec.artifact))
-            result[f"{mode}-{name}"] = ours
+            two["files"] = load_commit(spec.artifact, CUT)[0]
+            two["resumed by one"] = resume(spec, BareSession(odd_store, spec.artifact))
+            result[f"{mode}-{name}"] = two
     return result
 
 
@@ -174,11 +174,11 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def distances(kind: str, found: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float]:
-    """How far each tensor lies from the true one, as a share of its norm.
+    """The distance of each tensor from the true one, as a share of its norm.
 
-    AdamW makes steps of the learning rate of whatever gradient, also of one that is nothing but rounding. So is that
-    of the keys' biases, which softmax doesn't see: they are left out. So are many of a CNN's, between its batch norms:
-    it is compared as one vector.
+    AdamW takes steps of the learning rate's size for any gradient, even one that is only rounding error. That is so for
+    the keys' biases, which cancel in the softmax: they are left out. It is so for many weights of a CNN, between its
+    batch norms: it is compared as one vector.
     """
     assert found.keys() == true.keys()
     pairs = {name: (found[name].double(), true[name].double()) for name in true}
@@ -198,39 +198,39 @@ each = pytest.mark.parametrize("kind", KINDS)
 
 @both
 @each
-def test_gradients_of_two_workers_are_those_of_one(found: Found, mode: str, kind: str) -> None:
-    ours, one = found[f"{mode}-{kind}"]["first"], found[f"one-{kind}"]["first"]
+def test_two_workers_have_the_gradients_of_one(found: Found, mode: str, kind: str) -> None:
+    two, one = found[f"{mode}-{kind}"]["first"], found[f"one-{kind}"]["first"]
     assert len(one) > 10
     # sharded convolutions can't be channels_last: their kernels round otherwise
-    assert max(distances(kind, ours, one).values()) < (1e-3 if (mode, kind) == ("fsdp", "cnn") else 1e-5)
+    assert max(distances(kind, two, one).values()) < (1e-3 if (mode, kind) == ("fsdp", "cnn") else 1e-5)
 
 
 @both
 @each
 @pytest.mark.parametrize("part", ["weights", "average"])
-def test_so_are_weights_after_some_steps(found: Found, mode: str, kind: str, part: str) -> None:
-    ours, one = found[f"{mode}-{kind}"]["last"][part], found[f"one-{kind}"]["last"][part]
+def test_two_workers_have_the_weights_of_one_after_some_steps(found: Found, mode: str, kind: str, part: str) -> None:
+    two, one = found[f"{mode}-{kind}"]["last"][part], found[f"one-{kind}"]["last"][part]
     # a new classifier's head is near 0, and with it the encoder's gradients are near AdamW's epsilon
-    assert max(distances(kind, ours, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "cnn": 1e-3}.get(kind, 1e-4)
+    assert max(distances(kind, two, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "cnn": 1e-3}.get(kind, 1e-4)
 
 
 @both
 @each
-def test_a_commit_is_whole_and_plain(found: Found, mode: str, kind: str) -> None:
-    ours, one = found[f"{mode}-{kind}"], found[f"one-{kind}"]
-    assert_same(ours["files"]["model"], ours["commit"]["weights"])
-    assert_same({n: v for n, v in ours["files"]["ema"].items() if n != "__updates__"}, ours["commit"]["average"])
+def test_a_checkpoint_is_plain_and_unsharded(found: Found, mode: str, kind: str) -> None:
+    two, one = found[f"{mode}-{kind}"], found[f"one-{kind}"]
+    assert_same(two["files"]["model"], two["commit"]["weights"])
+    assert_same({n: v for n, v in two["files"]["ema"].items() if n != "__updates__"}, two["commit"]["average"])
     for part, tensors in one["files"].items():
-        assert {n: v.shape for n, v in tensors.items()} == {n: v.shape for n, v in ours["files"][part].items()}
+        assert {n: v.shape for n, v in tensors.items()} == {n: v.shape for n, v in two["files"][part].items()}
 
 
 @both
 @each
-def test_one_goes_on_from_two_and_two_from_one(found: Found, mode: str, kind: str) -> None:
-    ours, one = found[f"{mode}-{kind}"], found[f"one-{kind}"]
+def test_one_worker_resumes_from_two_and_two_from_one(found: Found, mode: str, kind: str) -> None:
+    two, one = found[f"{mode}-{kind}"], found[f"one-{kind}"]
     near = 1e-3 if kind == "cnn" else 1e-5
-    assert max(distances(kind, ours["on to one"]["weights"], ours["last"]["weights"]).values()) < near
-    assert max(distances(kind, ours["on from one"]["weights"], one["last"]["weights"]).values()) < near
+    assert max(distances(kind, two["resumed by one"]["weights"], two["last"]["weights"]).values()) < near
+    assert max(distances(kind, two["resumed from one"]["weights"], one["last"]["weights"]).values()) < near
 
 
 @each
@@ -248,14 +248,14 @@ def test_one_worker_is_plain() -> None:
     assert parallel.gather("x") == ["x"]
 
 
-def test_whole_stages_run_sharded(odd_store: FeatureStore, root: Path, found: Found, tmp_path: Path) -> None:
-    for ours, alone in zip(stages(odd_store, root / "two"), stages(odd_store, tmp_path), strict=True):
+def test_whole_stages_train_sharded(odd_store: FeatureStore, root: Path, found: Found, tmp_path: Path) -> None:
+    for two, alone in zip(stages(odd_store, root / "two"), stages(odd_store, tmp_path), strict=True):
         run_stage(alone, BareSession(odd_store, alone.artifact))
-        mine, theirs = (read_events(spec.artifact) for spec in (ours, alone))
+        mine, theirs = (read_events(spec.artifact) for spec in (two, alone))
         assert [event["step"] for event in mine] == [event["step"] for event in theirs]
         for one, other in zip(mine, theirs, strict=True):
             assert one["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-4)
-        weights = [load_tensors(spec.artifact.read_bytes("model.safetensors")) for spec in (ours, alone)]
+        weights = [load_tensors(spec.artifact.read_bytes("model.safetensors")) for spec in (two, alone)]
         assert max(distances("", *weights).values()) < 1e-3
-    assert ours.artifact.result()["workers"] == 2
-    assert "val/macro_accuracy" in ours.artifact.result()["metrics"]
+    assert two.artifact.result()["workers"] == 2
+    assert "val/macro_accuracy" in two.artifact.result()["metrics"]

@@ -1,4 +1,4 @@
-"""A node that is announced to be taken away: a commit at once, another in time, and the run stops there."""
+"""Announced preemption of a node: a checkpoint at once, another in time, at which the run stops."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tests.support.training import TINY, make_spec, train
 
 
 @given(ahead=st.floats(-1e3, 1e6), cost=st.floats(0, 1e3))
-def test_one_commit_at_the_announcement_and_one_before_the_end(ahead: float, cost: float) -> None:
+def test_checkpoints_at_the_announcement_and_before_the_end(ahead: float, cost: float) -> None:
     one, end = Preemption(), time.time() + ahead
-    assert one.look(None, cost) == (False, False)
-    urgent, leave = one.look(end, cost)
+    assert one.poll(None, cost) == (False, False)
+    urgent, leave = one.poll(end, cost)
     assert urgent
     assert leave or ahead > MARGIN_SECONDS + 2 * cost
-    assert one.look(end, cost)[0] == one.look(end, cost)[1]
-    assert one.look(float("inf"), cost) == (False, False)
+    assert one.poll(end, cost)[0] == one.poll(end, cost)[1]
+    assert one.poll(float("inf"), cost) == (False, False)
 
 
 class Announced(BareSession):
-    """A process that learns, when it first looks, that it has some seconds left."""
+    """A process that finds, at its first poll, that it has some seconds left."""
 
     left = 3600.0
 
@@ -47,18 +47,18 @@ class Doomed(Announced):
 
 
 class Grown(BareSession):
-    """A process to which others could be added."""
+    """A process that others could join."""
 
     def can_grow(self) -> bool:
         return True
 
 
 @pytest.mark.parametrize(("kind", "ended"), [(Announced, True), (Doomed, False), (Grown, False)])
-def test_what_it_stops_at_is_committed_and_changes_nothing(
+def test_stops_at_a_checkpoint_and_resumes_exactly(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BareSession], ended: bool
 ) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.0)
     often = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1.5, commit_minutes=1e-9))
     whole = train(make_spec(store, tmp_path / "whole", config=often))
     spec = make_spec(store, tmp_path / "parts", config=often)
@@ -71,6 +71,6 @@ def test_what_it_stops_at_is_committed_and_changes_nothing(
 
 
 @pytest.mark.parametrize(("field", "value"), [("min_workers", 0), ("wait_minutes", 0.0)])
-def test_wrong_settings(field: str, value: float) -> None:
+def test_wrong_settings_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"compute.{field} = {value} must be"):
         ComputeConfig(**{field: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A profile of some steps lies beside the stage and changes nothing of it."""
+"""Profiling some steps writes a trace and a table and changes no result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.training import TINY, make_spec
 SHORT = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2.5, warmup_epochs=1))
 
 
-def test_trace_and_table_are_written_and_nothing_changes(store: FeatureStore, tmp_path: Path) -> None:
+def test_writes_trace_and_table_and_changes_no_weights(store: FeatureStore, tmp_path: Path) -> None:
     weights = {}
     for steps in (0, 2):
         spec = make_spec(
@@ -38,17 +38,15 @@ def test_trace_and_table_are_written_and_nothing_changes(store: FeatureStore, tm
     assert len(steps_seen) == 2
 
 
-def test_a_stage_that_is_too_short_says_so(
-    store: FeatureStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_warns_if_the_stage_is_too_short(store: FeatureStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train = replace(SHORT.pretrain, epochs=0.5, warmup_epochs=0.1)
     spec = make_spec(store, tmp_path, config=replace(SHORT, pretrain=train, compute=ComputeConfig(profile_steps=2)))
     assert spec.order().steps < SKIPPED_STEPS
     run_stage(spec, BareSession(store, spec.artifact))
-    assert "no profile: it begins after 5 steps and there were fewer" in caplog.text
+    assert "no profile: it begins after 5 steps, and the run had fewer" in caplog.text
     assert (spec.artifact / FOLDER).names() == []
 
 
-def test_a_number_of_steps_cannot_be_negative() -> None:
+def test_the_number_of_steps_must_not_be_negative() -> None:
     with pytest.raises(ValueError, match=r"compute\.profile_steps = -1 must not be negative"):
         ComputeConfig(profile_steps=-1)

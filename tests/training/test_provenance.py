@@ -1,4 +1,4 @@
-"""A commit says what it was trained on, and a stage goes on from it only with the same clips."""
+"""A checkpoint records what it was trained on, and a stage resumes from it only with the same clips."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from raymae.config import Config, from_dict
 from raymae.features.store import SHARDS, FeatureStore
+from raymae.storage.events import COMMIT_FORMAT
 from raymae.storage.folder import COMMITS, Folder
 from raymae.training.guards.deadline import Deadline
 from raymae.training.run_stage import build_task, run_stage
@@ -25,7 +26,7 @@ from tests.support.audio_files import make_store
 from tests.support.training import make_spec
 
 OVER = Deadline(1.0, 0.0)
-"""Of a job that began long ago: every run stops after its first step."""
+"""Deadline of a job that started long ago: every run stops after its first step."""
 
 
 def commit_of(spec: StageSpec) -> dict[str, Any]:
@@ -35,12 +36,14 @@ def commit_of(spec: StageSpec) -> dict[str, Any]:
 
 @pytest.fixture
 def fewer(tmp_path: Path, clips: pa.Table) -> FeatureStore:
-    """The store without a training clip, which was quarantined."""
+    """The store without one training clip, as if it were quarantined."""
     return make_store(tmp_path / "fewer", pa.concat_tables([clips.slice(0, 3), clips.slice(4)]))
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_other_clips_are_refused(store: FeatureStore, fewer: FeatureStore, tmp_path: Path, kind: str) -> None:
+def test_resuming_with_other_clips_is_refused(
+    store: FeatureStore, fewer: FeatureStore, tmp_path: Path, kind: str
+) -> None:
     spec = make_spec(fewer, tmp_path / "run", kind)
     assert not run_stage(spec, BareSession(fewer, spec.artifact), OVER)
     state = commit_of(spec)
@@ -49,19 +52,33 @@ def test_other_clips_are_refused(store: FeatureStore, fewer: FeatureStore, tmp_p
     assert state["clips"]["count"] == sum(len(rows) for rows in spec.order().rows)
     check_commit(spec)
 
-    back = replace(spec, store=store)  # the clip is read again
+    back = replace(spec, store=store)  # the clip is readable again
     count = state["clips"]["count"]
     with pytest.raises(
-        ValueError, match=rf"{kind} can't go on from step 1: it was trained on {count} clips .*/commits"
+        ValueError, match=rf"{kind} can't resume from step 1: it was trained on {count} clips .*/commits"
     ):
         check_commit(back)
-    with pytest.raises(ValueError, match="can't go on from step 1"):
+    with pytest.raises(ValueError, match="can't resume from step 1"):
         run_stage(back, BareSession(store, spec.artifact))
     spec.artifact.remove(COMMITS)
     assert run_stage(back, BareSession(store, spec.artifact))
 
 
-def test_the_fingerprint_names_clips_order_and_labels(store: FeatureStore, tmp_path: Path, clips: pa.Table) -> None:
+def test_a_checkpoint_of_another_format_is_refused(store: FeatureStore, tmp_path: Path) -> None:
+    spec = make_spec(store, tmp_path)
+    assert not run_stage(spec, BareSession(store, spec.artifact), OVER)
+    state, folder = commit_of(spec), spec.artifact / COMMITS / "000000001"
+    assert state.pop("format") == COMMIT_FORMAT
+    folder.write_json("commit.json", state)
+    message = f"000000001/commit.json is of format 1; this version of raymae reads format {COMMIT_FORMAT}"
+    with pytest.raises(ValueError, match=message) as error:
+        run_stage(spec, BareSession(store, spec.artifact))
+    assert "damaged" not in str(error.value)
+
+
+def test_the_fingerprint_depends_on_clips_order_and_labels(
+    store: FeatureStore, tmp_path: Path, clips: pa.Table
+) -> None:
     labels = clips["scene_label"].to_pylist()
     swapped = [{"high": "low", "low": "high", None: None}[label] for label in labels]
     tables = {
@@ -82,11 +99,11 @@ def test_the_fingerprint_names_clips_order_and_labels(store: FeatureStore, tmp_p
     assert found["labels", "finetune"] != found["same", "finetune"]
 
 
-def test_a_commit_counts_the_steps_of_its_weights(
+def test_a_checkpoint_has_the_step_of_its_weights(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(store, tmp_path)
-    trainer = Trainer(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
+    trainer = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
     real = Folder.write_json
 
     def slowly(self: Folder, name: str, value: Any) -> None:
@@ -96,7 +113,7 @@ def test_a_commit_counts_the_steps_of_its_weights(
     monkeypatch.setattr(Folder, "write_json", slowly)
     trainer.progress.step = 3
     trainer._commit()
-    trainer.progress.step = 4  # the next step ends while the commit is written
+    trainer.progress.step = 4  # the next step ends while the checkpoint is written
     trainer.committer.wait()
     assert commit_of(spec)["progress"]["step"] == 3
 
@@ -108,7 +125,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
-def test_code_knows_the_commit_of_its_working_tree(tmp_path: Path) -> None:
+def test_the_git_commit_of_the_code(tmp_path: Path) -> None:
     code, other = tmp_path / "repository/code", tmp_path / "repository/environment"
     for folder in (code, other):
         folder.mkdir(parents=True)

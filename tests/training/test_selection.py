@@ -1,4 +1,4 @@
-"""Which weights fine-tuning hands on: the rule, over any table, and what the loop does with it."""
+"""Which weights fine-tuning keeps: the rule, for any table, and its use in the training loop."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ROWS = st.lists(
 
 
 @given(more=ROWS, seed=st.randoms(use_true_random=False), least=st.integers(15, 25))
-def test_the_best_weights_only_where_val_can_carry_the_choice(more: list[Row], seed: Any, least: int) -> None:
+def test_the_best_weights_only_if_val_is_large_and_apart(more: list[Row], seed: Any, least: int) -> None:
     rows = TRAIN + val("bus", least) + val("park", least) + more
     seed.shuffle(rows)
     found = selection(table(rows), NAMES)
@@ -95,21 +95,21 @@ def test_the_best_weights_only_where_val_can_carry_the_choice(more: list[Row], s
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """A store whose val has 20 groups of each class."""
+    """A store whose val has at least 20 groups of each class."""
     folder = tmp_path_factory.mktemp("rich")
     return make_store(folder / "store", write_clips(folder, 200))
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[str, torch.Tensor]]:
-    """Validation that gives these scores, one after the other over all trainers, and the weights that it saw."""
-    seen: list[dict[str, torch.Tensor]] = []
+    """Patch validation to return these scores, one after the other over all trainers; the weights that it gets."""
+    validated: list[dict[str, torch.Tensor]] = []
 
     def validate(self: FinetuneTask, model: torch.nn.Module, session: Any) -> dict[str, float]:
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return {METRICS["single"]: scores[len(seen) - 1]}
+        validated.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {METRICS["single"]: scores[len(validated) - 1]}
 
     monkeypatch.setattr(FinetuneTask, "validate", validate)
-    return seen
+    return validated
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -121,39 +121,39 @@ SCORES = [0.2, 0.5, 0.9, 0.4, 0.9, 0.8, 0.1, 0.2, 0.3, 0.6]
 
 
 @pytest.mark.parametrize("ema", [0.9, None])
-def test_the_best_weights_are_handed_on(
+def test_the_best_weights_are_kept(
     rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None
 ) -> None:
-    seen = scored(monkeypatch, SCORES)
+    validated = scored(monkeypatch, SCORES)
     config = replace(SHORT, finetune=replace(SHORT.finetune, ema_decay=ema))
     spec = make_spec(rich, tmp_path, "finetune", config)
     run_stage(spec, BareSession(rich, spec.artifact))
-    assert len(seen) == len(SCORES)
-    assert same(read_classifier(spec.artifact).model.state_dict(), seen[4])
-    assert not same(seen[4], seen[9])
+    assert len(validated) == len(SCORES)
+    assert same(read_classifier(spec.artifact).model.state_dict(), validated[4])
+    assert not same(validated[4], validated[9])
     chosen = spec.artifact.result()["selection"]
     assert chosen["weights"] == "best"
     assert chosen["step"] == spec.order().steps // 2
     assert chosen["value"] == 0.9
     assert chosen["averaged"] is (ema is not None)
-    assert "the best averaged" in described(chosen) if ema else "the best weights" in described(chosen)
+    assert "the best EMA weights" in described(chosen) if ema else "the best weights" in described(chosen)
 
 
-def test_without_enough_groups_the_last_weights_are_handed_on(
+def test_without_enough_groups_the_last_weights_are_kept(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = scored(monkeypatch, SCORES)
+    validated = scored(monkeypatch, SCORES)
     spec = make_spec(store, tmp_path, "finetune", SHORT)
     run_stage(spec, BareSession(store, spec.artifact))
-    assert same(read_classifier(spec.artifact).model.state_dict(), seen[-1])
+    assert same(read_classifier(spec.artifact).model.state_dict(), validated[-1])
     chosen = spec.artifact.result()["selection"]
     assert (chosen["weights"], chosen["step"], chosen["value"]) == ("last", spec.order().steps, SCORES[-1])
     assert chosen["reason"] == "split val has 12 groups of 'high', fewer than 20"
 
 
-def test_the_best_weights_outlive_a_crash(rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_weights_survive_a_crash(rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(rich, tmp_path, "finetune", SHORT)
-    seen = scored(monkeypatch, [0.9, 0.3] + [0.2] * 20)
+    validated = scored(monkeypatch, [0.9, 0.3] + [0.2] * 20)
     real, stop_at = Trainer._step, round(spec.order().steps * 0.25)
 
     def step(self: Trainer, batches: Any, share: float) -> dict[str, float]:
@@ -167,11 +167,11 @@ def test_the_best_weights_outlive_a_crash(rich: FeatureStore, tmp_path: Path, mo
     with pytest.raises(KilledError):
         run_stage(spec, BareSession(rich, spec.artifact))
     monkeypatch.setattr(Trainer, "_step", real)
-    trainer = Trainer(build_task(spec), BareSession(rich, spec.artifact), spec.artifact)
+    trainer = Trainer.start(build_task(spec), BareSession(rich, spec.artifact), spec.artifact)
     assert trainer.progress.best_metric == 0.9
-    assert same(trainer.best, seen[0])
+    assert same(trainer.best, validated[0])
     run_stage(spec, BareSession(rich, spec.artifact))
-    assert same(read_classifier(spec.artifact).model.state_dict(), seen[0])
+    assert same(read_classifier(spec.artifact).model.state_dict(), validated[0])
 
 
 def test_training_never_reads_a_test_clip(rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_training_never_reads_a_test_clip(rich: FeatureStore, tmp_path: Path, mo
     assert set(rich.clips["split"].take(sorted(read)).to_pylist()) == {"train", "pool", "val"}
 
 
-def test_val_is_part_of_the_key_only_where_it_chooses(clips: pa.Table, tmp_path: Path) -> None:
+def test_val_is_part_of_the_key_only_if_it_selects(clips: pa.Table, tmp_path: Path) -> None:
     config = replace(TINY, recipe="tiny", storage=str(tmp_path), data=DataConfig(dataset="table"))
 
     def keys(table: pa.Table, config: Config = config) -> dict[str, str]:
@@ -212,7 +212,7 @@ def test_val_is_part_of_the_key_only_where_it_chooses(clips: pa.Table, tmp_path:
 def test_a_stage_with_a_time_budget_validates_as_often(
     rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = scored(monkeypatch, SCORES)
+    validated = scored(monkeypatch, SCORES)
     real = Trainer._step
 
     def step(self: Trainer, batches: Any, share: float) -> dict[str, float]:
@@ -221,9 +221,9 @@ def test_a_stage_with_a_time_budget_validates_as_often(
         return metrics
 
     monkeypatch.setattr(Trainer, "_step", step)
-    pace = Folder(str(tmp_path / "pace"))
-    pace.finish({"work_seconds": 2.0})
-    spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="resnet10t", pace=pace)
+    budget = Folder(str(tmp_path / "budget"))
+    budget.finish({"work_seconds": 2.0})
+    spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="resnet10t", time_budget=budget)
     run_stage(spec, BareSession(rich, spec.artifact))
-    assert len(seen) == 10
+    assert len(validated) == 10
     assert spec.artifact.result()["selection"]["step"] == 10

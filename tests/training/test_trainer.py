@@ -1,4 +1,4 @@
-"""The engine without Ray: learns, goes on from a commit to the bit, skips bad steps, keeps to a time budget."""
+"""The training loop without Ray: learns, resumes exactly, skips bad steps, keeps to a time budget."""
 
 import threading
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_finetuning_learns_two_tones(store: FeatureStore, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("kind", "model"), [("pretrain", "mae"), ("pretrain", "latent"), ("finetune", "mae")])
-def test_one_worker_and_two_augment_alike(store: FeatureStore, tmp_path: Path, kind: str, model: str) -> None:
+def test_one_worker_and_two_augment_the_same(store: FeatureStore, tmp_path: Path, kind: str, model: str) -> None:
     config = replace(
         TINY,
         model=replace(TINY.model, name=model),
@@ -55,7 +55,7 @@ def test_one_worker_and_two_augment_alike(store: FeatureStore, tmp_path: Path, k
             TINY.finetune,
             epochs=3,
             micro_batch_size=4,
-            drop_path=0.0,  # its draws are the loop's to key
+            drop_path=0.0,  # its draws are keyed by the training loop
             augment=replace(EVERYTHING, mixup_p=0.8),
         ),
     )
@@ -65,7 +65,7 @@ def test_one_worker_and_two_augment_alike(store: FeatureStore, tmp_path: Path, k
     assert len(set(one.values())) == len(one) == 2 * spec.order().steps
 
 
-def test_stages_augment_for_themselves(store: FeatureStore, tmp_path: Path) -> None:
+def test_each_stage_has_its_own_augmentation(store: FeatureStore, tmp_path: Path) -> None:
     short = replace(
         TINY,
         pretrain=replace(TINY.pretrain, epochs=2),
@@ -84,7 +84,7 @@ def test_stages_augment_for_themselves(store: FeatureStore, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("kind", "cnn"), [("pretrain", None), ("finetune", None), ("finetune", "test_resnet")])
 @pytest.mark.parametrize("at", [1, 7, 11])
-def test_going_on_from_a_commit_is_exact(
+def test_resuming_from_a_checkpoint_is_exact(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cnn: str | None, at: int
 ) -> None:
     undisturbed = train(make_spec(store, tmp_path / "whole", kind, cnn=cnn))
@@ -94,18 +94,18 @@ def test_going_on_from_a_commit_is_exact(
         assert torch.equal(value, resumed[name]), name
 
 
-def test_an_unfinished_commit_does_not_count(store: FeatureStore, tmp_path: Path) -> None:
+def test_an_unfinished_checkpoint_is_ignored(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
-    trainer = Trainer(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
+    trainer = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
     trainer.progress.step = 3
     trainer._commit()
     trainer.committer.wait()
     spec.artifact.write_bytes("commits/000000009/model.safetensors", b"half")
-    again = Trainer(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
+    again = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
     assert again.progress.step == 3
 
 
-def test_the_newest_commits_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     committer = Committer(Folder(str(tmp_path)), keep=2)
     for step in (5, 10, 15):
         committer.commit(step, {"model": {"w": torch.ones(2)}}, {})
@@ -115,7 +115,7 @@ def test_the_newest_commits_are_kept(tmp_path: Path) -> None:
     assert committer.folder.names() == []
 
 
-def test_what_a_killed_worker_left_takes_no_commits_place(tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_removed(tmp_path: Path) -> None:
     committer = Committer(Folder(str(tmp_path)), keep=1)
     committer.folder.write_bytes("000000009/model.safetensors", b"half")
     committer.commit(5, {"model": {"w": torch.ones(2)}}, {})
@@ -123,35 +123,35 @@ def test_what_a_killed_worker_left_takes_no_commits_place(tmp_path: Path) -> Non
     assert committer.folder.names() == ["000000005"]
 
 
-def test_a_commit_is_of_the_moment_that_it_was_asked_for(tmp_path: Path) -> None:
-    committer, written, go_on = Committer(Folder(str(tmp_path)), keep=1), torch.ones(2), threading.Event()
-    committer._thread.submit(go_on.wait)  # the disk is slow
+def test_a_checkpoint_has_the_state_at_the_call(tmp_path: Path) -> None:
+    committer, written, unblock = Committer(Folder(str(tmp_path)), keep=1), torch.ones(2), threading.Event()
+    committer._thread.submit(unblock.wait)  # the disk is slow
     state = {"progress": {"step": 5, "metrics": {"loss": 1.0}}}
     committer.commit(5, {"model": {"w": written}}, state)
     written += 1
     state["progress"]["step"] = 6
     state["progress"]["metrics"]["loss"] = 0.5
-    go_on.set()
+    unblock.set()
     committer.wait()
     parts, found = load_commit(Folder(str(tmp_path)), 5)
     assert found["progress"] == {"step": 5, "metrics": {"loss": 1.0}}
     assert torch.equal(parts["model"]["w"], torch.ones(2))
 
 
-def test_the_trail_tells_clips_and_steps_apart(store: FeatureStore) -> None:
+def test_the_trail_depends_on_clips_and_steps(store: FeatureStore) -> None:
     def trail(batches: dict[int, list[int]]) -> int:
         return sum(micro_batch(index, rows).fingerprint(store.clip_ids) for index, rows in batches.items()) % 2**64
 
     def micro_batch(index: int, rows: list[int]) -> MicroBatch:
         return MicroBatch(index, np.array(rows), np.empty(0, np.float16), np.empty(0, np.int32))
 
-    seen = {0: [3, 1, 2], 1: [4, 5, 9]}
+    run = {0: [3, 1, 2], 1: [4, 5, 9]}
     others = [{0: [1, 3, 2], 1: [4, 5, 9]}, {0: [4, 5, 9], 1: [3, 1, 2]}, {0: [3, 1, 2]}, {0: [3, 1, 2], 1: [4, 5, 8]}]
-    assert trail(dict(reversed(seen.items()))) == trail(seen)
-    assert trail(seen) not in map(trail, others)
+    assert trail(dict(reversed(run.items()))) == trail(run)
+    assert trail(run) not in map(trail, others)
 
 
-def test_the_trail_is_that_of_the_order(store: FeatureStore, tmp_path: Path) -> None:
+def test_the_trail_follows_from_the_order(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     run_stage(spec, BareSession(store, spec.artifact))
     events = {event["step"]: event["trail"] for event in read_events(spec.artifact)}
@@ -160,7 +160,7 @@ def test_the_trail_is_that_of_the_order(store: FeatureStore, tmp_path: Path) -> 
     assert spec.artifact.result()["trail"] == expected[spec.order().steps]
 
 
-def test_steps_that_are_not_finite_are_skipped_then_stop(
+def test_steps_that_are_not_finite_are_skipped_then_an_error(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(store, tmp_path, config=replace(TINY, pretrain=replace(TINY.pretrain, max_bad_steps=3)))
@@ -173,29 +173,29 @@ def test_steps_that_are_not_finite_are_skipped_then_stop(
         return (loss * float("nan") if batch.index // spec.order().slots < bad_until[0] else loss), extra
 
     monkeypatch.setattr(task, "training_step", step)
-    trainer = Trainer(task, BareSession(store, spec.artifact), spec.artifact)
+    trainer = Trainer.start(task, BareSession(store, spec.artifact), spec.artifact)
     progress = trainer.run()
     assert progress.bad_steps == 2
     assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
     bad_until[0] = 10**6
     with pytest.raises(TrainingError, match="3 steps in a row"):
-        Trainer(task, BareSession(store, spec.artifact), spec.artifact).run()
+        Trainer.start(task, BareSession(store, spec.artifact), spec.artifact).run()
 
 
-def test_a_stage_can_be_given_the_seconds_of_another(store: FeatureStore, tmp_path: Path) -> None:
-    pace = Folder(str(tmp_path / "pace"))
-    pace.finish({"work_seconds": 1.5})
-    spec = make_spec(store, tmp_path / "cnn", "finetune", cnn="resnet10t", pace=pace)
+def test_a_stage_can_have_the_seconds_of_another_as_budget(store: FeatureStore, tmp_path: Path) -> None:
+    budget = Folder(str(tmp_path / "budget"))
+    budget.finish({"work_seconds": 1.5})
+    spec = make_spec(store, tmp_path / "cnn", "finetune", cnn="resnet10t", time_budget=budget)
     run_stage(spec, BareSession(store, spec.artifact))
     result = spec.artifact.result()
     assert 1.5 <= result["work_seconds"] < 4
     assert result["steps"] < spec.order().steps
     config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_seconds=0.2))
-    own = build_task(make_spec(store, tmp_path / "own", "finetune", config, cnn="resnet10t", pace=pace))
+    own = build_task(make_spec(store, tmp_path / "own", "finetune", config, cnn="resnet10t", time_budget=budget))
     assert own.max_seconds == 0.2
 
 
-def test_the_rival_may_have_a_learning_rate_and_crops_of_its_own(store: FeatureStore, tmp_path: Path) -> None:
+def test_the_cnn_can_have_its_own_learning_rate_and_crops(store: FeatureStore, tmp_path: Path) -> None:
     config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_lr=3e-3, cnn_crop_seconds=0.32))
     baseline = make_spec(store, tmp_path, "finetune", config, cnn="resnet10t").classification
     assert (baseline.peak_lr, baseline.augment.crop_seconds) == (3e-3, 0.32)
@@ -204,7 +204,7 @@ def test_the_rival_may_have_a_learning_rate_and_crops_of_its_own(store: FeatureS
         replace(TINY.evaluate, cnn_lr=0.0)
 
 
-def test_only_train_and_pool_are_pretrained_on(store: FeatureStore, tmp_path: Path) -> None:
+def test_only_train_and_pool_are_used_for_pretraining(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     splits = store.clips["split"].to_pylist()
     used = {splits[row] for rows, _ in pretrain_sources(spec) for row in rows}
@@ -213,7 +213,7 @@ def test_only_train_and_pool_are_pretrained_on(store: FeatureStore, tmp_path: Pa
     assert {splits[row] for rows, _ in pretrain_sources(pool_only) for row in rows} == {"pool"}
 
 
-def test_only_labelled_training_clips_are_finetuned_on(store: FeatureStore, tmp_path: Path) -> None:
+def test_only_labelled_training_clips_are_used_for_finetuning(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path, "finetune")
     rows, targets = labelled_rows(spec)
     clips = store.clips.take(rows)

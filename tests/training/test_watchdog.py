@@ -1,4 +1,4 @@
-"""A worker that hangs ends with the stacks of its threads, whatever its main thread does, and the run goes on."""
+"""A worker that hangs is ended, with the stacks of its threads, whatever its main thread does; the run resumes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.paths import ROOT
 
 
 def train(kind: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A stage in a process of its own."""
+    """Train a stage in a separate process."""
     command = [sys.executable, "-m", "tests.support.hanging", kind, str(folder)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_a_hanging_process_ends_with_its_stacks_and_goes_on(tmp_path: Path) -> None:
+def test_a_hanging_process_ends_with_its_stacks_and_resumes(tmp_path: Path) -> None:
     done = train("hanging", tmp_path / "it")
     assert done.returncode == EXIT_STATUS, done.stderr
     message = f"rank 0 made no step for 0.167 minutes after step {STEP - 1}"
@@ -57,7 +57,7 @@ def test_a_process_that_keeps_the_interpreters_lock_ends_too(tmp_path: Path) -> 
     assert "hanging.py" in done.stderr
 
 
-def test_who_beats_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_beats_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0)
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -70,8 +70,8 @@ def test_who_beats_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not ended
         time.sleep(0.8)
         assert ended[0] == EXIT_STATUS
-    dog._thread.join(10)  # what it was about to do, it may still do
-    assert not dog._thread.is_alive(), "it goes on after its block"
+    dog._thread.join(10)  # it may still finish its last round
+    assert not dog._thread.is_alive(), "it keeps running after its block"
     assert (Folder(str(tmp_path)) / STACKS).names() == ["rank-3-000000007.txt"]
 
 
@@ -83,7 +83,7 @@ def test_a_limit_has_to_be_positive() -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.fault
-def test_ray_train_starts_a_hanging_worker_again(
+def test_ray_train_restarts_a_hanging_worker(
     store: FeatureStore, tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = HangingFolder(str(tmp_path / "run"))
@@ -91,9 +91,9 @@ def test_ray_train_starts_a_hanging_worker_again(
     with Follower([spec]):
         cluster.train([spec], Folder(str(tmp_path)))
     assert artifact.result()["steps"] == spec.order().steps
-    told = [record.getMessage() for record in caplog.records if "hung" in record.getMessage()]
-    assert told == [f"pretrain: {line}" for line in hangs([artifact])]
-    assert f"rank 0 hung after step {STEP - 1}" in told[0]
+    lines = [record.getMessage() for record in caplog.records if "hung" in record.getMessage()]
+    assert lines == [f"pretrain: {line}" for line in hangs([artifact])]
+    assert f"rank 0 hung after step {STEP - 1}" in lines[0]
 
 
 def test_a_hang_is_the_error_of_a_worker_that_died_without_one() -> None:

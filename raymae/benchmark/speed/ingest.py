@@ -195,9 +195,9 @@ def order_rows(spec: StageSpec) -> NDArray[np.int64]:
 
 def batches(spec: StageSpec) -> Iterator[MicroBatch]:
     """The micro-batches of a stage through Ray Data, as its only training worker gets them."""
-    from raymae.cluster.feed import read_leg, split_in_order, windows_of
+    from raymae.cluster.feed import read_segment, split_in_order, windows_of
 
-    (split,) = split_in_order(read_leg(spec, 0, workers=1), 1)
+    (split,) = split_in_order(read_segment(spec, 0, workers=1), 1)
     return micro_batches(spec.order(), windows_of(split, spec.config.audio), 0, 1, 0)
 
 

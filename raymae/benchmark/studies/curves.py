@@ -130,7 +130,7 @@ class Curves:
             task = TimedPretraining(
                 StageSpec(name="pretrain", kind="pretrain", config=one, artifact=artifact, store=store)
             )
-            Trainer(task, BareSession(store, artifact), artifact).run()
+            Trainer.start(task, BareSession(store, artifact), artifact).run()
             return task
 
         clips = len(rows_of(store.clips, "pool"))

@@ -98,12 +98,12 @@ def coloured(
     import torch
 
     from raymae.config import AugmentConfig
-    from raymae.features.augment import colour
+    from raymae.features.augment import random_eq
     from raymae.training.batches.order import mix
 
     generator = torch.Generator().manual_seed(mix(*keys) >> 1)
     config = AugmentConfig(eq_p=1.0)
-    found, _ = colour(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
+    found, _ = random_eq(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
     return np.asarray(found.numpy())
 
 

@@ -21,8 +21,8 @@ from raymae.pipeline.plan.init_weights import find
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.run import record, run_plan
 from raymae.storage.folder import Folder
-from raymae.sweep.points import bring_weights
-from raymae.sweep.search import room
+from raymae.sweep.points import copy_weights
+from raymae.sweep.search import trial_resources
 
 LOOK_SECONDS = 2.0
 """Between two looks at which stages are done."""
@@ -47,12 +47,12 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
     start_ray(configs[0].compute)
     for number in waiting:
         record(plans[number])
-        bring_weights(plans[number])
+        copy_weights(plans[number])
         for target in SHARED:
             node = plans[number].nodes.get(target)  # given weights take pre-training's place
             if node is not None and not node.artifact.is_done():
                 run_plan(configs[number], target, storage)
-    cpus, gpus = room(configs[0].sweep, configs[0].compute)
+    cpus, gpus = trial_resources(configs[0].sweep, configs[0].compute)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus)(run_in_process)
     tasks = {task.remote(configs[number], storage, cpus, gpus): number for number in waiting}
     yield from finished(tasks, {number: plans[number] for number in waiting}, names)

@@ -1,10 +1,10 @@
-"""AudioSet and sets in its form: segments of videos with several classes each.
+"""AudioSet and data sets in its format: multi-label segments of videos.
 
-The folder holds, at any depth, the recordings (already cut; named by the video's id, alone, after a `Y` or before `_`
-and more, as the usual tools leave them) and the official CSVs:
+The folder holds, at any depth, the recordings (already cut) and the official CSVs. A recording is named by its video's
+id, optionally with `Y` in front and `_` and more behind it, as the usual download tools do. The CSVs are
 `balanced_train_segments.csv` (split train), `unbalanced_train_segments.csv` (split pool) and `eval_segments.csv` (split
-test), of the form `# YTID, start_seconds, end_seconds, positive_labels` with comment lines and quotes. Labels are ids
-like /m/09x0r; `class_labels_indices.csv` or `ontology.json` tells their names.
+test), with columns `# YTID, start_seconds, end_seconds, positive_labels`, comment lines and quotes. Labels are ids like
+/m/09x0r; `class_labels_indices.csv` or `ontology.json` holds their names.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ ID_LENGTH = 11
 
 
 def load(config: DataConfig, folder: Path | None) -> pa.Table:
-    """`ROWS`: one per segment, group the video's id, scene_label the names of its classes with `SEPARATOR` between.
+    """`ROWS`: one per segment; group is the video's id, scene_label the class names joined by `SEPARATOR`.
 
-    Recordings that are missing have size -1 (of AudioSet itself, a tenth or more is no longer to be had:
-    `max_bad_share`). Raises ValueError for a folder without any of the CSVs, for a line of another form, for an unknown
-    label and for a video that occurs twice.
+    Missing recordings have size -1 (a tenth or more of AudioSet can't be downloaded any more: raise `max_bad_share`).
+    Raises ValueError for a folder without any of the CSVs, for a malformed line, for an unknown label and for a video
+    that occurs twice.
     """
     root = root_of(config)
     tables = find_tables(root)
@@ -52,8 +52,8 @@ def load(config: DataConfig, folder: Path | None) -> pa.Table:
         raise ValueError(f"data.root = {redact(root.url)} holds none of {', '.join(SEGMENTS)}")
     names = read_names(root, tables)
     rows = pa.concat_tables(read_segments(root, tables[name], SEGMENTS[name], names) for name in parts)
-    again = repeats(rows["clip_id"])
-    reject(redact(root.url), rows, again, "clip_id", f"occur once in {', '.join(parts)}: a video has one segment")
+    repeated = repeats(rows["clip_id"])
+    reject(redact(root.url), rows, repeated, "clip_id", f"occur once in {', '.join(parts)}: a video has one segment")
     files, extra = by_video(audio_below(root), set(rows["clip_id"].to_pylist()))
     paths = [files.get(clip, f"{clip}.wav") for clip in rows["clip_id"].to_pylist()]
     rows = rows.append_column("filename", pa.array(paths, pa.string())).append_column("group", rows["clip_id"])
@@ -62,7 +62,7 @@ def load(config: DataConfig, folder: Path | None) -> pa.Table:
 
 
 def find_tables(root: Folder) -> dict[str, str]:
-    """The official tables below a folder: name → path; ValueError for one that is there twice."""
+    """The official tables below a folder: name → path; ValueError where one occurs twice."""
     found: dict[str, str] = {}
     for path in sorted(names_below(root, Counter())):
         name = path.rpartition("/")[2]
@@ -74,10 +74,10 @@ def find_tables(root: Folder) -> dict[str, str]:
 
 
 def read_names(root: Folder, tables: dict[str, str]) -> dict[str, str] | None:
-    """The name of every class by its id; None where no table tells them."""
+    """Class names by id; None without a table of names."""
     known = [name for name in NAMES if name in tables]
     if not known:
-        log.warning("%s holds neither %s: classes go by their ids", redact(root.url), " nor ".join(NAMES))
+        log.warning("%s holds neither %s: classes are named by their ids", redact(root.url), " nor ".join(NAMES))
         return None
     path = tables[known[0]]
     place, content = redact((root / path).url), root.read_bytes(path)
@@ -98,7 +98,7 @@ def read_names(root: Folder, tables: dict[str, str]) -> dict[str, str] | None:
 
 
 def read_segments(root: Folder, path: str, split: str, names: dict[str, str] | None) -> pa.Table:
-    """clip_id, scene_label, split and row (the line) of every segment; ValueError names a line of another form."""
+    """clip_id, scene_label, split and row (line number) of every segment; ValueError for a malformed line."""
     place = redact((root / path).url)
     reader = csv.reader(text(root.read_bytes(path)), skipinitialspace=True)
     clips, labels, lines = [], [], []
@@ -121,18 +121,18 @@ def read_segments(root: Folder, path: str, split: str, names: dict[str, str] | N
 
 
 def label(positive: str, names: dict[str, str] | None, place: str) -> str:
-    """The names of a segment's classes, as a clip table has them."""
+    """The scene_label of a segment: its class names joined by `SEPARATOR`."""
     ids = [item.strip() for item in positive.split(",")]
     unknown = [item for item in ids if not item or (names is not None and item not in names)]
     if unknown:
-        raise ValueError(f"{place}, positive_labels: {unknown[0]!r} is no label; should be ids like /m/09x0r")
+        raise ValueError(f"{place}, positive_labels: {unknown[0]!r} is not a known label; should be ids like /m/09x0r")
     return SEPARATOR.join(ids if names is None else (names[item] for item in ids))
 
 
 def by_video(files: dict[str, str], videos: set[str]) -> tuple[dict[str, str], list[str]]:
-    """The recordings by the id of their video, and the others; ValueError for two of one video.
+    """Recordings by the id of their video, and the paths of the other recordings; ValueError for two of one video.
 
-    A name is ID, YID, or one of them with _START or more behind it; an id may hold Y and _ itself.
+    A file name is ID or YID, with or without _START and more behind it; an id may itself contain Y and _.
     """
     found: dict[str, str] = {}
     extra = []
@@ -143,7 +143,7 @@ def by_video(files: dict[str, str], videos: set[str]) -> tuple[dict[str, str], l
         if video is None:
             extra.append(path)
         elif video in found:
-            raise ValueError(f"{found[video]} and {path} are of one video, {video}; keep one of them")
+            raise ValueError(f"{found[video]} and {path} are of the same video, {video}; keep one of them")
         else:
             found[video] = path
     return found, extra

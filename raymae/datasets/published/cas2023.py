@@ -2,7 +2,7 @@
 
 The folder holds the recordings, at any depth, and one or both of the two CSVs of a part: ICME 2024's
 (`filename,scene_label`) and APSIPA 2025's metadata of the same clips (`filename,location,record_time,scene_label`).
-Only the latter tell which clips were cut from one recording: a session, that is equal location and record_time.
+Only the latter shows which clips were cut from one recording: a session, i.e. equal location and record_time.
 """
 
 from __future__ import annotations
@@ -59,9 +59,8 @@ def load_eval(config: DataConfig, folder: Path | None) -> pa.Table:
 def read(config: DataConfig, part: str) -> pa.Table:
     """`ROWS` with `recorded`; city, recorded and group ("city time", the session) are null without the metadata CSV.
 
-    Recordings that are missing have size -1. Raises ValueError for a folder without a CSV, for rows with an unknown
-    scene, a repeated name or a time that is none, for CSVs that contradict each other and for a session with two
-    scenes.
+    Missing recordings have size -1. Raises ValueError for a folder without a CSV, for rows with an unknown scene, a
+    repeated name or an invalid time, for CSVs that contradict each other and for a session with two scenes.
     """
     root = root_of(config)
     tables = find_tables(root)
@@ -69,11 +68,11 @@ def read(config: DataConfig, part: str) -> pa.Table:
     if plain is None and timed is None:
         raise ValueError(
             f"data.root = {redact(root.url)} holds neither {' nor '.join(TABLES[part])}: put one of them beside the "
-            "recordings (the first comes with ICME 2024's, the second is APSIPA 2025's and knows city and time)"
+            "recordings (the first is distributed with ICME 2024, the second with APSIPA 2025 and has city and time)"
         )
     if timed is None:
         log.warning(
-            "%s: %s is not here, so city, time and session of the clips are unknown, and any split of them has clips "
+            "%s: %s is missing, so city, time and session of the clips are unknown, and any split of them has clips "
             "of one recording on both sides",
             redact(root.url),
             TABLES[part][1],
@@ -87,24 +86,24 @@ def read(config: DataConfig, part: str) -> pa.Table:
 
 
 def find_tables(root: Folder) -> dict[str, MetadataTable]:
-    """The challenge's CSVs below a folder by their names."""
+    """The challenge's CSVs below a folder, by name."""
     wanted = {name for names in TABLES.values() for name in names}
     found: dict[str, MetadataTable] = {}
     for path in sorted(names_below(root, Counter())):
         name = path.rpartition("/")[2]
         if name in wanted:
             if name in found:
-                raise ValueError(f"{redact(root.url)} holds {name} more than once, as {path} too; keep one")
+                raise ValueError(f"{redact(root.url)} holds {name} more than once, also as {path}; keep one")
             required = ("filename", "scene_label", *(("location", "record_time") if "metadata" in name else ()))
             found[name] = MetadataTable.open((root / path).url, required)
     return found
 
 
 def read_csv(table: MetadataTable) -> pa.Table:
-    """filename, scene_label, location, record_time and row of one of the CSVs, in its order."""
+    """filename, scene_label, row and (metadata CSV) location, record_time of one of the CSVs, in its order."""
     rows = table.texts(("filename", "scene_label", *(name for name in table.required if name[0] in "lr")))
     ends = pc.match_substring_regex(rows["filename"], r"(?i)(/|\.wav$)")
-    reject(table.name, rows, ends, "filename", "be the name of a recording without folder and ending")
+    reject(table.name, rows, ends, "filename", "be the name of a recording without folder and extension")
     scene = rows["scene_label"]
     unknown = pc.and_(pc.is_valid(scene), pc.invert(pc.is_in(scene, value_set=pa.array(CLASSES))))
     reject(table.name, rows, unknown, "scene_label", f"be empty (unlabelled) or one of {', '.join(CLASSES)}")
@@ -112,17 +111,17 @@ def read_csv(table: MetadataTable) -> pa.Table:
 
 
 def check_agreement(one: pa.Table, one_name: str, other: pa.Table, other_name: str) -> None:
-    """ValueError where two CSVs don't hold the same clips with the same labels."""
+    """Raise ValueError unless two CSVs hold the same clips with the same labels."""
     for rows, name, others, others_name in ((one, one_name, other, other_name), (other, other_name, one, one_name)):
-        lacking = pc.invert(pc.is_in(rows["filename"], value_set=others["filename"].combine_chunks()))
-        reject(name, rows, lacking, "filename", f"be in {others_name} too, which is about the same clips")
+        extra = pc.invert(pc.is_in(rows["filename"], value_set=others["filename"].combine_chunks()))
+        reject(name, rows, extra, "filename", f"be in {others_name}, too, which lists the same clips")
     place = pc.index_in(one["filename"], value_set=other["filename"].combine_chunks())
     differ = pc.not_equal(pc.fill_null(one["scene_label"], ""), pc.fill_null(other["scene_label"].take(place), ""))
-    reject(one_name, one, differ, "scene_label", f"be what {other_name} says of the same clip")
+    reject(one_name, one, differ, "scene_label", f"be the scene_label of the same clip in {other_name}")
 
 
 def with_session(name: str, rows: pa.Table) -> pa.Table:
-    """Append city, recorded and group, where location and record_time are there."""
+    """Append city, recorded and group, given columns location and record_time; else return the rows as they are."""
     if "location" not in rows.column_names:
         return rows
     recorded = pc.strptime(rows["record_time"], format="%Y-%m-%d %H:%M:%S", unit="s", error_is_null=True)
@@ -136,7 +135,7 @@ def with_session(name: str, rows: pa.Table) -> pa.Table:
 
 
 def check_sessions(name: str, rows: pa.Table) -> None:
-    """ValueError for a session with two scenes: one place at one time has one, so a row of it is wrong."""
+    """Raise ValueError for a session with two scenes: one place at one time has one scene, so one row is wrong."""
     known = rows.filter(pc.and_(pc.is_valid(rows["group"]), pc.is_valid(rows["scene_label"])))
     scenes = known.group_by("group").aggregate([("scene_label", "count_distinct")])
     mixed = scenes.filter(pc.greater(scenes["scene_label_count_distinct"], 1))["group"]
@@ -152,14 +151,14 @@ def check_sessions(name: str, rows: pa.Table) -> None:
 
 
 def with_files(name: str, root: Folder, rows: pa.Table, tables: dict[str, MetadataTable], split: str) -> pa.Table:
-    """Append clip_id, split and where the recordings lie; what lies there beyond all tables is named in the log."""
+    """Append clip_id, split and the recordings' path, size and mtime; recordings in no table are logged."""
     files = audio_below(root)
     clip_ids = rows["filename"].to_pylist()
     paths = [files.get(clip, f"{clip}.wav") for clip in clip_ids]
     rows = rows.append_column("clip_id", rows["filename"]).append_column("split", pa.repeat(split, len(rows)))
     rows = rows.set_column(rows.schema.get_field_index("filename"), "filename", pa.array(paths, pa.string()))
     extra = set(files).difference(clip_ids)
-    if extra:  # the other part may lie here too
+    if extra:  # recordings of the other part may be in this folder, too
         others = (table.texts(("filename",))["filename"].to_pylist() for table in tables.values())
         warn_of_extra(redact(root.url), extra.difference(*others))
     return locate(name, root, rows)

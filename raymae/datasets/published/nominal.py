@@ -1,8 +1,8 @@
-"""Clips of published data sets that are not here, made up from their known counts: for a dry run alone.
+"""Generated clip tables of published data sets that are absent, from their known counts: for dry runs only.
 
-Clips, labels by class, clips by city and by device and their splits are the true numbers (counted in the data sets' own
-metadata); which clip has which of them is drawn, and groups and times are only about as many. Nothing can be trained on
-them: there is no audio.
+Clips, labels by class, clips by city and by device, and their splits are the true numbers (counted in the data sets'
+metadata). Which clip has which of them is drawn at random, and the numbers of groups and times are approximate. There
+is no audio, so nothing can be trained on them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from raymae.datasets.tables.table import ROWS
 
 RECORDED = pa.field("recorded", pa.timestamp("s"))
 GAP = pd.Timedelta(minutes=10)
-"""Between two recordings of a visit."""
+"""Time between two recordings of a visit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What is known of one split of a data set."""
+    """Known counts of one split of a data set."""
 
     labels: Mapping[str, int]
     """Labelled clips by class."""
     cities: Mapping[str, int]
     """Clips by city."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """Clips by device; empty where it isn't told."""
+    """Clips by device; empty where devices are not published."""
     groups: int
     """Recordings or places that the clips were cut from."""
     unlabelled: int = 0
-    """Clips whose label is not given out."""
+    """Clips whose label is not published."""
 
 
 TAU_SCENES = {
@@ -65,7 +65,7 @@ TAU_CITIES = {
 }
 TAU_TEST_CITIES = {name: 360 if name in ("barcelona", "helsinki", "lisbon") else 270 for name in TAU_CITIES}
 
-# The folds name 13,965 and 2,970 clips; 2,315 more come from the places of train.
+# The folds list 13,965 and 2,970 clips; 2,315 more are from the locations of train.
 TAU2020 = {
     "train": Part(
         labels=TAU_SCENES,
@@ -113,24 +113,24 @@ SHAPES: dict[str, Mapping[str, Part]] = {"cas2023": CAS2023, "tau2020_mobile": T
 
 
 def absent(config: DataConfig) -> list[str]:
-    """The data sets of known shape that a run needs and that are not where they should be."""
-    asked = [(config.dataset, config.root), *(tuple(pool.split(":", 1)) for pool in config.pool_datasets)]
-    return [name for name, root in asked if name in SHAPES and not (root and ("://" in root or Path(root).is_dir()))]
+    """The data sets in `SHAPES` that a run needs and whose folder doesn't exist."""
+    needed = [(config.dataset, config.root), *(tuple(pool.split(":", 1)) for pool in config.pool_datasets)]
+    return [name for name, root in needed if name in SHAPES and not (root and ("://" in root or Path(root).is_dir()))]
 
 
 def nominal(name: str) -> pa.Table:
-    """Rows (`ROWS` and recorded) of a data set in `SHAPES`."""
+    """Generated rows (`ROWS` and `recorded`) of a data set in `SHAPES`."""
     return pa.concat_tables([part_rows(name, split, part) for split, part in SHAPES[name].items()])
 
 
 def part_rows(name: str, split: str, part: Part) -> pa.Table:
-    """Rows of one split. The places of a city are visited one after the other, one scene a day."""
+    """Generated rows of one split; the places of a city are visited one after the other, one scene a day."""
     rng = np.random.default_rng(0)
     count = sum(part.labels.values()) + part.unlabelled
     scenes = spread(part.labels or {"": 1}, count)
     city, device = (rng.permutation(spread(some or {"": 1}, count)) for some in (part.cities, part.devices))
     frame = pd.DataFrame({"scene": scenes, "city": city, "device": device})
-    # the labels by their true numbers: of each class the first clips in a random order
+    # true number of labels by class: the first clips of each class in a random order
     order = frame.sample(frac=1, random_state=0).groupby("scene").cumcount()
     known = order.sort_index() < frame["scene"].map(part.labels).fillna(0)
     pair = frame.groupby(["city", "scene"])
@@ -158,6 +158,6 @@ def part_rows(name: str, split: str, part: Part) -> pa.Table:
 
 
 def spread(counts: Mapping[str, int], total: int) -> np.ndarray:
-    """`total` names in the shares of `counts`, each repeated; with their sum as `total`, exactly as often."""
+    """`total` names (total,), repeated in proportion to `counts`; exactly `counts` times where `total` is their sum."""
     edges = np.cumsum(list(counts.values())) / sum(counts.values()) * total
     return np.repeat(np.array(list(counts), dtype=object), np.diff(np.round(edges), prepend=0).astype(int))

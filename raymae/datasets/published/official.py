@@ -1,4 +1,4 @@
-"""What the loaders of published data sets share: the folder as it is distributed, and what is known to be in it."""
+"""Helpers of the loaders of published data sets: the distributed folder and the known counts of its contents."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from raymae.storage.folder import Folder
 log = logging.getLogger(__name__)
 
 RECORDED = pa.field("recorded", pa.timestamp("s"))
-"""When a clip was recorded (local time, null = unknown): for splits alone; a clip table (`CLIPS`) has none."""
+"""Time when a clip was recorded (local time, null = unknown): for splits only, not a column of `CLIPS`."""
 
 Range = tuple[int, int]
 
 KNOWN: Mapping[str, Mapping[str, Range]] = {
     "cas2023": {"clips": (8_700, 8_700), "labelled": (1_740, 1_740), "classes": (10, 10)},
     "cas2023_eval": {"clips": (1_100, 1_100), "labelled": (0, 0)},
-    # Clips that stay out (see tau.py) don't count. The official folds of 2020 name five clips that were never given
-    # out, so that train is 13,962 or 13,965 and test 2,968 or 2,970, by who counts.
+    # Clips that are left out (see tau.py) don't count. The official folds of 2020 list five clips that were never
+    # published, so train is counted as 13,962 or 13,965 and test as 2,968 or 2,970.
     "tau2019": {"train": (9_185, 9_185), "test": (4_185, 4_185), "classes": (10, 10)},
     "tau2020_mobile": {
         "clips": (19_245, 19_250),
@@ -37,38 +37,40 @@ KNOWN: Mapping[str, Mapping[str, Range]] = {
     },
     "tau2022_mobile": {"clips": (192_450, 192_500), "test": (29_680, 29_700), "classes": (10, 10)},
 }
-"""Counts (least, most) of the rows that a loader gives for the whole data set, by data set."""
+"""Row counts (least, most) that a loader returns for a complete data set, by data set."""
 
 
 def root_of(config: DataConfig) -> Folder:
-    """The data set's folder; ValueError where none is set or there is none."""
+    """The data set's folder; ValueError where data.root is not set or not a folder."""
     if config.root is None:
         raise ValueError(f"data.dataset = {config.dataset} needs --data.root: the folder that it was unpacked to")
     folder = Folder(config.root.rstrip("/") or "/")
     if not folder.fs.isdir(folder.path()):
-        raise ValueError(f"data.root = {redact(config.root)} is no folder: name the one that {config.dataset} lies in")
+        raise ValueError(f"data.root = {redact(config.root)} is not a folder: give the one that holds {config.dataset}")
     return folder
 
 
 def audio_below(folder: Folder) -> dict[str, str]:
-    """Every recording below a folder: its name without folders and ending → its path relative to `folder`.
+    """Every recording below a folder: its name without folder and extension → its path relative to `folder`.
 
-    Raises ValueError for a name that two files have.
+    Raises ValueError when two files share a name.
     """
     found: dict[str, str] = {}
     for path in sorted(names_below(folder, Counter())):
         name, dot, ending = path.rpartition("/")[2].rpartition(".")
         if name and f"{dot}{ending}".lower() in AUDIO:
             if name in found:
-                raise ValueError(f"{redact(folder.url)}: {found[name]} and {path} have one name; remove one of them")
+                raise ValueError(
+                    f"{redact(folder.url)}: {found[name]} and {path} have the same name; remove one of them"
+                )
             found[name] = path
     return found
 
 
 def clip_rows(rows: pa.Table, source: str) -> pa.Table:
-    """`ROWS`, and `recorded` where it is known, from the columns that a loader found; what it lacks is null.
+    """`ROWS`, and `recorded` if given, from a loader's columns; missing columns are null.
 
-    Clips of split pool lose their labels, as they serve pre-training alone.
+    Clips of split pool lose their labels, as they are used for pre-training only.
     """
     count = len(rows)
     columns = {name: rows[name] for name in rows.column_names} | {
@@ -83,21 +85,21 @@ def clip_rows(rows: pa.Table, source: str) -> pa.Table:
 
 
 def examples(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first `EXAMPLES` of some names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
     return ", ".join(names[:EXAMPLES]) + more
 
 
 def warn_of_extra(name: str, extra: Iterable[str]) -> None:
-    """Say which recordings lie in the folder and are in no table."""
+    """Log the recordings of a folder that are in no table."""
     extra = sorted(extra)
     if extra:
         log.warning("%s: %d recordings are in no table and not used: %s", name, len(extra), examples(extra))
 
 
 def differences(source: str, rows: pa.Table) -> list[str]:
-    """Where the rows of a published data set (`ROWS`) are not as many as are known, one line each."""
+    """A line for each count in which the rows (`ROWS`) of a published data set differ from `KNOWN`."""
     labels = rows["scene_label"].drop_null()
     splits = {item["values"]: item["counts"] for item in pc.value_counts(rows["split"]).to_pylist()}
     counts = {"clips": len(rows), "labelled": len(labels), "classes": len(labels.unique()), **splits}

@@ -1,9 +1,8 @@
-"""Which clips train and which evaluate: splits that cut no recording apart, drawn or read from a file.
+"""Assign clips to splits that keep every recording whole: drawn by settings or read from a file.
 
-`assign` gives the clips of a table their splits. What it promises: val and test share no group with train and pool
-(`datasets.check_groups` looks again before anything runs). Unlabelled siblings of held-out clips are therefore left
-out, or with `transductive`, which the split's name then says, serve pre-training. Only `random` leaks, and is called so
-wherever its name stands.
+`assign` guarantees that val and test share no group with train and pool (`checks.check_groups` verifies it before
+anything runs). Unlabelled siblings (clips of the same group) of held-out clips are therefore left out, or used for
+pre-training with `transductive`, which is then part of the split's name. Only `random` leaks, and its name says so.
 """
 
 from __future__ import annotations
@@ -26,20 +25,19 @@ __all__ = ["assign", "settings", "split_name", "write_split"]
 log = logging.getLogger(__name__)
 
 VAL_SHARE = 0.1
-"""Of a drawn split whose `val_share` isn't given."""
+"""Default `val_share` of a drawn split."""
 LEFT_OUT, SIBLING = "left out", "sibling"
-"""What stands in place of a split while it is made."""
+"""Placeholders for a split name while the split is made."""
 
 Names = NDArray[np.object_]
 
 
 def assign(rows: pa.Table, config: SplitConfig) -> pa.Table:
-    """The rows that take part, their split and scene_label (null where labels are hidden) as `config` says.
+    """The rows that `config` uses, with their split and scene_label (null where labels are hidden).
 
-    `rows` has clip_id, scene_label, city, device, group, split and, where known, recorded (timestamps). What it calls
-    pool stays so; unlabelled clips that it calls test… are to be predicted and stay there too. Raises ValueError for
-    columns that the kind of split needs and the table lacks, for unknown cities and devices, and for a split file that
-    doesn't fit.
+    `rows` has clip_id, scene_label, city, device, group, split and, where known, recorded (timestamps). Clips of split
+    pool stay in it; unlabelled clips of test… are to be predicted and stay there, too. Raises ValueError for missing
+    columns that the kind of split needs, for unknown cities and devices, and for a split file that doesn't fit.
     """
     if config == SplitConfig():
         return rows
@@ -51,20 +49,20 @@ def assign(rows: pa.Table, config: SplitConfig) -> pa.Table:
     if siblings.any():
         log.info("split %s: %s", split_name(config), _siblings_note(rows, siblings, config))
     rows = _hide(rows, hidden).set_column(rows.column_names.index("split"), "split", pa.array(split, pa.string()))
-    taken = rows.filter(pc.not_equal(rows["split"], LEFT_OUT))
+    used = rows.filter(pc.not_equal(rows["split"], LEFT_OUT))
     if config.labelled_share:
-        taken = _thin(taken, config)
-    taken = _scorable(taken, config)
-    _name_missing(taken, config)
-    note = {"table": fit, "left_out": len(rows) - len(taken)}
-    return taken.replace_schema_metadata({**(rows.schema.metadata or {}), NOTE: json.dumps(note).encode()})
+        used = _thin(used, config)
+    used = _scorable(used, config)
+    _warn_of_missing(used, config)
+    note = {"table": fit, "left_out": len(rows) - len(used)}
+    return used.replace_schema_metadata({**(rows.schema.metadata or {}), NOTE: json.dumps(note).encode()})
 
 
 # Drawing ------------------------------------------------------------------------------------------------------------
 
 
 def _drawn(rows: pa.Table, config: SplitConfig) -> tuple[Names, NDArray[np.bool_]]:
-    """The split of every row, or LEFT_OUT or SIBLING, and which labels are hidden."""
+    """The split of every row (n,), or LEFT_OUT or SIBLING, and the mask (n,) of hidden labels (none)."""
     given = np.asarray(rows["split"].to_pylist(), dtype=object)
     labelled = pc.is_valid(rows["scene_label"]).to_numpy(zero_copy_only=False)
     labelled &= given != "pool"
@@ -77,7 +75,7 @@ def _drawn(rows: pa.Table, config: SplitConfig) -> tuple[Names, NDArray[np.bool_
         _leave(split, np.isin(groups, groups[predicted]) & ~predicted & np.isin(split, ("train", "pool")), labelled)
     elif config.val_share is not None and (given == "val").any():
         raise ValueError(
-            "data.split.val_share is of no use to data.split.kind = table: the table has a split val of its own"
+            "data.split.val_share has no effect on data.split.kind = table: the table has a split val of its own"
         )
     share = VAL_SHARE if config.val_share is None and config.kind != "table" else config.val_share
     if share:
@@ -88,7 +86,7 @@ def _drawn(rows: pa.Table, config: SplitConfig) -> tuple[Names, NDArray[np.bool_
 def _hold_out(
     split: Names, rows: pa.Table, config: SplitConfig, labelled: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> None:
-    """Write test… into `split` (n,), and what happens to the siblings."""
+    """Write test… into `split` (n,), and LEFT_OUT or SIBLING for the other clips of held-out units."""
     units = unit_codes(rows, config.kind)
     held = _held_out(rows, config) & ~predicted
     if config.kind == "city":
@@ -105,12 +103,12 @@ def _hold_out(
 
 
 def _leave(split: Names, rest: NDArray[np.bool_], labelled: NDArray[np.bool_]) -> None:
-    """Rows that are neither trained on nor scored: only unlabelled ones may yet serve as siblings."""
+    """Mark rows that are neither trained on nor scored: LEFT_OUT if labelled, SIBLING (usable as pool) if not."""
     split[rest] = np.where(labelled[rest], LEFT_OUT, SIBLING)
 
 
 def _held_out(rows: pa.Table, config: SplitConfig) -> NDArray[np.bool_]:
-    """The clips of the cities or devices that are held out; ValueError for one that the table doesn't know."""
+    """Mask (n,) of the clips of held-out cities or devices; ValueError for one that is not in the table."""
     if config.kind not in ("city", "device"):
         return np.zeros(len(rows), bool)
     known = sorted(name for name in pc.unique(rows[config.kind]).to_pylist() if name is not None)
@@ -127,7 +125,7 @@ def _held_out(rows: pa.Table, config: SplitConfig) -> NDArray[np.bool_]:
 def _deal(
     rows: pa.Table, units: NDArray[np.int64], chosen: NDArray[np.bool_], share: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """All rows (n,) of the units that are held out, so that `share` of the `chosen` clips are."""
+    """Mask (n,) of all rows of held-out units, drawn so that about `share` of the `chosen` clips are held out."""
     numbers = np.flatnonzero(chosen)
     counts = class_counts(rows["scene_label"].take(numbers), units[numbers], int(units.max(initial=-1)) + 1)
     return deal(counts, share, rng)[units]
@@ -149,7 +147,7 @@ def _draw_val(
 
 
 def _thin(rows: pa.Table, config: SplitConfig) -> pa.Table:
-    """The rows, with the labels of `labelled_share` of the labelled training groups alone."""
+    """The rows with labels on only `labelled_share` of the labelled training groups."""
     assert config.labelled_share is not None
     trained = pc.and_(pc.equal(rows["split"], "train"), pc.is_valid(rows["scene_label"]))
     numbers = np.flatnonzero(trained.to_numpy(zero_copy_only=False))
@@ -162,7 +160,7 @@ def _thin(rows: pa.Table, config: SplitConfig) -> pa.Table:
 
 
 def _hide(rows: pa.Table, hidden: NDArray[np.bool_]) -> pa.Table:
-    """The rows without some of their labels."""
+    """The rows with scene_label null where `hidden` (n,)."""
     labels = pc.if_else(pa.array(hidden), pa.scalar(None, pa.string()), rows["scene_label"])
     return rows.set_column(rows.column_names.index("scene_label"), "scene_label", labels)
 
@@ -175,7 +173,10 @@ def _rng(config: SplitConfig, purpose: str) -> np.random.Generator:
 
 
 def _from_file(rows: pa.Table, config: SplitConfig, fit: str) -> tuple[Names, NDArray[np.bool_]]:
-    """The split of every row as the file says, and which labels it hides; ValueError where it was made for others."""
+    """The split of every row (n,) and the mask (n,) of hidden labels, from a split file.
+
+    Raises ValueError where the file was made for other clips.
+    """
     assert config.file is not None
     name, table = redact(config.file), read_split(config.file, rows, fit)
     place = pc.index_in(rows["clip_id"], value_set=table["clip_id"])
@@ -186,37 +187,37 @@ def _from_file(rows: pa.Table, config: SplitConfig, fit: str) -> tuple[Names, ND
     split = np.asarray(pc.fill_null(table["split"].take(place), LEFT_OUT).to_pylist(), dtype=object)
     used = settings(config)
     units = unit_codes(rows, used.kind)
-    judged = np.array([one == "val" or one.startswith("test") for one in split], bool)
-    new = ~named & (given == "pool")  # the file's pool tables may have been others
-    split[new] = np.where(np.isin(units, units[judged]) | _held_out(rows, used), SIBLING, "pool")[new]
+    tested = np.array([one == "val" or one.startswith("test") for one in split], bool)
+    new = ~named & (given == "pool")  # pool clips of tables that the file was made without
+    split[new] = np.where(np.isin(units, units[tested]) | _held_out(rows, used), SIBLING, "pool")[new]
     labelled = pc.fill_null(table["labelled"].take(place), True)
-    lacks = pc.and_(pc.is_valid(place), pc.and_(labelled, pc.is_null(rows["scene_label"])))
-    for row in rows.filter(lacks).slice(0, 1).to_pylist():
+    unlabelled_here = pc.and_(pc.is_valid(place), pc.and_(labelled, pc.is_null(rows["scene_label"])))
+    for row in rows.filter(unlabelled_here).slice(0, 1).to_pylist():
         raise ValueError(f"data.split.file {name} counts {row['clip_id']} as labelled; here it has no scene_label")
     return split, ~np.asarray(labelled.to_numpy(zero_copy_only=False))
 
 
-# What is said of it ---------------------------------------------------------------------------------------------------
+# Log messages ---------------------------------------------------------------------------------------------------------
 
 
 def _siblings_note(rows: pa.Table, siblings: NDArray[np.bool_], config: SplitConfig) -> str:
-    where = "serve pre-training (transductive)" if settings(config).transductive else "are left out"
+    use = "are used for pre-training (transductive)" if settings(config).transductive else "are left out"
     groups = pc.count_distinct(rows["group"].filter(pa.array(siblings))).as_py()
-    return f"{siblings.sum()} unlabelled clips of {groups} groups {where}, being siblings of held-out clips"
+    return f"{siblings.sum()} unlabelled clips of {groups} groups {use}, as siblings of held-out clips"
 
 
 def _scorable(rows: pa.Table, config: SplitConfig) -> pa.Table:
-    """The rows without held-out clips of a class that training lacks (a city alone may have it): named in the log."""
+    """The rows without held-out clips of a class that has no training clip (if only one city has it); logs them."""
     labelled = pc.is_valid(rows["scene_label"])
-    taught = class_set(rows.filter(pc.and_(labelled, pc.equal(rows["split"], "train")))["scene_label"], "multi")
+    train_classes = class_set(rows.filter(pc.and_(labelled, pc.equal(rows["split"], "train")))["scene_label"], "multi")
     lists = label_lists(rows["scene_label"], "multi")
-    unknown = pc.invert(pc.is_in(lists.flatten(), value_set=pa.array(taught, pa.string())))
+    unknown = pc.invert(pc.is_in(lists.flatten(), value_set=pa.array(train_classes, pa.string())))
     lost = np.unique(pc.list_parent_indices(lists).filter(unknown).to_numpy())
-    if not taught or not len(lost):
+    if not train_classes or not len(lost):
         return rows
     names = sorted(pc.unique(lists.flatten().filter(unknown)).to_pylist())
     log.warning(
-        "split %s: %d held-out clips of %s are left out, since no clip of these classes is left to train on",
+        "split %s: %d held-out clips of %s are left out: training has no clip of these classes",
         split_name(config), len(lost), ", ".join(names),
     )  # fmt: skip
     kept = np.ones(len(rows), bool)
@@ -224,23 +225,23 @@ def _scorable(rows: pa.Table, config: SplitConfig) -> pa.Table:
     return rows.filter(pa.array(kept))
 
 
-def _name_missing(rows: pa.Table, config: SplitConfig) -> None:
-    """Warn of held-out splits that lack some classes of training, and of clips without a group."""
+def _warn_of_missing(rows: pa.Table, config: SplitConfig) -> None:
+    """Log held-out splits without a clip of some training class, and the number of clips without a group."""
     names = {name: classes for name, classes in classes_by_split(rows).items() if classes}
     for split, classes in sorted(names.items()):
         missing = sorted(names.get("train", set()) - classes)
         if missing and (split == "val" or split.startswith("test")):
             log.warning(
-                "split %s: %s has no clip of %s: its scores are means over the other classes",
+                "split %s: %s has no clip of %s; its scores are means over the other classes",
                 split_name(config), split, ", ".join(missing),
             )  # fmt: skip
     alone = pc.sum(pc.and_(pc.is_null(rows["group"]), pc.not_equal(rows["split"], "pool"))).as_py()
     if alone and settings(config).kind != "random":
-        log.warning("split %s: %d clips have no group and were split one by one", split_name(config), alone)
+        log.warning("split %s: %d clips have no group and were assigned one by one", split_name(config), alone)
 
 
 def classes_by_split(rows: pa.Table) -> dict[str, set[str]]:
-    """The classes that the labelled clips of every split have."""
+    """The classes of the labelled clips, by split."""
     return {
         name: set(class_set(rows.filter(pc.equal(rows["split"], name))["scene_label"], "multi"))
         for name in pc.unique(rows["split"]).to_pylist()

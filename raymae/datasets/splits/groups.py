@@ -1,6 +1,6 @@
-"""What a split never cuts (sessions, visits, days), and how such units are dealt out, classes in proportion.
+"""Units that a split keeps whole (sessions, visits, days), and their stratified assignment to splits.
 
-Everything is drawn from sorted names, so that the order of a table's rows plays no part.
+Everything is drawn from sorted names, so the order of a table's rows doesn't matter.
 """
 
 from __future__ import annotations
@@ -17,41 +17,42 @@ from scipy.sparse.csgraph import connected_components
 
 from raymae.config import SplitKind
 from raymae.datasets.labels import class_set, target_matrix
+from raymae.datasets.rows import group_ids
 
 Codes = NDArray[np.int64]
-"""A number per clip (n,): clips with the same one belong together."""
+"""A number per clip (n,), equal for clips that belong together."""
 
 VISIT_GAP = np.timedelta64(30, "m")
 """Longest pause between the starts of two recordings of one visit to a city."""
 
 
 def codes(names: Sequence[str] | pd.Series) -> Codes:
-    """Numbers of names, in the order of the sorted names."""
+    """Integer codes of names, in the order of the sorted names."""
     return np.asarray(pd.factorize(np.asarray(names, dtype=object), sort=True)[0], np.int64)
 
 
 def group_codes(rows: pa.Table) -> Codes:
-    """The group of every clip; a clip without one is a group by itself."""
-    named = pc.binary_join_element_wise("group", rows["group"], " ")
-    alone = pc.binary_join_element_wise("clip", rows["clip_id"], " ")
-    return codes(pc.coalesce(named, alone).to_pandas())
+    """The group of every clip; a clip without one is a group of its own, also where a group is called like the clip."""
+    columns = {"group": ("group", rows["group"]), "clip_id": ("clip", rows["clip_id"])}
+    prefixed = {name: pc.binary_join_element_wise(prefix, ids, " ") for name, (prefix, ids) in columns.items()}
+    return codes(group_ids(pa.table(prefixed)).to_pandas())
 
 
 def unit_codes(rows: pa.Table, kind: SplitKind) -> Codes:
-    """What a split of a kind never cuts: at least the groups (but with random every clip is by itself).
+    """The unit of every clip that a split of a kind keeps whole: at least its group (its own with random).
 
-    Raises ValueError where the table lacks what the kind needs: group; for visit and city_day, city and recorded.
+    Raises ValueError where the table doesn't have what the kind needs: group; for visit and city_day, city and
+    recorded.
     """
     if kind == "random":
         return codes(rows["clip_id"].to_pandas())
     groups = group_codes(rows)
     if kind in ("visit", "city_day"):
         for name in ("city", "recorded"):
-            lacks = name not in rows.column_names or rows[name].null_count == len(rows)
-            if lacks:
+            if name not in rows.column_names or rows[name].null_count == len(rows):
                 raise ValueError(
                     f"data.split.kind = {kind} needs to know where and when clips were recorded, and no clip of this "
-                    f"table has a value in column {name}; session needs column group alone"
+                    f"table has a value in column {name}; session needs only column group"
                 )
         return merged(groups, visit_codes(rows) if kind == "visit" else day_codes(rows))
     if kind in ("session", "device") and rows["group"].null_count == len(rows):
@@ -63,9 +64,9 @@ def unit_codes(rows: pa.Table, kind: SplitKind) -> Codes:
 
 
 def visit_codes(rows: pa.Table) -> Codes:
-    """The visit of every clip: recordings of one city, chained while their starts lie at most `VISIT_GAP` apart.
+    """The visit of every clip: recordings in one city, chained while their starts are at most `VISIT_GAP` apart.
 
-    A clip of unknown city or time has a visit to itself.
+    A clip of unknown city or time is a visit of its own.
     """
     known = _dated(rows)
     order = np.lexsort((known["recorded"], known["city"]))
@@ -78,7 +79,7 @@ def visit_codes(rows: pa.Table) -> Codes:
 
 
 def day_codes(rows: pa.Table) -> Codes:
-    """The day in a city of every clip; a clip of unknown city or time has one to itself."""
+    """The day in a city of every clip; a clip of unknown city or time has one of its own."""
     known = _dated(rows)
     return _spread(known, codes(known["city"] + known["recorded"].dt.strftime(" %Y-%m-%d")), len(rows))
 
@@ -90,14 +91,14 @@ def _dated(rows: pa.Table) -> pd.DataFrame:
 
 
 def _spread(known: pd.DataFrame, values: Codes, count: int) -> Codes:
-    """`values` at the rows of `known`, and a number of its own for every other row."""
+    """`values` at the rows of `known`, and a unique number at every other row (count,)."""
     spread = np.arange(count) + values.max(initial=0) + 1
     spread[known.index.to_numpy()] = values
     return spread
 
 
 def merged(first: Codes, second: Codes) -> Codes:
-    """The finest parts that cut neither `first` nor `second`."""
+    """The finest partition that keeps the parts of both `first` and `second` whole."""
     left, right = codes_of(first), codes_of(second)
     count = int(left.max(initial=-1)) + 1
     size = count + int(right.max(initial=-1)) + 1
@@ -106,7 +107,7 @@ def merged(first: Codes, second: Codes) -> Codes:
 
 
 def codes_of(values: Codes) -> Codes:
-    """The same parts numbered from 0 without a gap."""
+    """The same parts, numbered from 0 without gaps."""
     return np.asarray(np.unique(values, return_inverse=True)[1], np.int64)
 
 
@@ -118,11 +119,11 @@ def class_counts(scene_label: pa.ChunkedArray, units: Codes, count: int) -> csr_
 
 
 def deal(counts: csr_array, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which units (U,) are held out, so that about `share` of every class's clips are; `counts` (U, C) holds clips.
+    """Choose the units (U,) to hold out, about `share` of every class's clips, from clips by unit and class (U, C).
 
-    Iterative stratification (Sechidis et al. 2011): the rarest class first, its units in random order, each to where it
-    brings the class nearer to its share. A class of two units or more has one on either side where the classes before
-    it leave a choice; one of a single unit is not held out.
+    Iterative stratification (Sechidis et al. 2011): the rarest class first, its units in random order, each to the side
+    that brings the class nearer to its share. A class of two units or more has one on either side if the classes before
+    it leave a choice; a class of a single unit is not held out.
     """
     held, dealt = np.zeros(counts.shape[0], bool), np.zeros(counts.shape[0], bool)
     rank = rng.permutation(counts.shape[0])
@@ -149,9 +150,9 @@ def deal(counts: csr_array, share: float, rng: np.random.Generator) -> NDArray[n
 
 
 def keep(counts: csr_array, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which groups (G,) keep their labels: about `share` of them and of each class's, and one of every class at least.
+    """Choose the groups (G,) that keep their labels: about `share` of all and of each class, at least one per class.
 
-    `counts` (G, C) holds labelled clips. The groups of a smaller share are among those of a larger one.
+    `counts` (G, C) holds labelled clips. The groups of a smaller share are a subset of those of a larger one.
     """
     rank = rng.permutation(counts.shape[0])
     quantile = np.full(counts.shape[0], 1.0)

@@ -1,4 +1,4 @@
-"""A split on disk: split.parquet, split.json with a hash and the settings it was drawn with, and its name."""
+"""Split files: split.parquet, and split.json with the split's name, its hash and the settings it was drawn with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from raymae.storage.folder import Folder
 TABLE, DESCRIPTION = "split.parquet", "split.json"
 COLUMNS = ("clip_id", "group", "split", "labelled")
 NOTE = b"raymae.split"
-"""Of the schema's metadata: hash of the table that was split, and clips left out."""
+"""Key in the schema's metadata: hash of the table that was split, and number of clips left out."""
 
 
 def split_name(config: SplitConfig) -> str:
-    """What a split is called wherever its scores stand: "visit, seed 0"; one that leaks says so."""
-    if config.file:  # which names what was drawn, with the seed of its labels
+    """The name of a split, given with all of its scores: "visit, seed 0"; that of a leaking split says so."""
+    if config.file:  # its name says what was drawn; the labels may be thinned here with another seed
         share, seed = config.labelled_share, config.seed
         other = f" (seed {seed})" if seed != settings(config).seed else ""
         again = [f"labels of {share:.4g} of the training groups{other}"] if share else []
@@ -44,7 +44,7 @@ def split_name(config: SplitConfig) -> str:
 
 
 def settings(config: SplitConfig) -> SplitConfig:
-    """The settings that a split was drawn with: those of its file where it has one."""
+    """The settings that a split was drawn with: those in its file if it has one."""
     if not config.file:
         return config
     used: SplitConfig = from_dict(SplitConfig, _described(config.file)["settings"], "data.split.")
@@ -52,10 +52,10 @@ def settings(config: SplitConfig) -> SplitConfig:
 
 
 def write_split(folder: Folder, rows: pa.Table, config: SplitConfig) -> str:
-    """Write split.parquet and split.json, which `data.split.file` takes, for rows that `assign` gave; returns the hash.
+    """Write split.parquet and split.json of rows from `assign`, readable as `data.split.file`; returns the hash.
 
-    split.parquet: clip_id, group, split, labelled. split.json: name, hash (of the former), table (hash of the clips
-    that were split), settings, and by split the number of clips, labelled clips and groups.
+    split.parquet: clip_id, group, split, labelled. split.json: name, hash (of split.parquet), table (hash of the clips
+    that were split), left_out, settings, and by split the number of clips, labelled clips and groups.
     """
     note = json.loads((rows.schema.metadata or {}).get(NOTE, b"{}"))
     table = pa.table([*(rows[name] for name in COLUMNS[:3]), pc.is_valid(rows["scene_label"])], names=list(COLUMNS))
@@ -82,12 +82,14 @@ def write_split(folder: Folder, rows: pa.Table, config: SplitConfig) -> str:
 
 
 def read_split(file: str, rows: pa.Table, fit: str) -> pa.Table:
-    """The table (`COLUMNS`) of a split file; ValueError where it was changed, or made for others than `rows`, whose
-    `table_hash` is `fit`."""
+    """The table (`COLUMNS`) of a split file for `rows`, whose `table_hash` is `fit`.
+
+    Raises ValueError where the file was changed or made for other clips.
+    """
     described, name = _described(file), redact(file)
     table = _read(file)
     if described["hash"] != split_hash(table):
-        raise ValueError(f"data.split.file {name}: {TABLE} has changed since its hash was taken; make the split anew")
+        raise ValueError(f"data.split.file {name}: {TABLE} has changed since its hash was taken; make a new split")
     if described["table"] != fit:
         raise ValueError(
             f"data.split.file {name} was made for other clips (hash {described['table']}, this table {fit}): "
@@ -97,7 +99,7 @@ def read_split(file: str, rows: pa.Table, fit: str) -> pa.Table:
 
 
 def _difference(rows: pa.Table, table: pa.Table) -> str:
-    """In what a table of clips differs from those of a split file, as far as the file knows."""
+    """How the clips of a table differ from those of a split file, as far as the file shows."""
     absent = table.filter(pc.invert(pc.is_in(table["clip_id"], value_set=rows["clip_id"])))
     if len(absent):
         return f"{len(absent)} of its clips are not here, for example {absent['clip_id'][0].as_py()!r}"
@@ -106,7 +108,7 @@ def _difference(rows: pa.Table, table: pa.Table) -> str:
     moved = table.filter(pc.not_equal(pc.fill_null(table["group"], ""), pc.fill_null(here, "")))
     if len(moved):
         return f"{len(moved)} clips have another group here, for example {moved['clip_id'][0].as_py()!r}"
-    return "there are clips here that it doesn't know"
+    return "there are clips here that are not in it"
 
 
 def _folder(file: str) -> Folder:
@@ -119,11 +121,11 @@ def _described(file: str) -> dict[str, Any]:
     try:
         described: dict[str, Any] = _folder(file).read_json(DESCRIPTION)
         if not {"name", "hash", "table", "settings"} <= set(described):
-            raise ValueError(f"{DESCRIPTION} is none that write_split wrote")
+            raise ValueError(f"{DESCRIPTION} was not written by write_split")
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(
-            f"data.split.file {redact(file)} can't be read: {redact(str(error))}; it should be the folder of a "
-            f"{DESCRIPTION} and {TABLE}, as every run folder holds them"
+            f"data.split.file {redact(file)} can't be read: {redact(str(error))}; it should be a folder with "
+            f"{DESCRIPTION} and {TABLE}, such as a run folder"
         ) from None
     return described
 
@@ -136,12 +138,12 @@ def _read(file: str) -> pa.Table:
 
 
 def split_hash(table: pa.Table) -> str:
-    """16 digits that name the content of a split (`COLUMNS`), whatever its rows' order."""
+    """Hash (16 hex digits) of the content of a split (`COLUMNS`), independent of the order of its rows."""
     return _hash(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True))
 
 
 def table_hash(rows: pa.Table) -> str:
-    """16 digits that name the clips of a table with their groups, whatever their order; pool clips don't count."""
+    """Hash (16 hex digits) of a table's clips and groups, independent of their order; pool clips don't count."""
     rows = rows.filter(pc.not_equal(rows["split"], "pool"))
     return _hash(zip(rows["clip_id"].to_pylist(), rows["group"].to_pylist(), strict=True))
 

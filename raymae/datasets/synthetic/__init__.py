@@ -1,12 +1,12 @@
-"""An embedded data set of real audio files: seconds to make, hard in the ways that field recordings are hard.
+"""A synthetic data set of audio files: generated in seconds, with the difficulties of field recordings.
 
-Ten scenes draw from one bank of sound sources (`sources`) and differ in mixture, timing and room alone (`scenes`).
+Ten scenes use the same bank of sound sources (`sources`) and differ only in mixture, timing and room (`scenes`).
 Sources, room and level belong to a session (`group`), so a random split leaks and a split by groups doesn't. Cities
-change timbres and mixtures; devices add a frequency response, noise and automatic gain; one city and one device are
-heard in `test_unseen` only. The pool comes from other cities and devices with partly other scenes.
+change timbres and mixtures; devices add a frequency response, noise and automatic gain; one city and one device occur
+in `test_unseen` only. The pool is from other cities and devices with partly other scenes.
 
-Difficulty was set with support vector machines on log-mel statistics of the labelled fifth; see `STAMP` for what a
-score on it is worth.
+Difficulty was tuned with support vector machines on log-mel statistics of the labelled fifth. Its scores test the
+pipeline and nothing more (`STAMP`).
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ STAMP = "synthetic: checks the pipeline, proves nothing about scenes"
 VERSION = 1
 COLUMNS = ("filename", "scene_label", "city", "device", "group", "split")
 SHARES = {"train": 0.55, "val": 0.09, "test_seen": 0.18, "test_unseen": 0.18}
-"""How the clips of the labelled cities are shared out."""
+"""Shares of the clips by split, pool aside."""
 CLIPS_PER_SESSION = (2, 3)
 RARE_SHARE = 0.03
-"""Share of the sessions that are stored in one of RARE_FORMATS."""
+"""Share of the sessions stored in one of `RARE_FORMATS`."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A session as the table knows it."""
+    """A session's entries in the table, its number of clips and its file format."""
 
     scene: str
     city: str
@@ -66,10 +66,10 @@ class Visit:
 
 
 def write(folder: Path, config: SyntheticConfig) -> Path:
-    """Write the data set below `folder`, unless it stands there already.
+    """Write the data set below `folder`, unless it is already there.
 
-    Returns the path of its metadata.csv (filename, scene_label, city, device, group, split; names relative to it).
-    Beside it stands truth.csv (filename, scene_label): the labels of the unlabelled training clips, for scoring alone.
+    Returns the path of its metadata.csv (filename, scene_label, city, device, group, split; names relative to it). The
+    folder also holds truth.csv (filename, scene_label): the labels of the unlabelled training clips, for scoring only.
     """
     target = folder / digest({"version": VERSION, **to_dict(config)})
     if not _is_done(target):
@@ -94,7 +94,7 @@ def _write_files(target: Path, config: SyntheticConfig) -> None:
     labelled = _labelled(visits, config.labelled_share)
     rng = generator(config.seed, "order")
     groups = [f"g{number:04d}" for number in rng.permutation(len(visits))]
-    # names count the rows after shuffling, and the files are written in that order: neither tells anything
+    # files are named by row number after shuffling and written in that order, so neither gives the label away
     order = rng.permutation(np.repeat(np.arange(len(visits)), [visit.n_clips for visit in visits]))
     rows, truth = [], []
     for number, index in enumerate(order):
@@ -112,7 +112,7 @@ def _write_files(target: Path, config: SyntheticConfig) -> None:
 
 
 def _plan(config: SyntheticConfig) -> list[Visit]:
-    """All sessions; within a split every scene gets about the same number."""
+    """All sessions, about the same number of each scene within a split."""
     rng = generator(config.seed, "plan")
     visits = []
     for split, n_clips in _split_sizes(config).items():
@@ -137,14 +137,14 @@ def _plan(config: SyntheticConfig) -> list[Visit]:
 
 
 def _split_sizes(config: SyntheticConfig) -> dict[str, int]:
-    """Clips of every split; train takes what rounding leaves."""
+    """Clips by split; train takes the rounding rest."""
     sizes = {split: int(share * config.clips) for split, share in SHARES.items()}
     sizes["train"] += config.clips - sum(sizes.values())
     return {**sizes, "pool": config.pool_clips}
 
 
 def _labelled(visits: list[Visit], share: float) -> set[int]:
-    """Which sessions carry labels: val and test all, of the training sessions the same share of each scene."""
+    """Numbers of the labelled sessions: all outside train, and the same share of each scene in train."""
     labelled = {index for index, visit in enumerate(visits) if visit.split != "train"}
     for scene in SCENES:
         own = [index for index, visit in enumerate(visits) if (visit.split, visit.scene) == ("train", scene)]

@@ -1,4 +1,4 @@
-"""One recording session: its sources, room and level are drawn once, its clips are played with them."""
+"""A recording session: its sources, room and level are drawn once and shared by its clips."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ CLIP_LEVEL = 1.5
 SECONDS = (2.0, 3.6)
 """Shortest and longest clip, seconds."""
 REGULARITY = {"steps": 20.0, "voices": 3.0, "wheels": 20.0}
-"""How regular the sources are whose timing no scene decides."""
+"""Regularity of the sources whose timing doesn't depend on the scene."""
 BED_TILT = -4.0
-"""Decibels per octave of the noise bed that lies under every scene."""
+"""Decibels per octave of the noise bed under every scene."""
 BED_LEVEL = -8.0
-"""Decibels of the noise bed."""
+"""Level of the noise bed, dB."""
 PEAK = 0.95
-"""Largest sample of a clip."""
+"""Largest absolute sample of a clip."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What stays the same from clip to clip."""
+    """Everything that the clips of a session share."""
 
     rate: int
     bed: Curve
@@ -61,7 +61,7 @@ class Session:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, name: str, scene: Scene, city: City, device: Device, rate: int) -> Session:
-        """A session in `scene` (of that name) in `city`, recorded with `device` at `rate` Hz."""
+        """Draw a session in `scene` (called `name`) in `city`, recorded with `device` at `rate` Hz."""
         octaves = city.rates[name] + rng.normal(0, 0.3, len(GRAINED))
         timbres = {source: city.timbre(rng, source) for source in SOURCES}
         ring_seconds = scene.ring_seconds * 2 ** rng.normal(0, 0.4)
@@ -106,7 +106,7 @@ class Session:
         return unit_rms(irfft(spectrum, n_fft)[: len(wave)])
 
     def _record(self, wave: Wave, rng: np.random.Generator) -> Wave:
-        """Add the device's own noise and let its automatic gain follow the level; unit RMS."""
+        """Add the device's noise and apply its automatic gain; unit RMS."""
         floor = coloured_noise(rng, len(wave), self.rate, self.device.floor)
         wave = wave + np.float32(10 ** (self.device.floor_level / 20)) * floor
         return unit_rms(wave * self._automatic_gain(wave))
@@ -117,8 +117,8 @@ class Session:
         n_blocks = len(wave) // block
         power = np.square(wave[: n_blocks * block]).reshape(n_blocks, block).mean(1)
         keep = np.exp(-0.01 / self.device.gain_seconds)
-        # starting from the mean power (1) keeps the first moments from being blown up
-        from scipy.signal import lfilter  # a second of loading, which every worker would pay
+        # starting from the mean power (1) avoids amplifying the first moments
+        from scipy.signal import lfilter  # takes a second to import, in every worker
 
         followed, _ = lfilter([1 - keep], [1, -keep], power, zi=[keep])
         gains = followed ** (-self.device.gain_control / 2)

@@ -1,8 +1,8 @@
-"""What scenes, cities and devices do to the shared sources.
+"""Parameters of scenes, cities and devices, applied to the shared sources.
 
-Scenes are close to one another on purpose: each differs from its neighbour in how loud and how frequent the same
-sources are, how regular their timing is and how long the room rings. The numbers were chosen for difficulty (see the
-package's docstring); they describe no real place.
+Scenes are close to one another on purpose: they differ in how loud and how frequent the same sources are, how regular
+their timing is and how long the room rings. The numbers were chosen for difficulty (see the package's docstring) and
+describe no real place.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CITY_BED = 1.0
 DEVICE_RESPONSE = 1.5
 """Spread of the knots of a device's frequency response, dB."""
 UNSEEN_CITY_FAR = 4.8
-"""How much stranger than the others the held-out city is."""
+"""Factor on the spreads of the held-out city."""
 UNSEEN_DEVICE_FAR = 4.0
-"""How much stranger than the others the held-out device is."""
+"""Factor on the spread of the held-out device's frequency response."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ POOL_CITIES = ("eastow", "farrin", "galdon", "hallim", "iverby")
 
 @dataclass(frozen=True)
 class Format:
-    """How a device stores its files: mono, `rate` in Hz, `suffix` and `subtype` as libsndfile knows them."""
+    """File format of a device: mono, `rate` in Hz, `suffix` and `subtype` as named by libsndfile."""
 
     rate: int
     suffix: str
@@ -83,17 +83,17 @@ UNSEEN_DEVICE = "d"
 POOL_DEVICES = {"p": Format(16_000, "wav"), "q": Format(16_000, "flac"), "r": Format(22_050, "wav")}
 FORMATS = {**DEVICES, UNSEEN_DEVICE: Format(16_000, "wav"), **POOL_DEVICES}
 RARE_FORMATS = (Format(44_100, "wav", "PCM_24"), Format(32_000, "aiff"), Format(48_000, "flac"), Format(24_000, "au"))
-"""Formats of a few sessions, so that a decoder meets them."""
+"""Formats of a few sessions, to exercise the decoder."""
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """The random numbers of one named thing."""
+    """A random generator for one named purpose."""
     return np.random.default_rng([seed, *name.encode()])
 
 
 @dataclass(frozen=True)
 class City:
-    """What the sources sound like in a city, and how loud they are in each of its scenes."""
+    """A city's timbres of the sources, and their levels and rates in each of its scenes."""
 
     timbres: Curve
     """(sources, 3), in units of Timbre."""
@@ -106,7 +106,7 @@ class City:
 
     @classmethod
     def draw(cls, seed: int, name: str) -> City:
-        """The city of that name in the world of `seed`."""
+        """Draw the city `name` of `seed`."""
         rng = generator(seed, f"city {name}")
         far = UNSEEN_CITY_FAR if name == UNSEEN_CITY else 1.0
         every = {**SCENES, **POOL_ONLY}
@@ -118,14 +118,14 @@ class City:
         )
 
     def timbre(self, rng: np.random.Generator, source: str) -> Timbre:
-        """A session's timbre of `source` in this city."""
+        """Draw a session's timbre of `source` in this city."""
         draw = self.timbres[SOURCES.index(source)] + rng.normal(0, SESSION_TIMBRE, 3) * TIMBRE_SPREAD
         return Timbre(*draw)
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a recorder does to the sound."""
+    """A recording device: frequency response, noise floor and automatic gain."""
 
     response: Curve
     """Knots of its frequency response, dB."""
@@ -134,13 +134,13 @@ class Device:
     floor_level: float
     """Its own noise against the recording, dB."""
     gain_control: float
-    """Share of the level's changes (in dB) that the automatic gain takes away."""
+    """Share of the level's changes (in dB) that the automatic gain removes."""
     gain_seconds: float
-    """How fast the automatic gain follows, seconds."""
+    """Time constant of the automatic gain, seconds."""
 
     @classmethod
     def draw(cls, seed: int, name: str) -> Device:
-        """The device of that name in the world of `seed`."""
+        """Draw the device `name` of `seed`."""
         rng = generator(seed, f"device {name}")
         far = UNSEEN_DEVICE_FAR if name == UNSEEN_DEVICE else 1.0
         return cls(

@@ -1,8 +1,8 @@
-"""The bank of sound sources that all scenes share.
+"""The bank of sound sources shared by all scenes.
 
-A source is drawn once per session with a `Timbre` and then plays for every clip of the session: the sustained ones
-(`wind`, `hum`, `engine`) as long as the clip lasts, the others as grains, short sounds of unit RMS that are placed at
-the onsets of an event train.
+A source is drawn once per session with a `Timbre` and then rendered for every clip of the session: sustained sources
+(`wind`, `hum`, `engine`) last as long as the clip, the others are grains, short sounds of unit RMS placed at the onsets
+of an event train.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Wave = NDArray[np.float32]
 Curve = NDArray[np.float64]
 
 KNOT_HERTZ = np.geomspace(60.0, 16_000.0, 8)
-"""Where smooth frequency responses have their knots, Hz."""
+"""Knots of smooth frequency responses, Hz."""
 GRID_HERTZ = np.geomspace(40.0, 24_000.0, 128)
 TABLE_SIZE = 2048
 GRAINS = 4
-"""Variants of a grain that a session draws from."""
+"""Variants of each grain in a session."""
 
 
 @dataclass(frozen=True)
 class Timbre:
-    """How a source departs from its usual sound."""
+    """Deviation of a source from its default sound."""
 
     pitch: float
     """Octaves."""
@@ -38,13 +38,13 @@ class Timbre:
 
 
 def response(n_fft: int, rate: int, knots: Curve) -> Wave:
-    """Gains (n_fft // 2 + 1,) of a smooth response with the decibels `knots` (8,) at KNOT_HERTZ."""
+    """Gains (n_fft // 2 + 1,) of a smooth frequency response, `knots` (8,) in decibels at `KNOT_HERTZ`."""
     gains = 10 ** (np.interp(np.log(GRID_HERTZ), np.log(KNOT_HERTZ), knots) / 20)
     return np.interp(rfftfreq(n_fft, 1 / rate), GRID_HERTZ, gains).astype(np.float32)
 
 
 def slope(tilt: float) -> Curve:
-    """Knots (8,) of a straight line of `tilt` decibels per octave through 0 dB at 1 kHz."""
+    """Knots (8,) in decibels of a straight line of `tilt` decibels per octave through 0 dB at 1 kHz."""
     return np.asarray(tilt * np.log2(KNOT_HERTZ / 1000.0))
 
 
@@ -54,22 +54,22 @@ def unit_rms(wave: NDArray[np.floating]) -> Wave:
 
 
 def coloured_noise(rng: np.random.Generator, n: int, rate: int, knots: Curve) -> Wave:
-    """Gaussian noise (n,) of unit RMS whose spectrum has the decibels `knots`."""
+    """Gaussian noise (n,) of unit RMS with a smooth spectrum, `knots` (8,) in decibels at `KNOT_HERTZ`."""
     n_fft = next_fast_len(n, real=True)
-    # the sum over so many bins is Gaussian whatever they hold, and uniform numbers cost a third of normal ones
+    # a sum over so many bins is Gaussian for any distribution, and uniform numbers cost a third of normal ones
     spectrum = (rng.random((n_fft // 2 + 1, 2), dtype=np.float32) - np.float32(0.5)).view(np.complex64)[:, 0]
     return unit_rms(irfft(spectrum * response(n_fft, rate, knots), n_fft)[:n])
 
 
 def wander(rng: np.random.Generator, n: int, rate: int, seconds: float) -> Wave:
-    """A slow Gaussian wave (n,) of about unit variance that changes within `seconds`."""
+    """A slowly varying Gaussian signal (n,) of about unit variance, with a knot every `seconds`."""
     n_knots = int(n / rate / seconds) + 3
     position = np.arange(n) / (rate * seconds) + rng.random()
     return np.interp(position, np.arange(n_knots), rng.standard_normal(n_knots)).astype(np.float32)
 
 
 def oscillate(table: Wave, phase: NDArray[np.floating]) -> Wave:
-    """Read a period (TABLE_SIZE,) along `phase`, counted in periods."""
+    """Wavetable oscillator: a period (TABLE_SIZE,) read along `phase` (n,), in periods."""
     return table[(phase * TABLE_SIZE).astype(np.int64) % TABLE_SIZE]
 
 
@@ -109,7 +109,7 @@ def hum(rng: np.random.Generator, timbre: Timbre) -> Player:
 
 
 def engine(rng: np.random.Generator, timbre: Timbre) -> Player:
-    """Harmonics and roaring noise that rise and fall with the revolutions."""
+    """Harmonics and roaring noise that follow the revolutions."""
     hertz = 55.0 * 2 ** (timbre.pitch + rng.normal(0, 0.1))
     table = period(rng, rng.gamma(2.0, 1.0, 40) * np.arange(1, 41) ** ((timbre.tilt - 4.0) / 6.0))
     roar = slope(timbre.tilt - 4.0)
@@ -127,7 +127,7 @@ def engine(rng: np.random.Generator, timbre: Timbre) -> Player:
 
 
 def decay(seconds: float, rate: int) -> Wave:
-    """An exponential decay to -60 dB."""
+    """An exponential decay (n,) to -60 dB over `seconds`."""
     n = int(seconds * rate)
     return np.exp(np.linspace(0, np.log(1e-3), n, dtype=np.float32))
 
@@ -154,7 +154,7 @@ def syllable(rng: np.random.Generator, timbre: Timbre, rate: int) -> Wave:
 
 
 def clank(rng: np.random.Generator, timbre: Timbre, rate: int) -> Wave:
-    """Something hard is struck: inharmonic partials that die away."""
+    """A hard object is struck: decaying inharmonic partials."""
     envelope = decay(0.3 * 2 ** (timbre.length + rng.normal(0, 0.2)), rate)
     seconds = np.arange(len(envelope), dtype=np.float32) / np.float32(rate)
     wave = 0.3 * envelope**3 * coloured_noise(rng, len(envelope), rate, slope(timbre.tilt))
@@ -174,7 +174,7 @@ def chirp(rng: np.random.Generator, timbre: Timbre, rate: int) -> Wave:
 
 
 def joint(rng: np.random.Generator, timbre: Timbre, rate: int) -> Wave:
-    """Two wheels pass a rail joint: a double thump."""
+    """Wheels on a rail joint: a double thump."""
     envelope = decay(0.2 * 2**timbre.length, rate)
     thump = envelope * coloured_noise(rng, len(envelope), rate, slope(timbre.tilt - 3.0))
     gap = int(rate * 0.11 * 2**timbre.pitch)
@@ -187,14 +187,14 @@ SOURCES = (*SUSTAINED, *GRAINED)
 
 
 def onsets(rng: np.random.Generator, per_second: float, regularity: float, seconds: float) -> Curve:
-    """Times of events, seconds: gaps are gamma distributed, from Poisson (regularity 1) towards a clock (large)."""
+    """Times of events, seconds, with gamma-distributed gaps: Poisson at regularity 1, nearly periodic at large ones."""
     n = int(2 * per_second * seconds) + 8
     times = np.cumsum(rng.gamma(regularity, 1 / (per_second * regularity), n)) - rng.uniform(0.5, 1.5) / per_second
     return times[(times >= 0) & (times < seconds)]
 
 
 def scatter(rng: np.random.Generator, grains: list[Wave], times: Curve, n: int, rate: int) -> Wave:
-    """An event train (n,): a random grain, at a random strength, at each of `times`."""
+    """An event train (n,): a random grain with a random gain at each of `times` (seconds)."""
     wave = np.zeros(n, dtype=np.float32)
     for time in times:
         grain = grains[rng.integers(len(grains))][: n - int(time * rate)]

@@ -1,4 +1,4 @@
-"""Generate recordings and feature stores for benchmarks."""
+"""Generated recordings (tones in noise) and their clip tables, for benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLE_RATE = 44_100
 
 
 def recording(seconds: float, seed: int, sample_rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
-    """A swelling tone in noise (n_samples,), within [-1, 1]."""
+    """An amplitude-modulated tone in noise (n_samples,), in [-1, 1]."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     swell = np.sin(np.pi * time * rng.uniform(0.2, 2)) ** 2
@@ -23,12 +23,12 @@ def recording(seconds: float, seed: int, sample_rate: int = SAMPLE_RATE) -> NDAr
 
 
 def write_recording(path: Path, seconds: float, seed: int) -> None:
-    """Write one recording; the suffix says whether as WAV or as FLAC."""
+    """Write one recording, as WAV or FLAC by its suffix."""
     soundfile.write(path, recording(seconds, seed), SAMPLE_RATE, subtype="PCM_24")
 
 
 def write_corpus(folder: Path, clips: int, distinct: int, seconds: float) -> pa.Table:
-    """WAV files under `clips` paths, hard links to `distinct` recordings, and their clip table."""
+    """Write `distinct` WAV files, hard-linked under `clips` paths, and return their clip table."""
     paths = [folder / f"{index:05d}.wav" for index in range(clips)]
     for index, path in enumerate(paths):
         if index < distinct:
@@ -39,13 +39,13 @@ def write_corpus(folder: Path, clips: int, distinct: int, seconds: float) -> pa.
 
 
 def clip_table(paths: list[Path]) -> pa.Table:
-    """The clip table of some files, all of them for pre-training."""
+    """The clip table of some files, all in split pool."""
     stats = [path.stat() for path in paths]
     return _pool([str(path) for path in paths], [stat.st_size for stat in stats], [stat.st_mtime for stat in stats])
 
 
 def noise_clips(count: int) -> pa.Table:
-    """A clip table without files: the path of a clip is its number."""
+    """A clip table without files; the path of a clip is its number."""
     return _pool([str(index) for index in range(count)], [0] * count, [0.0] * count)
 
 

@@ -1,4 +1,4 @@
-"""Clips that no table names: all that lie below a folder, in a tar shard, or in the rows of a Parquet file."""
+"""Clips without a metadata table: all recordings below a folder, in a tar shard or in the rows of a Parquet file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SHARDS = {".tar": "tar", ".parquet": "parquet"}
 
 
 def read_folder(name: str, folder: Folder) -> pa.Table:
-    """Every recording below a folder, in order: files by the endings of their names, and what its shards hold.
+    """Every recording below a folder, sorted by name: files with an audio extension, and the contents of its shards.
 
     Columns filename, path, size and mtime. Hidden files, links to folders and files of other kinds are left out and
-    counted in the log. Raises ValueError where nothing is left, and for a link that leads out of the folder.
+    their counts logged. Raises ValueError where nothing is left, and for a link that leads out of the folder.
     """
     left_out: Counter[str] = Counter()
     names = sorted(item for item in names_below(folder, left_out) if _is_wanted(item, left_out))
@@ -54,16 +54,16 @@ def read_folder(name: str, folder: Folder) -> pa.Table:
 
 
 def log_left_out(name: str, left_out: Counter[str]) -> None:
-    """Say what was not taken for a recording."""
+    """Log the counts of files that were left out, by kind."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
     if kinds:
         log.warning("%s: left out: %s", name, kinds)
 
 
 def read_shard(filename: str, path: str) -> tuple[pa.Table, Counter[str]]:
-    """The clips of a tar or Parquet file, with columns as of `read_folder`, and a count of what else it holds.
+    """The clips of a tar or Parquet file, with the columns of `read_folder`, and counts of its other contents by kind.
 
-    Where not all of it can be read, a last row `*` stands for the rest: it can't be read either, and says why.
+    If part of it can't be read, a last row `*` represents that part; reading the row fails with the reason.
     """
     kind = SHARDS[_suffix(filename)]
     contents, mtime = look_into(kind, path)
@@ -94,7 +94,7 @@ def _suffix(name: str) -> str:
 
 
 def names_below(folder: Folder, left_out: Counter[str]) -> Iterator[str]:
-    """All files below a folder, relative to it; links to folders are counted in `left_out`."""
+    """All files below a folder, as relative paths; links to folders are counted in `left_out`."""
     if not folder.is_local:
         yield from folder.files()
         return

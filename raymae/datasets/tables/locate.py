@@ -1,4 +1,4 @@
-"""From the names in a table to files: where each lies, how large it is and when it was changed."""
+"""Locate the files that a table names: path, size and modification time of each."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.audio.containers import PACKED, modified
+from raymae.audio.containers import PACKED
 from raymae.audio.sources import look_into
 from raymae.config import redact
-from raymae.storage.folder import Folder
+from raymae.storage.folder import Folder, change_time
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 3
 LISTINGS = 16
-"""Shards that are listed at the same time: at a URL it is a matter of waiting."""
+"""Shards listed concurrently, as listing one at a URL is mostly waiting."""
 
 
 def locate(name: str, folder: Folder, rows: pa.Table) -> pa.Table:
-    """Append `path`, `size` and `mtime` of what the column filename names: files, or members of shards.
+    """Append `path`, `size` and `mtime` of the files or shard members in column filename.
 
-    What is missing gets size -1. Raises ValueError for what isn't a file's name and for a path that leaves the folder.
+    A missing one gets size -1. Raises ValueError for an invalid filename and for a path that leaves the folder.
     """
     filename = rows["filename"].combine_chunks()
     packed = pc.extract_regex(filename, PACKED)
@@ -48,7 +48,7 @@ def locate(name: str, folder: Folder, rows: pa.Table) -> pa.Table:
 
 
 def _sizes_within(name: str, inner: pa.Array, files: pa.Table) -> pa.Array:
-    """Sizes of the files, or of the members where `inner` names one; every container is looked into once."""
+    """Sizes of the files, or of the members where `inner` names one; every container is listed once."""
     size = files["size"].to_numpy().copy()
     container = pc.if_else(pc.is_valid(inner), files["path"].combine_chunks(), None).dictionary_encode()
     number = pc.fill_null(container.indices, -1).to_numpy()
@@ -69,7 +69,7 @@ def _sizes_within(name: str, inner: pa.Array, files: pa.Table) -> pa.Array:
 
 
 def _locate_files(name: str, folder: Folder, rows: pa.Table, filename: pa.Array) -> pa.Table:
-    """`path`, `size` and `mtime` of files below a folder, in the order of `filename`."""
+    """`path`, `size` and `mtime` of files below a folder, in the order of `filename` (n,)."""
     no_file = pc.match_substring_regex(filename, r"(^|/)\.{0,2}$|\x00")
     reject(name, rows, no_file, "filename", "name an audio file")
     of_row = pc.replace_substring_regex(filename, "[^/]*$", "")
@@ -93,7 +93,7 @@ def _locate_files(name: str, folder: Folder, rows: pa.Table, filename: pa.Array)
 
 
 def _resolve(folder: Folder, below: str) -> str:
-    """A folder below another, with `..` and symbolic links followed."""
+    """The path of a folder below another, with `..` and symbolic links resolved."""
     path = os.path.join(folder.path() + "/", below)
     return os.path.realpath(path) if folder.is_local else posixpath.normpath(path)
 
@@ -106,13 +106,16 @@ def _table(found: list[tuple[str, int, float, bool]]) -> pa.Table:
 
 
 def _scan_remote(folder: Folder, wanted: set[str]) -> list[tuple[str, int, float, bool]]:
-    """One listing of everything below the folder: object stores answer a thousand names at a time."""
+    """The wanted files, from one listing of the whole folder: object stores list a thousand names per request."""
     below = folder.fs.find(folder.path(), detail=True)
-    return [(path, info["size"], modified(info), False) for path, info in below.items() if path in wanted]
+    return [(path, info["size"], change_time(info), False) for path, info in below.items() if path in wanted]
 
 
 def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[str, int, float, bool]]:
-    """Path, size, mtime and "leads out of root" of the wanted files; a listing knows links without following paths."""
+    """Path, size, mtime and whether it leads out of `root`, of each wanted file.
+
+    Links are recognised in the folder listing, so that not every path must be resolved.
+    """
     found = []
     for folder in folders:
         try:
@@ -128,7 +131,7 @@ def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[st
                 try:
                     status = entry.stat()
                     found.append((path, status.st_size, status.st_mtime, outside))
-                except OSError:  # a link to nothing
+                except OSError:  # a broken link
                     found.append((path, -1, 0.0, outside))
     return found
 
@@ -138,7 +141,7 @@ def _inside(root: str, path: str) -> bool:
 
 
 def reject(name: str, rows: pa.Table, wrong: pa.Array, column: str, right: str) -> None:
-    """Raise ValueError with the first examples where any row is wrong."""
+    """Raise ValueError with the first examples if any row is `wrong` (n,); `right` completes "should …"."""
     bad = rows.filter(wrong)
     if len(bad):
         first = bad.select(["row", column]).slice(0, EXAMPLES).to_pylist()

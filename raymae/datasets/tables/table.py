@@ -1,14 +1,14 @@
-"""Any metadata table, CSV or Parquet, as rows of a clip table.
+"""Read a metadata table, CSV or Parquet, as rows of a clip table.
 
-Columns: `filename` (relative to the table's folder) and, where known, `scene_label` (empty = unlabelled; one class or
+Columns: `filename` (relative to the table's folder) and, optionally, `scene_label` (empty = unlabelled; one class or
 several: `raymae.datasets.labels`), `city`, `device`, `group` (recordings that belong together) and `split` (train, val,
-pool = pre-training only, or any name beginning with test). Values stay text: the device "007" is not 7. Local tables
-and tables at URLs work alike.
+pool = pre-training only, or any name beginning with test). Values stay text: the device "007" is not 7. Tables may be
+local or at a URL.
 
-Audio may be packed. A filename `tar://clip.flac::shard-000.tar` is a member of a tar, which lies where a file would.
-A Parquet table with a column `audio` (encoded files: binary, or the struct {bytes, path} of Hugging Face) holds the
-clips itself; filename is then only a name and may be absent. A pool needs no table: a folder stands for every
-recording below it, loose or in shards, and a tar for all its members (side files with labels are not read).
+Audio may be packed. A filename `tar://clip.flac::shard-000.tar` is a member of a tar file in the table's folder. A
+Parquet table with a column `audio` (encoded files: binary, or the struct {bytes, path} of Hugging Face) holds the clips
+itself; filename is then only a name and may be absent. A pool needs no table: a folder gives every recording below it,
+loose or in shards, and a tar file gives all its members (side files with labels are not read).
 """
 
 from __future__ import annotations
@@ -47,22 +47,20 @@ CLIPS = pa.schema(
     [(name, pa.string()) for name in ("clip_id", "path", "scene_label", "city", "device", "group", "split", "source")]
     + [("weight", pa.float64()), ("size", pa.int64()), ("mtime", pa.float64())]
 )
-"""A clip table: size in bytes (-1: no such file), mtime in seconds since 1970."""
+"""Schema of a clip table: size in bytes (-1: no such file), mtime in seconds since 1970."""
 ROWS = CLIPS.append(pa.field("row", pa.int64()))
-"""A clip table whose rows still know their line in the table they came from."""
+"""Schema of a clip table with each row's line in the metadata table."""
 LOCATED = ("path", "size", "mtime")
 
 
 def read_table(
     url: str, *, pool: bool = False, weight: float = 1.0, labels: tuple[str, str] = ("scene_label", SEPARATOR)
 ) -> pa.Table:
-    """One row (`ROWS`) per clip of the table, in its order; with `pool`, all of them serve pre-training alone.
+    """One row (`ROWS`) per clip of the table, in its order; with `pool`, all of them are for pre-training only.
 
-    `labels` is the column that holds the classes, and what stands between them there.
-
-    Files that are missing (size -1) or empty (size 0) keep their rows. Raises ValueError for a table that can't be
-    read, and for rows without a usable filename, with a filename that occurs twice, whose path leaves the table's
-    folder or whose split is unknown.
+    `labels` is the column that holds the classes, and the separator between them. Missing (size -1) and empty (size 0)
+    files keep their rows. Raises ValueError for a table that can't be read, and for rows without a usable filename,
+    with a repeated filename, whose path leaves the table's folder or whose split is unknown.
     """
     column, separator = labels
     table = MetadataTable.open(url, ("filename", *([] if column == "scene_label" else [column])))
@@ -77,7 +75,7 @@ def read_table(
     in_pool = pc.equal(split, "pool")
     dropped = pc.sum(pc.and_(in_pool, pc.is_valid(rows["scene_label"]))).as_py()
     if dropped:
-        log.info("%s: labels not used because their clips serve pre-training alone: %d", table.name, dropped)
+        log.info("%s: labels not used because their clips are for pre-training only: %d", table.name, dropped)
     columns = {name: rows[name] for name in rows.column_names} | {
         "clip_id": rows["filename"],
         "scene_label": pc.if_else(in_pool, pa.scalar(None, pa.string()), rows["scene_label"]),
@@ -89,7 +87,7 @@ def read_table(
 
 
 def with_labels(name: str, rows: pa.Table, column: str, separator: str) -> pa.Table:
-    """The labels of another column, or with another separator, as scene_label has them."""
+    """Write the labels of `column`, joined by `separator`, to scene_label with `SEPARATOR`."""
     if (column, separator) == ("scene_label", SEPARATOR):
         return rows
     if separator != SEPARATOR:
@@ -101,22 +99,25 @@ def with_labels(name: str, rows: pa.Table, column: str, separator: str) -> pa.Ta
 
 
 def read_filenames(url: str | Path) -> list[str]:
-    """Path or address of every clip of a table, folder or shard, in its order; the errors of `read_table`."""
+    """Path or URL of every clip of a table, folder or shard, in its order; raises like `read_table`."""
     paths: list[str] = MetadataTable.open(str(url)).clips(("filename",), pool=True)["path"].to_pylist()
     return paths
 
 
 @dataclass(frozen=True)
 class MetadataTable:
-    """A CSV or Parquet file and the folder that its filenames are relative to; or a folder or tar in place of one."""
+    """A CSV or Parquet file and the folder that its filenames are relative to; or a folder or tar file instead."""
 
     name: str
+    """Path or URL, for messages."""
     whole: Folder
-    """It, where it is a folder."""
+    """The table itself as a folder, in case it is one."""
     folder: Folder
+    """The folder of the table."""
     file: str
+    """Name of the table in `folder`."""
     required: tuple[str, ...] = ("filename",)
-    """Columns without which it can't be read."""
+    """Required columns."""
 
     @classmethod
     def open(cls, url: str, required: tuple[str, ...] = ("filename",)) -> MetadataTable:
@@ -131,17 +132,17 @@ class MetadataTable:
     def _is_folder(self) -> bool:
         with self._reading():
             path = self.whole.path()
-            return bool(not self.whole.fs.isfile(path) and self.whole.fs.isdir(path))  # HTTP takes pages for folders
+            return bool(not self.whole.fs.isfile(path) and self.whole.fs.isdir(path))  # over HTTP a page is both
 
     @property
     def source(self) -> str:
-        """What the clips of this table are named after."""
+        """The value of column source of its clips."""
         return self.file if self._is_folder else PurePosixPath(self.file).stem
 
     def clips(self, columns: tuple[str, ...], pool: bool) -> pa.Table:
         """The named columns as text (null where absent or empty), `path`, `size`, `mtime` and `row`.
 
-        The row is the line of the file, or the row of Parquet. Folders and tars are for a pool alone.
+        `row` is the line of a CSV file or the row of a Parquet file. Folders and tar files can only be a pool.
         """
         is_tar = self.file.lower().endswith(".tar")
         if not (is_tar or self._is_folder):
@@ -150,7 +151,7 @@ class MetadataTable:
         if not pool:
             raise ValueError(
                 f"{self.name} can't be read: a folder or tar holds no labels; "
-                "give it as data.pool_tables, or a table with a column filename here"
+                "give it as data.pool_tables, or give a table with a column filename here"
             )
         clips = self._read_tar() if is_tar else read_folder(self.name, self.whole)
         texts = [clips["filename"], *(pa.nulls(len(clips), pa.string()) for _ in columns[1:])]
@@ -158,7 +159,7 @@ class MetadataTable:
         return pa.table([*texts, *located, pa.array(range(1, len(clips) + 1))], [*columns, *LOCATED, "row"])
 
     def texts(self, columns: tuple[str, ...]) -> pa.Table:
-        """The named columns as text and `row`, as of `clips`, without a look at the files that they name."""
+        """The named columns as text and `row`, as in `clips`, without looking up the files."""
         return self._read(columns).select([*columns, "row"])
 
     def _read_tar(self) -> pa.Table:
@@ -178,7 +179,7 @@ class MetadataTable:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:  # its text is the path as fsspec splits it, credentials and all
+        except FileNotFoundError:  # its text is the path as fsspec splits it, including credentials
             raise ValueError(f"{self.name} can't be read: there is no such file") from None
         except (OSError, ImportError, ValueError) as error:
             raise ValueError(f"{self.name} can't be read: {redact(str(error))}") from None
@@ -221,7 +222,7 @@ class MetadataTable:
         known = self._known(header, columns, packed=False)
         rows = pa_csv.read_csv(
             pa.BufferReader(data),
-            read_options=pa_csv.ReadOptions(use_threads=False),  # so that a malformed row's error knows its number
+            read_options=pa_csv.ReadOptions(use_threads=False),  # so that the error of a malformed row has its number
             parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=known,
@@ -246,13 +247,13 @@ class MetadataTable:
         return _complete(texts, (*columns, *LOCATED) if packed else columns, rows)
 
     def _lines(self, data: bytes, delimiter: str, count: int) -> Iterable[int]:
-        """The line on which every row begins; only blank lines and line breaks within quotes need a closer look."""
+        """The line on which every row begins; parsed only with blank lines or line breaks within quotes."""
         if data.count(b"\n") + (not data.endswith(b"\n")) == count + 1:
             return range(2, count + 2)
         return [line for line, _ in _records(data, delimiter)][1:]
 
     def _known(self, header: list[str], columns: tuple[str, ...], packed: bool) -> list[str]:
-        """The columns that the table has; the others are named in the log."""
+        """The `columns` that the table has; columns that are not used are logged."""
         if "filename" not in header and not packed:
             near = difflib.get_close_matches("filename", [name.lower() for name in header], n=1, cutoff=0.5)
             meant = [name for name in header if name.lower() in near or name.lower() in ("file", "path", "audio")]
@@ -275,7 +276,7 @@ class MetadataTable:
 
 
 def _records(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file, each with the line that it begins on; blank lines are none."""
+    """The records of a CSV file, each with the line that it begins on, without blank lines."""
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), delimiter=delimiter)
     end = 0
     for record in reader:
@@ -291,6 +292,6 @@ def _complete(texts: dict[str, pa.ChunkedArray], columns: tuple[str, ...], lines
 
 
 def repeats(values: pa.ChunkedArray) -> pa.Array:
-    """Which rows hold a value that an earlier row holds."""
+    """Mask (n,) of the rows whose value occurs in an earlier row."""
     first = pc.index_in(values, value_set=values).to_numpy()
     return pa.array(first < np.arange(len(first)))

@@ -1,4 +1,4 @@
-"""jobs/audit.py: the leak audit of a run's clips as a table, a page and a figure. No Ray."""
+"""The leak audit of a run's clips (jobs/audit.py): a printed table, a Markdown page, JSON and a figure. Without Ray."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from raymae.datasets.clips import load_rows, own_folder
 from raymae.datasets.splits.assign import assign
 from raymae.datasets.splits.split_file import table_hash
 from raymae.evaluation.leaks.look_ups import LOOK_UPS, audit_splits
-from raymae.evaluation.leaks.same_recording import PRECISION, RECALL, heard
+from raymae.evaluation.leaks.same_recording import PRECISION, RECALL, find_pairs
 from raymae.evaluation.report import result_table
 from raymae.storage.folder import digest, open_storage
 from raymae.storage.png import png
 
 NOTE = (
-    "siblings, twins: held-out clips whose group, or whose file by name and size, is on the training side. Look-ups "
-    "guess without audio, from the labels of train; in turn: the nearest in time when every unit is left out by itself."
+    "siblings, same file: held-out clips whose group, or whose file by name and size, is in train or pool. Look-ups "
+    "guess labels without audio, from those of train; in turn: the nearest in time, with each unit left out by itself."
 )
 
 
 def audit_run(config: Config) -> dict[str, Any]:
-    """Audit the clips that `config.data` names, print what was found and keep it under `config.storage`/audits/.
+    """Audit the clips of `config.data`, print the result and write it below `config.storage`/audits/.
 
-    Keys: job, recipe, folder, splits (`audit.audit_splits`) and, with audit.same_recording, heard (`twins.heard`). Raises
-    ValueError for what `datasets.load_rows` and `splits.assign` reject, and where no held-out split has a label.
+    Keys: job, recipe, folder, splits (`look_ups.audit_splits`) and, with audit.same_recording, same_recording
+    (`same_recording.find_pairs`). Raises ValueError for what `load_rows` and `assign` of `raymae.datasets` reject, and
+    where no held-out split has a label.
     """
     storage = open_storage(config.storage)
     rows = load_rows(config.data, own_folder(storage))
@@ -41,8 +42,8 @@ def audit_run(config: Config) -> dict[str, Any]:
     result: dict[str, Any] = {"job": "audit", "recipe": config.recipe, "folder": redact(folder.url), "splits": found}
     text = audit_text(found)
     if config.audit.same_recording:
-        result["heard"] = heard(assign(rows, config.data.split))
-        text += f"\n{heard_text(result['heard'])}"
+        result["same_recording"] = find_pairs(assign(rows, config.data.split))
+        text += f"\n{pairs_text(result['same_recording'])}"
     folder.write_bytes("audit.md", text.encode())
     folder.write_json("audit.json", result)
     folder.write_bytes("look_ups.png", png(look_up_figure(found)))
@@ -51,49 +52,49 @@ def audit_run(config: Config) -> dict[str, Any]:
 
 
 def audit_key(config: Config, rows: pa.Table) -> str:
-    """Names the clips, the split and whether it listens, so that no audit takes the place of another."""
+    """Hash of the clips, the split and audit.same_recording, so that no audit overwrites another."""
     return digest([table_hash(rows), to_dict(config.data.split), config.audit.same_recording])
 
 
 def audit_text(found: Sequence[dict[str, Any]]) -> str:
-    """What `audit_splits` found, as Markdown whose columns are aligned."""
-    header = ["split", "held out", "clips", "siblings", "twins", *LOOK_UPS.values(), "in turn"]
+    """The result of `audit_splits` as a Markdown table with aligned columns."""
+    header = ["split", "held out", "clips", "siblings", "same file", *LOOK_UPS.values(), "in turn"]
     rows = [
-        [one["split"], name, f"{held['clips']:.0f}", _percent(held["sibling_share"]), _percent(held["twin_share"])]
+        [one["split"], name, f"{held['clips']:.0f}", _percent(held["sibling_share"]), _percent(held["same_file_share"])]
         + [_percent(held["look_ups"][key], held.get("sd", {}).get(key)) for key in LOOK_UPS]
         + [_percent(one["in_turn"])]
         for one in found
         for name, held in one["held_out"].items()
     ]
-    return f"## What leaks, and what metadata give away\n\n{result_table(header, rows)}\n\n{NOTE}\n"
+    return f"## Leaks between splits, and labels predictable from metadata\n\n{result_table(header, rows)}\n\n{NOTE}\n"
 
 
-def heard_text(found: dict[str, Any]) -> str:
-    """What `twins.heard` found, as Markdown whose columns are aligned."""
+def pairs_text(found: dict[str, Any]) -> str:
+    """The result of `find_pairs` as Markdown tables with aligned columns."""
     rows = [
-        [name, str(held["clips"]), _percent(held["heard_share"]), _percent(held["estimate"])]
+        [name, str(held["clips"]), _percent(held["paired_share"]), _percent(held["estimate"])]
         for name, held in found["held_out"].items()
     ]
     examples = [[one["clip_id"], one["sibling"], f"{one['score']:.2f}"] for one in found["examples"]]
     parts = [
-        "## Held-out clips that sound like a recording of the training side",
-        result_table(["held out", "clips", "heard", "estimated leak"], rows),
-        f"{found['unread']} clips can't be read. On other segments of known recordings {PRECISION:.0%} of what was "
-        f"heard was right, and {RECALL:.0%} of what is there was heard: the estimate corrects for both.",
-        *([result_table(["surest", "sibling", "score"], examples)] if examples else []),
+        "## Same-recording pairs: held-out clips that sound like a recording in train or pool",
+        result_table(["held out", "clips", "in a pair", "estimated leak"], rows),
+        f"{found['unread']} clips can't be read. On segments of known recordings, {PRECISION:.0%} of the pairs found "
+        f"were right and {RECALL:.0%} of the existing pairs were found: the estimate corrects for both.",
+        *([result_table(["most similar", "sibling", "score"], examples)] if examples else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _percent(share: float | None, deviation: float | None = None) -> str:
-    """A share in per cent; "-" where nothing is known."""
+    """A share in per cent, with its standard deviation if given; "-" for None."""
     if share is None:
         return "-"
     return f"{100 * share:.1f} %" if deviation is None else f"{100 * share:.1f} ± {100 * deviation:.1f} %"
 
 
 def look_up_figure(found: Sequence[dict[str, Any]]) -> Figure:
-    """The look-ups' accuracies on each split's held-out clips, val aside, as bars with their deviations."""
+    """Bars of the look-ups' accuracies on each split's held-out clips, val aside, with their standard deviations."""
     places = [
         (f"{one['split']}, {name}".replace(", ", "\n"), held)
         for one in found

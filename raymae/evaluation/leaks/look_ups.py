@@ -1,7 +1,8 @@
-"""What a table's metadata give away about its labels: recordings on both sides of a split, and look-ups without audio.
+"""Leaks that a table's metadata reveal: recordings on both sides of a split, and labels guessed by look-ups.
 
-A look-up hears nothing. What it scores on held-out clips, a model may have learnt from where and when they were
-recorded rather than from what is heard; a split on which it scores far above chance says little about new places.
+A look-up guesses a clip's label from metadata, without audio. A model may reach the look-up's score on held-out clips
+by recognising where and when they were recorded, rather than the scene; a split on which a look-up scores far above
+chance says little about new places.
 """
 
 from __future__ import annotations
@@ -32,15 +33,14 @@ LOOK_UPS = {
     "device": "commonest of the device",
     "commonest": "commonest of all",
 }
-"""Guesses without audio, by their key in the result; what lacks a column has null."""
+"""Look-ups by their key in the result, where they are null if a column is missing."""
 
 
 def audit_splits(rows: pa.Table, config: SplitConfig, seeds: Sequence[int] = SEEDS) -> list[dict[str, Any]]:
-    """The split that is asked for, then what other kinds of split would give on the same rows (mean over `seeds`).
+    """Audit the configured split, then splits of other kinds of the same rows (mean over `seeds`).
 
-    `rows` are those of a data set before any split (`splits.assign`). Each dict: split, kind, seeds, in_turn
-    (`left_out_in_turn`) and, in held_out, what `audit` finds by held-out split; kinds whose columns the table lacks are
-    left out.
+    `rows` are those of a data set before splitting (`splits.assign`). Each dict: split, kind, seeds, in_turn
+    (`left_out_in_turn`) and held_out (the result of `audit`); kinds that need a missing column are left out.
     """
     given = assign(rows, config)
     found: list[dict[str, Any]] = [
@@ -50,7 +50,7 @@ def audit_splits(rows: pa.Table, config: SplitConfig, seeds: Sequence[int] = SEE
     for kind in COMPARED:
         other = SplitConfig(kind=kind)
         try:
-            with _unsaid():
+            with _without_log():
                 audited = [audit(assign(rows, replace(other, seed=seed))) for seed in seeds]
         except ValueError:  # a column is missing that this kind needs
             continue
@@ -63,25 +63,23 @@ def audit_splits(rows: pa.Table, config: SplitConfig, seeds: Sequence[int] = SEE
 
 
 @contextmanager
-def _unsaid() -> Iterator[None]:
-    """What the splits that are only compared leave out is no news."""
-    quiet, before = (
-        logging.getLogger("raymae.datasets.splits.assign"),
-        logging.getLogger("raymae.datasets.splits.assign").disabled,
-    )
-    quiet.disabled = True
+def _without_log() -> Iterator[None]:
+    """Disable the log of `splits.assign`, for splits that are made only for comparison."""
+    log = logging.getLogger("raymae.datasets.splits.assign")
+    before = log.disabled
+    log.disabled = True
     try:
         yield
     finally:
-        quiet.disabled = before
+        log.disabled = before
 
 
 def audit(rows: pa.Table) -> dict[str, dict[str, Any]]:
-    """By held-out split of rows whose splits are final: clips, sibling_share, twin_share and the look-ups' accuracies.
+    """Audit rows with their final splits; returns clips, sibling_share, same_file_share and look_ups by held-out split.
 
-    sibling_share: labelled held-out clips whose group has a clip in train or pool, None where no group is known;
-    twin_share: whose file has the name
-    (without folder) and size of one there. Look-ups learn from the labelled clips of train.
+    sibling_share: share of the labelled held-out clips whose group has a clip in train or pool, None where no group is
+    known; same_file_share: share whose file has the name (without folder) and size of a file there; look_ups: accuracy
+    of each look-up in the labelled clips of train.
     """
     trained = rows.filter(pc.is_in(rows["split"], value_set=pa.array(["train", "pool"])))
     labelled = _labelled(trained.filter(pc.equal(trained["split"], "train")))
@@ -97,7 +95,7 @@ def audit(rows: pa.Table) -> dict[str, dict[str, Any]]:
         found[name] = {
             "clips": len(clips),
             "sibling_share": _sibling_share(clips, trained),
-            "twin_share": _share(pc.is_in(_file_keys(clips), value_set=pc.drop_null(_file_keys(trained)))),
+            "same_file_share": _share(pc.is_in(_file_keys(clips), value_set=pc.drop_null(_file_keys(trained)))),
             "look_ups": {key: None if guess is None else _score(guess, truth) for key, guess in guesses.items()},
         }
     return found
@@ -114,14 +112,14 @@ def _share(mask: pa.ChunkedArray) -> float:
 
 
 def _file_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """Name and size of every file; null where it is missing or empty."""
+    """Name and size of every file (n,); null where it is missing or empty."""
     names = pc.replace_substring_regex(rows["path"], r"^.*[/\\]", "")
     keys = pc.binary_join_element_wise(names, pc.cast(rows["size"], pa.string()), " ")
     return pc.if_else(pc.greater(rows["size"], 0), keys, pa.scalar(None, pa.string()))
 
 
 def _labelled(rows: pa.Table) -> pd.DataFrame:
-    """The labelled clips with city, device, recorded and the set of their classes."""
+    """The labelled clips with city, device, recorded and label, the tuple of their classes."""
     rows = rows.filter(pc.is_valid(rows["scene_label"]))
     columns = [name for name in ("city", "device", "recorded") if name in rows.column_names]
     frame = rows.select(columns).to_pandas().reindex(columns=["city", "device", "recorded"])
@@ -130,13 +128,15 @@ def _labelled(rows: pa.Table) -> pd.DataFrame:
 
 
 def _score(guess: pd.Series, truth: pd.DataFrame) -> float:
-    """Share of clips whose classes are guessed exactly; no guess is wrong."""
+    """Share of clips whose classes are guessed exactly; a missing guess counts as wrong."""
     return float(np.mean([one == other for one, other in zip(guess, truth["label"], strict=True)]))
 
 
 def commonest(train: pd.DataFrame, test: pd.DataFrame, column: str | None) -> pd.Series | None:
-    """The commonest training label among the clips with a clip's value in `column`, or of all; None where no held-out
-    clip has a value."""
+    """The commonest label of the training clips with the same value in `column`, or (None) of all training clips.
+
+    None where no held-out clip has a value, or without training clips.
+    """
     if not len(train):
         return None
     if column is None:
@@ -173,10 +173,10 @@ def nearest_in_time(train: pd.DataFrame, test: pd.DataFrame) -> pd.Series | None
 
 
 def left_out_in_turn(rows: pa.Table, kind: SplitKind) -> float | None:
-    """Accuracy of the nearest in time over all labelled clips when each one's whole unit of `kind` is left out.
+    """Accuracy of the nearest in time over all labelled clips, each looked up without its whole unit of `kind`.
 
-    No draw is part of it. A look-up stays within a city, so one unit of every city is left out at a time (of more than
-    `ROUNDS`, several). None where times are unknown.
+    Involves no random draw. A look-up stays within a city, so one unit of every city is left out at a time (several if
+    there are more than `ROUNDS`). None where times are unknown.
     """
     clips = _labelled(rows)
     clips["unit"] = unit_codes(rows, kind)[pc.is_valid(rows["scene_label"]).to_numpy(zero_copy_only=False)]
@@ -193,12 +193,13 @@ def left_out_in_turn(rows: pa.Table, kind: SplitKind) -> float | None:
 
 
 def average(audited: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The means of what `audit` found under several seeds, and beside them `sd`, the deviations of the look-ups."""
+    """Means of the results of `audit` over several seeds, and `sd`, the standard deviations of the look-ups."""
     found = {}
     for name in sorted({name for one in audited for name in one}, key=lambda name: (name != "val", name)):
         those = [one[name] for one in audited if name in one]
         values = {key: [one["look_ups"][key] for one in those if one["look_ups"][key] is not None] for key in LOOK_UPS}
-        found[name] = {key: _mean([one[key] for one in those]) for key in ("clips", "sibling_share", "twin_share")} | {
+        shares = {key: _mean([one[key] for one in those]) for key in ("clips", "sibling_share", "same_file_share")}
+        found[name] = shares | {
             "look_ups": {key: _mean(scores) for key, scores in values.items()},
             "sd": {key: float(np.std(scores)) if scores else None for key, scores in values.items()},
         }
@@ -206,6 +207,6 @@ def average(audited: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str,
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known; None where nothing is."""
+    """The mean of the values that are not None; None without any."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

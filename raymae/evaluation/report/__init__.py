@@ -1,4 +1,4 @@
-"""Pages of tables and figures: of an evaluation, of pseudo-labels, and of two evaluations compared."""
+"""Reports with tables and figures: of an evaluation, of a round of pseudo-labels, and of two evaluations compared."""
 
 from raymae.evaluation.report.document import result_table
 from raymae.evaluation.report.pseudo_labels import write_round

@@ -1,4 +1,4 @@
-"""Two finished evaluations of the same clips against one another: `jobs/evaluate.py --evaluate.compare`."""
+"""Compare two finished evaluations of the same clips (`jobs/evaluate.py --evaluate.compare`)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from raymae.storage.folder import Folder
 
 
 def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
-    """Compare two evaluations, model by model, print the table and return what it says.
+    """Compare two evaluations, model by model, print the table and return its contents.
 
     Keys: job, first, second (their folders), split (its name, or both), differences: model → split → clips, first,
     second, value, interval, p_value, groups.
 
-    Raises ValueError where one is no finished evaluation, or the two aren't of the same clips, labels and classes.
+    Raises ValueError unless both are finished evaluations of the same clips, labels and classes.
     """
     folders = [evaluation_folder(url) for url in urls]
     reports = [folder.read_json("report.json") for folder in folders]
     for what in ("labels", "classes"):
         if reports[0][what] != reports[1][what]:
-            raise ValueError(f"the evaluations differ in their {what}: {reports[0][what]} and {reports[1][what]}")
+            raise ValueError(f"the evaluations have different {what}: {reports[0][what]} and {reports[1][what]}")
     models = [name for name in reports[0]["metrics"] if name in reports[1]["metrics"]]
     differences = {}
     for name in models:
@@ -45,20 +45,20 @@ def compared_text(result: dict[str, Any], labels: Any) -> str:
         for name, by_split in result["differences"].items()
         for split, found in by_split.items()
     ]
-    header = ["model", "split", "first", "second", "first less second", "p", "groups"]
+    header = ["model", "split", "first", "second", "first - second", "p", "groups"]
     return (
-        f"{KINDS[labels].TITLE}; p of a paired permutation test over groups, two-sided.\n\n"
+        f"{KINDS[labels].TITLE}; p: two-sided p-value of a paired permutation test over groups.\n\n"
         f"{result_table(header, rows, frozenset({'split'}))}\n\nSplit: {result['split']}."
     )
 
 
 def evaluation_folder(url: str) -> Folder:
-    """The folder of a finished evaluation that is named by itself or by its run; ValueError where there is none."""
+    """The folder of a finished evaluation, given by itself or by its run folder; ValueError where there is none."""
     folder = Folder(url if "://" in url else str(Path(url).expanduser().resolve()))
     if folder.exists("result.json"):
         stages = folder.read_json("result.json").get("stages", {})
         folder = Folder(stages["evaluate"]["folder"]) if "evaluate" in stages else folder
     for name in ("done.json", "report.json"):
         if not folder.exists(name):
-            raise ValueError(f"evaluate.compare: {redact(folder.url)} is no finished evaluation: it has no {name}")
+            raise ValueError(f"evaluate.compare: {redact(folder.url)} is not a finished evaluation: it has no {name}")
     return folder

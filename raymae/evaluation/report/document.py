@@ -1,4 +1,4 @@
-"""A page of paragraphs, tables and pictures, as Markdown and as HTML that needs no other file."""
+"""Documents of paragraphs, tables and pictures, as Markdown and as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ img { max-width: 100%; height: auto; } figcaption { color: #57606a; font-size: .
 nav a { margin-right: 1rem; white-space: nowrap; }
 """
 LONG = 60
-"""Characters of a cell above which it may be broken into lines."""
+"""Characters in a cell above which it may wrap."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the columns named in `text` are set to the left, as the first one is, the others to the right."""
+    """A table; the first column and those named in `text` are left-aligned, the others right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: frozenset[str] = frozenset()
 
     def left(self) -> list[bool]:
-        """Whether each column is set to the left."""
+        """Whether each column is left-aligned."""
         return [place == 0 or name in self.text for place, name in enumerate(self.header)]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that lies beside the page."""
+    """A figure, in a file next to the page."""
 
     file: str
     caption: str
@@ -45,14 +45,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[str | Table | Picture] = field(default_factory=tuple)
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The page as Markdown, tables with aligned columns; pictures are linked."""
+    """The document as Markdown: tables with aligned columns, pictures as links."""
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.title}")
@@ -67,7 +67,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def result_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: frozenset[str] = frozenset()) -> str:
-    """A `Table` in Markdown whose columns are aligned."""
+    """A `Table` in Markdown, with aligned columns."""
     table = Table(header, rows, text)
     lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (table.header, *table.rows)]
     left = table.left()
@@ -84,7 +84,7 @@ def result_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: fro
 
 
 def page(title: str, sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
-    """The page as one HTML file; `pictures` holds the PNG of every `Picture` by its file, and is embedded."""
+    """The document as one HTML file, with the PNGs of `pictures` (by `Picture.file`) embedded."""
     links = "".join(f'<a href="#s{number}">{html.escape(s.title)}</a> ' for number, s in enumerate(sections))
     parts = [f"<h1>{html.escape(title)}</h1>", f"<nav>{links}</nav>"]
     for number, section in enumerate(sections):

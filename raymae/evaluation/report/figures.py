@@ -1,4 +1,4 @@
-"""Figures of an evaluation, drawn without a display. Titles carry the split."""
+"""Figures of an evaluation, drawn without a display; their titles name the split."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raymae.evaluation.report.sections import model_title, ranking
 from raymae.evaluation.scores import Evaluation
 
 NAMES_SHOWN = 60
-"""Most classes whose names stand in a figure."""
+"""Most classes that are named in a figure."""
 COLUMNS = 2
 """Panels side by side."""
 
 
 def panels(count: int, width: float, height: float, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, at most `columns` side by side, each of some inches."""
+    """A figure of `count` panels, at most `columns` side by side, each `width` x `height` inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
@@ -30,7 +30,7 @@ def panels(count: int, width: float, height: float, columns: int = COLUMNS) -> t
 
 
 def confusion_figure(found: Evaluation, class_names: Sequence[str], title: str) -> Figure:
-    """A panel per split: clips by true and predicted class, shaded by the share of the true class."""
+    """Confusion matrices, a panel per split: clips by true and predicted class, shaded by share of the true class."""
     side = 2.4 + 0.4 * len(class_names)
     figure, axes = panels(len(found), side, side)
     figure.suptitle(title)
@@ -49,8 +49,10 @@ def confusion_figure(found: Evaluation, class_names: Sequence[str], title: str) 
 
 
 def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str, title: str) -> Figure:
-    """A panel per split: a score (`key`) by device or city (`plural`), a bar per model, with its interval where there
-    is one; the names of unseen ones carry a star."""
+    """A score (`key`) by device or city (`plural`), a panel per split with a bar per model.
+
+    Bars have intervals where there are any; unseen devices and cities are marked with a star.
+    """
     splits = next(iter(metrics.values()))
     most = max(len(found[plural]) for found in splits.values())
     width = min(16.0, max(8.0, 1.2 + 0.17 * most * len(metrics)))
@@ -79,35 +81,36 @@ def domain_figure(metrics: Mapping[str, Evaluation], plural: str, key: str, titl
 
 
 def reliability_figure(metrics: Mapping[str, Evaluation], title: str) -> Figure:
-    """A panel per split: share that is right against confidence, by bin, a line per model that gives probabilities.
+    """Reliability diagrams, a panel per split with a line per model that gives probabilities.
 
-    Below, how many guesses lie in each bin. On the diagonal a model is as right as it says.
+    They show the share of right predictions against confidence by bin and, below, the number of predictions per bin. A
+    calibrated model is on the diagonal.
     """
-    shown = {name: found for name, found in metrics.items() if next(iter(found.values()))["reliability"]}
-    splits = list(next(iter(shown.values())))
+    drawn = {name: found for name, found in metrics.items() if next(iter(found.values()))["reliability"]}
+    splits = list(next(iter(drawn.values())))
     figure = Figure(figsize=(4.6 * len(splits), 5.2), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(2, len(splits), squeeze=False, sharex=True, height_ratios=[3, 1])
     for column, split in enumerate(splits):
         above, below = axes[:, column]
         above.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
-        for name, found in shown.items():
+        for name, found in drawn.items():
             bins = found[split]["reliability"]
             points = [(c, r) for c, r in zip(bins["confidence"], bins["right"], strict=True) if c is not None]
             error = f"{model_title(name)}: ECE {found[split]['ece']:.3f}"
             above.plot(*zip(*points, strict=True), marker="o", ms=4, label=error)
             edges = np.linspace(0, 1, len(bins["count"]) + 1)
             below.stairs(bins["count"], edges)
-        above.set(title=split, ylim=(0, 1), xlim=(0, 1), ylabel="share that is right" if column == 0 else "")
-        above.legend(fontsize="small", loc="lower right")  # where a model would be less right than it says
-        below.set(xlabel="confidence", ylabel="guesses" if column == 0 else "")
+        above.set(title=split, ylim=(0, 1), xlim=(0, 1), ylabel="accuracy" if column == 0 else "")
+        above.legend(fontsize="small", loc="lower right")  # reached only by an over-confident model
+        below.set(xlabel="confidence", ylabel="predictions" if column == 0 else "")
         for one in (above, below):
             one.grid(alpha=0.3)
     return figure
 
 
 def class_figure(found: Evaluation, title: str) -> Figure:
-    """A panel per split: average precision by class with its interval, the best on top."""
+    """Average precision by class, the best on top, a panel per split."""
     ranked = ranking(found)
     named = len(ranked) <= NAMES_SHOWN
     figure = Figure(figsize=(3 + 3 * len(found), 1.2 + (0.22 * len(ranked) if named else 8)), layout="constrained")

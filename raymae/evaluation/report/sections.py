@@ -1,4 +1,4 @@
-"""The tables of a report, from what an evaluation found (`evaluate.evaluate` names its keys)."""
+"""The tables of an evaluation's report, from the result of `raymae.pipeline.evaluate.evaluate`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Block = str | Table
 
 MODEL_TITLES = {
     "svm": "SVM on log-mel statistics",
-    "svm_band_mean": "SVM, centred",
-    "svm_eq": "SVM, coloured",
-    "svm_robust": "SVM, coloured + centred",
+    "svm_band_mean": "SVM, band-mean subtraction",
+    "svm_eq": "SVM, random EQ",
+    "svm_robust": "SVM, random EQ + band-mean subtraction",
     "svm_self_trained": "SVM, self-trained",
     "cnn": "CNN from scratch",
     "finetune_scratch": "encoder from scratch",
@@ -31,11 +31,11 @@ MODEL_TITLES = {
 CLASSES_SHOWN = 5
 """Most classes that a note names."""
 ROWS_SHOWN = 15
-"""Classes at either end of the table of classes of several a clip; of twice as many, all are shown."""
+"""Best and worst classes in the multi-label table of classes; up to twice as many are all shown."""
 
 
 def model_title(name: str) -> str:
-    """What a model is called in tables and figures."""
+    """The title of a model in tables and figures."""
     stage, turn = turn_of(name)
     return MODEL_TITLES.get(stage, stage) + (f", round {turn}" if turn > 1 else "")
 
@@ -54,25 +54,25 @@ def score(values: Mapping[str, Any] | None, key: str) -> str:
 
 
 def final(report: Report) -> tuple[str, Evaluation]:
-    """The last model and its evaluation: the result of the run."""
+    """The final model of the run, which is the last one, and its scores by split."""
     return list(report["metrics"].items())[-1]
 
 
 def under(report: Report) -> list[str]:
-    """What stands under every table: whose split these numbers are of."""
+    """The paragraphs below every table: the name of the split, and the note if there is one."""
     return [f"Split: {report['split']}." + (f" {report['note']}." if report["note"] else "")]
 
 
 def tables(report: Report) -> list[Section]:
-    """The sections that are there whatever the data, and those that the data allow."""
-    found = [scores_section(report), probabilities_section(report), differences_section(report), heard_section(report)]
+    """The sections of a report, without those that the data don't allow."""
+    found = [scores_section(report), probabilities_section(report), differences_section(report), seen_section(report)]
     found += [domain_section(report, domain) for domain in DOMAINS]
     found += [classes_section(report), embeddings_section(report), mistakes_section(report)]
     return [section for section in found if section is not None]
 
 
 def scores_section(report: Report) -> Section:
-    """The headline of every model and split."""
+    """The headline score by model and split."""
     kind, metrics, splits = KINDS[report["labels"]], report["metrics"], final(report)[1]
     rows = [
         [
@@ -86,18 +86,18 @@ def scores_section(report: Report) -> Section:
     notes = [_missing(name, found["missing_classes"]) for name, found in splits.items() if found["missing_classes"]]
     if report["val_chose"] and "val" in splits:
         chosen = ", ".join(map(model_title, report["val_chose"]))
-        notes.append(f"val chose the weights of {chosen}: its scores flatter them.")
+        notes.append(f"The weights of {chosen} were selected on val: their val scores are optimistic.")
     if report["quarantined"]:
         lost = ", ".join(f"{count} of {split}" for split, count in report["quarantined"].items())
-        notes.append(f"Labelled clips that could not be read and are not scored: {lost}.")
+        notes.append(f"Labelled clips that couldn't be read and are not scored: {lost}.")
     few = {split: classes for split, found in splits.items() if (classes := _few_groups(found))}
     notes += [f"No interval of {split}: {', '.join(classes)}." for split, classes in few.items()]
-    meaning = f"{kind.MEANING}; in brackets its 95 % interval when groups are drawn anew."
+    meaning = f"{kind.MEANING}; in brackets the 95 % bootstrap interval over groups."
     return Section(f"{kind.TITLE} by split", [meaning, Table(header, rows), *under(report), *notes])
 
 
 def _few_groups(found: Mapping[str, Any]) -> list[str]:
-    """The classes of a split that have too few groups for an interval, as "chainsaw has 4 groups, fewer than 5"."""
+    """The classes of a split with too few groups for an interval, as in "chainsaw has 4 groups, fewer than 5"."""
     few = [(name, one["groups"]) for name, one in found["by_class"].items() if 0 < one["groups"] < MIN_GROUPS]
     shown = [
         f"{name} has {groups} group{'s' * (groups > 1)}, fewer than {MIN_GROUPS}"
@@ -107,27 +107,27 @@ def _few_groups(found: Mapping[str, Any]) -> list[str]:
 
 
 def _missing(split: str, classes: Sequence[str]) -> str:
-    return f"{split} has no clip of {', '.join(classes)}: its score is over the other classes."
+    return f"{split} has no clip of {', '.join(classes)}: its score is the mean over the other classes."
 
 
 def probabilities_section(report: Report) -> Section:
-    """Accuracy, log loss and calibration error."""
+    """Accuracy, log loss and calibration error by split and model."""
     keys = [key for key in ("accuracy", "log_loss", "ece") if key in next(iter(final(report)[1].values()))]
     rows = [
         [split, model_title(name), *(score(found[split], key) for key in keys)]
         for split in final(report)[1]
         for name, found in report["metrics"].items()
     ]
-    text = "Log loss in nats; ECE, the expected calibration error, is the mean gap between confidence and rightness."
+    text = "Log loss in nats; ECE, the expected calibration error, is the mean gap between confidence and accuracy."
     if any(row[-1] == "-" for row in rows):
-        text += " The SVMs give no probabilities."
+        text += " The SVMs don't give probabilities."
     header = ["split", "model", *(key.replace("_", " ").replace("ece", "ECE") for key in keys)]
     title = "Accuracy, log loss and calibration" if "accuracy" in keys else "Log loss and calibration"
     return Section(title, [text, Table(header, rows, frozenset({"model"})), *under(report)])
 
 
 def differences_section(report: Report) -> Section | None:
-    """The final model against each other one."""
+    """Differences between the final model and each other model."""
     rows = [
         [split, model_title(other), *difference_cells(found)]
         for other, by_split in report["comparisons"].items()
@@ -137,23 +137,23 @@ def differences_section(report: Report) -> Section | None:
         return None
     title = model_title(final(report)[0])
     text = (
-        f"{KINDS[report['labels']].TITLE} of “{title}” less that of the model in the row, on the same clips. p is that "
-        "of a paired permutation test, two-sided, in which the two exchange whole groups; it is not corrected for the "
-        "number of rows."
+        f"{KINDS[report['labels']].TITLE} of “{title}” minus that of the model in the row, on the same clips. p is the "
+        "two-sided p-value of a paired permutation test in which the two models exchange whole groups; it is not "
+        "corrected for the number of rows."
     )
     header = ["split", "against", "difference", "p", "groups"]
     return Section(f"{title} against the others", [text, Table(header, rows, frozenset({"against"})), *under(report)])
 
 
 def difference_cells(found: Mapping[str, Any]) -> list[str]:
-    """Difference with its interval, p-value and groups."""
+    """Cells of a difference: value with its interval, p-value and number of groups."""
     interval = found["interval"]
     ends = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
     return [f"{found['value']:+.3f}{ends}", f"{found['p_value']:.4f}", str(found["groups"])]
 
 
-def heard_section(report: Report) -> Section | None:
-    """Devices and cities that training has heard, and those that it hasn't."""
+def seen_section(report: Report) -> Section | None:
+    """The headline score on seen and unseen devices and cities."""
     kind = KINDS[report["labels"]]
     lines: list[list[str]] = []
     for split, first in final(report)[1].items():
@@ -163,8 +163,8 @@ def heard_section(report: Report) -> Section | None:
                 lines.append([split, part.replace("_", " "), str(first[part]["clips"]), *scores])
     if not lines:
         return None
-    notes = [note for domain in DOMAINS if (note := _heard_note(report, domain))]
-    text = f"{kind.TITLE}. Unseen are those that no clip of split train has, labelled or not."
+    notes = [note for domain in DOMAINS if (note := _pool_note(report, domain))]
+    text = f"{kind.TITLE}. Unseen devices and cities have no clip in split train, labelled or unlabelled."
     header = ["split", "domains", "clips", *map(model_title, report["metrics"])]
     return Section(
         "Seen and unseen devices and cities",
@@ -172,18 +172,18 @@ def heard_section(report: Report) -> Section | None:
     )
 
 
-def _heard_note(report: Report, domain: str) -> str | None:
-    """Which unseen ones pre-training has heard in the pool after all."""
-    plural, pool = DOMAINS[domain], report["heard"][domain]["pool"]
+def _pool_note(report: Report, domain: str) -> str | None:
+    """A note on unseen devices or cities that are in the pool."""
+    plural, pool = DOMAINS[domain], report["trained_on"][domain]["pool"]
     unseen = {
         name for found in final(report)[1].values() for name, one in found[plural].items() if one["seen"] is False
     }
-    heard = sorted(unseen.intersection(pool))
-    return f"Of the unseen {plural}, split pool has {', '.join(heard)}: pre-training heard them." if heard else None
+    in_pool = sorted(unseen.intersection(pool))
+    return f"Of the unseen {plural}, split pool has {', '.join(in_pool)}: pre-training used them." if in_pool else None
 
 
 def domain_section(report: Report, domain: str) -> Section | None:
-    """Every device or city by itself; None where none is known."""
+    """Scores by device or city; None where none is known."""
     kind, plural = KINDS[report["labels"]], DOMAINS[domain]
     lines = []
     for split, found in final(report)[1].items():
@@ -200,14 +200,16 @@ def domain_section(report: Report, domain: str) -> Section | None:
     header = ["split", domain, "in training", "clips", "groups", *map(model_title, report["metrics"])]
     measure = "mAP" if kind.BY_DOMAIN == "mAP" else "Accuracy"
     text = (
-        "Over the classes that occur there, so that those with other classes don't compare." if measure == "mAP" else ""
+        f"Over the classes that occur there, so {plural} with different classes are not comparable."
+        if measure == "mAP"
+        else ""
     )
     table = Table(header, lines, frozenset({domain, "in training"}))
     return Section(f"{measure} by {domain}", [*filter(None, [text]), table, *under(report)])
 
 
 def classes_section(report: Report) -> Section:
-    """The final model, class by class."""
+    """Scores of the final model by class."""
     name, found = final(report)
     if report["labels"] == "multi":
         return Section(f"Average precision by class: {model_title(name)}", [*precision_tables(found), *under(report)])
@@ -223,18 +225,18 @@ def classes_section(report: Report) -> Section:
         for split, metrics in found.items()
         for label, one in metrics["by_class"].items()
     ]
-    text = "An interval without width says that the class's groups are all alike, not that the figure is certain."
+    text = "An interval of zero width means that all groups of the class have the same score, not that it is certain."
     table = Table(header, rows, frozenset({"class"}))
     return Section(f"By class: {model_title(name)}", [text, table, *under(report)])
 
 
 def precision_tables(found: Evaluation) -> Iterator[Block]:
-    """Average precision and clips by class and split, best of the last split first; of many classes the two ends."""
+    """Average precision and clips by class and split, best on the last split first; of many classes, best and worst."""
     ranked = ranking(found)
-    shown = ranked if len(ranked) <= 2 * ROWS_SHOWN else [*ranked[:ROWS_SHOWN], *ranked[-ROWS_SHOWN:]]
-    if shown is not ranked:
-        yield f"The {ROWS_SHOWN} best and {ROWS_SHOWN} worst of {len(ranked)}; report.json beside this holds all."
-    rows = [[name, *(_precision_cell(metrics["by_class"][name]) for metrics in found.values())] for name in shown]
+    listed = ranked if len(ranked) <= 2 * ROWS_SHOWN else [*ranked[:ROWS_SHOWN], *ranked[-ROWS_SHOWN:]]
+    if listed is not ranked:
+        yield f"The {ROWS_SHOWN} best and {ROWS_SHOWN} worst of {len(ranked)} classes; report.json has all of them."
+    rows = [[name, *(_precision_cell(metrics["by_class"][name]) for metrics in found.values())] for name in listed]
     yield Table(["class", *(f"{split} (clips)" for split in found)], rows)
 
 
@@ -243,7 +245,7 @@ def _precision_cell(one: Mapping[str, Any]) -> str:
 
 
 def ranking(found: Evaluation) -> list[str]:
-    """The classes, those with the best average precision on the last split first, those without a clip there last."""
+    """The classes by average precision on the last split, best first; those without a clip there last."""
     *_, last = found.values()
     by_class = last["by_class"]
     return sorted(
@@ -253,7 +255,7 @@ def ranking(found: Evaluation) -> list[str]:
 
 
 def embeddings_section(report: Report) -> Section | None:
-    """How well device, city and scene can be read from frozen embeddings, stage by stage."""
+    """Accuracy of probes for device, city and scene on the frozen embeddings of each stage."""
     found = report["embeddings"]
     if not found or not found["targets"]:
         return None
@@ -263,16 +265,16 @@ def embeddings_section(report: Report) -> Section | None:
     rows.append(["clips / groups", *(f"{target['clips']} / {target['groups']}" for target in targets.values())])
     header = ["embeddings", *(f"{name} ({len(target['names'])})" for name, target in targets.items())]
     text = (
-        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: it "
-        "hears no clip of a group that it is scored on. Embeddings that keep the scene and forget device and city "
-        "score high on the scene and near chance on the others; in brackets, how many are told apart, which are those "
-        f"with enough groups. Read after block {found['layer']}; nothing is chosen by these probes."
+        "Macro accuracy of a linear probe on the frozen embeddings of held-out clips, cross-validated by group: it is "
+        "trained on no clip of a group that it is scored on. Embeddings that keep the scene and discard device and "
+        "city score high on the scene and near chance on the others; in brackets the number of names, which are those "
+        f"with enough groups. Embeddings are taken after block {found['layer']}; these probes select nothing."
     )
-    return Section("What can be read from the embeddings", [text, Table(header, rows), *under(report)])
+    return Section("Probes of the embeddings", [text, Table(header, rows), *under(report)])
 
 
 def mistakes_section(report: Report) -> Section | None:
-    """The final model's surest wrong guesses."""
+    """The final model's most confident mistakes."""
     listed = [one for found in report["mistakes"].values() for one in found]
     known = [domain for domain in DOMAINS if any(one[domain] for one in listed)]
     rows = [
@@ -290,9 +292,7 @@ def mistakes_section(report: Report) -> Section | None:
     ]
     if not rows:
         return None
-    text = (
-        f"The surest mistake in each group, at most {MISTAKES} of a split, and how many clips of the group are wrong."
-    )
+    text = f"The most confident mistake of each group, at most {MISTAKES} per split, and the wrong clips of the group."
     header = ["split", "file", "true", "predicted", "confidence", "of its group", *known]
     return Section(
         f"Most confident mistakes: {model_title(final(report)[0])}",

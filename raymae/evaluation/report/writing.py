@@ -1,4 +1,4 @@
-"""Writes a report to a folder: `report.json`, `report.md`, `report.html` and the figures."""
+"""Write an evaluation's report to a folder: `report.json`, `report.md`, `report.html` and figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = ("report.md", "report.html", "report.json")
 
 
 def write_report(report: Mapping[str, Any], folder: Folder) -> list[str]:
-    """Write the pages and figures of what `evaluate.evaluate` found; the names of all files."""
+    """Write the pages and figures of the result of `pipeline.evaluate.evaluate`; returns the names of all files."""
     title = f"Evaluation of {model_title(final(report)[0])}, split {report['split']}"
     drawn = drawings(report)
     pictures = {picture.file: png(figure) for picture, figure in drawn}
@@ -36,7 +36,7 @@ def write_report(report: Mapping[str, Any], folder: Folder) -> list[str]:
 
 
 def drawings(report: Mapping[str, Any]) -> list[tuple[Picture, Figure]]:
-    """Every figure with its place beside the page and its caption."""
+    """All figures with their files and captions."""
     metrics, kind = report["metrics"], KINDS[report["labels"]]
     name, found = final(report)
     title, split = model_title(name), f" (split {report['split']})"
@@ -47,7 +47,7 @@ def drawings(report: Mapping[str, Any]) -> list[tuple[Picture, Figure]]:
         first = Picture("figures/average_precision.png", f"{title}: average precision by class.")
         drawn = [(first, class_figure(found, title + split))]
     if any(one["reliability"] for scores in metrics.values() for one in scores.values()):
-        caption = "Reliability: share that is right against confidence; below, how many guesses lie in each bin."
+        caption = "Reliability: accuracy against confidence; below, the number of predictions per bin."
         drawn.append((Picture("figures/reliability.png", caption), reliability_figure(metrics, f"Reliability{split}")))
     for domain, plural in DOMAINS.items():
         if any(set(scores[plural]) != {UNKNOWN} for scores in found.values()):

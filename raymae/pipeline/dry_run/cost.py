@@ -1,14 +1,10 @@
-"""Costs of training: useful FLOPs, rates, and sizes and durations as text."""
+"""Costs of training: useful FLOPs, rates, and sizes and durations as text. The benchmark's plan uses them too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from raymae.config import FinetuneConfig, ModelConfig
-
-if TYPE_CHECKING:
-    pass
 
 UNIT_SECONDS = 10.0
 """Rates are in clips of this length; other lengths are counted by their seconds of audio."""
@@ -16,7 +12,7 @@ UNIT_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What one core and one GPU do. The defaults were measured with this benchmark on an AMD EPYC."""
+    """Throughput of one core and one GPU. The defaults were measured by jobs/benchmark.py on an AMD EPYC."""
 
     prepare_clips: float = 119.0
     """Ten-second clips per second and core, 24-bit 44.1 kHz WAV to log-mel (`prepare`)."""

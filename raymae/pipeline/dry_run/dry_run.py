@@ -1,7 +1,7 @@
-"""`--dry-run`: the plan, two steps of its training stages at full size, and what the whole run would take from them.
+"""`--dry-run`: print the plan, run two steps of its training stages at full size, and estimate the whole run.
 
 Training counts clips: epochs x clips of the stage at the rate of the second step, here; and the FLOPs that they need at
-the rate of a GPU (`benchmark.plan.Rates`: an H200 at 45 % of its bf16 peak in pre-training ViT-B).
+the rate of a GPU (`cost.Rates`: an H200 at 45 % of its bf16 peak in pre-training ViT-B).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any
 
 from raymae.config import Config
-from raymae.config.stages import Target
+from raymae.config.stages import STAGES, Target
 from raymae.datasets.rows import rows_of
 from raymae.features.augment import crop_frames
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
@@ -23,18 +23,18 @@ from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.run import make_plan
 from raymae.storage.folder import Folder
 
-TRIED = {"pretrain": "pretrain", "finetune": "finetune", "student": "finetune", "consistency": "consistency"}
-"""What is tried for a training stage. The baseline cnn is given seconds, whatever it does in them."""
+TRIED: dict[str, str] = {name: stage.kind for name, stage in STAGES.items() if stage.kind and not stage.timed}
+"""By stage, the training task that two steps are run of; none for a stage that trains for a number of seconds."""
 
 
 def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
-    """Print what a job would do and take; the plan, the trials and the costs, for JSON."""
+    """Print the plan and its estimate; returns the plan, the trial steps and the costs, for JSON."""
     plan = make_plan(replace(config, seeds=1), target, storage)
     stages = [plan.nodes[name].stage for name in plan.to_do]
     kinds = dict.fromkeys(TRIED[stage] for stage in stages if stage in TRIED)
     trials = {}
     for kind in kinds:
-        print(f"trial_steps of {kind} …", flush=True)
+        print(f"two trial steps of {kind} …", flush=True)
         trials[kind] = run_trial(config, kind, plan.clips)
     costs = {name: cost for name in plan.to_do if (cost := stage_cost(plan, name, trials))}
     fits = {kind: fit(config, kind, found) for kind, found in trials.items()}
@@ -50,11 +50,11 @@ def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     }
 
 
-# What it takes ------------------------------------------------------------------------------------------------------
+# Costs -------------------------------------------------------------------------------------------------------------
 
 
 def trained_clips(plan: Plan, name: str) -> float:
-    """Clips that a training stage passes over, each as often as it does; of the student the most there can be."""
+    """Clips that a training stage trains on, each as often as it is used; for the student the most there can be."""
     config, stage = plan.plan_of(name).config, plan.nodes[name].stage
     if stage == "pretrain":
         rows = plan.rows(["pool"] if config.pretrain.pool_only else ["pool", "train"])
@@ -85,7 +85,7 @@ def stage_flops(plan: Plan, name: str) -> float:
 def stage_cost(plan: Plan, name: str, trials: Mapping[str, TrialSteps | None]) -> dict[str, Any] | None:
     """Clips, steps, hours here and on one GPU of a stage that trains or prepares; None for the others.
 
-    Hours here are None where the trial_steps was killed.
+    Hours here are None where the trial steps were killed.
     """
     stage, config, rates = plan.nodes[name].stage, plan.config, Rates()
     if stage == "prepare":
@@ -107,11 +107,11 @@ def stage_cost(plan: Plan, name: str, trials: Mapping[str, TrialSteps | None]) -
     }
 
 
-# Whether it fits ----------------------------------------------------------------------------------------------------
+# Fit ---------------------------------------------------------------------------------------------------------------
 
 
 def fit(config: Config, kind: str, found: TrialSteps | None) -> dict[str, Any]:
-    """Memory of a worker at the settings' micro-batch, and what there is on this machine."""
+    """Memory of a worker at the settings' micro-batch, and the memory of this machine."""
     _, clips = micro_batch(config, kind)
     there = available_mb(found)
     if found is None:
@@ -137,7 +137,7 @@ def available_mb(found: TrialSteps | None) -> float:
 
 
 def disk_fit(plan: Plan, trials: Mapping[str, TrialSteps | None]) -> dict[str, Any]:
-    """Features and commits of the run, and the room in a local storage (None at a URL, which doesn't tell)."""
+    """Features and checkpoints of the run, and the room in a local storage (None at a URL, whose room is unknown)."""
     config, megabytes = plan.config, 0.0
     if config.data.store == "parquet":
         megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
@@ -146,18 +146,18 @@ def disk_fit(plan: Plan, trials: Mapping[str, TrialSteps | None]) -> dict[str, A
         megabytes += 0 if found is None else (section.keep_commits + 1) * found.state_mb
     free = shutil.disk_usage(plan.storage.path()).free / 1e6 if plan.storage.is_local else None
     fits = None if free is None else megabytes <= free
-    return {"what": "disk, features and commits", "needed_mb": megabytes, "there_mb": free, "fits": fits}
+    return {"what": "disk, features and checkpoints", "needed_mb": megabytes, "there_mb": free, "fits": fits}
 
 
-# What is printed ----------------------------------------------------------------------------------------------------
+# Lines -------------------------------------------------------------------------------------------------------------
 
 
 def trial_lines(config: Config, trials: Mapping[str, TrialSteps | None]) -> list[str]:
-    """What the two steps of every trial_steps took."""
+    """The measurements of every two trial steps."""
     lines = []
     for kind, found in trials.items():
         if found is None:
-            lines.append(f"  {kind}: its process died before the second step was over, most likely for want of memory")
+            lines.append(f"  {kind}: its process died before the second step, most likely for lack of memory")
             continue
         section = config.pretrain if kind == "pretrain" else config.finetune
         instead = (

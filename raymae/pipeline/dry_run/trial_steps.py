@@ -1,7 +1,7 @@
-"""Two steps of a training stage at full size on generated recordings, in a process of its own: what it takes here.
+"""Run two steps of a training stage at full size on generated recordings, in a process of its own, and measure them.
 
-The model, the loss, the optimiser and the loop are the stage's own; the recordings are tones in noise of the clips'
-true length, under the names of true clips, and go through the front end.
+Model, loss, optimiser and loop are the stage's own; the recordings are tones in noise of the clips' length, under the
+names of real clips, and go through the front end.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ CPU_CLIPS = 2
 
 @dataclass(frozen=True)
 class TrialSteps:
-    """What two steps of a stage took."""
+    """Measurements of two steps of a stage."""
 
     device: str
-    """cpu or the GPU's own name."""
+    """cpu, or the name of the GPU."""
     threads: int
     precision: str
     """As set, but fp32 on CPUs that would have to emulate bf16 or fp16."""
@@ -56,13 +56,13 @@ class TrialSteps:
     peak_mb: float
     """Largest memory, of the process on CPUs and of torch on a GPU."""
     base_mb: float
-    """What of it was there before the model."""
+    """The share of it that was used before the model was built."""
     state_mb: float
     """Weights, gradients, two moments and, where it is kept, the average: the same for any micro-batch."""
     loss: float
 
     def needed_mb(self, clips: int) -> float:
-        """Memory with `clips` at once; the activations grow with them, all else stays."""
+        """Memory with `clips` at once: the activations grow with them, all else is constant."""
         activations = max(0.0, self.peak_mb - self.base_mb - self.state_mb)
         return self.base_mb + self.state_mb + activations * clips / self.clips
 
@@ -73,7 +73,7 @@ class TrialSteps:
 
 
 class GeneratedReader(ClipReader):
-    """Gives the log-mel of a recording that it makes, another one for each name."""
+    """Returns the log-mel of a generated recording, another one for each name."""
 
     def _read(self, path: str) -> Clip:
         waveform = recording(self.audio.clip_seconds, sum(path.encode()), self.audio.sample_rate)
@@ -82,12 +82,12 @@ class GeneratedReader(ClipReader):
 
 
 def run_trial(config: Config, kind: str, clips: pa.Table) -> TrialSteps | None:
-    """Train two steps of a training stage in a fresh process; None where it was killed: no memory was left.
+    """Train two steps of a training stage in a fresh process; None where it was killed, most likely for lack of memory.
 
     `clips` is the clip table of the run, of whose names a few are taken. Raises what the stage raises.
     """
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="raymae-trial_steps-") as folder, ProcessPoolExecutor(1, spawn) as pool:
+    with tempfile.TemporaryDirectory(prefix="raymae-trial-") as folder, ProcessPoolExecutor(1, spawn) as pool:
         try:
             return pool.submit(train, config, kind, few(clips), folder).result()
         except BrokenProcessPool:
@@ -107,7 +107,7 @@ def few(clips: pa.Table) -> pa.Table:
 
 
 def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
-    """The same settings for two steps of one micro-batch each, without what is done beside the steps.
+    """The same settings for two steps of one micro-batch each, without validation, checkpoints and profiling.
 
     On CPUs that don't multiply bfloat16 in hardware in fp32: emulated, a step of ViT-B would take minutes.
     """
@@ -128,13 +128,13 @@ def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
 
 
 def micro_batch(config: Config, kind: str) -> tuple[int, int]:
-    """Clips of a micro-batch: those that the settings count, and with what consistency training adds to each."""
+    """Clips of a micro-batch: as the settings count them, and with the unlabelled ones of consistency training."""
     section = config.consistency.training(config.finetune) if kind == "consistency" else getattr(config, kind)
     return section.micro_batch_size, section.micro_batch_size * clips_for_each(config, kind)
 
 
 def clips_for_each(config: Config, kind: str) -> int:
-    """Clips that each counted one stands for: in consistency training itself and its unlabelled ones."""
+    """Clips for each counted one: in consistency training itself and its unlabelled ones."""
     return 1 + config.consistency.ratio if kind == "consistency" else 1
 
 
@@ -164,7 +164,7 @@ def train(config: Config, kind: str, clips: pa.Table, folder: str) -> TrialSteps
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         base = 0.0
-    trainer = Trainer(build_task(spec), BareSession(store, spec.artifact, device), spec.artifact)
+    trainer = Trainer.start(build_task(spec), BareSession(store, spec.artifact, device), spec.artifact)
     begun = time.perf_counter()
     progress = trainer.run()
     spent = time.perf_counter() - begun

@@ -1,7 +1,8 @@
-"""What a plan will take: steps, kept tokens and memory, from the settings alone, before anything runs."""
+"""Estimate what a plan takes, from the settings alone: steps, kept tokens and memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, prod
 
 import pyarrow.compute as pc
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from raymae.config import Config
+from raymae.config.stages import STAGES, Kind
 from raymae.features.augment import crop_frames
 from raymae.models import MODELS, build_classifier, grid_size, kept_tokens
 from raymae.pipeline.plan.plan import Plan
@@ -18,25 +20,21 @@ TORCH_MB = 650
 
 
 def estimate(plan: Plan) -> dict[str, str]:
-    """A few words for every stage that has to run."""
+    """A few words for every node that has to run."""
     config = plan.config
     found = {}
     if "prepare" in plan.to_do:
         megabytes = len(plan.clips) * config.audio.n_frames * config.audio.n_mels * 2 / 1e6
-        kept = f"{megabytes:.0f} MB of features" if config.data.store == "parquet" else "no features are kept"
+        kept = f"{megabytes:.0f} MB of features" if config.data.store == "parquet" else "features are not kept"
         found["prepare"] = f": {len(plan.clips)} clips, {kept}"
     for name in plan.to_do:
-        stage = plan.nodes[name].stage
-        if stage == "pretrain":
-            found[name] = pretrain_estimate(plan.plan_of(name))
-        elif stage in ("finetune", "student"):
-            found[name] = finetune_estimate(plan.plan_of(name), stage)
-        elif stage == "consistency":
-            found[name] = consistency_estimate(plan)
+        stage = STAGES[plan.nodes[name].stage]
+        if stage.kind and not stage.timed:
+            found[name] = ESTIMATES[stage.kind](plan.plan_of(name), plan.nodes[name].stage)
     return found
 
 
-def pretrain_estimate(plan: Plan) -> str:
+def pretrain_estimate(plan: Plan, stage: str) -> str:
     """Clips, steps, kept tokens and memory of pre-training."""
     config, train = plan.config, plan.config.pretrain
     rows = plan.rows(["pool"] if train.pool_only else ["pool", "train"])
@@ -53,13 +51,13 @@ def pretrain_estimate(plan: Plan) -> str:
     )
 
 
-def finetune_estimate(plan: Plan, name: str) -> str:
+def finetune_estimate(plan: Plan, stage: str) -> str:
     """Clips, steps and memory of fine-tuning."""
     config, train = plan.config, plan.config.finetune
     rows = plan.rows(["train"])
     labelled = len(rows) - rows["scene_label"].null_count
     steps = ceil(train.epochs * labelled / train.global_batch_size)
-    more = " and the accepted pseudo-labels, at least" if name == "student" else ""
+    more = " and the accepted pseudo-labels, at least" if stage == "student" else ""
     frames = crop_frames(train.augment, config.audio)
     tokens = train.micro_batch_size * prod(grid_size(frames, config.audio.n_mels, config.model.patch_size))
     with torch.device("meta"):
@@ -67,7 +65,7 @@ def finetune_estimate(plan: Plan, name: str) -> str:
     return f": {labelled} labels{more}, {steps} steps, about {memory_mb(model, tokens, config):.0f} MB a worker"
 
 
-def consistency_estimate(plan: Plan) -> str:
+def consistency_estimate(plan: Plan, stage: str) -> str:
     """Clips, steps and memory of consistency training."""
     config, settings = plan.config, plan.config.consistency
     train, rows = settings.training(config.finetune), plan.rows(["train"])
@@ -82,6 +80,14 @@ def consistency_estimate(plan: Plan) -> str:
         f": {len(rows) - unlabelled} labels and {unlabelled} unlabelled clips, 1 to {ratio} in each of {steps} steps, "
         f"about {memory:.0f} MB a worker"
     )
+
+
+ESTIMATES: dict[Kind, Callable[[Plan, str], str]] = {
+    "pretrain": pretrain_estimate,
+    "finetune": finetune_estimate,
+    "consistency": consistency_estimate,
+}
+"""By training task, from a plan and a stage to a few words."""
 
 
 def parameters(model: nn.Module) -> int:

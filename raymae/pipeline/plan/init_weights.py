@@ -1,7 +1,7 @@
-"""Weights that training starts from (`init_from`): found, checked, and copied to where every worker reads them.
+"""Find, check and copy the weights that training starts from (`init_from`).
 
-The driver alone does this. The copy is `<storage>/artifacts/weights/<key>/`: `model.safetensors` in our own names, and
-a `done.json` that says where they came from; the key is a digest of their content.
+Only the driver does this. The copy, which every worker can read, is `<storage>/artifacts/weights/<key>/`:
+`model.safetensors` in raymae's names, and a `done.json` with their source; the key is a digest of their content.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
-from raymae.config.stages import Target
+from raymae.config.stages import Target, requires
 from raymae.pipeline.plan.plan import Given
 from raymae.storage.folder import Folder, digest
 from raymae.tracking.model_uri import CARDS, EXPORTED, WEIGHTS, open_artifact
@@ -31,13 +31,10 @@ VERSION = 1
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 """Files with a state dict; all but the first are read by torch.load, with weights alone."""
 
-USES = {"prepare": (), "pretrain": ("pretrain",)}
-"""The sections whose weights a target needs; all others need both."""
-
 
 @dataclass(frozen=True)
 class Found(Given):
-    """Given weights, and where they were found."""
+    """Given weights and their source."""
 
     setting: str
     """The setting that names them, with its value, for messages."""
@@ -56,9 +53,9 @@ def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
     Raises:
         ValueError: a path, URL or registry URI that holds no weights.
     """
-    sections = USES.get(target, ("pretrain", "finetune"))
+    sections = [section for section in ("pretrain", "finetune") if requires(target, section)]
     sources = {section: (f"{section}.init_from", getattr(config, section).init_from) for section in sections}
-    if target in ("evaluate", "register"):
+    if requires(target, "evaluate"):
         sources["supervised"] = ("evaluate.supervised_from", config.evaluate.supervised_from)
     return {
         section: _find(setting, source, config, storage)
@@ -90,12 +87,12 @@ def _find(setting: str, source: str, config: Config, storage: Folder) -> Found:
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"{setting}: {redact(str(error))}") from None
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{setting}: {EXPORTED} beside it is none of jobs/export.py: no {error}") from None
+        raise ValueError(f"{setting}: {EXPORTED} beside it was not written by jobs/export.py: no {error}") from None
     return Found(key, storage / f"artifacts/weights/{key}", setting, folder, file, card)
 
 
 def _rows(config: Config) -> int:
-    """Frequency rows of patches, by which bare positions are a grid."""
+    """Frequency rows of patches: they turn a flat list of positions into a grid."""
     return -(-config.audio.n_mels // config.model.patch_size[1])
 
 
@@ -103,7 +100,7 @@ def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
     """Read the weights, check that the section's model can start from them and, with `write`, copy them.
 
     Raises:
-        ValueError: the model of these settings can't start from them; says what was found and what was expected.
+        ValueError: the model of these settings can't start from them; names what was found and what was expected.
     """
     assert isinstance(given, Found)
     from safetensors.torch import save
@@ -127,7 +124,7 @@ def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
 
 
 def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The weights in our own names, and what describes them (None for a bare state dict)."""
+    """The weights in raymae's names, and the JSON that describes them (None for a bare state dict)."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -141,7 +138,7 @@ def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] |
     card = found.folder.read_json(found.card) if found.card else None
     if card is None:
         if any(name.startswith("encoder.") for name in state):
-            raise ValueError(f"{found.file} has raymae's own names: give the folder that it lies in")
+            raise ValueError(f"{found.file} has raymae's own names: give its folder")
         return own_names(state, n_rows), None
     if found.card == EXPORTED:
         vit = card["vit"]["arguments"]
@@ -149,7 +146,7 @@ def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] |
         return state, {"audio": card["audio"], "model": {"num_heads": vit["num_heads"]}}
     if card.get("cnn"):
         raise ValueError(f"a CNN ({card['cnn']}), which has no encoder")
-    if found.card == "classifier.json" and card["finetune"]["pool"] != "mean":  # its norm is none of mean patches
+    if found.card == "classifier.json" and card["finetune"]["pool"] != "mean":  # its norm is not one over mean patches
         state = {name: value for name, value in state.items() if not name.startswith("norm.")}
     return state, card
 
@@ -183,7 +180,7 @@ def load_torch(content: bytes) -> dict[str, Tensor]:
 
 
 def check(state: dict[str, Tensor], card: dict[str, Any] | None, section: str, config: Config) -> None:
-    """ValueError where the section's model can't start from some weights; warnings where it can and had better not."""
+    """ValueError where the section's model can't start from these weights; a warning where it can but should not."""
     import torch
 
     from raymae.models import MODELS, build_classifier
@@ -196,7 +193,7 @@ def check(state: dict[str, Tensor], card: dict[str, Any] | None, section: str, c
             taken = encoder_weights(build_classifier(config.audio, config.model, config.finetune, num_classes=2), state)
     used, held = blocks_of(taken, "encoder."), blocks_of(state, "encoder.")
     if used < held:
-        log.info("the first %d of %d blocks are taken over", used, held)
+        log.info("the first %d of %d blocks are used", used, held)
     table = state.get("encoder.pos_embed")
     if card is not None:
         check_heads(int(card["model"]["num_heads"]), config)
@@ -204,7 +201,7 @@ def check(state: dict[str, Tensor], card: dict[str, Any] | None, section: str, c
     elif table is not None and tuple(table.shape[:2]) == AUDIO_MAE_GRID:
         compare_front_ends(FRONT_ENDS["audiomae"], config.audio)
     else:
-        log.warning("the file doesn't say of which front end its weights are: audio.* has to be the same")
+        log.warning("the file doesn't name the front end of its weights: audio.* has to be the same")
     if card is None and config.model.embed_dim != 64 * config.model.num_heads:  # the heads of ViT-S, B and L have 64
         log.warning(
             "model.num_heads = %d has to be that of the weights, whose shapes don't show it (timm's and Audio-MAE's "
@@ -220,7 +217,7 @@ def check_heads(found: int, config: Config) -> None:
 
 
 def compare_front_ends(theirs: AudioConfig, ours: AudioConfig) -> None:
-    """A warning that names the settings of the front end in which some weights' training differs from ours."""
+    """Warn of the front-end settings that differ from those that the weights were trained with."""
     names = [item.name for item in fields(AudioConfig) if getattr(theirs, item.name) != getattr(ours, item.name)]
     if names:
         different = ", ".join(

@@ -1,18 +1,20 @@
-"""What decides the result of a stage, and so its key. Neither Ray nor torch."""
+"""The inputs that decide the result of a stage, by name, and so its key. Neither Ray nor torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raymae.audio.impulse_responses import Responses, read_responses
 from raymae.config import RANDOM, Config, to_dict
-from raymae.config.stages import FINETUNED, teacher_of, turn_of
+from raymae.config.stages import CLASSIFIERS, teacher_of, turn_of
 from raymae.datasets.rows import FILE, class_names, clips_of, fingerprint, rows_of
 from raymae.datasets.splits.split_file import split_name
 from raymae.features.manifest import FORMAT
@@ -20,19 +22,38 @@ from raymae.storage.folder import digest
 from raymae.training.tasks.selection import selection
 
 VERSION = 2
-"""Part of every key; a change of what the stages compute raises it."""
+"""Part of every key; raised when what the stages compute, or the name of an input, changes."""
 
 EVALUATION = 3
-"""Part of the key of an evaluation alone; a change of what is scored or said raises it."""
+"""Part of the key of an evaluation alone; raised when what is scored or reported changes."""
 
 LABELLING = 2
-"""Part of the key of pseudo-labels; a change of how they are made or reported raises it."""
+"""Part of the key of pseudo-labels; raised when the way they are made or reported changes."""
 
 SCHEDULE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
 """Fields of a training section that don't change its result."""
-
 AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
 """The field of every training section that augments."""
+AFTER_LABELLING = ("rounds", "student_start", "truth")
+"""Settings of pseudo-labels that don't change the labels of a round."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A node whose key is asked for."""
+
+    name: str
+    needed: tuple[str, ...]
+    """The nodes that it reads."""
+    keys: Mapping[str, str]
+    """The keys of all nodes before it."""
+    final: str
+    """The node whose classifier is the result of the plan."""
+
+    @property
+    def stage(self) -> str:
+        """The stage that the node is."""
+        return turn_of(self.name)[0]
 
 
 @dataclass(frozen=True)
@@ -44,16 +65,13 @@ class Keys:
     given: Mapping[str, str]
     """By section, the key of the weights that its `init_from` names."""
 
-    def key(self, name: str, needed: Sequence[str], keys: Mapping[str, str], final: str) -> str:
-        """The key of the node `name`, which reads `needed`, from those of all nodes before it.
-
-        `final` is the node whose classifier is the result.
-        """
-        return digest([VERSION, name, self._inputs(name, needed, keys, final)])
+    def key(self, node: Asked) -> str:
+        """The key of a node: a hash of its name and of its named inputs."""
+        return digest([VERSION, node.name, INPUTS[node.stage](self, node)])
 
     @cached_property
     def responses(self) -> dict[str, Responses | None]:
-        """The impulse responses of every training section that uses some; ValueError where they are none."""
+        """By training section its impulse responses, None where it uses none; ValueError for files that hold none."""
         found = {}
         for section, name in AUGMENTS.items():
             augment = getattr(getattr(self.config, section), name)
@@ -62,59 +80,15 @@ class Keys:
             found[section] = read_responses(augment.responses, self.config.audio, setting) if used else None
         return found
 
-    def _inputs(self, name: str, needed: Sequence[str], keys: Mapping[str, str], final: str) -> Any:
-        """Everything that decides the result of a stage."""
-        config, stage = self.config, turn_of(name)[0]
-        audio = to_dict(config.audio)
-        if name == "prepare":
-            clips = fingerprint(self.clips, self.clips.column_names)
-            return [FORMAT, config.data.store, audio, config.data.max_bad_share, clips]
-        if name == "pretrain":
-            splits = ["pool"] if config.pretrain.pool_only else ["pool", "train"]
-            clips = fingerprint(clips_of(self.clips, splits), [*FILE, "source", "weight"])
-            return [audio, to_dict(config.model), self._training("pretrain"), clips, *self._given("pretrain")]
-        if stage in FINETUNED:
-            return self._finetuned(name, audio, [keys[key] for key in needed if key != "prepare"])
-        if stage == "pseudo_label":
-            return self._labelled(keys, keys[teacher_of(name)])
-        if name == "evaluate":
-            models = {name: key for name, key in keys.items() if name.startswith(FINETUNED)}
-            clips = fingerprint(self.clips, self.clips.column_names)
-            said = [EVALUATION, split_name(config.data.split), config.evaluate.probe_clips, config.evaluate.ablation]
-            said += [final] if final == "consistency" else []
-            return [audio, config.evaluate.baselines, clips, models, *said]
-        tracking = config.tracking
-        return [keys[final], keys["evaluate"], tracking.uri, tracking.registered_model, tracking.alias]
+    def offsets(self, section: str) -> NDArray[np.float32] | None:
+        """A section's impulse responses as offsets (n, F) of the log-mel."""
+        responses = self.responses[section]
+        return None if responses is None else responses.offsets
 
-    def _finetuned(self, name: str, audio: dict[str, Any], needed: list[str]) -> Any:
-        """Of a classifier's training, from the keys of what it reads."""
-        config, evaluate = self.config, self.config.evaluate
-        train = clips_of(self.clips, ["train"])
-        clips = fingerprint(train.filter(pc.is_valid(train["scene_label"])), [*FILE, "scene_label"])
-        others = needed + self._given("finetune")
-        cnn = (
-            [evaluate.cnn, evaluate.cnn_lr, evaluate.cnn_crop_seconds, evaluate.cnn_seconds] if name == "cnn" else None
-        )
-        more: list[Any] = [*self._chosen_by()]
-        if name == "consistency":
-            unlabelled = self.clips.take(rows_of(self.clips, "train", labelled=False))
-            more += [self._training("consistency"), fingerprint(unlabelled, FILE)]
-        return [audio, to_dict(config.model), self._training("finetune"), cnn, clips, others, *more]
-
-    def _labelled(self, keys: Mapping[str, str], teacher: str) -> Any:
-        """Of a round of pseudo-labels."""
+    def training(self, section: str) -> dict[str, Any]:
+        """A section's settings that decide the result of training; responses by their content, weights by theirs."""
         config = self.config
-        clips = fingerprint(clips_of(self.clips, ["train", "val"]), [*FILE, "scene_label", "split", "group"])
-        start = keys.get("pretrain", self._given("finetune"))  # read where the teacher's accuracy is estimated
-        settings = to_dict(config.pseudo_label)
-        for other in ("rounds", "student_start", "truth"):  # what follows the labels, or is said of them
-            del settings[other]
-        return [LABELLING, settings, config.seed, clips, start, teacher]
-
-    def _training(self, section: str) -> dict[str, Any]:
-        """What decides the result of training, from a section of the configuration; responses by what they hold."""
-        config = self.config
-        skipped = (*SCHEDULE_ONLY, "init_from")  # a path; the key of what lies there is an input of its own
+        skipped = (*SCHEDULE_ONLY, "init_from")  # a path; the key of the weights there is an input of its own
         values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
         name = AUGMENTS[section]
         del values[name]["responses"], values[name]["response_p"]
@@ -123,16 +97,135 @@ class Keys:
             values[name] |= {"responses": responses.digests, "response_p": share}
         return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
 
-    def _given(self, section: str) -> list[str]:
-        """The key of the weights that a section starts from, if it is given some."""
+    def given_weights(self, section: str) -> str | None:
+        """The key of the weights that a section starts from; None where its `init_from` is not set."""
         source = getattr(self.config, section).init_from
-        return [source if source == RANDOM else self.given[section]] if source else []
+        if not source:
+            return None
+        return RANDOM if source == RANDOM else self.given[section]
 
-    def _chosen_by(self) -> list[str]:
-        """The clips of val, where they choose the weights that fine-tuning hands on."""
-        labels = self.config.finetune.labels
-        if not selection(self.clips, class_names(self.clips, labels), labels).best:
-            return []
-        val = clips_of(self.clips, ["val"])
-        labelled = val.filter(pc.is_valid(val["scene_label"]))
-        return [fingerprint(labelled, [*FILE, "scene_label", "group"])]
+    def fingerprint(self, splits: list[str], *columns: str) -> str:
+        """16 digits of what the columns hold for the clips of some splits."""
+        return fingerprint(clips_of(self.clips, splits), [*FILE, *columns])
+
+
+# The inputs of every stage -------------------------------------------------------------------------------------------
+
+
+def prepare_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of the feature store."""
+    data = keys.config.data
+    return {
+        "format": FORMAT,
+        "store": data.store,
+        "audio": to_dict(keys.config.audio),
+        "max_bad_share": data.max_bad_share,
+        "clips": fingerprint(keys.clips, keys.clips.column_names),
+    }
+
+
+def pretrain_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of pre-training."""
+    config = keys.config
+    return {
+        "audio": to_dict(config.audio),
+        "model": to_dict(config.model),
+        "training": keys.training("pretrain"),
+        "clips": keys.fingerprint(["pool"] if config.pretrain.pool_only else ["pool", "train"], "source", "weight"),
+        "init_from": keys.given_weights("pretrain"),
+    }
+
+
+def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of a classifier's training."""
+    config = keys.config
+    train = clips_of(keys.clips, ["train"])
+    labelled = train.filter(pc.is_valid(train["scene_label"]))
+    return {
+        "audio": to_dict(config.audio),
+        "model": to_dict(config.model),
+        "training": keys.training("finetune"),
+        "clips": fingerprint(labelled, [*FILE, "scene_label"]),
+        "stages": {name: node.keys[name] for name in node.needed if name != "prepare"},
+        "init_from": keys.given_weights("finetune"),
+        "selected_by": _selected_by(keys),
+    }
+
+
+def cnn_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of the CNN baseline."""
+    evaluate = keys.config.evaluate
+    settings = {name: getattr(evaluate, name) for name in ("cnn", "cnn_lr", "cnn_crop_seconds", "cnn_seconds")}
+    return classifier_inputs(keys, node) | settings
+
+
+def consistency_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of consistency training."""
+    unlabelled = keys.clips.take(rows_of(keys.clips, "train", labelled=False))
+    more = {"consistency": keys.training("consistency"), "unlabelled": fingerprint(unlabelled, FILE)}
+    return classifier_inputs(keys, node) | more
+
+
+def pseudo_label_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of a round of pseudo-labels."""
+    settings = to_dict(keys.config.pseudo_label)
+    return {
+        "version": LABELLING,
+        "settings": {name: value for name, value in settings.items() if name not in AFTER_LABELLING},
+        "seed": keys.config.seed,
+        "clips": keys.fingerprint(["train", "val"], "scene_label", "split", "group"),
+        # read where the teacher's accuracy is estimated
+        "encoder": node.keys.get("pretrain") or keys.given_weights("finetune"),
+        "teacher": node.keys[teacher_of(node.name)],
+    }
+
+
+def evaluate_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of an evaluation."""
+    config = keys.config
+    return {
+        "version": EVALUATION,
+        "audio": to_dict(config.audio),
+        "baselines": config.evaluate.baselines,
+        "clips": fingerprint(keys.clips, keys.clips.column_names),
+        "models": {name: key for name, key in node.keys.items() if name.startswith(CLASSIFIERS)},
+        "final": node.final,
+        "split": split_name(config.data.split),
+        "probe_clips": config.evaluate.probe_clips,
+        "ablation": config.evaluate.ablation,
+    }
+
+
+def register_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of a registered version."""
+    tracking = keys.config.tracking
+    return {
+        "classifier": node.keys[node.final],
+        "evaluation": node.keys["evaluate"],
+        "uri": tracking.uri,
+        "registered_model": tracking.registered_model,
+        "alias": tracking.alias,
+    }
+
+
+def _selected_by(keys: Keys) -> str | None:
+    """The clips of val, where they select the weights that fine-tuning keeps."""
+    labels = keys.config.finetune.labels
+    if not selection(keys.clips, class_names(keys.clips, labels), labels).best:
+        return None
+    val = clips_of(keys.clips, ["val"])
+    return fingerprint(val.filter(pc.is_valid(val["scene_label"])), [*FILE, "scene_label", "group"])
+
+
+INPUTS: dict[str, Callable[[Keys, Asked], dict[str, Any]]] = {
+    "prepare": prepare_inputs,
+    "pretrain": pretrain_inputs,
+    "finetune": classifier_inputs,
+    "cnn": cnn_inputs,
+    "pseudo_label": pseudo_label_inputs,
+    "student": classifier_inputs,
+    "consistency": consistency_inputs,
+    "evaluate": evaluate_inputs,
+    "register": register_inputs,
+}
+"""By stage, the named inputs of its key."""

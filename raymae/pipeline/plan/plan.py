@@ -1,23 +1,24 @@
-"""What a job will do: the stages up to its target, their keys, and which stand already. Neither Ray nor torch."""
+"""The plan of a job: the stages up to its target, their keys, and which exist already. Neither Ray nor torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
+from typing import Any
 
 import pyarrow as pa
 
 from raymae.config import RANDOM, Ablation, Config
 from raymae.config.stages import (
-    FINETUNED,
-    LEARNERS,
-    NEEDS,
-    ORDER,
-    REPEATED,
+    CLASSIFIERS,
+    STAGES,
     Target,
     place,
+    requires,
     round_name,
+    stage_of_use,
     teacher_of,
     turn_of,
 )
@@ -25,11 +26,11 @@ from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
 from raymae.features.shard import all_exist
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
-from raymae.pipeline.plan.keys import Keys
+from raymae.pipeline.plan.keys import Asked, Keys
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.folder import Folder, digest
 from raymae.tracking.uri import REGISTRY
-from raymae.training.spec import Kind, StageSpec
+from raymae.training.spec import StageSpec
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Node:
     artifact: Folder
     reused: bool
     stage: str
-    """The stage that it is: its name, or what an ablation repeats of it (finetune_pool is a finetune)."""
+    """The stage that it is: of an ablation's node (finetune_pool) the stage that is repeated (finetune)."""
+    result_key: str
+    """The key that later stages read: of pseudo-labels the same with and without `pseudo_label.truth`, which is only
+    reported."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Given:
     key: str
     """Names their content."""
     artifact: Folder
-    """Their copy in the storage, `model.safetensors` in our own names, which every worker can read."""
+    """Their copy in the storage, `model.safetensors` in raymae's names, which every worker can read."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ class Plan:
     """By section, what its `init_from` names (`weights.find`)."""
 
     def __post_init__(self) -> None:
-        if self.target in ("pseudo_label", "consistency") and self.config.finetune.labels == "multi":
-            what = "pseudo-labels are" if self.target == "pseudo_label" else "consistency training is"
+        subject = STAGES[self.target].single_label_only
+        if subject and self.config.finetune.labels == "multi":
             raise ValueError(
-                f"finetune.labels = multi: {what} for clips of one class; jobs/finetune.py, jobs/evaluate.py "
-                "and jobs/pipeline.py go without and take the fine-tuned classifier for the final one"
+                f"finetune.labels = multi: {subject} for single-label clips; jobs/finetune.py, jobs/evaluate.py and "
+                "jobs/pipeline.py skip them, and the fine-tuned classifier is the final one"
             )
         if self.target == "consistency" and not self.has_unlabelled:
             raise ValueError(
@@ -78,7 +82,7 @@ class Plan:
                 "or set --data.split.labelled-share to hide some"
             )
         pools = {"pool", "pool_train"}.intersection(self.config.evaluate.ablation)
-        if self.target in ("evaluate", "register") and pools and not len(self.rows(["pool"])):
+        if requires(self.target, "evaluate") and pools and not len(self.rows(["pool"])):
             raise ValueError(
                 f"evaluate.ablation = {', '.join(sorted(pools))}: there is no clip of split pool to pre-train on; "
                 "data.pool_tables bring some"
@@ -91,87 +95,91 @@ class Plan:
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """The stages that learn from unlabelled clips after the teacher; none where clips may have several classes."""
+        """The nodes that train on unlabelled clips after the teacher; none for multi-label clips."""
         uses = self.config.unlabelled if self.config.finetune.labels == "single" else ()
-        return tuple(self.last(LEARNERS[use]) for use in uses)
+        return tuple(self.last(stage_of_use(use)) for use in uses)
 
     @property
     def final(self) -> str:
-        """The stage whose classifier is the result."""
+        """The node whose classifier is the result."""
         return ("finetune", *self.learners)[-1]
 
     def last(self, stage: str) -> str:
-        """The node of a stage: of one that rounds repeat, the last."""
-        return round_name(stage, self.config.pseudo_label.rounds if stage in REPEATED else 1)
+        """The node of a stage; the last round's, where rounds repeat it."""
+        return round_name(stage, self.config.pseudo_label.rounds if STAGES[stage].repeated else 1)
 
     def continues(self, name: str) -> bool:
-        """Whether a student goes on from that of the round before."""
+        """Whether a student starts from the student of the round before."""
         stage, turn = turn_of(name)
         return stage == "student" and turn > 1 and self.config.pseudo_label.student_start == "continued"
 
     def needs(self, name: str) -> tuple[str, ...]:
-        """What a stage reads; given weights take the place of pre-training."""
+        """The nodes that a node reads; given weights take the place of pre-training."""
         stage, turn = turn_of(name)
-        more = {"evaluate": self.learners, "register": (self.final,)}.get(name, ())
-        needed = (*NEEDS[stage], *more)
-        if name == "consistency" and self.config.consistency.start == "pretrain":
+        needed = STAGES[stage].needs
+        if stage == "consistency" and self.config.consistency.start == "pretrain":
             needed = ("prepare", "pretrain")
-        own = {"pseudo_label": round_name("pseudo_label", turn)}
+        elif stage == "evaluate":
+            needed = (*needed, *self.learners, *(("cnn",) if "cnn" in self.config.evaluate.baselines else ()))
+        elif stage == "register":
+            needed = (*needed, self.final)
+        in_round = {"pseudo_label": round_name("pseudo_label", turn)}
         if stage == "pseudo_label":
-            own["finetune"] = teacher_of(name)
+            in_round["finetune"] = teacher_of(name)
         if self.continues(name):
-            own["pretrain"] = teacher_of(name)
-        needed = tuple(own.get(one, one) for one in needed)
-        return tuple(one for one in needed if one != "pretrain" or not self.config.finetune.init_from)
+            in_round["pretrain"] = teacher_of(name)
+        nodes = [in_round.get(one, one) for one in needed]
+        return tuple(one for one in nodes if one != "pretrain" or not self.config.finetune.init_from)
 
     @cached_property
     def names(self) -> list[str]:
-        """The stages, in the order of their running."""
+        """The plan's own nodes, in the order in which they run."""
         wanted: set[str] = set()
 
         def add(name: str) -> None:
             for needed in self.needs(name):
                 add(needed)
-            if name == "evaluate" and "cnn" in self.config.evaluate.baselines:
-                add("cnn")
             wanted.add(name)
 
         add(self.last(self.target))
-        return sorted(wanted, key=lambda name: place(name, ORDER))
+        return sorted(wanted, key=place)
 
     @cached_property
     def keys(self) -> Keys:
-        """What says the stages' keys."""
+        """The keys of the stages."""
         return Keys(self.config, self.clips, {section: given.key for section, given in self.given.items()})
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
-        """Every stage with its key and whether it stands."""
+        """Every node by its name: the ablations' run before the first that reads classifiers, in one worker group."""
         nodes: dict[str, Node] = {}
-        kept_weights: dict[str, str] = {}
-        for name in self.names:
-            if name in ("pseudo_label", "evaluate"):  # before them, so that one group of workers trains all
-                nodes |= self._ablated(nodes)
-            stage = turn_of(name)[0]
-            keys = {one: kept_weights.get(one, node.key) for one, node in nodes.items()}
-            key = kept_weights[name] = self.keys.key(name, self.needs(name), keys, self.final)
-            if stage == "pseudo_label" and self.truth is not None:
-                # the truth changes what is said of the labels, and neither them nor what is learned from them
-                key = digest([key, fingerprint(self.truth, self.truth.column_names)])
-            artifact = self.storage / f"artifacts/{stage}/{key}"
-            reused = artifact.is_done() and self._exists(name, artifact)
-            nodes[name] = Node(name, key, artifact, reused, stage)
+        first = list(takewhile(lambda name: not STAGES[turn_of(name)[0]].reads_classifiers, self.names))
+        for name in first:
+            nodes[name] = self._node(name, nodes)
+        nodes |= self._ablated(nodes)
+        for name in self.names[len(first) :]:
+            nodes[name] = self._node(name, nodes)
         return nodes
+
+    def _node(self, name: str, before: Mapping[str, Node]) -> Node:
+        stage = turn_of(name)[0]
+        keys = {other: node.result_key for other, node in before.items()}
+        key = result_key = self.keys.key(Asked(name, self.needs(name), keys, self.final))
+        if stage == "pseudo_label" and self.truth is not None:
+            # the truth changes the report, and neither the labels nor the classifiers trained on them
+            key = digest([key, fingerprint(self.truth, self.truth.column_names)])
+        artifact = self.storage / f"artifacts/{stage}/{key}"
+        return Node(name, key, artifact, artifact.is_done() and self._exists(name, artifact), stage, result_key)
 
     @cached_property
     def truth(self) -> pa.Table | None:
-        """True classes of unlabelled clips (clip_id, scene_label), where `pseudo_label.truth` tells some."""
+        """True classes of unlabelled clips (clip_id, scene_label) from `pseudo_label.truth`; None where it is unset."""
         url = self.config.pseudo_label.truth
         return None if url is None else read_truth(url, self.clips, class_names(self.clips))
 
     @cached_property
     def ablations(self) -> dict[str, Plan]:
-        """By ablation, the plan whose pre-training and fine-tuning it takes; only where this one evaluates."""
+        """By ablation, the plan of its pre-training and fine-tuning; only where this plan evaluates."""
         asked = self.config.evaluate.ablation if "evaluate" in self.names else ()
         found: dict[str, Plan] = {}
         for name in asked:
@@ -180,7 +188,7 @@ class Plan:
         return found
 
     def _ablated(self, own: Mapping[str, Node]) -> dict[str, Node]:
-        """The stages that the ablations add to some that there are; equal ones are the same."""
+        """The nodes that the ablations add to the plan's own; equal stages are not trained twice."""
         known, found = {node.key for node in own.values()}, {}
         for ablation, plan in self.ablations.items():
             for stage in ("pretrain", "finetune"):
@@ -203,15 +211,15 @@ class Plan:
 
     @cached_property
     def classifiers(self) -> dict[str, Folder]:
-        """What is evaluated, in the order of the report; the plan's result last."""
-        trained = [name for name, node in self.nodes.items() if node.stage in FINETUNED]
-        places = {"cnn": 0, "finetune": 2}  # the ablations between baseline and result
-        places |= {turn_of(name)[0]: 3 + number for number, name in enumerate(self.learners)}
+        """The classifiers to evaluate, in the order of the report: baselines, ablations, fine-tuned, result last."""
+        trained = [name for name, node in self.nodes.items() if node.stage in CLASSIFIERS]
+        learners = [turn_of(name)[0] for name in self.learners]
+        places = {"cnn": 0, "finetune": 2} | {stage: 3 + number for number, stage in enumerate(learners)}
         trained.sort(key=lambda name: (places.get(turn_of(name)[0], 1), turn_of(name)[1]))
         return {name: self.nodes[name].artifact for name in trained}
 
     def _exists(self, name: str, artifact: Folder) -> bool:
-        """Whether what a finished stage refers to is there too: the shards of a store, a model in the registry."""
+        """Whether a finished stage's references exist too: the shards of a store, a model in the registry."""
         if name != "prepare":
             return self._in_registry(name)
         if self.config.data.verify:
@@ -223,7 +231,7 @@ class Plan:
         return all_exist(self.shards, manifest)
 
     def _in_registry(self, name: str) -> bool:
-        """False for a model that was registered in a local registry which is gone."""
+        """False for a model whose local registry was removed."""
         return name != "register" or self.config.tracking.uri is not None or self.storage.exists(REGISTRY)
 
     @cached_property
@@ -240,16 +248,16 @@ class Plan:
     @property
     def job(self) -> str:
         """The name of the job that runs it."""
-        return "pipeline" if self.target == "register" else self.target
+        return STAGES[self.target].job or self.target
 
     @property
     def to_do(self) -> list[str]:
-        """The stages that have to run."""
+        """The nodes that have to run."""
         return [name for name, node in self.nodes.items() if not node.reused]
 
     @cached_property
     def store(self) -> FeatureStore:
-        """What the plan reads clips from (once it stands): the feature store, or the audio itself."""
+        """The clips as training reads them, once prepared: the feature store, or a stream from the audio."""
         prepared, data = self.nodes["prepare"].artifact, self.config.data
         if data.store == "none":
             return StreamedClips(prepared, self.shards, data.file_timeout)
@@ -257,15 +265,15 @@ class Plan:
 
     @property
     def shards(self) -> Folder:
-        """Where the shards of `prepare` lie."""
+        """The folder of the shards of `prepare`."""
         return self.storage / (SHARDS if self.config.data.store == "parquet" else CHECKED)
 
     def rows(self, splits: Sequence[str]) -> pa.Table:
-        """Clips of some splits; "test" stands for all that begin with it."""
+        """Clips of some splits; "test" means all whose names begin with it."""
         return clips_of(self.clips, splits)
 
     def start(self, name: str) -> Folder | None:
-        """What a training stage takes its encoder's first weights from, if they aren't random."""
+        """The weights that a training stage's encoder starts from; None for random ones."""
         section = "pretrain" if name == "pretrain" else "finetune"
         if name == "cnn":
             return None
@@ -275,39 +283,44 @@ class Plan:
 
     def spec(self, name: str) -> StageSpec:
         """A training stage as its workers get it."""
-        node = self.nodes
-        stage, turn = turn_of(name)
+        node = self.nodes[name]
         if (plan := self.plan_of(name)) is not self:
-            return replace(plan.spec(node[name].stage), name=name, repeats=node[name].stage)
-        kinds: dict[str, Kind] = {"pretrain": "pretrain", "consistency": "consistency"}
-        kind = kinds.get(name, "finetune")
-        responses = self.keys.responses["finetune" if kind == "consistency" else kind]
-        strong = self.keys.responses["consistency"] if kind == "consistency" else None
-        taught = kind == "consistency" and self.config.consistency.start == "finetune"
+            return replace(plan.spec(node.stage), name=name, repeats=node.stage)
+        kind = STAGES[node.stage].kind
+        assert kind is not None, f"{name} trains nothing"
+        from_teacher = self.continues(name) or (kind == "consistency" and self.config.consistency.start == "finetune")
         return StageSpec(
             name=name,
             kind=kind,
             config=self.config,
-            artifact=node[name].artifact,
+            artifact=node.artifact,
             store=self.store,
-            encoder=None if taught or self.continues(name) else self.start(name),
-            classifier=node[teacher_of(name)].artifact if taught or self.continues(name) else None,
-            pseudo_labels=node[round_name("pseudo_label", turn)].artifact if stage == "student" else None,
-            cnn=self.config.evaluate.cnn if name == "cnn" else None,
-            pace=node["finetune"].artifact if name == "cnn" else None,
-            responses=None if responses is None else responses.offsets,
-            strong_responses=None if strong is None else strong.offsets,
+            encoder=None if from_teacher else self.start(name),
+            classifier=self.nodes[teacher_of(name)].artifact if from_teacher else None,
+            responses=self.keys.offsets("pretrain" if kind == "pretrain" else "finetune"),
+            **self._own_inputs(name),
         )
+
+    def _own_inputs(self, name: str) -> dict[str, Any]:
+        """The fields of a specification that single stages have."""
+        stage, turn = turn_of(name)
+        if stage == "cnn":
+            return {"cnn": self.config.evaluate.cnn, "time_budget": self.nodes["finetune"].artifact}
+        if stage == "student":
+            return {"pseudo_labels": self.nodes[round_name("pseudo_label", turn)].artifact}
+        if stage == "consistency":
+            return {"strong_responses": self.keys.offsets("consistency")}
+        return {}
 
 
 def ablated(config: Config, name: Ablation) -> Config:
-    """The same run with another start of its fine-tuning; everything else, its seed too, stays."""
+    """The same run with another start of its fine-tuning; all else, its seed too, is the same."""
     train, tune = config.pretrain, config.finetune
     if name in ("pool", "pool_train"):
         train, tune = replace(train, pool_only=name == "pool"), replace(tune, init_from=None)
     else:
         start = RANDOM if name == "scratch" else config.evaluate.supervised_from
         train, tune = replace(train, init_from=None), replace(tune, init_from=start)
-    # the ablated run is a run of its own, which asks for none
+    # the ablated run has no ablations of its own
     evaluate = replace(config.evaluate, ablation=(), supervised_from=None)
     return replace(config, pretrain=train, finetune=tune, evaluate=evaluate)

@@ -18,7 +18,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from raymae.cluster.connect import start_ray
-from raymae.cluster.pools import torch_device
+from raymae.cluster.pools import torch_device, uses_gpu
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
 from raymae.serving.predict import find_classifier
 from raymae.storage.folder import Folder
@@ -93,8 +93,7 @@ def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) ->
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config=quiet,
     )
-    cluster = ray.cluster_resources()
-    gpu = bool(cluster.get("GPU")) and compute.use_gpu is not False
+    gpu = uses_gpu(compute, ray.cluster_resources().get("GPU", 0), fallback=True)
     cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
     deployment = serve.deployment(
         num_replicas=settings.replicas,

@@ -1,15 +1,15 @@
-"""Which clip is trained on when: a pure function of the seed and the position, the same for any number of workers.
+"""The order of training clips: a pure function of the seed and the position, the same for any number of workers.
 
 The run is one long stream of rows: epoch after epoch, each a fresh permutation of all rows. A *micro-batch* is
 `micro_batch_size` consecutive rows of the stream, a *step* `slots = global / micro` micro-batches, one per slot.
 A *window*, the unit that is read and sent, holds the micro-batches of one slot for `window_steps` steps; a *round* is
-the windows of all slots for the same steps. Window k belongs to slot k mod slots and is given to rank k mod W, so W
-workers (W divides slots) each get whole windows, take slots rank, rank + W, … of every step, and see the same
-micro-batches as one worker does. Going on from step s means to start with the round that holds s.
+the windows of all slots for the same steps. Window k belongs to slot k mod slots and goes to rank k mod W, so W
+workers (W divides slots) each get whole windows, take slots rank, rank + W, … of every step, and together get the same
+micro-batches as a single worker. A run that resumes at step s starts with the round that holds s.
 
-Nothing is stored: the permutation is a Feistel network, so that any part of a stream over 10^9 rows costs its own
-length only. Runs of `chunk` neighbouring rows stay together in the stream and are shuffled within their window, so
-that a read touches few pieces of the store.
+Nothing is stored: the permutation is a Feistel network, so the cost of any part of a stream over 10^9 rows depends on
+its own length only. Runs of `chunk` neighbouring rows stay together in the stream and are shuffled within their window,
+so that a read touches few pieces of the store.
 
 What that costs in randomness, for batches of 64 from a store in which every 50 neighbours come from one recording, as
 one micro-batch of 64 / as four of 16; a `DataLoader` with shuffle=True draws a full permutation:
@@ -22,11 +22,11 @@ one micro-batch of 64 / as four of 16; a `DataLoader` with shuffle=True draws a 
     8                 17 / 43       4.2 / 1.8          1.8 / 0.28 %             7,750     3,200
     32                6 / 22        13 / 3.8           8.0 / 0.6 %              8,700     3,600
 
-The spread is the variance from batch to batch, in units of a full permutation's: a batch of 64 with spread 4.2 tells
-as much of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (micro_batch_size - 1) / 127 as long
-as a chunk lies within one recording, and 1 where neighbours have nothing in common. Chunks of 1 are a full
-permutation; they read whole row groups of 4 for a row each, on object storage with a request for each. Reads: clips
-of 640 x 256, one process, one window after the other.
+The spread is the variance from batch to batch, in units of a full permutation's: a batch of 64 with spread 4.2 is as
+representative of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (micro_batch_size - 1) / 127
+as long as a chunk lies within one recording, and 1 if neighbours have nothing in common. Chunks of 1 are a full
+permutation; they read a whole row group of 4 for each row, on object storage with a request each. Reads: clips of
+640 x 256, one process, one window after the other.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _hash(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
 
 
 def permute(index: Rows, n: int, key: int) -> Rows:
-    """Where the random permutation of 0 … n-1 that `key` names sends each index: a Feistel network, cycle-walked."""
+    """Permute indices below n by the random permutation that `key` selects: a Feistel network with cycle walking."""
     bits = max(1, ceil(((n - 1).bit_length()) / 2))
     low = np.uint64((1 << bits) - 1)
     shift = np.uint64(bits)
@@ -133,7 +133,7 @@ class Order:
         return step // self.window_steps * self.slots
 
     def round_steps(self, window: int) -> range:
-        """The steps that a window serves."""
+        """The steps that a window has micro-batches for."""
         first = window // self.slots * self.window_steps
         return range(first, min(first + self.window_steps, self.steps))
 
@@ -142,7 +142,7 @@ class Order:
         return self.positions(self.round_steps(window), window % self.slots)
 
     def positions(self, steps: range, slot: int) -> Rows:
-        """The same of a slot for the steps of a round."""
+        """Positions in the stream of a slot's rows for the steps of a round, in training order."""
         length = len(steps) * self.micro_batch_size
         start = steps.start * self.global_batch_size + slot * length
         positions = np.arange(start, start + length, dtype=np.int64)
@@ -182,18 +182,17 @@ class Order:
 
 @dataclass(frozen=True)
 class PairedOrder(Order):
-    """Two streams side by side: in each micro-batch rows of all sources but the last, then `ratio` times as many of the
-    last.
+    """Two streams side by side: each micro-batch has rows of all sources but the last, and `ratio` times as many of it.
 
-    The rows of the first stream come exactly as they do where they are alone; epochs and steps are theirs. Batch sizes
-    count both. A position is twice that in the own stream, and 1 more in the second.
+    The rows of the first stream come exactly as in an `Order` of their own, which also sets epochs and steps. Batch
+    sizes count both. A position is twice the position in the row's stream, plus 1 for the second stream.
     """
 
     ratio: int = 1
 
     @cached_property
     def parts(self) -> tuple[Order, Order]:
-        """The order of either stream."""
+        """The orders of the two streams."""
         streams = (self.rows[:-1], self.weights[:-1]), (self.rows[-1:], self.weights[-1:])
         first, second = (
             Order(
@@ -221,11 +220,11 @@ class PairedOrder(Order):
 
     @property
     def window_steps(self) -> int:
-        """Steps of a round: as many as of the first stream alone."""
+        """Steps of a round, as of the first stream alone."""
         return self.parts[0].window_steps
 
     def positions(self, steps: range, slot: int) -> Rows:
-        """Positions of a slot for the steps of a round: of each step the first stream's, then the second's."""
+        """Positions of a slot for the steps of a round: for each step the first stream's, then the second's."""
         both = [
             2 * part.positions(steps, slot).reshape(len(steps), -1) + number for number, part in enumerate(self.parts)
         ]
@@ -241,7 +240,7 @@ class PairedOrder(Order):
 
 
 def sample(rows: Rows, count: int, seed: int) -> Rows:
-    """At most `count` of some rows, chosen by the seed, in ascending order."""
+    """A random sample of at most `count` rows, by the seed, in ascending order."""
     if len(rows) <= count:
         return rows
     return np.sort(rows[permute(np.arange(count), len(rows), seed)])

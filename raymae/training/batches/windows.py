@@ -1,4 +1,4 @@
-"""Windows of the feature store and the micro-batches cut from them. No torch: data workers import this."""
+"""Windows of the feature store and the micro-batches cut from them. Without torch: data workers import this."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """What is read and sent at once: the rows of one slot for the steps of one round."""
+    """The unit that is read and sent: the rows of one slot for the steps of one round."""
 
     positions: Rows
     rows: Rows
@@ -35,7 +35,7 @@ class Window:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: `index` is its place in the run, which keys every random draw."""
+    """The clips of one forward pass; `index`, the micro-batch's number in the run, keys every random draw."""
 
     index: int
     rows: Rows
@@ -45,11 +45,11 @@ class MicroBatch:
     def to_torch(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mels (B, T, F) float32 and valid frames (B,) int64 on a device.
 
-        To a GPU from pinned memory, so that nothing waits: the copy queues behind the step before it.
+        Copied to a GPU from pinned memory, asynchronously: the copy queues behind the previous step.
         """
         import torch
 
-        with warnings.catch_warnings():  # features are read-only, in shared memory: what is returned is a copy
+        with warnings.catch_warnings():  # features are read-only, in shared memory; a copy is returned
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             log_mel, valid_frames = torch.from_numpy(self.log_mel), torch.tensor(self.valid_frames)
         if device.type == "cuda":
@@ -57,10 +57,10 @@ class MicroBatch:
         return log_mel.to(device, non_blocking=True).float(), valid_frames.to(device, non_blocking=True).long()
 
     def fingerprint(self, clip_ids: pa.LargeStringArray) -> int:
-        """64 bits that name the batch's place in the run and its clips, in their order, by the store's `clip_ids`.
+        """A 64-bit hash of the batch's index and its clips, in their order, by the store's `clip_ids`.
 
-        Sums modulo 2^64 of such fingerprints are the same for the same batches, whoever saw which of them. Takes 8 µs
-        for 64 clips, whatever the size of the store.
+        The sum modulo 2^64 over the same batches is the same however workers share them. Takes 8 µs for 64 clips,
+        whatever the size of the store.
         """
         names = "\n".join(clip_ids.take(pa.array(self.rows)).to_pylist())
         return mix(self.index, zlib.crc32(names.encode()))
@@ -74,7 +74,7 @@ def read_window(store: FeatureStore, order: Order, number: int) -> Window:
 
 
 def rank_slots(order: Order, rank: int, world_size: int) -> range:
-    """The slots of a step that are a rank's; an error if there is no equal share for each."""
+    """The slots of a step that belong to a rank; ValueError if the slots can't be shared equally."""
     if order.slots % world_size:
         raise ValueError(
             f"global_batch_size / micro_batch_size = {order.slots} must be a multiple of the {world_size} workers"
@@ -85,19 +85,19 @@ def rank_slots(order: Order, rank: int, world_size: int) -> range:
 def micro_batches(
     order: Order, windows: Iterator[Window], rank: int, world_size: int, step: int
 ) -> Iterator[MicroBatch]:
-    """Cut a rank's windows, from the round of `step` on, into micro-batches; checks that none is out of place."""
+    """Cut a rank's windows, from the round of `step` on, into micro-batches; RuntimeError if one is out of order."""
     slots = rank_slots(order, rank, world_size)
     size = order.micro_batch_size
     while step < order.steps:
         first = order.first_window(step)
         steps = order.round_steps(first)
-        mine = [next(windows) for _ in slots]
-        for slot, window in zip(slots, mine, strict=True):
+        own = [next(windows) for _ in slots]
+        for slot, window in zip(slots, own, strict=True):
             if not np.array_equal(window.positions, order.window_positions(first + slot)):
                 raise RuntimeError(f"window {first + slot} arrived out of order at rank {rank}")
         while step < steps.stop:
             part = slice((step - steps.start) * size, (step - steps.start + 1) * size)
-            for slot, window in zip(slots, mine, strict=True):
+            for slot, window in zip(slots, own, strict=True):
                 yield MicroBatch(
                     step * order.slots + slot, window.rows[part], window.log_mel[part], window.valid_frames[part]
                 )
@@ -124,7 +124,7 @@ def ahead(items: Iterator[Window], depth: int) -> Iterator[Window]:
                 if not put(item):
                     return
             put(None)
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # passed to the consumer, which raises it
             put(error)
 
     threading.Thread(target=work, daemon=True).start()

@@ -1,7 +1,7 @@
 """The end of a job's time: `--max-hours`, counted from the start of the driver as a queue counts its slot.
 
-Training ends at a commit, other stages at a piece of work that stands; the same command goes on from there. No part of
-any key: when a job has to pause changes no result.
+Training stops at a checkpoint, other stages between pieces of work that are finished; the same command resumes from
+there. Not part of any key: pausing changes no result.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 
 EXIT_STATUS = 75
-"""Of a job whose time is up and whose command should be given again; EX_TEMPFAIL."""
+"""Of a job whose time is up and whose command should be run again; EX_TEMPFAIL."""
 MARGIN_SECONDS = 60.0
 MARGIN_SHARE = 0.02
 
 
 class TimeIsUpError(Exception):
-    """The job's time is over and there is work left."""
+    """The job's time is up and there is work left."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Deadline:
 
     @property
     def end(self) -> float:
-        """Unix time at which work stops: a minute or 2 % early, the smaller, for the last commit and Ray's end."""
+        """Unix time at which work stops: a minute or 2 % early, the smaller, for the last checkpoint and Ray's exit."""
         if self.max_hours is None:
             return float("inf")
         seconds = 3600 * self.max_hours
@@ -40,11 +40,11 @@ class Deadline:
         return time.time() >= self.end
 
     def error(self, where: str) -> TimeIsUpError:
-        """What to raise where the work stands when the time is over."""
-        return TimeIsUpError(f"--max-hours {self.max_hours} are over {where}; the same command goes on from there")
+        """The error of a job that stops at `where`, such as "before prepare"."""
+        return TimeIsUpError(f"--max-hours {self.max_hours} are over {where}; the same command resumes from there")
 
     def check(self, where: str) -> None:
-        """Raise `error` once the time is over."""
+        """Raise `error` once the time is up."""
         if self.is_over():
             raise self.error(where)
 

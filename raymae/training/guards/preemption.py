@@ -1,33 +1,38 @@
-"""A node of the training workers that is about to be taken away: commit at once, and leave in time."""
+"""React to a node of the training workers that is about to be taken away: checkpoint at once, and leave in time."""
 
 from __future__ import annotations
 
 import time
 
-LOOK_SECONDS = 2.0
-"""Between two looks, which all ranks take together."""
+from raymae.training.interval import Interval
+
+POLL_SECONDS = 2.0
+"""Between two polls, which all ranks take part in."""
 MARGIN_SECONDS = 8.0
-"""Between the last commit and the node's end: for a step, and for Ray to end the workers."""
+"""Between the last checkpoint and the node's end: for a step, and for Ray to end the workers."""
 
 
 class Preemption:
-    """When to look for an announcement, and what to do about it."""
+    """When to poll for an announcement, and what to do about it."""
 
     def __init__(self) -> None:
-        self._looked = time.monotonic()
-        self._told = False
+        self.interval = Interval(POLL_SECONDS)
+        self._announced = False
 
     def due(self) -> bool:
-        """Whether it is time to look."""
-        return time.monotonic() - self._looked > LOOK_SECONDS
+        """Whether it is time to poll."""
+        return self.interval.is_over()
 
-    def look(self, end: float | None, commit_seconds: float) -> tuple[bool, bool]:
-        """Whether to commit now, and whether to stop there.
+    def poll(self, end: float | None, commit_seconds: float) -> tuple[bool, bool]:
+        """Whether to write a checkpoint now, and whether to stop after it.
 
-        `end` is the Unix time at which the node goes: None while nothing is announced, infinity where it isn't known.
-        The announcement itself is worth a commit, since nodes may go earlier than they say.
+        The announcement itself triggers a checkpoint, since nodes may go earlier than announced.
+
+        Args:
+            end: Unix time at which the node goes: None while nothing is announced, infinity where it isn't known.
+            commit_seconds: how long the last checkpoint stopped the training for.
         """
-        self._looked = time.monotonic()
-        first, self._told = end is not None and not self._told, self._told or end is not None
-        last = end is not None and time.time() > end - MARGIN_SECONDS - LOOK_SECONDS - 2 * commit_seconds
+        self.interval.restart()
+        first, self._announced = end is not None and not self._announced, self._announced or end is not None
+        last = end is not None and time.time() > end - MARGIN_SECONDS - POLL_SECONDS - 2 * commit_seconds
         return first or last, last

@@ -1,7 +1,7 @@
-"""Ends a training process that makes no step any more, with the stacks of all its threads.
+"""End a training process that makes no more steps, and keep the stacks of its threads; records of hangs and failures.
 
-A hang is worse than a crash: nothing restarts it, and on a cluster every worker waits for the one that hangs. The
-process that ends is started again by Ray Train, and goes on from the last commit.
+A hang is worse than a crash: nothing restarts it, and on a cluster every worker waits for the one that hangs. Ray Train
+restarts the process that was ended, and it resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ STACKS, FAILURES = "stacks", "failures"
 EXIT_STATUS = 70
 """Of a process that hung; EX_SOFTWARE."""
 GRACE_SECONDS = 5.0
-"""Between the dump and the end: the workers that wait for the one that hangs dump theirs meanwhile."""
+"""Between the dump and the end: meanwhile the workers that wait for the one that hangs dump their stacks."""
 FIRST_STEP = 3
-"""How many times as long the first step may take: it waits for data workers to start, and for the compiler."""
+"""How many times as long the first step may take: it waits for data workers to start and for the compiler."""
 LAST_RESORT_SECONDS = 60.0
-"""Without the interpreter's lock, or with a storage that hangs too, the C watchdog ends the process this much later."""
+"""How much later the C watchdog ends the process, if C code keeps the interpreter's lock or the storage hangs too."""
 
 
 class Watchdog:
-    """While the block runs, `beat` has to be called at least every `seconds`; `FIRST_STEP` times that at the start.
+    """Ends the process if `beat` isn't called at least every `seconds` while the block runs.
 
-    Where it is not, the stacks go to `<artifact>/stacks/rank-<rank>-<step>.txt` and to the log, and the process ends
-    with `EXIT_STATUS`, whatever its main thread does: C code that gave up the interpreter's lock stops nothing here.
-    C code that keeps the lock is ended by `faulthandler`, whose stacks go to standard error alone.
+    The first step may take `FIRST_STEP` times as long. The stacks are then written to
+    `<artifact>/stacks/rank-<rank>-<step>.txt` and to the log, and the process ends with `EXIT_STATUS`, even while its
+    main thread is in C code that released the interpreter's lock. C code that keeps the lock is ended by
+    `faulthandler`, which writes the stacks to standard error alone.
     """
 
     def __init__(self, artifact: Folder, rank: int, seconds: float) -> None:
@@ -60,11 +61,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def begin(self, step: int) -> None:
-        """The process is about to make its first step, the one after `step`."""
+        """Call before the first step, the one after `step`."""
         self._step, self._last = step, time.monotonic()
 
     def beat(self, step: int) -> None:
-        """The process is alive and has just made a step, the `step`th."""
+        """Call after each step with its number."""
         self._step, self._last, self._first = step, time.monotonic(), False
         if self._last > self._armed + 1:
             self._arm()
@@ -94,38 +95,38 @@ class Watchdog:
 
 
 def all_stacks() -> str:
-    """Where every thread of this process stands, most recent call last."""
+    """The stack of every thread of this process, most recent call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
-        f"{names.get(ident, 'a thread not of Python')}:\n{''.join(traceback.format_stack(frame))}"
+        f"{names.get(ident, 'a non-Python thread')}:\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in sys._current_frames().items()
     )
 
 
 def hangs(artifacts: list[Folder]) -> set[str]:
-    """A line for every hang that left its stacks in some stages' folders."""
+    """A line for every hang whose stacks are in these stages' folders."""
     return {hang(artifact, name) for artifact in artifacts for name in (artifact / STACKS).names()}
 
 
 def hang(artifact: Folder, name: str) -> str:
-    """What there is to tell of the hang whose stacks a file holds."""
+    """A line for the hang whose stacks are in the file `name`."""
     rank, step = map(int, re.findall(r"\d+", name))
     return f"rank {rank} hung after step {step}; the stacks of its threads: {redact(artifact.url)}/{STACKS}/{name}"
 
 
 def write_failure(artifact: Folder, errors: Mapping[int, Exception]) -> None:
-    """Keep beside a stage why its workers failed: by rank, the kind of the error and its first line."""
-    said = []
+    """Record in a stage's folder why its workers failed: by rank, the type of the error and its first line."""
+    parts = []
     for rank, error in sorted(errors.items()):
         lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()] or [""]
-        said.append(f"rank {rank}: {type(error).__name__}: {lines[0][:300]}")
-    artifact.write_bytes(f"{FAILURES}/{time.time_ns():020d}.txt", "; ".join(said).encode())
+        parts.append(f"rank {rank}: {type(error).__name__}: {lines[0][:300]}")
+    artifact.write_bytes(f"{FAILURES}/{time.time_ns():020d}.txt", "; ".join(parts).encode())
 
 
 def failures(artifacts: list[Folder]) -> set[str]:
-    """A line for every failure of the workers of some stages."""
+    """A line for every failure of these stages' workers."""
     return {
-        f"the workers failed and are started again while compute.max_failures allows: "
+        f"the workers failed; they are restarted at most compute.max_failures times: "
         f"{(artifact / FAILURES).read_bytes(name).decode()} ({name.removesuffix('.txt')})"
         for artifact in artifacts
         for name in (artifact / FAILURES).names()
@@ -133,5 +134,5 @@ def failures(artifacts: list[Folder]) -> set[str]:
 
 
 def hang_error(failure: str, lines: set[str]) -> TimeoutError | None:
-    """The error of a training whose last worker died without an exception of its own, after these hangs."""
+    """The error of a training whose last worker died without an exception, from the new hangs; None without any."""
     return TimeoutError("; ".join(sorted(lines))) if lines and "died" in failure else None

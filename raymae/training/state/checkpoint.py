@@ -1,7 +1,7 @@
-"""Commits of a training run: `<artifact>/commits/<step>/`, which count once their `commit.json` stands.
+"""Checkpoints of a training run: `<artifact>/commits/<step>/`, complete once their `commit.json` exists.
 
 Tensors are safetensors, everything else JSON; nothing is unpickled. No random state is stored: every draw is keyed by
-its place in the run (`raymae.training.trainer`). Writing happens in the background, on copies.
+its index in the run (`raymae.training.trainer`). Checkpoints are written in the background, from copies.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from raymae.training.parallel import full, like
 
 log = logging.getLogger(__name__)
 
+Commit = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
+"""A checkpoint: its tensors by part ("model", "optimizer", "ema", "best") and its state."""
+
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's moments as named tensors (the groups' settings follow from the configuration)."""
@@ -36,7 +39,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give the moments back, sharded as the weights are."""
+    """Load packed moments into an optimiser, sharded as its weights are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -45,8 +48,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by part ("model", "optimizer", "ema") and the state of a commit."""
+def load_commit(artifact: Folder, step: int) -> Commit:
+    """Load a checkpoint; ValueError if a file of it is damaged or an earlier version wrote it."""
     folder, state = artifact / COMMITS / f"{step:09d}", read_commit(artifact, step)
     parts = {}
     for part in state["parts"]:
@@ -58,14 +61,14 @@ def load_commit(artifact: Folder, step: int) -> tuple[dict[str, dict[str, Tensor
 
 
 def send_shards(parts: dict[str, dict[str, Tensor]]) -> None:
-    """Take part in the commit of the rank that writes it."""
+    """Take part in a checkpoint that rank 0 writes: gather its sharded tensors."""
     for tensors in parts.values():
         for value in tensors.values():
             full(value.detach())
 
 
 class Committer:
-    """Writes commits of one artifact in the background and keeps the newest `keep` of them."""
+    """Writes checkpoints of one artifact in the background and keeps the newest `keep` of them."""
 
     def __init__(self, artifact: Folder, keep: int) -> None:
         self.folder, self.keep = artifact / COMMITS, keep
@@ -73,10 +76,11 @@ class Committer:
         self._pending: Future[None] | None = None
 
     def commit(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Copy the tensors and write them in the background; waits for (and raises the error of) the commit before.
+        """Copy the tensors and write them in the background.
 
-        The state is copied too: the training goes on counting while the tensors are being written. Of sharded tensors
-        all is written: the other ranks have to call `send_shards` meanwhile.
+        Waits for the previous checkpoint first, and raises its error. The state is copied too: training keeps counting
+        while the tensors are being written. Sharded tensors are gathered: the other ranks have to call `send_shards`
+        meanwhile.
         """
         self.wait()
         copies = {
@@ -86,7 +90,7 @@ class Committer:
         self._pending = self._thread.submit(self._write, step, copies, deepcopy(state))
 
     def wait(self) -> None:
-        """Wait until the last commit stands."""
+        """Wait until the last checkpoint is written."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -99,16 +103,16 @@ class Committer:
                 folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
             folder.write_json("commit.json", {"format": COMMIT_FORMAT, "step": step, "parts": list(parts), **state})
         except StorageFullError:
-            self.folder.remove(f"{step:09d}")  # half a commit would take the room that the next one needs
+            self.folder.remove(f"{step:09d}")  # half a checkpoint would take the room that the next one needs
             raise
-        log.debug("commit at step %d stands after %.1f s", step, time.perf_counter() - started)
+        log.debug("checkpoint at step %d written in %.1f s", step, time.perf_counter() - started)
         names = self.folder.names()
         finished = [name for name in names if (self.folder / name).exists("commit.json")]
-        for name in set(names).difference(finished[-self.keep :]):  # also what killed workers left half written
+        for name in set(names).difference(finished[-self.keep :]):  # also half-written ones of killed workers
             self.folder.remove(name)
 
     def clear(self) -> None:
-        """Remove all commits: the run is finished and its result written."""
+        """Remove all checkpoints, once the run is finished and its result written."""
         self.wait()
         for name in self.folder.names():
             self.folder.remove(name)

@@ -1,16 +1,16 @@
-"""When a training run validates and when it commits."""
+"""When a training run validates and when it writes a checkpoint."""
 
 from __future__ import annotations
 
-import time
-
 from raymae.config import TrainConfig
 from raymae.training.batches.order import Order
+from raymae.training.interval import Interval
 
 VALIDATIONS = 10
 EPOCH_COMMIT_SECONDS = 15.0
+"""Least seconds between two checkpoints at ends of epochs."""
 COST_SHARE = 0.02
-"""Largest share of the time that commits at ends of epochs may stop the training for."""
+"""Largest share of the time that checkpoints at ends of epochs may stop the training for."""
 
 
 def is_mark(before: float, after: float) -> bool:
@@ -19,23 +19,19 @@ def is_mark(before: float, after: float) -> bool:
 
 
 class CommitSchedule:
-    """Says when a commit is due: the interval is over, or an epoch has ended that was worth keeping."""
+    """When a checkpoint is due: after `commit_minutes`, and at ends of epochs while the checkpoints are cheap."""
 
     def __init__(self, config: TrainConfig, order: Order) -> None:
-        self.interval, self.batch, self.rows = (
-            60 * config.commit_minutes,
-            config.global_batch_size,
-            order.rows_per_epoch,
-        )
-        self._last, self.cost = time.monotonic(), 0.0
+        self.batch, self.rows = config.global_batch_size, order.rows_per_epoch
+        self.interval, self.cost = Interval(60 * config.commit_minutes), 0.0
 
     def due(self, step: int) -> bool:
-        """Whether to commit after this step."""
-        seconds = time.monotonic() - self._last
+        """Whether to write a checkpoint after this step."""
         epoch_ended = step * self.batch // self.rows > (step - 1) * self.batch // self.rows
-        worth = max(EPOCH_COMMIT_SECONDS, self.cost / COST_SHARE)
-        return seconds > self.interval or (epoch_ended and seconds > worth)
+        least = max(EPOCH_COMMIT_SECONDS, self.cost / COST_SHARE)
+        return self.interval.is_over() or (epoch_ended and self.interval.elapsed() > least)
 
     def committed(self, cost: float) -> None:
-        """A commit was made and stopped the training for `cost` seconds."""
-        self._last, self.cost = time.monotonic(), cost
+        """Note a checkpoint that stopped the training for `cost` seconds."""
+        self.interval.restart()
+        self.cost = cost

@@ -1,4 +1,4 @@
-"""What a commit says of itself beside its tensors, whether a stage may go on from it, and the code that it came of."""
+"""What a checkpoint was trained on, whether a stage may resume from it, and the git commit of the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def provenance(spec: StageSpec) -> dict[str, Any]:
 
 
 def trained_clips(spec: StageSpec) -> dict[str, Any]:
-    """How many clips a stage is trained on, and 16 digits that name them, their labels and their order."""
+    """The number of clips that a stage is trained on, and a fingerprint (16 digits) of them, their labels and order."""
     columns: dict[str, Any] = {}
     if spec.kind != "pretrain":
         rows, targets = labelled_rows(spec)
@@ -43,11 +43,11 @@ def trained_clips(spec: StageSpec) -> dict[str, Any]:
 
 
 def check_commit(spec: StageSpec) -> None:
-    """ValueError where the newest commit of a stage was trained on other clips than there are now.
+    """Raise ValueError if the newest checkpoint of a stage was trained on other clips than there are now.
 
-    The key of a stage names the clips that were asked for. What is kept of them can change: a file that could not be
-    read, and was quarantined, comes back. The order is drawn over the clips, so going on would show some of them twice
-    and others never, and the run would be one that nobody can repeat.
+    The key of a stage names the clips of the clip table. Which of them are in the store can change: a file that could
+    not be read, and was quarantined, may be readable again. The order is drawn over the clips, so a resumed run would
+    train on some of them twice and on others never, and could not be reproduced.
     """
     step = latest_step(spec.artifact)
     if step is None:
@@ -55,17 +55,17 @@ def check_commit(spec: StageSpec) -> None:
     then, now = read_commit(spec.artifact, step)["clips"], trained_clips(spec)
     if then != now:
         raise ValueError(
-            f"{spec.name} can't go on from step {step}: it was trained on {then['count']} clips (fingerprint "
-            f"{then['fingerprint']}), and now there are {now['count']} ({now['fingerprint']}), because quarantined "
-            "files came back or others went. Bring the old state of the files back, or remove "
+            f"{spec.name} can't resume from step {step}: it was trained on {then['count']} clips (fingerprint "
+            f"{then['fingerprint']}), and now there are {now['count']} ({now['fingerprint']}), because "
+            "quarantined files are readable again or others are gone. Restore the files, or remove "
             f"{redact(spec.artifact.url)}/{COMMITS} to train this stage from its start"
         )
 
 
 def source(folder: Path = Path(__file__).parent) -> dict[str, str]:
-    """The git commit that the code in `folder` came of: git_commit and, with uncommitted changes, git_dirty.
+    """The git commit of the code in `folder`: git_commit and, with uncommitted changes, git_dirty.
 
-    Nothing where there is no git, or where a repository lies around the code that doesn't hold it.
+    Empty without git, and for code inside a repository that doesn't track it.
     """
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What the training loop runs, and what it counts."""
+"""The interface between the training loop and a stage's task, and the loop's counters."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What differs between pre-training and fine-tuning."""
+    """A training task: what differs between pre-training, fine-tuning and consistency training."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The model to train."""
         ...
 
     @property
     def config(self) -> TrainConfig:
-        """The stage's section."""
+        """The stage's section of the configuration."""
         ...
 
     @property
     def max_seconds(self) -> float | None:
-        """Budget of work seconds."""
+        """The time budget in seconds of computing; None to train for the configured epochs."""
         ...
 
     spec: StageSpec
@@ -45,46 +45,46 @@ class Task(Protocol):
     head_steps: int
     selection: Selection
     averaged: nn.Module | None
-    """The average of the weights, in evaluation mode, where the loop keeps one."""
+    """The EMA of the model, in evaluation mode, if the loop keeps one; set by the loop."""
 
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch and what else is worth a line of metrics."""
+        """The loss of a micro-batch and further metrics."""
         ...
 
     def begin(self, device: torch.device) -> None:
-        """Called before the first step of a run that has no commit yet, with the model plain and whole."""
+        """Called before the first step of a run without a checkpoint, with the model plain and unsharded."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The model's parameters for the optimiser; asked for once they are on their device, perhaps sharded."""
+        """The model's parameters in groups for the optimiser; called once they are on their device, perhaps sharded."""
         ...
 
     def after_update(self, share: float) -> None:
-        """Called after each update of the weights with the share of the run that is done."""
+        """Called after each update of the weights with the share of the run that is done, 0 to 1."""
         ...
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Metrics of a plain whole model on the validation split, if there is any; called by every rank."""
+        """Metrics of a plain, unsharded model on the validation split, if there is any; called by every rank."""
         ...
 
     def figures(self, model: nn.Module) -> dict[str, Figure]:
-        """Pictures of what the model can do, by name; called by every rank."""
+        """Figures of the model's outputs, by name; called by every rank."""
         ...
 
     def save(self, model: nn.Module) -> None:
-        """Write what the stage hands on, from a plain whole model; called by rank 0."""
+        """Write the stage's result from a plain, unsharded model; called by rank 0."""
         ...
 
 
 class TrainingError(RuntimeError):
-    """The stage can't go on; the last commit stands."""
+    """The stage can't continue; its last checkpoint is kept."""
 
 
 @dataclass
 class Progress:
-    """What is counted while training; part of every commit."""
+    """The counters of a run; part of every checkpoint."""
 
     step: int = 0
     bad_steps: int = 0
@@ -96,5 +96,5 @@ class Progress:
     trail: int = 0
     """Sum modulo 2^64 of the fingerprints of all micro-batches so far: which clips were trained on, and when."""
     best_metric: float | None = None
-    """Of the weights that are kept as the best, where the stage selects."""
+    """Validation metric of the weights that are kept as the best, if the stage selects."""
     best_step: int = 0

@@ -1,8 +1,9 @@
-"""How much each guess about an unlabelled clip counts in consistency training. Plain torch, on tensors.
+"""Weights of the predictions for unlabelled clips in consistency training: FixMatch, FreeMatch and SoftMatch.
 
-All take the class probabilities (n, C) of the weak views of a micro-batch and return weights (n,) in [0, 1] of the
-surest class of each as the target of its strong view. Running statistics are buffers, which move once a step by all its
-micro-batches (`parallel.StepSums`); the papers, whose step is one batch, count the batch's own clips first.
+All take the class probabilities (n, C) of the weak views of a micro-batch and return weights (n,) in [0, 1]: each
+clip's most probable class is the target of its strong view, with this weight. Running statistics are buffers that are
+updated once a step by all its micro-batches (`parallel.StepSums`); in the papers, where a step is one batch, they
+include the batch's own clips.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class FixMatch(nn.Module):
 class FreeMatch(StepSums):
     """1 where the confidence reaches the threshold of its class, else 0 (Wang et al. 2023).
 
-    The thresholds tau(c) = p(c) / max p * tau ("self-adaptive thresholding") come from running means, which begin at
-    1 / C: tau of the confidences, p of the probabilities. A third, h, of how often a class is the guess, is for the
-    fairness loss.
+    The thresholds tau(c) = p(c) / max p * tau ("self-adaptive thresholding") come from running means, which start
+    at 1 / C: tau of the confidences, p of the probabilities. A third, h, of how often each class is predicted, is for
+    the fairness loss.
     """
 
     tau: Tensor
@@ -57,7 +58,7 @@ class FreeMatch(StepSums):
 
     @property
     def threshold(self) -> Tensor:
-        """The threshold of the class that is sure most often, ()."""
+        """The threshold of the class with the largest p, ()."""
         return self.tau
 
     @property
@@ -68,13 +69,13 @@ class FreeMatch(StepSums):
     @torch.no_grad()
     def forward(self, probabilities: Tensor) -> Tensor:
         """(n, C) -> weights (n,); counts the clips for the next step."""
-        confidence, guess = probabilities.double().max(1)
-        hits = F.one_hot(guess, probabilities.shape[1])
+        confidence, predicted = probabilities.double().max(1)
+        hits = F.one_hot(predicted, probabilities.shape[1])
         count = confidence.new_tensor([len(confidence)])
         self.sums += torch.cat([count, confidence.sum()[None], probabilities.double().sum(0), hits.sum(0)])
-        return (confidence >= self.thresholds[guess]).float()
+        return (confidence >= self.thresholds[predicted]).float()
 
-    def settle(self, sums: Tensor) -> None:
+    def update(self, sums: Tensor) -> None:
         """Move tau, p and h towards the means of a step's clips."""
         number = len(self.classes)
         means = sums[1:] / sums[0].clamp(min=1)
@@ -86,15 +87,16 @@ class FreeMatch(StepSums):
     def fairness(self, logits: Tensor, weights: Tensor) -> Tensor:
         """The self-adaptive fairness loss of the strong views' logits (n, C): sum a log b.
 
-        a = SumNorm(p / h), b = SumNorm(q / k), with the mean prediction q and the guesses k, as shares, of the clips
-        that count. Classes that none of these is taken for have no b, no gradient and no part; 0 where none counts.
+        a = SumNorm(p / h), b = SumNorm(q / k), with the mean probabilities q and the shares k of predicted classes,
+        over the clips with a weight. Classes that are predicted for no such clip are left out, without a gradient; 0
+        if no clip has a weight.
         """
         probabilities = logits.float().softmax(1)
         mean = (weights[:, None] * probabilities).sum(0)
         hits = (weights[:, None] * F.one_hot(probabilities.argmax(1), logits.shape[1])).sum(0)
-        seen = hits > 0
-        even = torch.where(seen, mean / hits.clamp(min=1), 0.0)
-        even = torch.where(seen, even / even.sum().clamp(min=1e-12), 1.0)
+        predicted = hits > 0
+        even = torch.where(predicted, mean / hits.clamp(min=1), 0.0)
+        even = torch.where(predicted, even / even.sum().clamp(min=1e-12), 1.0)
         target = self.classes / self.guesses
         return ((target / target.sum()).to(even.dtype) * even.log()).sum()
 
@@ -102,9 +104,9 @@ class FreeMatch(StepSums):
 class SoftMatch(StepSums):
     """A Gaussian of the confidence below its running mean, 1 above it (Chen et al. 2023).
 
-    The mean begins at 1 / C, the variance at 1. The confidence is that of probabilities divided by their running mean
-    and made to sum to 1 again ("uniform alignment"), so that classes which are guessed often don't crowd out
-    the others; the target of a clip is its surest class without that.
+    The mean starts at 1 / C, the variance at 1. The confidence is that of probabilities divided by their running mean
+    and normalised again ("uniform alignment"), so that often-predicted classes don't crowd out the others; the target
+    of a clip is its most probable class without the alignment.
     """
 
     mean: Tensor
@@ -121,7 +123,7 @@ class SoftMatch(StepSums):
 
     @property
     def threshold(self) -> Tensor:
-        """The confidence from which on a guess has the weight 1, ()."""
+        """The confidence from which on a prediction has the weight 1, ()."""
         return self.mean
 
     @torch.no_grad()
@@ -135,7 +137,7 @@ class SoftMatch(StepSums):
         below = (confidence - self.mean).clamp(max=0)
         return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12))).float()
 
-    def settle(self, sums: Tensor) -> None:
+    def update(self, sums: Tensor) -> None:
         """Move mean, variance (unbiased) and class shares towards those of a step's clips."""
         count, mean = sums[0], sums[1] / sums[0].clamp(min=1)
         variance = (sums[2] - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)

@@ -1,6 +1,6 @@
 """Fine-tuning: a classifier on the labelled clips, and on pseudo-labelled ones.
 
-What depends on whether a clip has one class or several (`finetune.labels`) stands in `LOSSES` and `SCORES`.
+`LOSSES` and `SCORES` hold what differs between single-label and multi-label clips (`finetune.labels`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def single_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tenso
 
 def multi_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Binary cross-entropy of logits (B, C) against targets in [0, 1], averaged over clips and classes, and the share
-    of the clips whose surest class is one of theirs (precision at 1)."""
+    of the clips whose most probable class is one of theirs (precision at 1)."""
     smooth = target * (1 - smoothing) + smoothing / 2
     loss = F.binary_cross_entropy_with_logits(logits.float(), smooth)
     return loss, {"train_precision_at_1": (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean()}
@@ -76,13 +76,13 @@ class FinetuneTask:
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = self.network = self._build()
         self.max_seconds: float | None = None
-        if spec.pace:
-            self.max_seconds = spec.config.evaluate.cnn_seconds or spec.pace.result()["work_seconds"]
+        if spec.time_budget:
+            self.max_seconds = spec.config.evaluate.cnn_seconds or spec.time_budget.result()["work_seconds"]
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size
         self.head_steps = 0 if spec.cnn else round(self.config.head_epochs * per_epoch)
 
     def _build(self) -> AudioClassifier | Cnn:
-        """The classifier with the weights that it starts from."""
+        """The classifier with its initial weights."""
         spec, config = self.spec, self.spec.config
         model = build_classifier(config.audio, config.model, self.config, len(self.class_names), cnn=spec.cnn)
         if spec.classifier:
@@ -93,14 +93,14 @@ class FinetuneTask:
         return model
 
     def begin(self, device: torch.device) -> None:
-        """Let a logistic regression on the untouched encoder set the head, if it is to and none is given."""
-        wanted = self.config.head_init == "logistic" and not self.spec.classifier
-        if wanted and isinstance(self.network, AudioClassifier):
+        """Initialise the head with a logistic regression on the frozen encoder, if `head_init` says so."""
+        logistic = self.config.head_init == "logistic" and not self.spec.classifier
+        if logistic and isinstance(self.network, AudioClassifier):
             rows, _ = labelled_rows(self.spec)
             start_head(self.network.to(device), self.spec, rows, self.targets[rows].toarray(), mix(self.seed, 7))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The model's groups, the head's learning rate scaled."""
+        """The model's parameter groups, the head's learning rate scaled."""
         groups = self.network.parameter_groups(self.config.weight_decay, self.config.layer_decay)
         for group in groups:
             if group["name"].startswith("head"):
@@ -110,7 +110,7 @@ class FinetuneTask:
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of augmented, masked clips."""
+        """The loss of augmented, masked clips, and the accuracy or the precision at 1."""
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
         log_mel, valid_frames = batch.to_torch(device)
         target = torch.from_numpy(self.targets[batch.rows].toarray()).to(device)
@@ -122,7 +122,7 @@ class FinetuneTask:
         return LOSSES[self.config.labels](logits, target, self.config.label_smoothing)
 
     def after_update(self, share: float) -> None:
-        """Nothing follows the weights but the loop's own average."""
+        """Nothing to do: only the loop's EMA follows the weights."""
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
         """Macro accuracy or mAP on the validation split; each clip once over all ranks."""
@@ -130,12 +130,12 @@ class FinetuneTask:
         rows = rows_of(clips, "val", labelled=True)
         if not len(rows):
             return {}
-        mine = rows[session.rank :: session.world_size]
-        guesses = [
+        own = rows[session.rank :: session.world_size]
+        parts = [
             class_probabilities(model, log_mel, valid_frames, self.config, self.audio, session.torch_device)
-            for _, log_mel, valid_frames in iterate(self.spec.store, mine, 64)
+            for _, log_mel, valid_frames in iterate(self.spec.store, own, 64)
         ]
-        found = np.concatenate(guesses) if guesses else np.zeros((0, len(self.class_names)), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, len(self.class_names)), np.float32)
         probabilities = np.empty((len(rows), len(self.class_names)), np.float32)
         for rank, part in enumerate(session.gather(found)):
             probabilities[rank :: session.world_size] = part
@@ -143,7 +143,7 @@ class FinetuneTask:
         return SCORES[self.config.labels](truth, probabilities)
 
     def figures(self, model: nn.Module) -> dict[str, Figure]:
-        """None: its curves say it all."""
+        """No figures beside the learning curves."""
         return {}
 
     def save(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Masked pre-training: the stage around `MODELS`."""
+"""Masked pre-training of the models in `raymae.models.MODELS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.config import to_dict
-from raymae.features.augment import crop_frames, recut, restyle
+from raymae.features.augment import apply_coloration, apply_geometry, crop_frames
 from raymae.inference.embedder import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.models.weights_file import save_weights
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PretrainTask:
-    """Reconstruct the removed patches of every clip of train and pool."""
+    """Reconstruct the masked patches of the clips of train and pool."""
 
     head_steps = 0
     selection = LAST
@@ -51,7 +51,7 @@ class PretrainTask:
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
 
     def begin(self, device: torch.device) -> None:
-        """Nothing to be done: the weights are drawn or given."""
+        """Nothing to do: the weights are initialised already."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of one dimension and the tokens without weight decay."""
@@ -60,16 +60,17 @@ class PretrainTask:
     def training_step(
         self, model: nn.Module, batch: MicroBatch, device: torch.device
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the removed patches, also by source."""
+        """The model's loss on the masked patches, also by source."""
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
         log_mel, valid_frames = batch.to_torch(device)
-        chosen = self.config.augment, self.audio, generator
-        log_mel, valid_frames = recut(log_mel, valid_frames, *chosen)
-        student = restyle(log_mel, valid_frames, *chosen, self.spec.responses)
+        settings = self.config.augment, self.audio, generator
+        log_mel, valid_frames = apply_geometry(log_mel, valid_frames, *settings)
+        student = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
         views = {}
         if self.teacher_view != "same":
-            other = self.teacher_view == "other"
-            views["teacher_view"] = restyle(log_mel, valid_frames, *chosen, self.spec.responses) if other else log_mel
+            views["teacher_view"] = log_mel
+            if self.teacher_view == "other":
+                views["teacher_view"] = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
         output = model(student, valid_frames, generator, **views)
         return output.loss, self._loss_by_source(batch, output.loss_per_clip.detach())
 
@@ -80,16 +81,16 @@ class PretrainTask:
         return {f"loss/{self.source_names[k]}": loss[source == int(k)].mean() for k in self.used_sources}
 
     def after_update(self, share: float) -> None:
-        """Let the model follow its own weights (a teacher does)."""
+        """Update the teacher of a model that has one."""
         self.model.after_update(share)
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Probes of what the encoder has learnt (`raymae.training.tasks.probe_monitor`)."""
-        encoder, seen = cast(MaskedAutoencoder, model).encoder, crop_frames(self.config.augment, self.audio)
-        return monitor(self.spec, make_embedder(encoder, self.audio, self.spec.config.model, seen), session)
+        """Probes of the encoder's embeddings (`raymae.training.tasks.probe_monitor`)."""
+        encoder, length = cast(MaskedAutoencoder, model).encoder, crop_frames(self.config.augment, self.audio)
+        return monitor(self.spec, make_embedder(encoder, self.audio, self.spec.config.model, length), session)
 
     def save(self, model: nn.Module) -> None:
-        """Write the weights, what is needed to build the model, and a picture of what it can do."""
+        """Write the weights, the settings that build the model, and its figures."""
         artifact, config = self.spec.artifact, self.spec.config
         artifact.write_bytes("model.safetensors", save_weights(model))
         settings = {"audio": to_dict(config.audio), "model": to_dict(config.model)}
@@ -99,12 +100,12 @@ class PretrainTask:
             artifact.write_bytes(f"figures/{name}.png", png(figure))
 
     def figures(self, model: nn.Module) -> dict[str, Figure]:
-        """The same clip, always under the same mask."""
+        """The reconstruction of always the same clip, under the same mask."""
         return {"reconstruction": self.reconstruction(model)}
 
     @torch.inference_mode()
     def reconstruction(self, model: nn.Module) -> Figure:
-        """The beginning of the first clip, as long as in training: what the model was shown and what it made of it."""
+        """A figure of the first clip's beginning, as long as in training: input, visible patches and reconstruction."""
         row = self.order.rows[0][:1]
         log_mel, valid_frames = self.spec.store.read(row)
         length = crop_frames(self.config.augment, self.audio)

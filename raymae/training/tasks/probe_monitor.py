@@ -1,15 +1,14 @@
-"""What pre-training is worth while it runs: probes on the embeddings of labelled clips, and their effective rank.
+"""Monitor pre-training: probes on the embeddings of labelled clips, and the effective rank of the embeddings.
 
-The loss says little about the features: it may stand still while they improve, and fall while they collapse.
+The loss says little about the features: it may stagnate while they improve, and fall while they collapse.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.datasets.rows import Rows, class_names, rows_of
+from raymae.datasets.rows import Rows, class_names, group_ids, rows_of
 from raymae.evaluation.probes import ProbeKind, cross_validated, effective_rank, score
 from raymae.features.store import iterate
 from raymae.inference.embedder import Embedder
@@ -24,9 +23,9 @@ BATCH = 64
 def monitor(spec: StageSpec, embedder: Embedder, session: Session) -> dict[str, float]:
     """Macro accuracy of the probes and the effective rank; called by every rank, the same on each.
 
-    With labels in a split val the probes learn from the training split's and are scored there; otherwise they are
+    If split val has labels, the probes are trained on the training split and scored on val; otherwise they are
     cross-validated by group within the training split. Test splits are never read. At most `pretrain.probe_clips` clips
-    of a split are taken. Without labels, or where clips have several classes, there is the effective rank alone.
+    of a split are used. Without labels, or with multi-label clips, only the effective rank is computed.
     """
     count = spec.config.pretrain.probe_clips
     if not count:
@@ -54,9 +53,9 @@ def monitor(spec: StageSpec, embedder: Embedder, session: Session) -> dict[str, 
 
 
 def embed_rows(spec: StageSpec, embedder: Embedder, rows: Rows, session: Session) -> NDArray[np.float32]:
-    """The embeddings (n, E) of some rows; each rank computes its part."""
-    mine = rows[session.rank :: session.world_size]
-    parts = [embedder.clips(log_mel, frames) for _, log_mel, frames in iterate(spec.store, mine, BATCH)]
+    """The embeddings (n, E) of some rows; each rank computes a part."""
+    own = rows[session.rank :: session.world_size]
+    parts = [embedder.clips(log_mel, frames) for _, log_mel, frames in iterate(spec.store, own, BATCH)]
     gathered = session.gather(np.concatenate(parts) if parts else None)
     width = next(part.shape[1] for part in gathered if part is not None)
     found = np.empty((len(rows), width), np.float32)
@@ -67,7 +66,7 @@ def embed_rows(spec: StageSpec, embedder: Embedder, rows: Rows, session: Session
 
 
 def labels_of(spec: StageSpec, rows: Rows) -> Rows:
-    """Class numbers of labelled rows; -1 for a class that the training split doesn't have."""
+    """Class indices of labelled rows; -1 for a class that the training split doesn't have."""
     number = {name: index for index, name in enumerate(class_names(spec.store.clips))}
     labels = spec.store.clips["scene_label"].take(rows).to_pylist()
     return np.array([number.get(label, -1) for label in labels], np.int64)
@@ -76,4 +75,4 @@ def labels_of(spec: StageSpec, rows: Rows) -> Rows:
 def groups_of(spec: StageSpec, rows: Rows) -> NDArray[np.str_]:
     """The group of each row; a clip without one is a group of its own."""
     clips = spec.store.clips.take(rows)
-    return np.array(pc.coalesce(clips["group"], clips["clip_id"]).to_pylist())
+    return np.array(group_ids(clips).to_pylist())

@@ -1,6 +1,7 @@
-"""Which weights a fine-tuning hands on: those of the best validation, or the last ones. No torch, the plan reads it.
+"""Which weights a fine-tuning keeps: those of the best validation or the last. Without torch: the plan reads it too.
 
-Choosing by a small or leaking validation split picks luck, so the choice is made only where the split can carry it.
+A small or leaking validation split would select by chance, so weights are selected only if the split is large enough
+and shares no group with another.
 """
 
 from __future__ import annotations
@@ -15,42 +16,42 @@ import pyarrow.compute as pc
 from raymae.datasets.labels import Labels, label_lists
 
 METRICS = {"single": "val/macro_accuracy", "multi": "val/mAP"}
-"""What the best is the best of, by `finetune.labels`."""
+"""The metric to select by, for each `finetune.labels`."""
 MIN_GROUPS = 20
-"""Fewest groups of each class in val: with fewer, the spread of a recall (0.11 at 0.5) hides any gain of choosing."""
+"""Fewest groups of each class in val: with fewer, the spread of a recall (0.11 at 0.5) hides any gain of selecting."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Whether the best validation's weights are handed on, and why."""
+    """Whether the best validation's weights are kept, and why."""
 
     best: bool
     reason: str
     metric: str = METRICS["single"]
 
 
-LAST = Selection(False, "this stage has no validation metric to choose by")
+LAST = Selection(False, "this stage has no validation metric to select by")
 
 
 def selection(clips: pa.Table, class_names: Sequence[str], labels: Labels = "single") -> Selection:
-    """The choice for a clip table whose clips have one class each, or several."""
+    """The selection for a clip table of single-label or multi-label clips."""
     return replace(_rule(clips, class_names, labels), metric=METRICS[labels])
 
 
 def _rule(clips: pa.Table, class_names: Sequence[str], labels: Labels) -> Selection:
     """The rule, from the columns scene_label, group and split of a clip table.
 
-    The best weights where every class has at least `MIN_GROUPS` groups among the labelled clips of val, every clip of
-    val and train says which group it belongs to, and no group of val occurs in another split; else the last ones.
+    The best weights if every class has at least `MIN_GROUPS` groups among the labelled clips of val, every clip of val
+    and train has a group, and no group of val occurs in another split; else the last weights.
     """
     in_val = pc.equal(clips["split"], "val")
     val = clips.filter(pc.and_(in_val, pc.is_valid(clips["scene_label"])))
     if not len(val):
         return Selection(False, "split val has no labelled clip")
     for split in ("val", "train"):
-        lost = pc.sum(pc.and_(pc.equal(clips["split"], split), pc.is_null(clips["group"]))).as_py()
-        if lost:
-            return Selection(False, f"{lost} clips of split {split} have no group, so that val may not be apart")
+        count = pc.sum(pc.and_(pc.equal(clips["split"], split), pc.is_null(clips["group"]))).as_py()
+        if count:
+            return Selection(False, f"{count} clips of split {split} have no group, so val may share groups with train")
     others = clips.filter(pc.and_(pc.invert(in_val), pc.is_valid(clips["group"])))
     shared = others.filter(pc.is_in(others["group"], value_set=pc.unique(val["group"])))
     if len(shared):
@@ -65,11 +66,11 @@ def _rule(clips: pa.Table, class_names: Sequence[str], labels: Labels) -> Select
     fewest = groups.get(name, 0)
     if fewest < MIN_GROUPS:
         return Selection(False, f"split val has {fewest} groups of {name!r}, fewer than {MIN_GROUPS}")
-    return Selection(True, f"split val has at least {fewest} groups of every class, none of them in another split")
+    return Selection(True, f"split val has at least {fewest} groups of every class and shares none with another split")
 
 
 def described(chosen: Mapping[str, Any]) -> str:
-    """The weights that a stage handed on, in a line, from the "selection" of its `done.json`."""
+    """The weights that a stage kept, in a line, from the "selection" of its `done.json`."""
     score = "" if chosen["value"] is None else f", {chosen['metric']} {chosen['value']:.3f}"
-    kind = "averaged weights" if chosen["averaged"] else "weights"
-    return f"hands on the {chosen['weights']} {kind} (step {chosen['step']}{score}): {chosen['reason']}"
+    kind = "EMA weights" if chosen["averaged"] else "weights"
+    return f"keeps the {chosen['weights']} {kind} (step {chosen['step']}{score}): {chosen['reason']}"
