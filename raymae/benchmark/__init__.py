@@ -1,1 +1,1 @@
-"""raymae against what a user would pick instead: both sides in one run, outputs checked equal first, ratios printed."""
+"""Benchmarks of raymae against common alternatives: both sides in one run, outputs compared first, ratios printed."""

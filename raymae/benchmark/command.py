@@ -1,4 +1,4 @@
-"""The command line of the benchmark: one subcommand per part, and `all`."""
+"""Command line of the benchmark: one subcommand per part, and `all`."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ PARTS: dict[str, type[Part]] = {
     "transfer": Transfer,
     "plan": Plan,
 }
-"""Every part by its name on the command line."""
+"""Subcommand name to part."""
 
 NOT_IN_ALL = ("predict", "loop", "serve", "nodes", "recovery", "train-step", "curves", "frozen", "transfer", "plan")
-"""Parts that take long, need a user's recordings, or measure nothing."""
+"""Parts that `all` leaves out: they take long, need your own recordings, or measure nothing (`plan`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class All:
-    """The parts front-end, prepare and ingest, each in a process of its own; ends with a Markdown table.
+    """Run front-end, prepare and ingest, each in its own process, and print the results as one Markdown table.
 
-    `--json` keys: `parts` (what each part writes), `seconds`, `rows`.
+    `--json` keys: `parts` (the JSON object of each part), `seconds`, `rows`.
     """
 
     json: str | None = None
@@ -83,7 +83,7 @@ class All:
 
 
 def main(doc: str, arguments: list[str] | None = None) -> None:
-    """Run what the command line asks for."""
+    """Parse the command line, run the part, print its result and write its JSON file."""
     stay_local()
     part: Part = tyro.extras.subcommand_cli_from_dict(
         {**PARTS, "all": All}, prog=Path(sys.argv[0]).name, description=doc, args=arguments

@@ -103,7 +103,7 @@ class RaySession:
 
 
 class Failures(ray.train.UserCallback):
-    """Records why a worker group failed, for the driver: only the controller is told."""
+    """Records why a worker group failed, for the driver: only the controller gets the errors."""
 
     def __init__(self, artifacts: list[Folder]) -> None:
         self.artifacts = artifacts

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.config import to_dict
-from raymae.config.stages import turn_of
+from raymae.config.stages import STAGES, turn_of
 from raymae.datasets.labels import Labels, target_matrix
 from raymae.datasets.rows import Rows, class_names, held_out, rows_of
 from raymae.datasets.splits.split_file import split_name
@@ -119,7 +119,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         check_complete(table, store.clips)
         artifact.write_table(f"predictions/{name}.parquet", table)
     embeddings, spent = read_embeddings(plan, rows, reader)
-    result = judge(predictions, names, labels, store.clips) | {
+    result = score_predictions(predictions, names, labels, store.clips) | {
         "split": split_name(config.data.split),
         "note": STAMP if config.data.dataset == "synthetic" else None,
         "train_seconds": seconds,
@@ -133,7 +133,9 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     return result | {"work_seconds": work_seconds + spent}
 
 
-def judge(predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Labels, clips: pa.Table) -> dict[str, Any]:
+def score_predictions(
+    predictions: Mapping[str, pa.Table], names: Sequence[str], labels: Labels, clips: pa.Table
+) -> dict[str, Any]:
     """Score the models' predictions, the last of which are the final model's; `clips` is the whole clip table."""
     trained_on = training_domains(clips)
     metrics = {name: evaluation(table, names, labels, trained_on) for name, table in predictions.items()}
@@ -186,13 +188,6 @@ def predictions_table(clips: pa.Table, probabilities: NDArray[np.float32]) -> pa
     return clips.append_column("probabilities", pa.array(list(probabilities), pa.list_(pa.float32())))
 
 
-STAGES = {
-    "finetune": "fine-tuned",
-    "student": "with pseudo-labels",
-    "consistency": "with consistency training",
-}
-
-
 def readings(plan: Plan) -> dict[str, Reading]:
     """The encoders of a plan's stages by title: random weights, pre-trained (or given), fine-tuned, student.
 
@@ -213,7 +208,7 @@ def readings(plan: Plan) -> dict[str, Reading]:
         }
     for name, node in plan.nodes.items():
         stage, turn = turn_of(name)
-        if stage in STAGES:
-            title = STAGES[stage] + (f", round {turn}" if turn > 1 else "")
+        if stage in STAGES and (title := STAGES[stage].encoder_title):
+            title += f", round {turn}" if turn > 1 else ""
             found[title] = Reading(classifier, node.artifact, config.subtract_band_mean, config.pool)
     return found

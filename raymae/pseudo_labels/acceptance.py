@@ -116,15 +116,15 @@ def reason_text(reason: Reason, found: Acceptance, config: PseudoLabelConfig, th
             return "confidence below the threshold of its class"
         return f"confidence below {threshold:.4f}, the threshold of its class ({config.rule})"
     if reason == "coverage":
-        return f"not among the surest {config.coverage} of its class"
+        return f"not among the most confident {config.coverage} of its class"
     if reason == "max_class_ratio":
         assert found.smallest_class is not None
         return (
-            f"not among the {class_ratio_limit(found.smallest_class, config)} surest of its class, "
+            f"not among the {class_ratio_limit(found.smallest_class, config)} most confident of its class, "
             f"{config.max_class_ratio:g} times the {found.smallest_class} of the smallest (max_class_ratio)"
         )
     kind, limit = ("group", config.max_per_group) if reason == "max_per_group" else ("class", config.max_per_class)
-    return f"not among the {limit} surest of its {kind} ({reason} = {limit})"
+    return f"not among the {limit} most confident of its {kind} ({reason} = {limit})"
 
 
 def class_thresholds(probabilities: Probabilities, config: PseudoLabelConfig) -> Confidence:

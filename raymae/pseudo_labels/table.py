@@ -122,7 +122,7 @@ def summary(found: Round) -> dict[str, Any]:
 def rule_of(config: PseudoLabelConfig) -> str:
     """The rule and its limits, in words."""
     if config.coverage is not None:
-        rule = f"the surest {config.coverage:g} of each guessed class"
+        rule = f"the most confident {config.coverage:g} of each guessed class"
     elif config.rule == "fixed":
         rule = f"confidence of at least {config.confidence_threshold:g}"
     elif config.rule == "flexmatch":

@@ -1,4 +1,4 @@
-"""The CAS 2023 challenge's evaluation CSV, filled in: same rows, order, columns, line ends and byte-order mark."""
+"""Fill in the CAS 2023 challenge's evaluation CSV; rows, order, columns, line ends and byte-order mark stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Submission:
-    """A CSV to be filled in."""
+    """A CSV to fill in."""
 
     path: str
     header: list[str]
@@ -26,23 +26,23 @@ class Submission:
 
     @property
     def names(self) -> list[str]:
-        """What the column filename holds."""
+        """The values of the column filename."""
         column = self.header.index("filename")
         return [row[column] for row in self.rows]
 
     def files(self, paths: Iterable[str]) -> list[str]:
-        """The recording of every row, in order; ValueError names the rows that have none, or two."""
+        """The recording of every row, in order; ValueError names the rows with none or with two."""
         found: dict[str, str] = {}
         for path in paths:
             name = stem(path)
             if name in found and name in self.names:
-                raise ValueError(f"--predict.inputs: {found[name]} and {path} are both of {name!r} in {self.path}")
+                raise ValueError(f"--predict.inputs: {found[name]} and {path} both match {name!r} in {self.path}")
             found[name] = path
         self._refuse([name not in found for name in self.names], "no recording among --predict.inputs")
         return [found[name] for name in self.names]
 
     def filled(self, labels: Sequence[str | None]) -> bytes:
-        """The file with a label for every row, in its order; ValueError names the rows that have none."""
+        """The content of the file with a label for every row, in order; ValueError names the rows without one."""
         self._refuse([not label for label in labels], "a recording that can't be read")
         column = self.header.index("scene_label")
         text = io.StringIO()
@@ -65,12 +65,12 @@ class Submission:
 
 
 def stem(path: str) -> str:
-    """A recording's name as the challenge has it: without folder and ending."""
+    """The challenge's name of a recording: its file name without folder and extension."""
     return PurePosixPath(path.rpartition("::")[0].removeprefix("tar://") or path).stem
 
 
 def read_submission(path: str) -> Submission:
-    """Read the CSV; ValueError for one without the two columns, with ragged rows or with a name twice."""
+    """Read the CSV; ValueError if it misses a column, has ragged rows or has a name twice."""
     try:
         content = Path(path).expanduser().read_bytes()
         text = content.decode("utf-8-sig")
@@ -98,13 +98,13 @@ def read_submission(path: str) -> Submission:
 
 
 def check_classes(card: Mapping[str, object], path: str) -> None:
-    """ValueError for a classifier (its classifier.json) of other classes than the challenge's, or of several a clip."""
+    """ValueError for a classifier (its classifier.json) that is multi-label or has classes not in the challenge."""
     names, finetune = card["class_names"], card["finetune"]
     assert isinstance(names, list)
     assert isinstance(finetune, dict)
     other = [name for name in names if name not in CLASSES]
     if other or finetune.get("labels") == "multi":
         raise ValueError(
-            f"--predict.submission {path}: the classifier is of {', '.join(names)}; the challenge wants one of "
+            f"--predict.submission {path}: the classifier predicts {', '.join(names)}; the challenge wants one of "
             f"{', '.join(CLASSES)} for each clip"
         )

@@ -1,4 +1,4 @@
-"""`jobs/embed.py`: vectors of every clip of a data set from a frozen encoder, in parts that Ray Data actors write."""
+"""`jobs/embed.py`: embeddings of a data set's clips from a frozen encoder, in parts that Ray Data actors write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = ("clip_id", "scene_label", "city", "device", "group", "split")
 
 
 class EmbedRows:
-    """Holds the encoder and embeds a part's rows of the store; built on a worker."""
+    """Embeds the rows of a part of the store with an encoder; built on a worker."""
 
     def __init__(self, store: FeatureStore, encoder: Folder, config: EmbedConfig, threads: int) -> None:
         import torch
@@ -63,15 +63,16 @@ class EmbedRows:
 
 
 def vector_column(values: Any) -> pa.FixedSizeListArray:
-    """(n, E) float32 as a column of n lists."""
+    """Vectors (n, E), float32, as a column of n lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
 def embed_clips(config: Config) -> dict[str, Any]:
-    """Embed every clip of the data set; what stands already of the same result is kept.
+    """Embed every clip of the data set; existing parts of the same result are kept.
 
     Raises:
-        ValueError: no output is named, it holds something else, there is no such encoder, or it has another front end.
+        ValueError: no output is named, the output holds something else, there is no such encoder, or the encoder has
+            another front end.
     """
     from raymae.cluster.connect import start_ray
     from raymae.pipeline.run import run_plan
@@ -95,14 +96,14 @@ def embed_clips(config: Config) -> dict[str, Any]:
     claim(output, to_dict(settings), "--embed.output", "embeddings")
     borders = [*range(0, len(store), PART), len(store)]
     parts = [Part(part_name(start), stop - start, {"start": start, "stop": stop}) for start, stop in pairwise(borders)]
-    standing = set(output.names())
-    lacking = [part for part in parts if part.name not in standing]
+    existing = set(output.names())
+    missing = [part for part in parts if part.name not in existing]
     with tqdm(total=len(store), desc="embed", unit="clip", mininterval=1) as bar:
-        bar.update(len(store) - sum(part.size for part in lacking))
-        if lacking:
+        bar.update(len(store) - sum(part.size for part in missing))
+        if missing:
             start_ray(config.compute)
-            pool, threads = actor_pool(config.compute, len(lacking))
-            write_parts(lacking, output, EmbedRows, (store, encoder, config.embed, threads), pool, bar.update)
+            pool, threads = actor_pool(config.compute, len(missing))
+            write_parts(missing, output, EmbedRows, (store, encoder, config.embed, threads), pool, bar.update)
     result = {
         "job": "embed",
         "clips": len(store),
@@ -123,7 +124,7 @@ def load_clips(config: Config, storage: Folder) -> pa.Table:
 
 
 def find_encoder(config: Config, storage: Folder) -> Folder:
-    """The folder of the encoder: the one given, the registered one, or that of the recipe's own pre-training."""
+    """The folder of the encoder: a given folder or registry URI, or the recipe's own pre-training."""
     model = config.embed.model
     if model is None:
         given = find(config, storage, "pretrain")
@@ -150,7 +151,7 @@ def check_front_end(encoder: Folder, audio: AudioConfig) -> None:
 
 
 def check_layers(encoder: Folder, config: EmbedConfig) -> None:
-    """ValueError where the encoder lacks one of the layers: here, before workers start, and not on them."""
+    """ValueError where the encoder has no such layer, before workers start."""
     from raymae.inference.embedder import read_card
 
     _, card = read_card(encoder)

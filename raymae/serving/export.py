@@ -1,6 +1,6 @@
 """`jobs/export.py`: a finished model for use without raymae, as timm's VisionTransformer and as an ONNX graph.
 
-Both are loaded again from their files and compared with the model before they are written to their place.
+Both are loaded again from their files and compared with the model before they are written to the output.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from raymae.tracking.model_uri import open_artifact
 
 VIT, CARD = "vit.safetensors", "export.json"
 TOLERANCE = 1e-4
-"""Largest difference that is passed, for outputs of up to 1, relative to the largest one above that."""
+"""Largest accepted difference: absolute for outputs of up to 1, relative to the largest output above."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is exported: a classifier, or the encoder of a pre-training."""
+    """A model to export: a classifier, or the encoder of a pre-training."""
 
     encoder: Encoder
     classifier: AudioClassifier | None
     audio: AudioConfig
     n_frames: int
-    """Frames of its input: those that it was trained on."""
+    """Frames of its input, as in training."""
     segment: int
-    """Frames of the input that the encoder sees at once."""
+    """Frames of the input that the encoder encodes at once."""
     class_names: list[str] | None
 
     @property
     def grid(self) -> Grid:
-        """Columns and rows of the patches that the encoder sees at once."""
+        """Columns and rows of the patches of a segment."""
         return grid_size(self.segment, self.audio.n_mels, self.encoder.patch_size)
 
     @property
-    def is_head_timms(self) -> bool:
-        """Whether timm's VisionTransformer has a place for the head: not for row statistics, nor for two readings."""
+    def has_timm_head(self) -> bool:
+        """Whether timm's VisionTransformer can hold the head: not with row statistics, nor with with_raw."""
         if self.classifier is None:
             return False
         return self.pool != "row_stats" and not self.classifier.finetune.with_raw
@@ -67,16 +67,16 @@ class Model:
 
 
 def read_model(folder: Folder) -> Model:
-    """A classifier folder or a pre-training folder; its positions are fixed to the grid of its input.
+    """Read a classifier folder or a pre-training folder, and fix the positions to the grid of the input.
 
     Raises:
-        ValueError: it is neither, is damaged, or holds a CNN.
+        ValueError: the folder is neither, is damaged, or holds a CNN.
     """
     if folder.exists("classifier.json"):
         found = read_classifier(folder)
         if not isinstance(found.model, AudioClassifier):
             raise ValueError(
-                f"{redact(folder.url)} is a CNN of timm: build it with timm.create_model, load its weights"
+                f"{redact(folder.url)} is a CNN of timm: build it with timm.create_model and load its weights"
             )
         n_frames, segment = (
             crop_frames(found.finetune.augment, found.audio),
@@ -97,7 +97,7 @@ def read_encoder(folder: Folder) -> Embedder:
     """The encoder of a pre-training folder with its front end and window; ValueError where the folder is damaged."""
     try:
         return read_embedder(folder)
-    except Exception as error:  # a setting or a tensor that is missing or doesn't fit: each has exceptions of its own
+    except Exception as error:  # a missing or wrong setting or tensor raises exceptions of many kinds
         raise ValueError(f"{redact(folder.url)} is damaged: {type(error).__name__}: {one_line(error)}") from None
 
 
@@ -105,8 +105,8 @@ def read_encoder(folder: Folder) -> Embedder:
 
 
 def timm_arguments(model: Model) -> dict[str, Any]:
-    """The arguments of timm's VisionTransformer that build the model: with its head, or without one where timm has
-    no place for it."""
+    """The arguments of timm's VisionTransformer that build the model: with its head, or without one if timm can't hold
+    it."""
     encoder = model.encoder
     first: Any = encoder.blocks[0]
     width = encoder.cls_token.shape[2]
@@ -119,17 +119,17 @@ def timm_arguments(model: Model) -> dict[str, Any]:
         "img_size": [whole_columns(model) * encoder.patch_size[0], model.grid[1] * encoder.patch_size[1]],
         "patch_size": list(encoder.patch_size),
         "in_chans": 1,
-        "num_classes": len(model.class_names or ()) if model.is_head_timms else 0,
+        "num_classes": len(model.class_names or ()) if model.has_timm_head else 0,
         "embed_dim": width,
         "depth": len(encoder.blocks),
         "num_heads": first.attn.num_heads,
         "mlp_ratio": first.mlp.fc1.out_features / width,
-        **(heads[str(model.pool)] if model.is_head_timms else headless),
+        **(heads[str(model.pool)] if model.has_timm_head else headless),
     }
 
 
 def whole_columns(model: Model) -> int:
-    """Time columns of which every frame is there; the encoder takes no others as valid."""
+    """Number of complete time columns; the encoder treats no others as valid."""
     return max(1, model.segment // model.encoder.patch_size[0])
 
 
@@ -138,7 +138,7 @@ def timm_state(model: Model) -> dict[str, Tensor]:
     table = model.encoder.pos_embed
     assert table is not None  # `read_model` fixed it
     state = timm_names(model.encoder.state_dict(), table[: whole_columns(model)].flatten(0, 1))
-    if model.classifier and model.is_head_timms:
+    if model.classifier and model.has_timm_head:
         state |= {f"head.{name}": value for name, value in model.classifier.head.state_dict().items()}
         state |= {f"fc_norm.{name}": value for name, value in model.classifier.norm.state_dict().items()}
     return {name: value.contiguous() for name, value in state.items()}
@@ -152,7 +152,7 @@ def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
     log_mel = torch.randn(2, model.segment, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
     patches = (model.classifier or model.encoder).patchify(log_mel)
     image = unpatchify(patches.values, patches.grid, model.encoder.patch_size)[:, None, : arguments["img_size"][0]]
-    if model.classifier and model.is_head_timms:
+    if model.classifier and model.has_timm_head:
         return difference("timm", model.classifier(log_mel), vit(image))
     tokens = model.encoder(patches, index(patches.valid, torch.device("cpu")))
     return difference("timm", tokens, vit.forward_features(image))
@@ -164,7 +164,7 @@ def difference(name: str, ours: Tensor, theirs: Tensor) -> float:
     limit = TOLERANCE * max(1.0, float(ours.abs().max()))
     if not largest <= limit:
         raise ValueError(
-            f"the model in {name} differs by {largest:.2g} from ours, more than {limit:.2g}: nothing written"
+            f"the model in {name} differs by {largest:.2g} from raymae's, more than {limit:.2g}: nothing written"
         )
     return largest
 
@@ -173,7 +173,7 @@ def difference(name: str, ours: Tensor, theirs: Tensor) -> float:
 
 
 class Graph(nn.Module):
-    """The model without data-dependent shapes: what isn't valid is there and unattended."""
+    """The model without data-dependent shapes: invalid patches are kept, and not attended to."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -186,8 +186,9 @@ class Graph(nn.Module):
         return self.classifier.classify(patches, masking) if self.classifier else self.encoder(patches, masking)
 
 
-def clips_of(model: Model, batch: int) -> tuple[Tensor, Tensor]:
-    """Clips of noise, the later ones shorter and padded, the first with a silent row."""
+def noise_clips(model: Model, batch: int) -> tuple[Tensor, Tensor]:
+    """Log-mels (B, T, F) of noise and their valid frames: later clips are shorter and padded, the first has a silent
+    row."""
     log_mel = torch.randn(batch, model.n_frames, model.audio.n_mels, generator=torch.Generator().manual_seed(batch))
     valid_frames = torch.linspace(model.n_frames, max(1, model.n_frames // 4), batch).long()
     for clip, frames in zip(log_mel, valid_frames.tolist(), strict=True):
@@ -202,19 +203,19 @@ def check_onnx(model: Model, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    log_mel, valid_frames = clips_of(model, 5)
+    log_mel, valid_frames = noise_clips(model, 5)
     given = {"log_mel": log_mel.numpy(), "valid_frames": valid_frames.numpy()}
     found = torch.from_numpy(session.run(None, given)[0])
     if model.classifier:
         return difference("ONNX", model.classifier(log_mel, valid_frames), found)
     patches = model.encoder.patchify(log_mel, valid_frames)
     masking = index(patches.valid, torch.device("cpu"))
-    seen = masking.mask == 0
+    valid = masking.mask == 0
     ours = model.encoder(patches, masking)
     kept = torch.ones_like(masking.ids_keep, dtype=torch.bool) if masking.attend is None else masking.attend
     return max(
         difference("ONNX", ours[:, 0], found[:, 0]),
-        difference("ONNX", ours[:, 1:][kept], found[:, 1:][seen]),
+        difference("ONNX", ours[:, 1:][kept], found[:, 1:][valid]),
     )
 
 
@@ -225,7 +226,7 @@ def write_onnx(model: Model, path: Path) -> None:
         warnings.simplefilter("ignore")  # the exporter's own: names of axes, deprecations
         program = torch.onnx.export(
             Graph(model).eval(),
-            clips_of(model, 2),
+            noise_clips(model, 2),
             dynamo=True,
             verbose=False,
             input_names=["log_mel", "valid_frames"],
@@ -244,7 +245,7 @@ def output_name(model: Model) -> str:
 
 
 def export(config: Config) -> dict[str, Any]:
-    """Write the model in both forms, each after its check, and a JSON that says how to use them; returns what
+    """Write the model in both forms, each after its check, and a JSON file that says how to use them; returns what
     `--json` writes."""
     if config.export.model is None or config.export.output is None:
         raise ValueError("jobs/export.py needs --export.model, a folder or registry URI, and --export.output, a folder")
@@ -257,7 +258,7 @@ def export(config: Config) -> dict[str, Any]:
         folder = Path(temporary)
         save_file(timm_state(model), folder / VIT)
         differences["timm"] = check_timm(model, arguments, folder / VIT)
-        print(f"{VIT}: timm's outputs are ours, largest difference {differences['timm']:.1g}")
+        print(f"{VIT}: timm computes the same, largest difference {differences['timm']:.1g}")
         graph = "classifier.onnx" if model.classifier else "encoder.onnx"
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
@@ -265,7 +266,7 @@ def export(config: Config) -> dict[str, Any]:
         else:
             write_onnx(model, folder / graph)
             differences["onnx"] = check_onnx(model, folder / graph)
-            print(f"{graph}: onnxruntime's outputs are ours, largest difference {differences['onnx']:.1g}")
+            print(f"{graph}: onnxruntime computes the same, largest difference {differences['onnx']:.1g}")
         (folder / CARD).write_text(json.dumps(card_of(model, arguments, None if missing else graph), indent=1) + "\n")
         files = sorted(path.name for path in folder.iterdir())
         for name in files:
@@ -281,7 +282,7 @@ def export(config: Config) -> dict[str, Any]:
 
 
 def card_of(model: Model, arguments: dict[str, Any], graph: str | None) -> dict[str, Any]:
-    """What is needed to use the files."""
+    """The content of export.json: what is needed to use the files."""
     finetune = model.classifier.finetune if model.classifier else None
     return {
         "format": 2,

@@ -18,12 +18,12 @@ from raymae.storage.retry import READ_SECONDS, with_retries
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")
 INPUTS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.float64())])
-"""Size in bytes (-1: no such file), time of change in seconds since 1970 (0: not known)."""
+"""Size in bytes (-1: no such file); time of change in seconds since 1970 (0: unknown)."""
 Row = tuple[str, int, float]
 
 
 def find_files(inputs: tuple[str, ...]) -> pa.Table:
-    """Every recording (`INPUTS`) in the order of the inputs and of what they hold; one named twice has two rows."""
+    """Every recording (`INPUTS`) in the order of the inputs and of their content; one named twice has two rows."""
     if not inputs:
         raise ValueError("--predict.inputs names no file: give audio files, folders, or tables with a filename column")
     return pa.concat_tables([found for name in inputs for found in _find(name)]).combine_chunks()
@@ -49,7 +49,7 @@ def _below(root: str) -> Iterator[Row]:
 
 
 def _look(path: str) -> Row:
-    """A file's row; a file that isn't there, or that its storage doesn't show, gets size -1."""
+    """A file's row; a file that doesn't exist, or whose storage can't be reached, gets size -1."""
     try:
         if "://" in path:
             fs, inner = url_to_fs(path)
@@ -57,7 +57,7 @@ def _look(path: str) -> Row:
             return path, int(info["size"] or 0), change_time(info)
         path = os.path.abspath(os.path.expanduser(path))
         status = os.stat(path)
-    except Exception:  # file systems bring their own; who reads it says what is wrong
+    except Exception:  # file systems raise exceptions of their own; the reader reports them
         return path, -1, 0.0
     return path, status.st_size, status.st_mtime
 

@@ -1,4 +1,4 @@
-"""The table that a job hands over, as one file or as a folder of them, at a path or URL: whole or not at all."""
+"""The output table of a job, one file or a folder of files, at a path or URL: whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from raymae.storage.folder import Folder, open_storage
 
 FILES = (".csv", ".parquet")
 FORMULA = r"^([=+\-@\t\r])"
-"""How a cell begins that a spreadsheet takes for a formula."""
+"""Beginning of a cell that a spreadsheet takes for a formula."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a table goes."""
+    """Where a table is written to."""
 
     folder: Folder
-    """The folder of the file, or the one of the files."""
+    """The folder of the file or files."""
     file: str | None
-    """Name of the one file; None: a folder of them."""
+    """Name of the one file; None: a folder of files."""
 
     def __str__(self) -> str:
         return redact((self.folder / self.file if self.file else self.folder).url)
 
     def write(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        """Write the one file, a table at a time: it stands complete or not at all."""
+        """Write the one file, table by table: it is there whole or not at all."""
         assert self.file
         place = Path(self.folder.path()) if self.folder.is_local else Path(tempfile.gettempdir())
         part = place / f".{self.file}.{uuid.uuid4().hex[:8]}.part"
@@ -51,7 +51,7 @@ class Output:
                 os.fsync(sink.fileno())
             if self.folder.is_local:
                 part.replace(self.folder.path(self.file))
-            else:  # an object appears when all of it has arrived
+            else:  # an object appears once its upload is complete
                 self.folder.fs.put_file(str(part), self.folder.path(self.file))
         finally:
             part.unlink(missing_ok=True)
@@ -69,13 +69,13 @@ def _writer(name: str, sink: object, schema: pa.Schema) -> Iterator[pa_csv.CSVWr
 
 
 def without_credentials(table: pa.Table) -> pa.Table:
-    """The table without the credentials of the addresses that its column path names."""
+    """The table without the credentials of URLs in its column path."""
     paths = [redact(path) for path in table["path"].to_pylist()]
     return table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
 
 
 def as_text(table: pa.Table) -> pa.Table:
-    """The table for a CSV file: an apostrophe before what spreadsheets take for a formula, in names of columns too."""
+    """The table for a CSV file: an apostrophe before cells and column names that spreadsheets take for formulas."""
     return pa.table(
         [
             pc.replace_substring_regex(column, FORMULA, r"'\1") if pa.types.is_string(column.type) else column
@@ -93,7 +93,7 @@ def open_output(option: str, url: str | None) -> Output:
     parent, _, name = path.rstrip("/").rpartition("/")
     try:
         is_folder = url.endswith("/") or Folder(path).fs.isdir(Folder(path).path())
-    except (ImportError, ValueError) as error:  # of a protocol that isn't known, or not installed
+    except (ImportError, ValueError) as error:  # the protocol is unknown, or its package is not installed
         raise ValueError(f"{option} {redact(url)} can't be written: {redact(str(error))}") from None
     if name.endswith(FILES) and not is_folder:
         if "://" not in path and not Path(parent or "/").is_dir():

@@ -1,9 +1,9 @@
-"""`jobs/predict.py`: label audio files with a classifier, in parts that Ray Data actors write, and hand over one table.
+"""`jobs/predict.py`: label audio files with a classifier, in parts that Ray Data actors write, and write one table.
 
-    artifacts/labels/<key>/<part>.parquet     what the classifier with this key says of some thousands of files
-                           classifier.json, model.safetensors     it, where the workers read it
+    artifacts/labels/<key>/<part>.parquet     the labels of some thousands of files by the classifier with this key
+                           classifier.json, model.safetensors     the classifier, where the workers read it
 
-A part is named by its files (path, size, time of change): what stands is found again by any run that asks for them.
+A part is named by its files (path, size, time of change), so any later run with the same files reuses it.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from raymae.storage.folder import Folder, digest, open_storage
 from raymae.tracking.model_uri import open_shared
 
 VERSION = 1
-"""Part of every key; a change of what is said of a file raises it."""
+"""Part of every key; raised when the labels of a file change."""
 
 PART = 2048
 
 PART_BYTES = 4_000_000_000
-"""Most files of a part, and about the most bytes of audio: of hour-long recordings a part holds fewer."""
+"""Most files of a part, and about its most bytes of audio: parts of hour-long recordings have fewer files."""
 
 LEAST = 16
+"""Fewest files of a part, if there are as many."""
 
 CLASSIFIER = ("classifier.json", "model.safetensors")
 """The files of a classifier's folder."""
 
 READERS = 32
-"""Footers that are read at the same time."""
+"""Parquet footers that are read at the same time."""
 
 
 class LabelFiles:
-    """Holds the classifier and labels a part's files; built on a worker."""
+    """Labels the files of a part with a classifier; built on a worker."""
 
     def __init__(self, classifier: Folder, level: LabelLevel, threads: int) -> None:
         from raymae.inference.predictor import Predictor
@@ -70,14 +71,14 @@ class Labels:
     parts: list[Part]
     schema: pa.Schema
 
-    def standing(self) -> set[str]:
-        """Names of the parts that stand, whole, and whose files all could be reached."""
-        there = set(self.folder.names())
-        names = [name for name in {part.name for part in self.parts} if name in there]
+    def finished(self) -> set[str]:
+        """Names of the parts that exist and are complete, and whose files all could be reached."""
+        existing = set(self.folder.names())
+        names = [name for name in {part.name for part in self.parts} if name in existing]
         with ThreadPoolExecutor(READERS) as pool:
-            return {name for name, sound in zip(names, pool.map(self._is_sound, names), strict=True) if sound}
+            return {name for name, done in zip(names, pool.map(self._is_finished, names), strict=True) if done}
 
-    def _is_sound(self, name: str) -> bool:
+    def _is_finished(self, name: str) -> bool:
         try:
             with self.folder.open(name) as file:
                 return int(pq.read_schema(file).metadata[UNREACHABLE]) == 0
@@ -85,28 +86,28 @@ class Labels:
             return False
 
     def remove(self, names: Collection[str]) -> None:
-        """Remove what there is of some parts, so that they are made again."""
+        """Remove the files of some parts, if there are any, so that they are made again."""
         for name in set(self.folder.names()) & set(names):
             self.folder.remove(name)
 
     def settings(self) -> dict[str, Any]:
-        """What names the whole result."""
+        """The keys that identify the whole result."""
         return {"labels": self.folder.url.rpartition("/")[2], "files": digest([part.name for part in self.parts])}
 
     def tables(self) -> Iterator[pa.Table]:
-        """The content of one part after the other."""
+        """The tables of the parts, in order."""
         for part in self.parts:
             with self.folder.open(part.name) as file:
                 yield pq.read_table(file)
 
 
 def part_rows(files: int) -> int:
-    """Files of a part: a power of two that gives a few files about 16 parts, and many files parts of `PART`."""
+    """Files of a part: a power of two that divides a few files into about 16 parts, and many into parts of `PART`."""
     return max(LEAST, min(PART, 1 << max(0, (files // 16).bit_length() - 1)))
 
 
 def plan_parts(files: pa.Table) -> list[Part]:
-    """Cut files (path, size, mtime) into parts, each named by its files."""
+    """Divide files (path, size, mtime) into parts, each named by its files."""
     place = np.arange(len(files)) // part_rows(len(files))
     weight = np.cumsum(np.maximum(files["size"].to_numpy(), 0)) // PART_BYTES
     begins = np.flatnonzero(np.diff(place, prepend=-1) | np.diff(weight, prepend=-1))
@@ -121,13 +122,13 @@ def plan_parts(files: pa.Table) -> list[Part]:
 
 
 def classifier_key(classifier: Folder, level: LabelLevel) -> str:
-    """What names the labels of a classifier: its content, wherever it lies."""
+    """The key of a classifier's labels: a digest of its content, not of its path."""
     contents = [hashlib.sha256(classifier.read_bytes(name)).hexdigest() for name in CLASSIFIER]
     return digest([VERSION, level, *contents])
 
 
 def find_classifier(config: Config, option: str, model: str | None) -> Folder:
-    """The folder of a job's classifier: the one given with `option`, the registered one, or the final one of the
+    """The folder of a job's classifier: the one given with `option`, a folder or registry URI, or the final one of the
     recipe's pipeline."""
     if model is None:
         from raymae.datasets.clips import load, own_folder
@@ -150,7 +151,7 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
 
 
 def open_submission(config: Config, output: Output) -> Submission | None:
-    """The table that is to be filled in, if one is; ValueError where the output can't be one."""
+    """The table to fill in, if one is given; ValueError where the output doesn't fit it."""
     if config.predict.submission is None:
         return None
     if not (output.file and output.file.endswith(".csv")):
@@ -160,8 +161,8 @@ def open_submission(config: Config, output: Output) -> Submission | None:
     return read_submission(config.predict.submission)
 
 
-def bring(classifier: Folder, target: Folder) -> Folder:
-    """Copy the classifier beside its labels: a registered one lies on the driver's own disk."""
+def copy_classifier(classifier: Folder, target: Folder) -> Folder:
+    """Copy the classifier to the folder of its labels: a registered one is on the driver's disk alone."""
     for name in CLASSIFIER:
         if not target.exists(name):
             target.write_bytes(name, classifier.read_bytes(name))
@@ -169,16 +170,16 @@ def bring(classifier: Folder, target: Folder) -> Folder:
 
 
 def plan_labels(files: pa.Table, classifier: Folder, config: Config) -> Labels:
-    """The parts that the result is made of, and where they are or will be."""
+    """The parts of the result, and the folder where they are or will be."""
     level = config.predict.level
     folder = open_storage(config.storage) / f"artifacts/labels/{classifier_key(classifier, level)}"
     return Labels(folder, plan_parts(files), schema(classifier.read_json("classifier.json")["class_names"], level))
 
 
 def label_files(config: Config) -> dict[str, Any]:
-    """Label every input, a row for each in their order, and hand over the table; returns the counts.
+    """Label every input and write the table, in the order of the inputs; returns the counts.
 
-    Parts that stand are not made again, but for those in which a storage failed.
+    Finished parts are not made again, except those in which a storage couldn't be reached.
     """
     from raymae.cluster.connect import start_ray
 
@@ -195,42 +196,42 @@ def label_files(config: Config) -> dict[str, Any]:
     labels = plan_labels(files, classifier, config)
     if not output.file:
         claim(output.folder, labels.settings(), "--predict.output", "labels")
-    standing = labels.standing()
-    lacking = {part.name: part for part in labels.parts if part.name not in standing}
+    finished = labels.finished()
+    missing = {part.name: part for part in labels.parts if part.name not in finished}
     with tqdm(total=len(files), desc="predict", unit="file", mininterval=1) as bar:
-        bar.update(sum(part.size for part in labels.parts if part.name in standing))
-        if lacking:
-            labels.remove(lacking)
+        bar.update(sum(part.size for part in labels.parts if part.name in finished))
+        if missing:
+            labels.remove(missing)
             start_ray(config.compute)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            pool, threads = label_pool(config.compute, nodes, len(lacking))
-            arguments = (bring(classifier, labels.folder), config.predict.level, threads)
-            write_parts(list(lacking.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
-    counts = hand_over(labels, output, submission)
-    print(f"{counts['files']} files, {counts['failed']} of them not readable: {output}")
+            pool, threads = label_pool(config.compute, nodes, len(missing))
+            arguments = (copy_classifier(classifier, labels.folder), config.predict.level, threads)
+            write_parts(list(missing.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
+    counts = write_output(labels, output, submission)
+    print(f"{counts['files']} files, {counts['failed']} of them unreadable: {output}")
     result = {
         "job": "predict",
         **counts,
         "output": redact(config.predict.output or ""),
         "classifier": redact(classifier.url),
     }
-    return result | {"parts": len(labels.parts), "reused": sum(part.name in standing for part in labels.parts)}
+    return result | {"parts": len(labels.parts), "reused": sum(part.name in finished for part in labels.parts)}
 
 
-def hand_over(labels: Labels, output: Output, submission: Submission | None) -> dict[str, int]:
-    """Write the output from the parts; returns the numbers of files, of failed ones and of rows."""
+def write_output(labels: Labels, output: Output, submission: Submission | None) -> dict[str, int]:
+    """Write the output from the parts; returns the numbers of files, of failed files and of rows."""
     counts = Counter(files=0, failed=0, rows=0)
 
     def counted() -> Iterator[pa.Table]:
         for table in labels.tables():
-            said = table.schema.metadata
-            counts.update(files=int(said[FILES]), failed=int(said[FAILED]), rows=len(table))
+            metadata = table.schema.metadata
+            counts.update(files=int(metadata[FILES]), failed=int(metadata[FAILED]), rows=len(table))
             yield without_credentials(table)
 
     if submission:
         assert output.file
-        said = [label for table in counted() for label in table["scene_label"].to_pylist()]
-        output.folder.write_bytes(output.file, submission.filled(said))
+        predicted = [label for table in counted() for label in table["scene_label"].to_pylist()]
+        output.folder.write_bytes(output.file, submission.filled(predicted))
     elif output.file:
         output.write(counted(), labels.schema)
     else:

@@ -47,7 +47,7 @@ HEAT_MAP = "figures/heatmap.png"
 
 
 def run_sweep(config: Config) -> dict[str, Any]:
-    """Run a sweep, or the rest of it, and return its result (the keys are documented in the README).
+    """Run a sweep, or the rest of it, and return its result (see jobs/README.md for the keys).
 
     Raises:
         ValueError: the space can't be read or changes nothing, split val has no labelled clip, MLflow has no URI, no

@@ -132,7 +132,7 @@ class Delivery:
         self.check()
 
     def check(self) -> None:
-        """ValueError if the server has answered, perhaps late, that it can't be used."""
+        """Raise ValueError if the server has answered, perhaps late, that it can't be used."""
         if self._error is not None:
             raise self._error
 

@@ -59,7 +59,7 @@ def source_of(value: Any, row: int) -> Any:
         return bytes(value)
     bare = isinstance(value, np.ndarray | list)
     found = "a waveform without its sample rate" if bare else f"{type(value).__name__} {str(value)[:40]!r}"
-    raise ValueError(f"row {row} holds {found}; wanted is {EXPECTED}")
+    raise ValueError(f"row {row} holds {found}; expected {EXPECTED}")
 
 
 def is_rate(value: Any) -> bool:

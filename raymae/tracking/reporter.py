@@ -95,7 +95,7 @@ class Reporter:
         self._delivery.wake()
 
     def check(self) -> None:
-        """ValueError if MLflow has answered late that it can't be used."""
+        """Raise ValueError if MLflow has answered late that it can't be used."""
         self._delivery.check()
 
     @property

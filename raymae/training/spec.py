@@ -158,7 +158,7 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
 
 
 def accepted_labels(folder: Folder) -> pa.Table:
-    """The accepted rows of a table of pseudo-labels (`pseudo_label.pseudo_label` names its columns)."""
+    """The accepted rows of a table of pseudo-labels (columns: `raymae.pseudo_labels.table`)."""
     pseudo = folder.read_table("pseudo_labels.parquet")
     return pseudo.filter(pseudo["accepted"])
 

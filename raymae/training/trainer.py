@@ -61,7 +61,7 @@ class Trainer:
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
         self.clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
-        """Counts work: on CPUs the seconds of this thread, which other processes on the machine don't stretch."""
+        """The clock of `work_seconds`: on CPUs this thread's CPU time, which other processes don't stretch."""
         self.model = task.model
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")

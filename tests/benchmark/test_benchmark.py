@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and its front end on a short recording."""
+"""Arithmetic, results and timing of the benchmark, and its parts on small inputs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROW = Row("front-end", "LogMel", "5 ms", "20 ms (torch)", 4.0, 3.5)
 RATES = Rates(prepare_clips=50, ingest_mb=100, gpu_clips=1000)
 
 
-def test_a_worked_example() -> None:
+def test_worked_example() -> None:
     """100 h of ten-second clips: 36,000 clips, 36 GB of audio, 36,000 x 640 x 256 x 2 bytes = 11.8 GB of features."""
     plan = estimate(
         Corpus(name="x", hours=100, audio_mb_per_hour=360),
@@ -67,7 +67,7 @@ def test_a_worked_example() -> None:
     assert plan.object_store_gb == pytest.approx(9 * 128 * 0.00032768)
 
 
-def test_what_a_step_and_a_commit_send() -> None:
+def test_traffic_of_gradients_and_checkpoints() -> None:
     rates = replace(RATES, parameters=1e6, gpu_batch=10)
     one, four = (estimate(Corpus(name="x", hours=1), Cluster(gpus=gpus), rates) for gpus in (1, 4))
     assert (one.gradients_mb, four.gradients_mb) == (0, pytest.approx(1.5 * 4 * rates.gpu_clips / 10))
@@ -75,22 +75,20 @@ def test_what_a_step_and_a_commit_send() -> None:
     assert one.commit_network_mb == pytest.approx(0.04)
 
 
-def test_a_thin_network_is_the_bottleneck() -> None:
+def test_slow_network_is_the_bottleneck() -> None:
     plan = estimate(Corpus(name="x", hours=100), Cluster(gpus=8, cpus=1000, network_gbit=0.08), RATES)
     assert plan.prepare_bottleneck == plan.store_bottleneck == plan.stream_bottleneck == "network"
     assert plan.stream_epoch_hours == pytest.approx(47_600 / 10 / 3600)
 
 
-def test_a_store_that_saves_nothing_is_never_repaid() -> None:
+def test_store_that_saves_no_time_is_never_repaid() -> None:
     plan = estimate(Corpus(name="x", hours=1), Cluster(gpus=1, cpus=100), RATES)
     assert plan.stream_bottleneck == "GPUs"
     assert plan.epochs_repaid is None
 
 
 @given(factor=st.integers(2, 1000), hours=st.floats(1, 1e4), cpus=st.integers(1, 500), gpus=st.integers(1, 64))
-def test_everything_grows_with_the_corpus_but_the_cores_per_gpu(
-    factor: int, hours: float, cpus: int, gpus: int
-) -> None:
+def test_all_but_cores_per_gpu_grows_with_the_corpus(factor: int, hours: float, cpus: int, gpus: int) -> None:
     cluster = Cluster(gpus=gpus, cpus=cpus)
     small = estimate(Corpus(name="x", hours=hours), cluster, RATES)
     large = estimate(Corpus(name="x", hours=factor * hours), cluster, RATES)
@@ -101,14 +99,14 @@ def test_everything_grows_with_the_corpus_but_the_cores_per_gpu(
 
 
 @given(cpus=st.integers(1, 10_000), gpus=st.integers(1, 64))
-def test_cores_per_gpu_are_what_frees_the_gpus(cpus: int, gpus: int) -> None:
+def test_cores_per_gpu_remove_the_cpu_bottleneck(cpus: int, gpus: int) -> None:
     cluster = Cluster(gpus=gpus, cpus=cpus, network_gbit=1e9)
     plan = estimate(Corpus(name="x", hours=1000), cluster, RATES)
     assert (plan.stream_bottleneck == "GPUs") == (cpus >= gpus * plan.stream_cores_per_gpu * (1 - 1e-9))
     assert (plan.store_bottleneck == "GPUs") == (cpus >= gpus * plan.store_cores_per_gpu * (1 - 1e-9))
 
 
-def test_short_clips_are_padded_frames_and_cost_their_seconds() -> None:
+def test_short_clips_cost_by_their_seconds() -> None:
     whole = estimate(Corpus(name="x", hours=10), Cluster(), RATES)
     short = estimate(Corpus(name="x", hours=10, clip_seconds=1), Cluster(), RATES)
     assert short.clips == 10 * whole.clips
@@ -116,7 +114,7 @@ def test_short_clips_are_padded_frames_and_cost_their_seconds() -> None:
     assert short.stream_epoch_hours == whole.stream_epoch_hours
 
 
-def test_the_table_without_arguments() -> None:
+def test_plan_without_arguments() -> None:
     result = Plan().run()
     assert [plan["name"] for plan in result.values["plans"]] == [corpus.name for corpus in CORPORA]
     assert [plan["clips"] for plan in result.values["plans"]] == [8_640, 23_040, 1_800_000, 360_000_000]
@@ -124,7 +122,7 @@ def test_the_table_without_arguments() -> None:
     assert "AMD EPYC" in result.text
 
 
-def test_measured_rates_take_the_place_of_the_defaults(tmp_path: Path) -> None:
+def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
     front_end = {"part": "front-end", "clips_per_second": 80.0, "clip_seconds": 5.0}
     prepare = {"part": "prepare", "cpu_ms": 20.0}
     ingest = {"part": "ingest", "mb_per_core_second": 300.0}
@@ -142,7 +140,7 @@ def test_measured_rates_take_the_place_of_the_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["hours", "gpus", "cpus", "ingest_mb", "clip_seconds"])
-def test_a_plan_needs_positive_numbers(name: str) -> None:
+def test_plan_needs_positive_numbers(name: str) -> None:
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} 0 must be positive"):
         Plan(**{name: 0}).run()
 
@@ -155,20 +153,21 @@ def test_sizes_and_durations_in_few_digits() -> None:
 # Results --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_whether_it_reaches_its_goal() -> None:
+def test_row_verdict_names_a_missed_goal() -> None:
     assert ROW.verdict == "4.00 x  (goal ≥ 3.5)"
     assert replace(ROW, ratio=3.4).verdict == "3.40 x  (goal ≥ 3.5, missed)"
     assert replace(ROW, ratio=3.4, at_most=True).verdict == "3.40 x  (goal ≤ 3.5)"
     assert not replace(ROW, at_most=True).met
 
 
-def test_results_survive_the_file_and_make_a_table(tmp_path: Path) -> None:
+def test_results_save_load_and_print_as_a_table(tmp_path: Path) -> None:
     result = Result("front-end", [ROW, replace(ROW, what="floor", at_most=True)], {"log_mel_ms": 5.0})
     result.save(str(tmp_path / "x.json"))
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["log_mel_ms"] == 5.0
     assert content["machine"]["cores"] >= 1
     assert [row["met"] for row in content["rows"]] == [True, False]
+    assert content["rows"][0]["raymae"] == "5 ms"
     assert load_rows(content) == list(result.rows)
     lines = markdown(result.rows).splitlines()
     assert len(lines) == 4
@@ -179,22 +178,22 @@ def test_results_survive_the_file_and_make_a_table(tmp_path: Path) -> None:
 # Time and memory ------------------------------------------------------------------------------------------------------
 
 
-def test_sides_take_turns() -> None:
+def test_sides_alternate() -> None:
     calls = []
     times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=2)
-    assert calls == ["a", "b"] * 3  # one turn to warm up
+    assert calls == ["a", "b"] * 3  # with one warm-up turn
     assert set(times) == {"a", "b"}
     assert all(seconds >= 0 for seconds in times.values())
 
 
-def test_waiting_takes_no_time_on_the_processor() -> None:
+def test_sleep_uses_no_cpu_time() -> None:
     assert interleave({"sleep": lambda: time.sleep(0.02)}, repetitions=1)["sleep"] < 0.01
 
 
-def test_processor_time_of_processes() -> None:
+def test_cpu_time_of_processes() -> None:
     assert cpu_seconds([os.getpid()])[os.getpid()] > 0
     assert cpu_seconds([2**22 + 1]) == {}
-    assert cpu_between({1: 2.0, 3: 1.0}, {1: 2.5, 4: 1.0}) == pytest.approx(1.5)  # 3 has ended, 4 has begun
+    assert cpu_between({1: 2.0, 3: 1.0}, {1: 2.5, 4: 1.0}) == pytest.approx(1.5)  # 3 has ended, 4 has started
 
 
 def test_memory_of_the_process_tree() -> None:
@@ -208,7 +207,7 @@ def test_memory_of_the_process_tree() -> None:
     assert pss_mb(child.pid) == 0
 
 
-def test_the_peak_is_remembered() -> None:
+def test_peak_memory_is_kept() -> None:
     before = pss_mb(os.getpid())
     with PeakMemory(interval=0.01) as memory:
         with mmap.mmap(-1, 80_000_000) as space:
@@ -231,11 +230,11 @@ def test_front_end_on_a_short_recording() -> None:
     assert result.rows[0].ratio == pytest.approx(result.values["reference_ms"] / result.values["log_mel_ms"], rel=0.01)
 
 
-def test_unequal_outputs_stop_a_benchmark() -> None:
+def test_unequal_outputs_raise() -> None:
     require_equal("x", 0.1, 0.1)
-    for apart in (0.11, math.inf, math.nan):
+    for largest in (0.11, math.inf, math.nan):
         with pytest.raises(ValueError, match="outputs of both sides differ"):
-            require_equal("x", apart, 0.1)
+            require_equal("x", largest, 0.1)
 
 
 def test_bands_below_a_frequency() -> None:
@@ -252,7 +251,7 @@ def test_recordings_are_seeded() -> None:
     assert np.abs(one - other).max() > 0.1
 
 
-def test_the_bare_process_writes_shards(tmp_path: Path) -> None:
+def test_bare_process_writes_shards(tmp_path: Path) -> None:
     config = Config(audio=TINY_AUDIO)
     clips = write_corpus(tmp_path, clips=40, distinct=4, seconds=TINY_AUDIO.clip_seconds)
     assert len({os.stat(path).st_ino for path in clips["path"].to_pylist()}) == 4
@@ -262,19 +261,19 @@ def test_the_bare_process_writes_shards(tmp_path: Path) -> None:
     assert len(list((tmp_path / "shards").iterdir())) == 3
 
 
-def test_a_job_is_timed_from_the_first_shards_on() -> None:
+def test_job_rate_skips_the_first_shards() -> None:
     arrivals = [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (5.0, 10), (8.0, 10)]
     job = Job(None, Folder("x"), Config(), cpus=2, arrivals=arrivals)
     assert job.first_seconds == 4
     assert job.rate == pytest.approx(20 / 4)
 
 
-def test_labelling_is_timed_from_the_first_parts_on() -> None:
+def test_prediction_rate_skips_the_first_parts() -> None:
     arrived = [(1.0, 8, {1: 1.0}), (2.0, 8, {1: 2.0, 2: 1.0}), (3.0, 8, {1: 3.0}), (6.0, 4, {1: 5.0, 2: 4.0})]
     assert pace_of(arrived, 2, started=0.5) == JobPace(rate=12 / 4, cpu=6 / 12, first_seconds=1.5)
 
 
-def test_the_plain_loop_says_what_the_job_says(tmp_path: Path) -> None:
+def test_plain_loop_and_job_agree(tmp_path: Path) -> None:
     from raymae.benchmark.speed import predict
     from raymae.inference.labeller import Labeller
     from raymae.inference.predictor import Predictor
@@ -293,7 +292,7 @@ def test_the_plain_loop_says_what_the_job_says(tmp_path: Path) -> None:
         predict.check(predict.write_untrained(Folder(str(tmp_path / "other")), TINY), labels, files)
 
 
-def test_the_noise_store_gives_every_clip_its_own(tmp_path: Path) -> None:
+def test_noise_clips_are_distinct(tmp_path: Path) -> None:
     spec = make_store(Folder(str(tmp_path)), TINY_AUDIO, clips=70, epochs=2)
     features, _ = spec.store.read(np.arange(70))
     for row in (0, 33, 69):
@@ -305,7 +304,7 @@ def test_the_noise_store_gives_every_clip_its_own(tmp_path: Path) -> None:
     assert set(rows.tolist()) == set(range(70))
 
 
-def test_a_pace_leaves_the_first_batches_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pace_skips_the_first_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, *range(10, 18), 18.5, 19.0, 19.5, 20.0])
     monkeypatch.setattr("raymae.benchmark.harness.timing.time.perf_counter", lambda: next(clock))
     found = pace([[0] * 5] * 12, skipped=8)
@@ -318,7 +317,7 @@ def test_a_pace_leaves_the_first_batches_out(monkeypatch: pytest.MonkeyPatch) ->
         pace([[0]] * 9, skipped=8)
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
     main("doc", ["plan", "--hours", "100", "--gpus", "1", "--cpus", "4", "--json", str(path)])
     assert "| corpus (100 h) | 36,000 |" in capsys.readouterr().out
@@ -329,7 +328,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert set(command.NOT_IN_ALL) <= set(PARTS)
 
 
-def test_neither_ray_nor_torch_for_a_plan() -> None:
+def test_plan_imports_neither_ray_nor_torch() -> None:
     code = "import raymae.benchmark.command, sys; print([n for n in ('ray', 'mlflow', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

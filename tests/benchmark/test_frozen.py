@@ -1,4 +1,4 @@
-"""`curves` and `frozen` of the benchmark, on a few tones: what they measure is there, and lies where it should."""
+"""`benchmark curves` and `frozen` on a few tones: complete results within the expected ranges."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.support.audio_files import write_clips, write_table
 from tests.support.training import TINY, make_spec
 
 
-def test_contestants_differ_in_what_they_predict_alone() -> None:
+def test_variants_differ_only_in_target_and_decoder() -> None:
     config = RECIPES["small"]()
     found = variants(config)
     assert found[PIXEL_FAITHFUL].model.decoder == "local"
@@ -34,7 +34,7 @@ def test_contestants_differ_in_what_they_predict_alone() -> None:
             assert getattr(model, name) == getattr(config.model, name)
 
 
-def test_a_curve_runs_from_the_untrained_encoder_to_the_end(tmp_path: Path) -> None:
+def test_curve_starts_at_the_untrained_encoder(tmp_path: Path) -> None:
     table = str(write_table(tmp_path, write_clips(tmp_path, 60)))
     part = Curves(
         pool=(str(write_pool(tmp_path)),),
@@ -61,18 +61,18 @@ def test_a_curve_runs_from_the_untrained_encoder_to_the_end(tmp_path: Path) -> N
 
 
 def write_pool(folder: Path) -> Path:
-    """A table of unlabelled recordings."""
+    """Write a table of unlabelled recordings."""
     (folder / "pool").mkdir()
     clips = write_clips(folder / "pool", 20)
     return write_table(folder / "pool", clips.filter(np.array(clips["split"].to_pylist()) == "pool"))
 
 
-def test_unknown_contestants_are_refused(tmp_path: Path) -> None:
+def test_unknown_variant_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="valid are 'pixel, light decoder'"):
         Curves(pool=(), tables=(), only=("vit",)).run()
 
 
-def test_frozen_probes_tell_tones_apart(store: FeatureStore, tmp_path: Path) -> None:
+def test_frozen_probes_classify_tones(store: FeatureStore, tmp_path: Path) -> None:
     quick = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2, warmup_epochs=0, probe_clips=0))
     spec = make_spec(store, tmp_path / "encoder", config=quick)
     run_stage(spec, BareSession(store, spec.artifact))
@@ -93,7 +93,7 @@ def test_frozen_probes_tell_tones_apart(store: FeatureStore, tmp_path: Path) -> 
     assert np.array_equal(one, untrained(embedder, 0).clips(x, frames))
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     clips = write_clips(tmp_path, 4)
     Path(clips["path"][2].as_py()).write_bytes(b"no audio")
     table = str(write_table(tmp_path, clips))
@@ -101,12 +101,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         tables_store(Folder(str(tmp_path / "store")), TINY.audio, [table])
 
 
-def test_a_class_that_only_a_test_split_has_is_named(tmp_path: Path) -> None:
+def test_class_without_training_clips_is_named(tmp_path: Path) -> None:
     clips = write_clips(tmp_path, 20)
     labels = ["odd" if row["split"] == "test_a" else row["scene_label"] for row in clips.to_pylist()]
     clips = clips.set_column(clips.column_names.index("scene_label"), "scene_label", pa.array(labels))
     store = tables_store(Folder(str(tmp_path / "store")), TINY.audio, [str(write_table(tmp_path, clips))])
     table = Labelled("mine.csv", store)
     assert set(table.labels(table.splits["train"]).tolist()) == {0, 1}
-    with pytest.raises(ValueError, match=r"mine\.csv: no clip of split train has the scene_label 'odd'"):
+    with pytest.raises(
+        ValueError, match=r"mine\.csv: no clip of split train has the scene_label 'odd' of a test split"
+    ):
         table.labels(table.splits["test_a"])

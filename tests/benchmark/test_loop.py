@@ -1,4 +1,4 @@
-"""`benchmark loop`: both sides run the same stage, and only what counts is timed."""
+"""`benchmark loop`: both sides run the same stage, and only the timed steps are measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymae.training.spec import StageSpec
 TINY = Loop(steps=3, before=2, after=1, threads=1, model=replace(SMALL_MODEL, embed_dim=24, depth=1, decoder_depth=1))
 
 
-def test_the_timed_steps_are_between_the_others(tmp_path: Path) -> None:
+def test_rate_covers_the_timed_steps(tmp_path: Path) -> None:
     spec = TINY.spec(Folder(str(tmp_path)))
     assert spec.order().steps == 6
     times = [10.0, 12.0, 13.0, 14.0, 16.0, 50.0]
@@ -32,22 +32,22 @@ def test_the_timed_steps_are_between_the_others(tmp_path: Path) -> None:
     assert found.cpu >= 0
 
 
-def test_a_failed_run_ends_the_watch(tmp_path: Path) -> None:
+def test_failed_run_ends_the_watch_thread(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="status 1"):
         TINY.measure(replace(TINY.spec(Folder(str(tmp_path))), kind="none"), train_bare)  # type: ignore[arg-type]
 
 
-def test_the_median_of_each_number() -> None:
+def test_median_of_each_field() -> None:
     runs = [Run(1.0, 5.0, 0.1, 9.0), Run(2.0, 4.0, 0.3, 7.0), Run(3.0, 6.0, 0.2, 8.0)]
     assert median(runs) == Run(2.0, 5.0, 0.2, 8.0)
 
 
-def test_nothing_to_time() -> None:
+def test_zero_steps_raise() -> None:
     with pytest.raises(ValueError, match="--before"):
         replace(TINY, before=0).run()
 
 
-def test_a_side_is_measured_and_compared(tmp_path: Path) -> None:
+def test_sides_are_measured_and_compared(tmp_path: Path) -> None:
     root = Folder(str(tmp_path))
     spec = TINY.spec(root)
     one, other = (replace(spec, artifact=root / name) for name in ("one", "other"))
@@ -59,7 +59,7 @@ def test_a_side_is_measured_and_compared(tmp_path: Path) -> None:
     check_equal(one.artifact, other.artifact)
     for name, content in {
         "model.safetensors": b"other",
-        "done.json": json.dumps(one.artifact.result() | {"trail": "other"}).encode(),
+        "done.json": json.dumps(one.artifact.read_json("done.json") | {"trail": "other"}).encode(),
     }.items():
         one.artifact.write_bytes(name, content)
         with pytest.raises(ValueError, match="both sides"):

@@ -1,4 +1,4 @@
-"""The parts of the benchmark of the server that need no Ray: its clients, its bare side, what it says of them."""
+"""Parts of `benchmark serve` that run without Ray: the clients, the bare side and the rows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.support.serving import Held, ask, serving, until, write_small_classif
 VALUES = {"served_ms": 60.0, "bare_ms": 50.0, "clips_per_second": 8.0, "bare_clips_per_second": 20.0, "errors": 3}
 
 
-def test_clients_are_answered_and_errors_are_counted(tmp_path: Path) -> None:
+def test_clients_count_responses_and_errors(tmp_path: Path) -> None:
     held = Held(write_small_classifier(tmp_path))
     with serving(held, ServeConfig(queue=4)) as (port, service):
         load = Load(port, [encoded(seed) for seed in range(3)], clients=4)
-        right = load.run(0.3)
-        assert right == load.answers >= 4
+        correct = load.run(0.3)
+        assert correct == load.answers >= 4
         assert load.errors == 0
-        with service.admitted():  # one client too many from now on
-            right += load.run(0.3)
+        with service.admitted():  # takes one place, so one client is too many
+            correct += load.run(0.3)
         assert load.errors > 0
-        assert right == load.answers - load.errors
+        assert correct == load.answers - load.errors
         until(lambda: service.ongoing == 0)
         assert ask(port, encoded())[0] == 200
 
 
-def test_the_bare_side_classifies_what_clients_send(tmp_path: Path) -> None:
+def test_bare_side_classifies_the_files_of_the_clients(tmp_path: Path) -> None:
     part = Serve(clip_seconds=1.0, model=ModelConfig(embed_dim=16, depth=1, num_heads=2))
     part.write_classifier(Folder(str(tmp_path)))
     predictor = Predictor(str(tmp_path), threads=1)
@@ -41,14 +41,14 @@ def test_the_bare_side_classifies_what_clients_send(tmp_path: Path) -> None:
     assert len(predictor.windows(files[0])) == 1, "a file is one clip"
 
 
-def test_what_is_not_the_status_is_an_error(tmp_path: Path) -> None:
+def test_unexpected_status_raises(tmp_path: Path) -> None:
     import http.client
 
     with serving(Predictor(write_small_classifier(tmp_path), threads=1), ServeConfig()) as (port, _):
         connection = http.client.HTTPConnection("127.0.0.1", port)
         expect(connection, encoded(), 200)
         expect(connection, b"no audio", 400)
-        with pytest.raises(RuntimeError, match="status 400 where 200"):
+        with pytest.raises(RuntimeError, match="status 400 instead of 200"):
             expect(connection, b"no audio", 200)
         connection.close()
 

@@ -1,4 +1,4 @@
-"""The benchmark of a training step: its count of FLOPs, its numbers at a tiny size, what it gets by without."""
+"""`benchmark train-step`: FLOP count, results at a tiny size, and a run without optional packages."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ PART = TrainStep(
 
 
 @pytest.mark.parametrize("decoder", ["local", "global"])
-def test_useful_flops_are_those_of_the_model(decoder: str) -> None:
-    """The counter also sees the padding of windows and the position biases, and no gradient of the input."""
+def test_useful_flops_match_the_counter(decoder: str) -> None:
+    """The counter includes the padding of windows and the position biases, and no gradient of the input."""
     model = replace(TINY, embed_dim=192, depth=2, num_heads=3, decoder_embed_dim=128, decoder=decoder)
     stepper = Stepper(model, (4, 1024, 128), "cpu", precision="fp32", fused=False)
     with FlopCounterMode(display=False) as counter:
@@ -59,7 +59,7 @@ def test_useful_flops_of_vit_b() -> None:
     assert WINDOW_PATCHES == WINDOW**2
 
 
-def test_the_numbers_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step.json"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = PART.run()
@@ -80,7 +80,7 @@ def test_the_numbers_of_the_processor(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row.goal for row in result.rows[:2]] == [0.75, 2.5]
 
 
-def test_the_way_of_the_gpu_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_part_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     gpu = PART.gpu("cpu")
     assert [row.goal for row in gpu_rows(gpu)] == [0.45, 2.0, 0.97]
@@ -104,7 +104,7 @@ def test_every_side_takes_the_same_step(changes: dict[str, bool], monkeypatch: p
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_sides_take_turns() -> None:
+def test_sides_alternate() -> None:
     calls: list[str] = []
     sides = {"a": (lambda: calls.append("a"), 2), "b": (lambda: calls.append("b"), 1)}
     wall, used = take_turns(sides, 2, "cpu")
@@ -114,16 +114,18 @@ def test_sides_take_turns() -> None:
 
 def test_gradients_are_clipped_as_torch_does() -> None:
     for limit in (None, 0.5, 100.0):
-        ours, theirs = ([torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))] for _ in range(2))
-        for parameter in (*ours, *theirs):
+        clipped, expected = (
+            [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))] for _ in range(2)
+        )
+        for parameter in (*clipped, *expected):
             parameter.grad = torch.arange(parameter.numel(), dtype=torch.float32).view_as(parameter)
-        norm = clip_gradients(ours, limit)
-        assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, limit or float("inf")))
-        for one, other in zip(ours, theirs, strict=True):
+        norm = clip_gradients(clipped, limit)
+        assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(expected, limit or float("inf")))
+        for one, other in zip(clipped, expected, strict=True):
             assert torch.equal(one.grad, other.grad)
 
 
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = TrainStep.cpu
     monkeypatch.setattr(TrainStep, "cpu", lambda self: measure(PART))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -132,8 +134,8 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(path.read_text())["part"] == "train-step"
 
 
-def test_a_bare_machine_is_enough(tmp_path: Path) -> None:
-    """Whatever of Ray, MLflow, tyro and the audio libraries is asked for would be missing."""
+def test_runs_without_optional_packages(tmp_path: Path) -> None:
+    """Imports of Ray, MLflow, tyro and the audio libraries fail in this process."""
     code = """
 import sys
 

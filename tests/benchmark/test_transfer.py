@@ -1,4 +1,4 @@
-"""The benchmark of transfer: what its runs are, and its tables, from scores made up here."""
+"""`benchmark transfer`: the configurations of its runs, and its tables from made-up scores."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ SPLITS = ("test_seen", "test_unseen")
 
 
 def evaluation(values: dict[str, float]) -> dict[str, dict[str, dict[str, float]]]:
-    """What an evaluation says of some models: the same score on every split, less .1 on the second one."""
+    """Metrics of an evaluation of some models; each split scores 0.1 less than the one before."""
     return {
         name: {split: {"macro_accuracy": value - 0.1 * k, "clips": 9} for k, split in enumerate(("val", *SPLITS))}
         for name, value in values.items()
@@ -43,16 +43,16 @@ def scores() -> Scores:
     return found
 
 
-def test_every_table_gives_a_score_of_every_row_on_its_test_splits_alone(scores: Scores) -> None:
+def test_every_row_has_a_score_per_table_on_test_splits_only(scores: Scores) -> None:
     assert set(scores) == {*SVM_ROWS, *NETWORKS, *(f"{name}{WITHOUT}" for name in NETWORKS)}
     for values in scores.values():
         assert set(values) == set(SPLITS)
         assert {len(found) for found in values.values()} == {3}
 
 
-def test_differences_are_taken_table_by_table(scores: Scores) -> None:
+def test_differences_are_paired_by_table(scores: Scores) -> None:
     rows = pairs(scores)
-    assert ("finetune", "cnn") in rows.values()  # the best of those without pre-training and unlabelled clips
+    assert ("finetune", "cnn") in rows.values()  # the best baseline without pre-training and unlabelled clips
     assert ("student", f"student{WITHOUT}") in rows.values()
     result = conclude(scores, ["a", "b", "c"], 1.0)
     for name, (row, other) in rows.items():
@@ -63,7 +63,7 @@ def test_differences_are_taken_table_by_table(scores: Scores) -> None:
     assert "+0.020 ± 0.000 (3)" in result.text
 
 
-def test_a_single_table_has_no_deviation_and_the_numbers_are_json(scores: Scores, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_single_table_has_no_deviation_and_saves_as_json(scores: Scores, tmp_path) -> None:  # type: ignore[no-untyped-def]
     one = {row: {split: values[:1] for split, values in found.items()} for row, found in scores.items()}
     result = conclude(one, ["a"], 1.0)
     assert "±" not in result.text
@@ -71,13 +71,13 @@ def test_a_single_table_has_no_deviation_and_the_numbers_are_json(scores: Scores
     assert json.loads((tmp_path / "transfer.json").read_text())["scores"] == one
 
 
-def test_the_figure_is_drawn(scores: Scores) -> None:
+def test_figure_has_a_panel_per_split(scores: Scores) -> None:
     figure = scores_figure(scores)
     assert len(figure.axes) == 2
     assert len(png(figure)) > 10_000
 
 
-def test_runs_share_their_pre_training_and_differ_by_generalisation() -> None:
+def test_runs_share_pre_training_and_differ_in_generalisation() -> None:
     recipe = small()
     some = {"pool": ("pool.csv",), "baselines": False}
     generalised, plain = (run_config(recipe, "a.csv", generalised=value, **some) for value in (True, False))
@@ -95,10 +95,10 @@ def test_runs_share_their_pre_training_and_differ_by_generalisation() -> None:
     assert replace(with_svms, evaluate=generalised.evaluate) == generalised
 
 
-def test_settings_change_the_recipe_and_are_checked() -> None:
+def test_settings_change_the_recipe_and_are_validated() -> None:
     assert changed_recipe("small", ["pretrain.epochs=562", "finetune.balance=class"]).finetune.balance == "class"
-    for settings, said in ((["finetune.epochz=3"], "epochz"), (["finetune.epochs"], "FIELD=VALUE")):
-        with pytest.raises(ValueError, match=said):
+    for settings, message in ((["finetune.epochz=3"], "epochz"), (["finetune.epochs"], "FIELD=VALUE")):
+        with pytest.raises(ValueError, match=message):
             changed_recipe("small", settings)
     with pytest.raises(ValueError, match="unknown recipe"):
         changed_recipe("smal", [])

@@ -33,7 +33,7 @@ from tests.support.audio_files import write_clips, write_table
 from tests.support.nodes import RAY, ROOT, Nodes, wait_until
 from tests.support.training import trails
 
-pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,6 @@ def test_a_run_survives_the_loss_of_a_worker_a_node_and_its_driver(run: Run, nod
     assert_as_undisturbed(run, alone)
 
 
-@pytest.mark.slow
 def test_a_run_leaves_a_draining_node_and_can_be_stopped(run: Run, nodes: Nodes, tmp_path: Path) -> None:
     job = run.submit("third")
     run.on(20)

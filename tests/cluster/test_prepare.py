@@ -129,6 +129,7 @@ def write_kinds(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, st
     return addresses, broken
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_clips_of_which_3_percent_are_broken(tmp_path: Path, ray_cluster: None) -> None:
     good, broken = write_kinds(tmp_path)
     rng = np.random.default_rng(0)

@@ -116,7 +116,7 @@ def test_every_row_is_filled_or_named(tmp_path: Path) -> None:
         found.files(["/x/b.wav"])
     with pytest.raises(ValueError, match=r"1 of 3 rows have a recording that can't be read: row 3: b;"):
         found.filled(["Bus", None, "Bar"])
-    with pytest.raises(ValueError, match=r"x/a\.wav and y/a\.wav are both of 'a'"):
+    with pytest.raises(ValueError, match=r"x/a\.wav and y/a\.wav both match 'a'"):
         found.files(["x/a.wav", "y/a.wav", "b.wav", "c.wav"])
 
 
@@ -136,7 +136,7 @@ def test_wrong_submissions(tmp_path: Path, rows: list[str], error: str) -> None:
 
 def test_other_classes_are_refused() -> None:
     check_classes({"class_names": ["Bar", "Bus"], "finetune": {"labels": "single"}}, "eval.csv")
-    with pytest.raises(ValueError, match="the classifier is of Bus, tram; the challenge wants one of Bus, Airport"):
+    with pytest.raises(ValueError, match="the classifier predicts Bus, tram; the challenge wants one of Bus, Airport"):
         check_classes({"class_names": ["Bus", "tram"], "finetune": {"labels": "single"}}, "eval.csv")
 
 

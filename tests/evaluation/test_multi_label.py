@@ -12,7 +12,7 @@ from raymae.evaluation.report import write_report
 from raymae.evaluation.report.figures import class_figure
 from raymae.evaluation.report.sections import ROWS_SHOWN, precision_tables, ranking
 from raymae.evaluation.scores import Evaluation, evaluation
-from raymae.pipeline.evaluate import judge
+from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 
 NAMES = ["dog", "rain", "speech", "whale"]
@@ -87,7 +87,7 @@ def make_evaluation(names: list[str], noise: float) -> Evaluation:
 
 def pages(predictions: dict[str, pa.Table], folder: Path) -> tuple[str, dict[str, Any]]:
     """The report's text and its data."""
-    found = judge(predictions, NAMES, "multi", next(iter(predictions.values())))
+    found = score_predictions(predictions, NAMES, "multi", next(iter(predictions.values())))
     extra = {
         "split": "as the table says",
         "note": "Synthetic",

@@ -18,10 +18,10 @@ from raymae.evaluation.baselines import SVMS
 from raymae.evaluation.report import result_table, write_report
 from raymae.evaluation.report.figures import confusion_figure, domain_figure, reliability_figure
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
-from raymae.pipeline.evaluate import judge
+from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
-from raymae.training.figures import UNDRAWN, curve_panels, learning_curves, reconstruction_figure
+from raymae.training.figures import NOT_DRAWN, curve_panels, learning_curves, reconstruction_figure
 from tests.support.predictions import MODELS, NAMES, PREDICTIONS, make_predictions
 
 SMALL = make_predictions(
@@ -84,7 +84,7 @@ def report() -> dict[str, Any]:
     """The result of an evaluation."""
     return dict(
         to_dict(
-            judge(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"])
+            score_predictions(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"])
             | {
                 "split": "visit, seed 3",
                 "note": "Synthetic",
@@ -150,7 +150,7 @@ def test_pages_escape_what_a_table_brings(report: dict[str, Any], tmp_path: Path
 
 def test_missing_classes_are_named(tmp_path: Path) -> None:
     table = SMALL.append_column("path", SMALL["clip_id"])
-    found = judge({"cnn": table}, NAMES, "single", table)
+    found = score_predictions({"cnn": table}, NAMES, "single", table)
     extra = {"split": "s", "note": None, "train_seconds": {"cnn": 3.0}, "val_chose": [], "quarantined": {}}
     write_report(dict(to_dict(found | extra | {"embeddings": None})), Folder(str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
@@ -273,7 +273,7 @@ def test_learning_curves_show_what_there_is() -> None:
 )
 def test_every_metric_is_drawn_once(names: set[str]) -> None:
     panels = curve_panels(names)
-    assert sorted(name for chosen in panels.values() for name in chosen) == sorted(names - set(UNDRAWN))
+    assert sorted(name for chosen in panels.values() for name in chosen) == sorted(names - set(NOT_DRAWN))
     assert all(panels.values())
 
 

@@ -219,7 +219,7 @@ def test_ray_train_computes_what_a_bare_process_does(
     store: FeatureStore, tmp_path: Path, ray_cluster: None, workers: int, parallel: Literal["ddp", "fsdp"]
 ) -> None:
     torch.set_num_threads(1)
-    compute = replace(TINY.compute, num_workers=workers, parallel=parallel, torch_threads=1, feed_windows=2)
+    compute = replace(TINY.compute, num_workers=workers, parallel=parallel, torch_threads=1, feed_windows=4)
     specs = {
         name: StageSpec(
             name="pretrain",

@@ -162,7 +162,7 @@ def test_limits_hold_and_the_surest_stay(
     for setting, keys in (("max_per_group", groups), ("max_per_class", guess), ("max_class_ratio", guess)):
         for place in [number for number, reason in enumerate(found.reasons) if reason == setting]:
             kept = found.accepted & (keys == keys[place])
-            if setting != "max_per_group":  # the surest of a group may be beyond the limit of its class
+            if setting != "max_per_group":  # the most confident of a group may be beyond the limit of its class
                 assert confidence[kept].min() >= confidence[place]
     if limited == config:
         np.testing.assert_array_equal(found.accepted, free.accepted)
@@ -176,9 +176,9 @@ def test_every_refusal_has_its_reason() -> None:
     assert found.reasons.tolist() == ["", "max_per_group", "max_class_ratio", "max_per_class", "", "threshold"]
     assert reason_texts(found, values.argmax(1), config) == [
         "",
-        "not among the 1 surest of its group (max_per_group = 1)",
-        "not among the 1 surest of its class, 1 times the 1 of the smallest (max_class_ratio)",
-        "not among the 2 surest of its class (max_per_class = 2)",
+        "not among the 1 most confident of its group (max_per_group = 1)",
+        "not among the 1 most confident of its class, 1 times the 1 of the smallest (max_class_ratio)",
+        "not among the 2 most confident of its class (max_per_class = 2)",
         "",
         "confidence below 0.9",
     ]

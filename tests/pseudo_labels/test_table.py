@@ -114,7 +114,7 @@ def test_a_round_without_accepted_labels(tmp_path: Path) -> None:
         (threshold(0.6), "confidence below 0.6"),
         (flexmatch(0.7), "confidence below the threshold of its class"),
         (FREEMATCH, "confidence below the threshold of its class"),
-        (coverage(0.25), "not among the surest 0.25 of its class"),
+        (coverage(0.25), "not among the most confident 0.25 of its class"),
     ],
 )
 def test_the_summary_counts_reasons_without_the_thresholds_of_classes(config: PseudoLabelConfig, reason: str) -> None:

@@ -35,8 +35,9 @@ from raymae.evaluation.report.figures import confusion_figure
 from raymae.evaluation.report.sections import tables
 from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
-from raymae.pipeline.evaluate import judge
+from raymae.pipeline.evaluate import score_predictions
 from raymae.pipeline.plan.init_weights import bring
+from raymae.storage.events import COMMIT_FORMAT
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.training.state.checkpoint import load_commit
@@ -92,7 +93,7 @@ def test_a_pickle_as_given_weights(
 
 def test_a_pickle_in_a_commit(tmp_path: Path, sprung: Path) -> None:
     folder = Folder(str(tmp_path)) / "commits/000000007"
-    folder.write_json("commit.json", {"step": 7, "parts": ["model"]})
+    folder.write_json("commit.json", {"format": COMMIT_FORMAT, "step": 7, "parts": ["model"]})
     folder.write_bytes("model.safetensors", pickle.dumps(Trap(sprung)))
     with pytest.raises(ValueError, match=r"commits/000000007/model\.safetensors is damaged"):
         load_commit(Folder(str(tmp_path)), 7)
@@ -230,9 +231,9 @@ def test_hostile_names_in_a_report() -> None:
 
     def tags(rename: Callable[[str], str]) -> set[tuple[str, ...]]:
         found = {name: renamed(PREDICTIONS[name], rename) for name in MODELS[-2:]}
-        judged = judge(found, [rename(name) for name in NAMES], "single", found["cnn"])
+        scored = score_predictions(found, [rename(name) for name in NAMES], "single", found["cnn"])
         about = {"train_seconds": dict.fromkeys(found, 1.0), "val_chose": [], "quarantined": {}, "embeddings": None}
-        sections = tables(judged | about | {"split": rename("visit"), "note": rename("note")})
+        sections = tables(scored | about | {"split": rename("visit"), "note": rename("note")})
         return Tags(
             page(
                 rename("title"),

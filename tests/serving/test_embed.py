@@ -64,7 +64,7 @@ def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: 
         embed_clips(replace(frames, embed=replace(frames.embed, layers=(1,))))
 
 
-def test_a_registered_encoder_lies_where_all_nodes_see_it(encoder: Folder, tmp_path: Path) -> None:
+def test_a_registered_encoder_is_copied_to_the_storage(encoder: Folder, tmp_path: Path) -> None:
     storage = Folder(str(tmp_path / "storage"))
     copies = [Folder(shutil.copytree(encoder.path(), str(tmp_path / name))) for name in ("one", "other")]
     found = {share(copy, storage).url for copy in copies}
@@ -96,7 +96,7 @@ def test_missing_settings_are_named(tmp_path: Path) -> None:
         )
 
 
-def test_a_layer_that_is_not_there_is_named_before_workers_start(encoder: Folder) -> None:
+def test_a_missing_layer_is_named_before_workers_start(encoder: Folder) -> None:
     check_layers(encoder, EmbedConfig(layers=(1, 2)))
     with pytest.raises(ValueError, match=r"--embed\.layers 3: the encoder has 2 blocks"):
         check_layers(encoder, EmbedConfig(layers=(3,)))

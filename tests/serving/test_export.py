@@ -1,4 +1,4 @@
-"""Exported models compute what ours do, in timm and in onnxruntime, and nothing is written that doesn't."""
+"""Exported models compute the same as raymae's, in timm and in onnxruntime, and no other model is written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = ["bus", "park", "tram"]
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """The model with weights of which none is 0 or 1."""
+    """The model with random weights, none of them 0 or 1."""
     torch.manual_seed(2)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -42,7 +42,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def with_table(model: nn.Module) -> nn.Module:
-    """The model with positions of its own, of another grid than that of its clips."""
+    """The model with a position table for another grid than that of its clips."""
     state = {**model.state_dict(), "encoder.pos_embed": torch.randn(11, 5, 32)}
     model.load_state_dict(state)
     return model
@@ -88,7 +88,7 @@ def test_onnxruntime_reads_segments_and_timm_one_of_them(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
-def test_two_readings_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
+def test_raw_and_subtracted_inputs_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
     model = read_model(classifier_folder(tmp_path, pool=pool, subtract_band_mean=True, with_raw=True))
     assert timm_arguments(model)["num_classes"] == 0
     save_file(timm_state(model), tmp_path / "vit.safetensors")
@@ -116,9 +116,9 @@ def test_the_job_writes_a_classifier_for_timm_and_onnxruntime(
 ) -> None:
     source = classifier_folder(tmp_path / "model", pool="mean")
     result = export(job(source, tmp_path / "out"))
-    said = capsys.readouterr().out
-    assert "timm's outputs are ours, largest difference" in said
-    assert "onnxruntime's outputs are ours, largest difference" in said
+    printed = capsys.readouterr().out
+    assert "timm computes the same, largest difference" in printed
+    assert "onnxruntime computes the same, largest difference" in printed
     assert result["files"] == ["classifier.onnx", "export.json", "vit.safetensors"]
     assert all(0 <= value < 1e-4 for value in result["largest_difference"].values())
 

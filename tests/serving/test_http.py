@@ -96,7 +96,7 @@ def test_raw_chunked_and_multipart_bodies_say_the_same(port: int) -> None:
     assert ask(port, form(content, b"a preamble\r\n"), **FORM)[:2] == expected
 
 
-def test_clips_of_several_classes(tmp_path: Path) -> None:
+def test_multi_label_clips(tmp_path: Path) -> None:
     predictor = Predictor(write_small_classifier(tmp_path, "multi"), threads=1)
     content = encoded(n_samples=3 * CLIP)
     with serving(predictor, LIMITS) as (port, _):
@@ -116,7 +116,7 @@ def test_health_says_what_is_served(port: int) -> None:
     assert (found["max_mb"], found["max_minutes"]) == (0.5, 0.5)
 
 
-def test_the_page_is_all_there_and_may_do_nothing_else(port: int) -> None:
+def test_the_page_needs_nothing_else_and_its_policy_forbids_it(port: int) -> None:
     status, page, headers = ask(port)
     assert status == 200
     policy = headers["content-security-policy"]
@@ -147,7 +147,7 @@ def test_the_page_is_all_there_and_may_do_nothing_else(port: int) -> None:
         (flac_of_count(np.zeros((800, 1)), 36_000 * 32_000), {}, 422, "longer than 0.5 minutes"),
     ],
 )
-def test_what_is_no_recording_is_told_why(
+def test_a_body_that_is_not_a_recording_is_refused_with_the_reason(
     port: int, body: bytes, headers: dict[str, str], status: int, words: str
 ) -> None:
     found, content, _ = ask(port, body, **headers)
@@ -159,20 +159,20 @@ def test_what_is_no_recording_is_told_why(
 @pytest.mark.parametrize(
     ("path", "method", "status"), [("/x", "GET", 404), ("/", "PUT", 405), ("/health", "POST", 405)]
 )
-def test_there_is_no_such_thing(port: int, path: str, method: str, status: int) -> None:
+def test_unknown_paths_and_methods_are_refused(port: int, path: str, method: str, status: int) -> None:
     found, content, _ = ask(port, path=path, method=method)
     assert found == status
     assert f"{method} {path}: " in content["error"]
 
 
-def test_a_mistake_of_our_own_keeps_its_details(folder: Folder) -> None:
+def test_an_internal_error_hides_its_details(folder: Folder) -> None:
     class Broken(Predictor):
         def of_clips(self, clips: Any) -> Any:
             raise RuntimeError("secret")
 
     with serving(Broken(folder, threads=1), LIMITS) as (port, _):
         status, content, _ = ask(port, encoded())
-        assert (status, content) == (500, {"error": "the server failed; its log says why"})
+        assert (status, content) == (500, {"error": "internal error; see the server's log"})
         assert ask(port, path="/health")[0] == 200
 
 
@@ -180,7 +180,7 @@ def test_a_mistake_of_our_own_keeps_its_details(folder: Folder) -> None:
 
 
 def test_a_body_without_end_is_not_read_to_its_end(port: int) -> None:
-    """No header tells its size; the answer is there while the body still comes."""
+    """No header gives its size; the answer comes while the body is still being sent."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(60)
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -205,7 +205,7 @@ def test_a_body_is_read_in_pieces_up_to_the_limit() -> None:
     assert taken == [0, 1, 2, 3]
 
 
-def test_an_upload_that_stalls(predictor: Predictor) -> None:
+def test_an_upload_that_stalls_ends_with_408(predictor: Predictor) -> None:
     with (
         serving(predictor, replace(LIMITS, timeout_seconds=0.3)) as (port, service),
         socket.create_connection(("127.0.0.1", port)) as client,
@@ -230,7 +230,7 @@ def test_work_that_takes_too_long_is_dropped(held: Held) -> None:
     assert sum(held.batches) <= held.batches[0] + 2, "clips of a request that was given up were classified"
 
 
-def test_beyond_the_queue_nobody_waits(held: Held) -> None:
+def test_requests_beyond_the_queue_get_503_at_once(held: Held) -> None:
     held.network.clear()
     with serving(held, replace(LIMITS, queue=2)) as (port, service), ThreadPoolExecutor(2) as pool:
         first = [pool.submit(ask, port, encoded()) for _ in range(2)]
@@ -244,7 +244,7 @@ def test_beyond_the_queue_nobody_waits(held: Held) -> None:
         assert ask(port, encoded())[0] == 200
 
 
-def test_decoding_keeps_nobody_else_waiting(held: Held) -> None:
+def test_decoding_does_not_block_other_requests(held: Held) -> None:
     held.decode.clear()
     with serving(held, LIMITS) as (port, service), ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, port, encoded()) for _ in range(8)]
@@ -270,7 +270,7 @@ def test_concurrent_requests_share_forward_passes(held: Held) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("port", 0), ("port", 70_000), ("batch", 0), ("queue", 0), ("max_mb", 0)])
-def test_limits_that_are_none(name: str, value: int) -> None:
+def test_wrong_limits_are_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"serve\.{name} = {value} must"):
         ServeConfig(**{name: value})
 
@@ -282,29 +282,29 @@ def test_nothing_listens_beyond_this_machine_unless_asked() -> None:
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_what_came_in_meanwhile() -> None:
-    go, seen = threading.Event(), []
+def test_items_that_arrive_during_a_batch_form_the_next() -> None:
+    go, batches = threading.Event(), []
 
     def double(items: Any) -> list[int]:
-        seen.append(list(items))
+        batches.append(list(items))
         assert go.wait(60)
         return [2 * item for item in items]
 
     batcher: Batcher[int, int] = Batcher(double, size=3, waiting=10)
     futures = [batcher.submit(0)]
-    until(lambda: seen)
+    until(lambda: batches)
     futures += [batcher.submit(number) for number in range(1, 8)]
     assert futures[2].cancel()
     go.set()
     assert [one.result(60) for one in futures if not one.cancelled()] == [0, 2, 6, 8, 10, 12, 14]
-    assert seen == [[0], [1, 3], [4, 5, 6], [7]]
+    assert batches == [[0], [1, 3], [4, 5, 6], [7]]
     with pytest.raises(CancelledError):
         futures[2].result()
     batcher.close()
     assert not batcher.thread.is_alive()
 
 
-def test_an_error_goes_to_those_it_hit_and_to_no_others() -> None:
+def test_an_error_goes_to_its_batch_alone() -> None:
     def half(items: Any) -> list[float]:
         return [1 / item for item in items]
 
@@ -317,23 +317,23 @@ def test_an_error_goes_to_those_it_hit_and_to_no_others() -> None:
     batcher.close()
 
 
-def test_who_hands_in_too_much_waits() -> None:
+def test_submit_blocks_when_the_queue_is_full() -> None:
     go = threading.Event()
     batcher: Batcher[int, int] = Batcher(lambda items: go.wait(60) and items, size=1, waiting=2)
-    handed: list[int] = []
+    submitted: list[int] = []
 
-    def hand_in() -> None:
+    def submit() -> None:
         for number in range(10):
             batcher.submit(number)
-            handed.append(number)
+            submitted.append(number)
 
-    thread = threading.Thread(target=hand_in)
+    thread = threading.Thread(target=submit)
     thread.start()
     until(lambda: batcher.items.full())
-    assert len(handed) <= 4
+    assert len(submitted) <= 4
     go.set()
     thread.join()
-    assert len(handed) == 10
+    assert len(submitted) == 10
     batcher.close()
 
 
@@ -399,7 +399,7 @@ def test_bands_lie_where_the_filters_are_largest() -> None:
         np.testing.assert_allclose(band_centres(fine), peaks, atol=fine.sample_rate / fine.n_fft)
 
 
-def test_a_picture_comes_with_the_answer_where_asked_for(port: int) -> None:
+def test_a_spectrogram_comes_with_the_answer_if_asked_for(port: int) -> None:
     found = ask(port, encoded(n_samples=4 * CLIP), path="/?spectrogram=true")[1]
     assert found["spectrogram"]["bands"] == len(found["spectrogram"]["hertz"]) == TINY_AUDIO.n_mels
     size = found["spectrogram"]["bands"] * found["spectrogram"]["columns"]

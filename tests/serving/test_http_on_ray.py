@@ -1,4 +1,4 @@
-"""The whole job on Ray Serve: it comes up, answers, keeps to itself, and ends when it is told to."""
+"""The whole job on Ray Serve: it starts, answers, listens on loopback alone, and ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def listeners(port: int) -> set[str]:
-    """The addresses, in the kernel's hex, on which somebody listens on a port (Linux)."""
+    """The addresses, in the kernel's hex, on which a process listens on a port (Linux)."""
     found = set()
     for name in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(name).read_text().splitlines()[1:] if Path(name).exists() else []:
@@ -43,7 +43,7 @@ def listeners(port: int) -> set[str]:
 
 
 class Visitor(threading.Thread):
-    """Comes as soon as the server answers, and at last ends the job as a user or a cluster would."""
+    """A client that starts once the server answers, and at last ends the job as a user or a cluster would."""
 
     def __init__(self, config: Config, expected: list[dict[str, float]]) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class Visitor(threading.Thread):
         for (status, found, _), probabilities in zip(answers, self.expected, strict=True):
             assert status == 200
             assert found["probabilities"] == pytest.approx(probabilities, abs=1e-4)
-        said = {
+        bodies = {
             400: b"<html>",
             413: bytes(self.config.serve.max_bytes + 1),
             422: encoded(n_samples=8000 * 61, format="FLAC"),
         }
-        for status, body in said.items():
+        for status, body in bodies.items():
             found, content, _ = ask(self.port, body)
             assert (found, list(content)) == (status, ["error"]), content
         assert ask(self.port, iter([bytes(100_000)] * 20))[0] == 413
@@ -101,7 +101,7 @@ def recording(seed: int) -> bytes:
     return encoded(seed, n_samples=(1 + seed % 3) * TINY_AUDIO.n_samples)
 
 
-def test_it_serves_until_it_is_told_to_end(ray_cluster: None, tmp_path: Path, capfd: Any) -> None:
+def test_it_serves_until_it_is_stopped(ray_cluster: None, tmp_path: Path, capfd: Any) -> None:
     from ray import serve
 
     folder = write_small_classifier(tmp_path / "classifier")
@@ -125,11 +125,11 @@ def test_it_serves_until_it_is_told_to_end(ray_cluster: None, tmp_path: Path, ca
     assert not serve.status().applications
     end = time.monotonic() + 60
     while listeners(limits.port):
-        assert time.monotonic() < end, "it listens on"
+        assert time.monotonic() < end, "it still listens"
         time.sleep(0.1)
 
 
-def test_what_is_no_classifier_is_said_before_anything_starts(tmp_path: Path) -> None:
+def test_a_wrong_classifier_is_refused_before_anything_starts(tmp_path: Path) -> None:
     config = Config(serve=ServeConfig(model=str(tmp_path)))
     with pytest.raises(ValueError, match=r"--serve\.model .* is not a classifier: it has no classifier\.json"):
         serve_classifier(config)

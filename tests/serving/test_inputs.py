@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_in_its_order(root: Path) -> None:
+def test_inputs_of_every_kind_keep_their_order(root: Path) -> None:
     (root / "elsewhere.wav").symlink_to(root / "b.wav")
     names = ("t.csv", "b.wav", "", "s.tar", "b.wav", "missing.wav")
     found = find_files(tuple(str(root / name) for name in names))
@@ -52,13 +52,13 @@ def test_urls(root: Path) -> None:
         assert file.read() == SOUND
 
 
-def test_a_file_that_changes_is_another(root: Path) -> None:
+def test_a_changed_file_has_another_row(root: Path) -> None:
     before = find_files((str(root),))
     (root / "b.wav").write_bytes(SOUND + b"\0\0")
     assert not before.equals(find_files((str(root),)))
 
 
-def test_nothing_to_label(tmp_path: Path) -> None:
+def test_no_file_to_label_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no file"):
         find_files(())
     with pytest.raises(ValueError, match="no audio file"):

@@ -1,4 +1,4 @@
-"""The table that is handed over: whole or not at all, as a file or at a URL."""
+"""The output table of a job: whole or not at all, as a file or at a URL."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_pieces_become_one_table(tmp_path: Path, name: str, remote: bool) -> Non
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_what_breaks_off_leaves_what_was_there(tmp_path: Path, remote: bool) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, remote: bool) -> None:
     url = "memory://outputs/broken.csv" if remote else str(tmp_path / "broken.csv")
     output = open_output("--o", url)
     output.write(PIECES, TABLE.schema)
@@ -57,7 +57,7 @@ def test_what_breaks_off_leaves_what_was_there(tmp_path: Path, remote: bool) -> 
         ("nonsense://out.csv", "--o nonsense://out.csv can't be written: Protocol not known"),
     ],
 )
-def test_where_nothing_can_be_written(tmp_path: Path, name: str | None, message: str) -> None:
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, name: str | None, message: str) -> None:
     (tmp_path / "there.csv").mkdir()
     with pytest.raises(ValueError, match=message):
         open_output("--o", name if name is None or "://" in name else str(tmp_path / name))
@@ -70,5 +70,5 @@ def test_other_names_are_folders(tmp_path: Path, name: str) -> None:
     assert output.folder.url.rstrip("/").endswith(name.rstrip("/"))
 
 
-def test_credentials_are_not_said(tmp_path: Path) -> None:
+def test_credentials_are_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in str(open_output("--o", "memory://me:hunter2@bucket/out.csv"))

@@ -76,7 +76,7 @@ def test_a_dropped_recording_is_drawn(browser: Tab, recording: Path, tmp_path: P
         assert browser.complaints() == []
 
 
-def test_errors_are_said_and_passed(browser: Tab, recording: Path, tmp_path: Path) -> None:
+def test_errors_are_shown_until_the_next_recording(browser: Tab, recording: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no audio")
     (tmp_path / "large.wav").write_bytes(bytes(300_000))
     predictor = Predictor(write_small_classifier(tmp_path / "classifier"), threads=1)

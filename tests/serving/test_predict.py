@@ -1,4 +1,4 @@
-"""jobs/predict.py: parts that are found again, one row per input in its order, through kills of driver and worker."""
+"""jobs/predict.py: parts that are reused, one row per input in order, through kills of driver and worker."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_list_that_grows_keeps_its_parts() -> None:
     assert plan_parts(files(40))[0].name != plan_parts(files(40, size=1001))[0].name
 
 
-def test_the_key_is_of_what_the_classifier_is(classifier: Folder, tmp_path: Path) -> None:
+def test_the_key_depends_on_the_content_of_the_classifier(classifier: Folder, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path))
     for name in classifier.names():
         copy.write_bytes(name, classifier.read_bytes(name))
@@ -78,7 +78,7 @@ def test_the_key_is_of_what_the_classifier_is(classifier: Folder, tmp_path: Path
     assert classifier_key(copy, "file") != classifier_key(classifier, "file")
 
 
-def test_only_whole_parts_with_files_that_could_be_reached_stand(classifier: Folder, tmp_path: Path) -> None:
+def test_only_complete_parts_with_reachable_files_are_finished(classifier: Folder, tmp_path: Path) -> None:
     write_tone(tmp_path / "a.wav", 440)
     parts = plan_parts(files(5 * LEAST))
     labels = Labels(Folder(str(tmp_path)), parts, schema(NAMES, "file"))
@@ -90,7 +90,7 @@ def test_only_whole_parts_with_files_that_could_be_reached_stand(classifier: Fol
     labels.folder.write_bytes(empty, b"")
     later = table.replace_schema_metadata({**table.schema.metadata, b"unreachable": b"1"})
     labels.folder.write_table(unreachable, later)
-    assert labels.standing() == {whole}
+    assert labels.finished() == {whole}
     labels.remove({cut, unreachable, "neither"})
     assert labels.folder.names() == sorted(["a.wav", whole, empty])
 
@@ -129,7 +129,9 @@ def test_actors_fill_the_nodes(
         ([{"CPU": 4}], {"torch_threads": 8}, "more than the 4 CPUs"),
     ],
 )
-def test_a_cluster_that_cannot_do_it(nodes: list[dict[str, float]], compute: dict[str, int], message: str) -> None:
+def test_a_cluster_without_enough_resources_is_an_error(
+    nodes: list[dict[str, float]], compute: dict[str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         label_pool(ComputeConfig(**compute), nodes, 10)  # type: ignore[arg-type]
 
@@ -190,7 +192,7 @@ def test_one_row_per_input_as_file_and_as_folder(ray_cluster: None, classifier: 
         if not row["error"]:
             assert [float(row[name]) for name in NAMES] == pytest.approx([alone[name] for name in NAMES], abs=1e-5)
 
-    write_tone(gone, 440)  # the other part is found again, and with another output, too
+    write_tone(gone, 440)  # the other part is reused, with another output, too
     config = replace(config, predict=replace(config.predict, output=str(tmp_path / "parts")))
     for reused in (1, 2):
         result = label_files(config)
@@ -230,7 +232,7 @@ def labelling_actors() -> list[int]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.fault
-def test_killed_driver_and_worker_cost_no_finished_part(ray_cluster: None, classifier: Folder, tmp_path: Path) -> None:
+def test_killed_driver_and_worker_lose_no_finished_part(ray_cluster: None, classifier: Folder, tmp_path: Path) -> None:
     count = 6144
     folder = tmp_path / "recordings"
     for number in range(count):
@@ -251,34 +253,34 @@ def test_killed_driver_and_worker_cost_no_finished_part(ray_cluster: None, class
     words = [str(word) for pair in options.items() for word in pair]
     command = [sys.executable, str(ROOT / "jobs/predict.py"), *words]
 
-    def standing() -> dict[str, int]:
+    def finished_parts() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in storage.glob("artifacts/labels/*/*.parquet")}
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     driver = start()
-    wait_for(lambda: len(standing()) >= 2, driver)
+    wait_for(lambda: len(finished_parts()) >= 2, driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     wait_for_end = time.monotonic() + PATIENCE
     while labelling_actors() and time.monotonic() < wait_for_end:  # Ray ends the dead driver's
         time.sleep(0.1)
-    before = standing()
+    before = finished_parts()
     parts = -(-(count + 1) // part_rows(count + 1))
     assert 2 <= len(before) < parts - 2
     assert not output.exists()
 
     driver = start()
-    wait_for(lambda: len(standing()) > len(before), driver)
+    wait_for(lambda: len(finished_parts()) > len(before), driver)
     actors = labelling_actors()
     assert actors
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
-    at_kill = standing()
-    _, said = driver.communicate(timeout=PATIENCE)
-    assert driver.returncode == 0, said.decode()[-3000:]
-    after = standing()
+    at_kill = finished_parts()
+    _, errors = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 0, errors.decode()[-3000:]
+    after = finished_parts()
     assert len(after) == parts
     assert {name: after[name] for name in at_kill} == at_kill, "a finished part was made again"
     result = json.loads((tmp_path / "result.json").read_text())

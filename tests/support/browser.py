@@ -30,15 +30,15 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """The result of a command; what else the browser tells meanwhile is kept in `events`."""
+        """The result of a command; other messages that arrive meanwhile are kept in `events`."""
         self.sent += 1
         self.socket.send(json.dumps({"id": self.sent, "method": method, "params": arguments}))
         while True:
-            said = json.loads(self.socket.recv(timeout=60))
-            if said.get("id") == self.sent:
-                assert "error" not in said, said
-                return said["result"]
-            self.events.append(said)
+            message = json.loads(self.socket.recv(timeout=60))
+            if message.get("id") == self.sent:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
@@ -72,7 +72,7 @@ class Tab:
             self.call("Input.dispatchDragEvent", type=kind, x=box[0], y=box[1], data=data)
 
     def picture(self, path: Path, whole: bool = False) -> None:
-        """Write what is to be seen as PNG, or the whole page."""
+        """Write the visible part of the page as PNG, or the whole page."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
 
@@ -92,7 +92,7 @@ class Tab:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Tab]:
-    """A browser of one tab, with a profile of its own; ended by its handle."""
+    """A browser with one tab and a profile of its own, for the block."""
     assert CHROMIUM is not None
     words = [
         "--headless=new",

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from raymae.config import to_dict
 from raymae.evaluation.report import write_report
-from raymae.pipeline.evaluate import judge
+from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 
 
@@ -19,7 +19,7 @@ def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0"
     tables = {"cnn": make_guesses(0.5, 9), "student": make_guesses(share, seed)}
     tables = {name: table.slice(drop) for name, table in tables.items()}
     extra = {"split": split, "note": None, "train_seconds": dict.fromkeys(tables, 1.0), "val_chose": []}
-    found = judge(tables, NAMES, "single", tables["cnn"]) | extra | {"quarantined": {}, "embeddings": None}
+    found = score_predictions(tables, NAMES, "single", tables["cnn"]) | extra | {"quarantined": {}, "embeddings": None}
     for name, table in tables.items():
         folder.write_table(f"predictions/{name}.parquet", table)
     report = dict(to_dict(found))

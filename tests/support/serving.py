@@ -31,7 +31,7 @@ NAMES = ["airport", "bus", "park", "street, with <b>trams</b>"]
 
 
 def write_small_classifier(target: Path, labels: Labels = "single") -> Folder:
-    """A classifier with a head that tells recordings apart."""
+    """A classifier with a head that gives different recordings different probabilities."""
     torch.manual_seed(0)
     finetune = replace(TINY.finetune, labels=labels)
     model = build_classifier(TINY_AUDIO, TINY.model, finetune, len(NAMES))
@@ -83,7 +83,7 @@ def until(what: Any, seconds: float = 60) -> None:
 
 
 class Held(Predictor):
-    """A predictor that is slow on purpose: its decoding or its network waits to be let go."""
+    """A predictor whose decoding or forward pass waits until the test sets an event."""
 
     def __init__(self, folder: Folder) -> None:
         super().__init__(folder, threads=1)
@@ -93,12 +93,12 @@ class Held(Predictor):
         self.batches: list[int] = []
 
     def waveform(self, *args: Any, **more: Any) -> Any:
-        """As the parent, when `decode` is set."""
+        """Decode as the parent does, once `decode` is set."""
         assert self.decode.wait(60)
         return super().waveform(*args, **more)
 
     def of_clips(self, clips: Any) -> Any:
-        """As the parent, when `network` is set; notes the size of the batch."""
+        """Classify as the parent does, once `network` is set; keeps the size of the batch."""
         self.batches.append(len(clips))
         assert self.network.wait(60)
         return super().of_clips(clips)

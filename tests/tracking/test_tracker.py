@@ -268,7 +268,7 @@ def test_an_error_names_a_row_that_is_no_recording(registered: tuple[Folder, str
         "half a mapping": pd.Series([{"waveform": wave}]),
         "no rate": pd.Series([(wave, "8 kHz")]),
     }
-    with pytest.raises(ValueError, match=r"row 0 holds .*; wanted is the path of an audio file, its bytes, a pair"):
+    with pytest.raises(ValueError, match=r"row 0 holds .*; expected the path of an audio file, its bytes, a pair"):
         mlflow.pyfunc.load_model(ALIAS).predict(inputs[kind])
 
 

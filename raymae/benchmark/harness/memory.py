@@ -1,4 +1,4 @@
-"""Memory of a tree of processes: proportional set size, which counts a page that k processes share k times 1 / k."""
+"""Memory of a process tree as proportional set size (PSS): a page shared by k processes counts 1 / k in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def process_tree(root: int) -> list[int]:
                 with open(f"/proc/{name}/stat") as file:
                     parent = int(file.read().rpartition(")")[2].split()[1])
             except OSError:
-                continue  # it has ended
+                continue  # the process has ended
             children.setdefault(parent, []).append(int(name))
     found = [root]
     for pid in found:
@@ -25,7 +25,7 @@ def process_tree(root: int) -> list[int]:
 
 
 def pss_mb(pid: int) -> float:
-    """Proportional set size of a process in MB; 0 when it has ended."""
+    """Proportional set size of a process in MB; 0 if the process has ended."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
             for line in file:
@@ -37,13 +37,13 @@ def pss_mb(pid: int) -> float:
 
 
 class PeakMemory:
-    """While the block runs, samples the PSS of this process and all its descendants; `mb` is the largest sum."""
+    """Context manager that samples the PSS of this process and all its descendants; `mb` is the largest sum."""
 
     def __init__(self, interval: float = 0.5) -> None:
         self.mb = 0.0
         self._interval = interval
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -54,12 +54,12 @@ class PeakMemory:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
-    def _work(self) -> None:
-        self._look()
+    def _watch(self) -> None:
+        self._sample()
         while not self._stop.wait(self._interval):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         self.mb = max(self.mb, sum(map(pss_mb, process_tree(os.getpid()))))

@@ -1,4 +1,4 @@
-"""A Ray of the benchmark's own, with a small object store."""
+"""A local Ray for benchmarks, with a small object store."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 OBJECT_STORE_MB = 80
-"""Ray's least is 75 MB."""
+"""Object store of a node, MB; Ray's minimum is 75."""
 
 
 @contextmanager
 def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -> Iterator[float]:
-    """Run a local Ray for the block, set up as for a job; gives the seconds that its start took.
+    """Run a local Ray, set up as for a job, for the duration of the block; yields its start-up time in seconds.
 
     Args:
-        cpus: of each node.
-        object_store_mb: of each node.
-        nodes: each with daemons and workers of its own; of several, the first is the head.
+        cpus: CPUs per node.
+        object_store_mb: object store per node, MB.
+        nodes: number of nodes, each with its own daemons and workers; the first one is the head.
     """
     import ray
     from ray.cluster_utils import Cluster
@@ -31,10 +31,10 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -
     from raymae.config import ComputeConfig
 
     started = time.perf_counter()
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on loopback; a token would be written to the user's home
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only; a token would be written to the user's home
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
     size: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": object_store_mb * 1_000_000}
-    # by default Ray's workers give way to others, and so to the baseline
+    # Ray's workers have a raised niceness by default and would yield the CPU to the baseline
     first = size | {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cluster = None

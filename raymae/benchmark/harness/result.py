@@ -1,4 +1,4 @@
-"""What a part of the benchmark found: numbers for `--json`, and rows of ours against the baseline's for the eye."""
+"""Results of a benchmark part: numbers for `--json`, and printed rows that compare raymae with a baseline."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Row:
-    """One ratio beside its goal."""
+    """One comparison: both measurements, their ratio and its goal."""
 
     part: str
     what: str
-    ours: str
+    raymae: str
     baseline: str
     ratio: float
     goal: float
     at_most: bool = False
-    """The goal is the largest ratio that is good enough, not the smallest."""
+    """The goal is an upper limit of the ratio instead of a lower one."""
 
     @property
     def met(self) -> bool:
@@ -30,19 +30,19 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """The ratio with its goal."""
+        """The ratio and its goal as text."""
         missed = "" if self.met else ", missed"
         return f"{self.ratio:.2f} x  (goal {'≤' if self.at_most else '≥'} {self.goal:g}{missed})"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one part found."""
+    """Result of one part."""
 
     part: str
     rows: Sequence[Row] = ()
     values: dict[str, Any] = field(default_factory=dict)
-    """Further numbers; the part's docstring names them."""
+    """Further numbers; documented in the part's docstring."""
     text: str = ""
     """Printed below the rows."""
 
@@ -54,7 +54,7 @@ class Result:
             file.write("\n")
 
     def __str__(self) -> str:
-        lines = [f"{row.what}: {row.ours} against {row.baseline}: {row.verdict}" for row in self.rows]
+        lines = [f"{row.what}: {row.raymae} against {row.baseline}: {row.verdict}" for row in self.rows]
         return "\n".join([*lines, *([self.text] if self.text else [])])
 
 
@@ -63,7 +63,7 @@ class Part(Protocol):
 
     @property
     def json(self) -> str | None:
-        """The file to write."""
+        """Path of the JSON file to write."""
         ...
 
     def run(self) -> Result:
@@ -79,12 +79,12 @@ def load_rows(content: dict[str, Any]) -> list[Row]:
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| part | measured | raymae | baseline | ratio, goal |", "|---|---|---|---|---|"]
-    lines += [f"| {row.part} | {row.what} | {row.ours} | {row.baseline} | {row.verdict} |" for row in rows]
+    lines += [f"| {row.part} | {row.what} | {row.raymae} | {row.baseline} | {row.verdict} |" for row in rows]
     return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on, and how busy it was."""
+    """Processor, cores, load average, Python and operating system of this machine."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

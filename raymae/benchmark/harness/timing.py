@@ -1,4 +1,4 @@
-"""Timing of two sides that share a noisy machine."""
+"""Timing of the two sides of a comparison on a machine that may run other processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raymae.benchmark.harness.memory import process_tree
 
 
 def interleave(sides: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median CPU seconds of each side's call, the sides taking turns so that they see the same machine.
+    """Median CPU seconds of each side's call; the sides alternate, so that both run under the same load.
 
-    CPU seconds of all threads of this process: on an idle machine they are the seconds of a single-threaded side,
-    and they hardly grow when other processes want the core too. One unmeasured turn comes first.
+    Counts the CPU seconds of all threads of this process. For a single-threaded side on an idle machine they equal the
+    wall time, and they hardly grow when other processes use the core. One unmeasured turn comes first.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repetitions + 1):
@@ -29,7 +29,7 @@ def interleave(sides: Mapping[str, Callable[[], object]], repetitions: int) -> d
 
 
 def cpu_seconds(pids: list[int]) -> dict[int, float]:
-    """CPU seconds that each process that still runs has used so far (Linux)."""
+    """CPU seconds used so far by each process that is still running (Linux)."""
     ticks = os.sysconf("SC_CLK_TCK")
     used = {}
     for pid in pids:
@@ -43,24 +43,24 @@ def cpu_seconds(pids: list[int]) -> dict[int, float]:
 
 
 def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
-    """CPU seconds used between two calls of `cpu_seconds` by the processes that were there at the second."""
+    """CPU seconds used between two calls of `cpu_seconds`, by the processes alive at the second call."""
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast clips arrive once everything runs."""
+    """Throughput after start-up."""
 
     rate: float
     """Clips per second."""
     cpu: float
-    """CPU seconds per clip, of this process and all below it."""
+    """CPU seconds per clip, of this process and its descendants."""
     start_seconds: float
     """From the call to the first batch."""
 
 
 def pace(batches: Iterable[Any], skipped: int) -> Pace:
-    """Take all batches and time those after the first `skipped`; ValueError where fewer than two are left."""
+    """Consume all batches and time those after the first `skipped`; ValueError if fewer than two remain."""
     begun = time.perf_counter()
     arrived: list[tuple[float, int]] = []
     used: dict[int, float] = {}

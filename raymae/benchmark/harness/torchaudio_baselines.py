@@ -1,6 +1,6 @@
-"""The baselines: what a user would write with torch, torchaudio and soundfile, and the tuned forms of it.
+"""Baselines written with torch, torchaudio and soundfile, in a direct and in tuned forms.
 
-Imported by the workers of the baselines' DataLoaders; needs torch and torchaudio, and no Ray.
+Imported by the workers of the baselines' DataLoaders; needs torch and torchaudio, but not Ray.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raymae.config import AudioConfig
 
 
 def kaldi_bank(config: AudioConfig) -> torch.Tensor:
-    """torchaudio's Kaldi mel filters (n_mels, n_fft // 2 + 1), dense."""
+    """Kaldi mel filters of torchaudio (n_mels, n_fft // 2 + 1), dense."""
     bank, _ = get_mel_banks(
         config.n_mels, config.n_fft, config.sample_rate, config.f_min, config.f_high, 100.0, -500.0, 1.0
     )
@@ -29,9 +29,9 @@ def kaldi_bank(config: AudioConfig) -> torch.Tensor:
 
 
 class TorchLogMel:
-    """The front end as it is written down: torch.stft, |X|^2, a dense product with torchaudio's Kaldi mel bank.
+    """Direct implementation of the front end: torch.stft, |X|^2, dense product with torchaudio's Kaldi mel bank.
 
-    Of the paper's framing, window, mel scale and floor; AssertionError for others, which it doesn't compute.
+    Supports only the paper's framing, window, mel scale and floor; AssertionError for others.
     """
 
     def __init__(self, config: AudioConfig) -> None:
@@ -47,23 +47,23 @@ class TorchLogMel:
         return ((torch.log(mel + self.config.log_offset) - self.config.norm_mean) / self.config.norm_scale).T
 
     def emphasise(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The pre-emphasis of the front end."""
+        """Apply the pre-emphasis of the front end."""
         return waveform[1:] - self.config.pre_emphasis * waveform[:-1] if self.config.pre_emphasis else waveform
 
     def stft(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The complex spectrum (n_fft // 2 + 1, T)."""
+        """Complex spectrum (n_fft // 2 + 1, T)."""
         config = self.config
         return torch.stft(
             waveform, config.n_fft, config.hop_length, config.win_length, self.window, center=True, return_complex=True
         )
 
     def power(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The power spectrum (n_fft // 2 + 1, T)."""
+        """Power spectrum (n_fft // 2 + 1, T)."""
         return self.stft(waveform).abs().square()
 
 
 class TunedLogMel(TorchLogMel):
-    """The same without square roots and with every step in place: the least that torch takes for it."""
+    """`TorchLogMel` without square roots and with every step in place: the fastest form in torch."""
 
     def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
         """Waveform (n_samples,) to log-mel (T, F)."""
@@ -73,7 +73,7 @@ class TunedLogMel(TorchLogMel):
 
 
 class TransformsLogMel(TorchLogMel):
-    """The same from torchaudio.transforms: Spectrogram and MelScale, which is given the Kaldi bank."""
+    """`TorchLogMel` from torchaudio.transforms: Spectrogram, and MelScale with the Kaldi bank."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__(config)
@@ -93,7 +93,7 @@ class TransformsLogMel(TorchLogMel):
 
 
 class TorchChain:
-    """File to log-mel: soundfile, torchaudio.transforms.Resample as it comes, and the front end."""
+    """File to log-mel: soundfile, torchaudio.transforms.Resample with its defaults, and `TorchLogMel`."""
 
     def __init__(self, config: AudioConfig, sample_rate: int) -> None:
         self.log_mel = TorchLogMel(config)
@@ -107,7 +107,7 @@ class TorchChain:
 
 @dataclass(frozen=True)
 class Featurized(Dataset):
-    """Makes one .npy of float16 log-mels per recording; an item is its number of frames."""
+    """Dataset that writes one .npy of float16 log-mels per recording; an item is its number of frames."""
 
     paths: list[str]
     folder: Path
@@ -116,7 +116,7 @@ class Featurized(Dataset):
 
     def __getitem__(self, index: int) -> int:
         torch.set_num_threads(1)
-        if "chain" not in self.__dict__:  # in the worker, once
+        if "chain" not in self.__dict__:  # once per worker
             object.__setattr__(self, "chain", TorchChain(self.config, self.sample_rate))
         log_mel = self.__dict__["chain"](self.paths[index]).numpy().astype(np.float16)
         np.save(self.folder / f"{index:05d}.npy", log_mel)
@@ -128,7 +128,7 @@ class Featurized(Dataset):
 
 @dataclass(frozen=True)
 class Stored(Dataset):
-    """Reads one .npy of float16 log-mels per clip."""
+    """Dataset that reads one .npy of float16 log-mels per clip."""
 
     folder: Path
     count: int
@@ -141,8 +141,8 @@ class Stored(Dataset):
         return self.count
 
 
-class Turns:
-    """A sampler whose next epoch is what `indices` holds by then."""
+class EpochSampler:
+    """Sampler whose next epoch yields the current `indices`."""
 
     def __init__(self) -> None:
         self.indices: list[int] = []
@@ -154,8 +154,8 @@ class Turns:
         return len(self.indices)
 
 
-def loader(dataset: Dataset, sampler: Turns, batch_size: int, workers: int) -> DataLoader:
-    """A DataLoader whose workers stay from one epoch to the next; spawned, as Ray's threads forbid a fork."""
+def loader(dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int) -> DataLoader:
+    """DataLoader with persistent workers, which are spawned because Ray's threads rule out a fork."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""`nodes`: the same cores as several nodes of a cluster against one node."""
+"""`nodes`: several nodes of a cluster against one node with the same number of cores."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ OBJECT_STORE_MB = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """Features, pre-training and labelling on nodes of one CPU each, against one node that has all the CPUs.
+    """Features, pre-training and prediction on several nodes of one CPU, against one node with all the CPUs.
 
-    All of it on one machine, so that nothing is gained and what is lost is the nodes' own: their daemons, objects that
-    pass from one to the other, gradients that the workers exchange. Pre-training has one worker with a thread for each
-    CPU on the one side (a job's default on CPUs), and one worker of one thread for each node on the other. Sides take
-    turns (one, several, several, one); of each the mean counts. Start-up is left out, as in the parts `prepare`,
-    `loop` and `predict`.
+    All nodes run on one machine, so the difference is the overhead of the nodes: their daemons, objects copied between
+    them and gradients that the workers exchange. On one node, pre-training has one worker with a thread per CPU (the
+    default of a job on CPUs); on several, one worker with one thread per node. Sides alternate (one, several, several,
+    one) and the mean of each is reported. Start-up is excluded, as in the parts `prepare`, `loop` and `predict`.
 
     `--json` keys: clips per second `prepare`, `train`, `predict` (several nodes) and `one_prepare`, `one_train`,
     `one_predict`; `ratios`, by part; `nodes`.
@@ -41,15 +40,15 @@ class Nodes:
     json: str | None = None
     """Write the numbers to this JSON file."""
     nodes: int = 2
-    """Nodes of one CPU, and CPUs of the one node."""
+    """Number of one-CPU nodes, and of CPUs of the single node."""
     parts: tuple[str, ...] = PARTS
-    """What is measured."""
+    """Parts to measure."""
     clips: int = 1536
-    """Clips of which features are made."""
+    """Clips whose features are computed."""
     steps: int = 32
     """Timed training steps of 64 clips."""
     labelled: int = 1024
-    """Clips that are labelled."""
+    """Clips that are predicted."""
 
     def run(self) -> Result:
         """Measure."""
@@ -82,12 +81,12 @@ class Nodes:
         return Result("nodes", rows, values | {"ratios": {row.what.split()[0]: row.ratio for row in rows}})
 
     def _side(self, part: str, folder: Folder) -> Callable[[int, str], float]:
-        """What gives the clips per second of a part on so many nodes; writes its inputs."""
+        """Write the inputs of a part; returns a function from (number of nodes, run name) to clips per second."""
         return {"prepare": self._prepare, "train": self._train, "predict": self._predict}[part](folder)
 
     def _prepare(self, folder: Folder) -> Callable[[int, str], float]:
         config = Config(data=DataConfig(shard_mb=11))
-        clips = write_corpus(made(folder), self.clips, 120, config.audio.clip_seconds)
+        clips = write_corpus(new_folder(folder), self.clips, 120, config.audio.clip_seconds)
 
         def measure(nodes: int, name: str) -> float:
             job = Job(clips, folder / name, config, self.nodes)
@@ -113,7 +112,7 @@ class Nodes:
     def _predict(self, folder: Folder) -> Callable[[int, str], float]:
         config = small()
         classifier = write_untrained(folder / "classifier", config)
-        clips = write_corpus(made(folder / "recordings"), self.labelled, 64, config.audio.clip_seconds)
+        clips = write_corpus(new_folder(folder / "recordings"), self.labelled, 64, config.audio.clip_seconds)
         files = clips.select(INPUTS.names).cast(INPUTS)
 
         def measure(nodes: int, name: str) -> float:
@@ -123,8 +122,8 @@ class Nodes:
         return measure
 
 
-def made(folder: Folder) -> Path:
-    """The path of a new local folder."""
+def new_folder(folder: Folder) -> Path:
+    """Create a local folder; returns its path."""
     path = Path(folder.path())
     path.mkdir(parents=True)
     return path

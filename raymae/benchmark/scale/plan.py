@@ -1,4 +1,4 @@
-"""`plan`: what a corpus takes on a cluster, from measured rates: cores per GPU, hours, storage, and what is short."""
+"""`plan`: cores per GPU, hours, storage and bottlenecks of a corpus on a cluster, from measured rates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from raymae.pipeline.dry_run.cost import UNIT_SECONDS, Rates, duration, size
 NETWORK_MB_PER_GBIT = 125.0
 
 CLIP_BYTES = 1_000
-"""Of a driver's memory for a clip while its table is read; 141 of them stay (measured on 200,000 clips)."""
+"""Driver memory per clip while the clip table is read, bytes; 141 remain afterwards (measured on 200,000 clips)."""
 
 TRAINING_BYTES = 12
-"""A commit's bytes per parameter: weights and both moments of AdamW in fp32."""
+"""Bytes of a checkpoint per parameter: weights and both moments of AdamW in fp32."""
 
 COMMIT_SECONDS = 300
-"""Between two commits (pretrain.commit_minutes)."""
+"""Seconds between two checkpoints (pretrain.commit_minutes)."""
 
 READERS, AHEAD, WINDOW_CLIPS = 2, 3, 128
-"""Of a training worker: its readers, the windows in flight for each and for itself, and a window's clips."""
+"""Readers per training worker, windows in flight per reader and for the worker itself, and clips per window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Recordings cut into clips."""
+    """A corpus of recordings, cut into clips."""
 
     name: str
     hours: float
@@ -40,12 +40,12 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What there is."""
+    """Resources of a cluster."""
 
     gpus: int = 8
     cpus: int = 128
     network_gbit: float = 100.0
-    """Between the storage and all nodes together."""
+    """Bandwidth between the storage and all nodes together."""
 
 
 CORPORA = (
@@ -57,8 +57,11 @@ CORPORA = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
-    """What a corpus takes on a cluster. "store": epochs read stored log-mels; "stream": they read the audio."""
+class Estimate:
+    """Time and resources that a corpus needs on a cluster.
+
+    `store_*`: epochs read stored log-mels; `stream_*`: every epoch decodes the audio.
+    """
 
     clips: int
     audio_gb: float
@@ -67,35 +70,35 @@ class Outlook:
     store_epoch_hours: float
     stream_epoch_hours: float
     store_cores_per_gpu: float
-    """Cores that keep one GPU busy from the store."""
+    """Cores needed to keep one GPU busy from the store."""
     stream_cores_per_gpu: float
-    """Cores that keep one GPU busy from the audio."""
+    """Cores needed to keep one GPU busy from the audio."""
     store_network_mb: float
-    """MB/s that keep all GPUs busy from the store."""
+    """MB/s needed to keep all GPUs busy from the store."""
     stream_network_mb: float
-    """MB/s that keep all GPUs busy from the audio."""
+    """MB/s needed to keep all GPUs busy from the audio."""
     prepare_bottleneck: str
-    """What `prepare` waits for: CPUs or network."""
+    """Bottleneck of `prepare`: CPUs or network."""
     store_bottleneck: str
-    """What an epoch from the store waits for: GPUs, CPUs or network."""
+    """Bottleneck of an epoch from the store: GPUs, CPUs or network."""
     stream_bottleneck: str
-    """What an epoch from the audio waits for: GPUs, CPUs or network."""
+    """Bottleneck of an epoch from the audio: GPUs, CPUs or network."""
     epochs_repaid: float | None
-    """After how many epochs on this cluster the store has taken less time than streaming; null for never."""
+    """Number of epochs after which `prepare` and the store take less time than streaming; null for never."""
     driver_gb: float
     """Memory of the driver while it reads the clip table."""
     object_store_gb: float
-    """Windows in flight for each GPU."""
+    """Size of the windows in flight for each GPU."""
     commit_gb: float
-    """Size of a commit, which one worker writes."""
+    """Size of a checkpoint, which one worker writes."""
     commit_network_mb: float
-    """MB/s that commits write on average."""
+    """MB/s that checkpoints write on average."""
     gradients_mb: float
     """MB/s that each GPU sends and receives to average gradients (fp32, ring)."""
 
 
-def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
-    """Work out a plan; every part of an epoch overlaps with the others, so the slowest decides."""
+def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Estimate:
+    """Estimate time and resources; all parts of an epoch overlap, so the slowest one sets the time."""
     audio = AudioConfig(clip_seconds=corpus.clip_seconds)
     clips = round(corpus.hours * 3600 / corpus.clip_seconds)
     units = corpus.hours * 3600 / UNIT_SECONDS
@@ -108,7 +111,7 @@ def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
     store = slowest(GPUs=gpu_seconds, CPUs=store_mb / (cluster.cpus * rates.ingest_mb), network=store_mb / network)
     stream = slowest(GPUs=gpu_seconds, CPUs=featurize_seconds, network=audio_mb / network)
     saved = stream[1] - store[1]
-    return Outlook(
+    return Estimate(
         clips=clips,
         audio_gb=audio_mb / 1e3,
         store_gb=store_mb / 1e3,
@@ -132,16 +135,16 @@ def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Outlook:
 
 
 def slowest(**seconds: float) -> tuple[str, float]:
-    """The name and seconds of what takes longest."""
+    """Name and seconds of the slowest part."""
     return max(seconds.items(), key=lambda item: item[1])
 
 
 def measured(paths: Sequence[str], rates: Rates) -> Rates:
-    """`rates` with what JSON files of `prepare`, `ingest`, `front-end` or `all` measured in their place.
+    """Replace `rates` by those in JSON files of `prepare`, `ingest`, `front-end` or `all`.
 
-    A core's rate is one over the CPU time per clip of all processes of the job: what other processes took from the
-    machine meanwhile doesn't count. `prepare` goes before `front-end`, which leaves Ray and writing out. Raises
-    ValueError for other files.
+    The rate of a core is one over the CPU time per clip of all processes of the job, so the load of other processes
+    doesn't count. `prepare` takes precedence over `front-end`, which excludes Ray and writing. Raises ValueError for
+    other files.
     """
     parts: list[dict[str, Any]] = []
     for path in paths:
@@ -150,7 +153,7 @@ def measured(paths: Sequence[str], rates: Rates) -> Rates:
         parts += [part for part in found if part.get("part") in ("prepare", "ingest", "front-end")]
         if not any(part in parts for part in found):
             raise ValueError(f"{path} holds no rates: it must come from prepare, ingest, front-end or all --json")
-    for part in sorted(parts, key=lambda part: part["part"]):  # front-end, ingest, prepare: the later one counts
+    for part in sorted(parts, key=lambda part: part["part"]):  # front-end, ingest, prepare: the last one wins
         if part["part"] == "ingest":
             rates = replace(rates, ingest_mb=part["mb_per_core_second"])
         elif part["part"] == "prepare":
@@ -160,7 +163,7 @@ def measured(paths: Sequence[str], rates: Rates) -> Rates:
     return rates
 
 
-def table(plans: Sequence[tuple[Corpus, Outlook]]) -> str:
+def table(plans: Sequence[tuple[Corpus, Estimate]]) -> str:
     """Plans as a Markdown table."""
     lines = [
         "| corpus | clips | audio | store | prepare | epoch from the store | epoch from the audio | repaid after "
@@ -181,11 +184,11 @@ def table(plans: Sequence[tuple[Corpus, Outlook]]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a corpus takes on a cluster; without --hours, for CAS 2023, TAU 2020, AudioSet and a million hours.
+    """Plan a corpus on a cluster; without --hours, for CAS 2023, TAU 2020, AudioSet and a million hours.
 
-    In brackets: what the step waits for. "From the audio": every epoch decodes and featurizes the recordings anew.
+    The bottleneck is given in brackets. "From the audio": every epoch decodes and featurizes the recordings again.
 
-    `--json` keys: `rates`, `cluster`, `plans` (for each corpus its own fields and those of `Outlook`).
+    `--json` keys: `rates`, `cluster`, `plans` (per corpus, the fields of `Corpus` and of `Estimate`).
     """
 
     json: str | None = None
@@ -201,9 +204,9 @@ class Plan:
     cpus: int = 128
     """CPU cores of the cluster that prepare and ingest may use."""
     network_gbit: float = 100.0
-    """Network between the storage and all nodes together, Gbit/s."""
+    """Bandwidth between the storage and all nodes together, Gbit/s."""
     measured: tuple[str, ...] = ()
-    """JSON files that prepare, ingest, front-end or all wrote: their rates take the place of the defaults."""
+    """JSON files of prepare, ingest, front-end or all, whose rates replace the defaults."""
     prepare_clips: float | None = None
     """Ten-second clips per second and core, from recording to log-mel."""
     ingest_mb: float | None = None
@@ -216,7 +219,7 @@ class Plan:
     """Ten-second clips per step and GPU."""
 
     def run(self) -> Result:
-        """Work it out."""
+        """Estimate."""
         for name in ("hours", "clip_seconds", "audio_mb_per_hour", "gpus", "cpus", "network_gbit", *asdict(Rates())):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -243,17 +246,17 @@ class Plan:
         return Result("plan", [], values, f"{summary(cluster, rates, plans[0][1], origin)}\n\n{table(plans)}")
 
 
-def summary(cluster: Cluster, rates: Rates, plan: Outlook, origin: str) -> str:
-    """Rates, cores per GPU and network in words."""
+def summary(cluster: Cluster, rates: Rates, plan: Estimate, origin: str) -> str:
+    """Rates, cores per GPU, network, object store and checkpoints as text."""
     network = cluster.network_gbit * NETWORK_MB_PER_GBIT
     return (
         f"{cluster.gpus} GPUs, {cluster.cpus} CPU cores, {network:,.0f} MB/s of network. Rates ({origin}): "
-        f"{rates.prepare_clips:.0f} ten-second clips/s and core from recording to log-mel, "
-        f"{rates.ingest_mb:.0f} MB/s and core from the store, {rates.gpu_clips:.0f} clips/s and GPU.\n"
-        f"One GPU is kept busy by {plan.store_cores_per_gpu:.1f} cores from the store or "
-        f"{plan.stream_cores_per_gpu:.1f} cores from the audio; all GPUs take {plan.store_network_mb:,.0f} MB/s from "
+        f"{rates.prepare_clips:.0f} ten-second clips/s per core from recording to log-mel, "
+        f"{rates.ingest_mb:.0f} MB/s per core from the store, {rates.gpu_clips:.0f} clips/s per GPU.\n"
+        f"One GPU needs {plan.store_cores_per_gpu:.1f} cores from the store or "
+        f"{plan.stream_cores_per_gpu:.1f} cores from the audio; all GPUs read {plan.store_network_mb:,.0f} MB/s from "
         f"the store or {plan.stream_network_mb:,.0f} MB/s of audio.\n"
-        f"Object store: {plan.object_store_gb:.1f} GB a GPU. A commit: {plan.commit_gb:.1f} GB every "
+        f"Object store: {plan.object_store_gb:.1f} GB per GPU. Checkpoint: {plan.commit_gb:.1f} GB every "
         f"{COMMIT_SECONDS / 60:.0f} min, {plan.commit_network_mb:.0f} MB/s. Gradients: {plan.gradients_mb:,.0f} MB/s "
         f"in and out of each GPU."
     )

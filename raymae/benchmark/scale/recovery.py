@@ -1,4 +1,4 @@
-"""`recovery`: how long a killed training worker keeps a run from training, against the same run's start."""
+"""`recovery`: time to resume training after a worker was killed, against the start of the same run."""
 
 from __future__ import annotations
 
@@ -26,38 +26,39 @@ WORKER = b"ray::RayTrainWorker"
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Pre-training of the recipe `small` on noise, of which a worker gets SIGKILL at a step.
+    """Pre-train the recipe `small` on noise and send SIGKILL to a worker at a step.
 
-    The start of the worker group is timed from the call to the end of the first step, with Ray itself running; the
-    recovery from the signal to the end of the next step. Both hold one step of training. The medians of all runs count.
+    The start of the worker group is timed from the call to the end of the first step, with Ray already running;
+    recovery is timed from the signal to the end of the next step. Both include one training step. Medians over the
+    runs are reported.
 
-    `--json` keys: `start_seconds`, `recovery_seconds`, `repeated_steps` (the most of all runs; one that was
-    committed is an error), `workers`, `runs`.
+    `--json` keys: `start_seconds`, `recovery_seconds`, `repeated_steps` (the maximum over the runs; repeating a step
+    that a checkpoint holds is an error), `workers`, `runs`.
     """
 
     json: str | None = None
     """Write the numbers to this JSON file."""
     runs: int = 3
-    """Runs, each on a Ray of its own."""
+    """Number of runs, each on its own Ray."""
     workers: int = 1
-    """Training workers, of which the last is killed."""
+    """Training workers; the last one is killed."""
     step: int = 24
-    """The step at which it is killed."""
+    """Step at which the worker is killed."""
     after: int = 16
-    """Steps that follow it."""
+    """Steps after it."""
     cpus: int = 2
     """CPUs of Ray."""
 
     def run(self) -> Result:
         """Measure."""
         if min(self.runs, self.workers, self.step, self.after) < 1 or 64 % self.workers:
-            raise ValueError("--runs, --step and --after must be 1 or more, and --workers divide a batch of 64 clips")
+            raise ValueError("--runs, --step and --after must be 1 or more; --workers must divide a batch of 64 clips")
         runs = []
         for _ in range(self.runs):
             with tempfile.TemporaryDirectory(prefix="raymae-recovery-") as folder:
                 spec = self.spec(Folder(folder))
                 with own_ray(self.cpus, object_store_mb=1000):
-                    runs.append(disturbed(spec, Folder(folder), self.step))
+                    runs.append(train_with_kill(spec, Folder(folder), self.step))
         start = statistics.median(one.start_seconds for one in runs)
         recovery = statistics.median(one.recovery_seconds for one in runs)
         repeated = max(one.repeated for one in runs)
@@ -68,12 +69,12 @@ class Recovery:
             "workers": self.workers,
             "runs": self.runs,
         }
-        what = f"training again after SIGKILL to {'the' if self.workers == 1 else 'a'} worker"
+        what = f"resuming training after SIGKILL to {'the' if self.workers == 1 else 'a'} worker"
         row = Row("recovery", what, f"{recovery:.1f} s", f"{start:.1f} s (start)", recovery / start, 1.5, at_most=True)
-        return Result("recovery", [row], values, f"Steps repeated, none of them committed: {repeated} at most.")
+        return Result("recovery", [row], values, f"Repeated steps, all after the last checkpoint: {repeated} at most.")
 
     def spec(self, root: Folder) -> StageSpec:
-        """The stage, which commits every few steps."""
+        """The stage, which writes a checkpoint every few steps."""
         spec = Loop(before=1, steps=self.step, after=self.after).spec(root)
         train = replace(spec.config.pretrain, micro_batch_size=64 // self.workers, commit_minutes=0.05)
         compute = replace(
@@ -83,43 +84,44 @@ class Recovery:
 
 
 @dataclass(frozen=True)
-class Disturbed:
-    """What was seen of a run."""
+class RecoveryRun:
+    """Measurements of one run."""
 
     start_seconds: float
     recovery_seconds: float
     repeated: int
-    """Steps that were made again."""
+    """Number of repeated steps."""
 
 
-def disturbed(spec: StageSpec, root: Folder, step: int) -> Disturbed:
-    """Train the stage, killing a worker at the end of a step; ValueError where a committed step was made again."""
+def train_with_kill(spec: StageSpec, root: Folder, step: int) -> RecoveryRun:
+    """Train the stage and kill a worker at the end of a step; ValueError if a step of the checkpoint was repeated."""
     begun = time.time()
-    with killer(spec.artifact, step) as kills:
+    with kill_worker(spec.artifact, step) as kills:
         train_on_ray(spec, root)
     (kill,) = kills
     after = [event["time"] for event in read_events(spec.artifact) if event["time"] > kill.time]
-    again = [event["step"] for event in read_events(spec.artifact) if event["time"] > kill.time]
-    if min(again) <= kill.committed:
-        raise ValueError(f"recovery: step {min(again)} was made again, and step {kill.committed} was committed")
-    return Disturbed(kill.first - begun, min(after) - kill.time, kill.step + 1 - min(again))
+    repeated = [event["step"] for event in read_events(spec.artifact) if event["time"] > kill.time]
+    if min(repeated) <= kill.committed:
+        raise ValueError(f"recovery: step {min(repeated)} was repeated, but the checkpoint holds step {kill.committed}")
+    return RecoveryRun(kill.first - begun, min(after) - kill.time, kill.step + 1 - min(repeated))
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A worker's end."""
+    """When and at which step a worker was killed."""
 
     time: float
     step: int
-    """The newest step by then."""
+    """Last step reported before."""
     committed: int
+    """Step of the last checkpoint; 0 without one."""
     first: float
-    """When the first step was done."""
+    """Time of the end of the first step."""
 
 
 @contextmanager
-def killer(artifact: Folder, step: int) -> Iterator[list[Kill]]:
-    """While the block trains, one training worker below this process is killed at the end of a step."""
+def kill_worker(artifact: Folder, step: int) -> Iterator[list[Kill]]:
+    """Kill one training worker of this process at the end of a step, while the block trains."""
     kills: list[Kill] = []
     stop = threading.Event()
 
@@ -143,12 +145,12 @@ def killer(artifact: Folder, step: int) -> Iterator[list[Kill]]:
 
 
 def training_workers(root: int | None = None) -> list[int]:
-    """Ray Train's workers below a process, by default this one."""
+    """PIDs of Ray Train's workers among the descendants of a process, by default this one."""
     return [pid for pid in process_tree(root or os.getpid()) if title(pid).startswith(WORKER)]
 
 
 def title(pid: int) -> bytes:
-    """A process's command line, empty where it has ended."""
+    """Command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""`front-end`: log-mels on one core, against torch and torchaudio, and against the bare FFTs that nobody can avoid."""
+"""`front-end`: log-mels on one core, against torch and torchaudio, and against the FFTs alone as a lower bound."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from raymae.config import AudioConfig
 from raymae.datasets.synthetic.tones import SAMPLE_RATE, recording, write_recording
 
 TOLERANCE = 1e-3
-"""Largest difference of two log-mels of the same waveform."""
+"""Largest accepted difference between two log-mels of the same waveform."""
 CHAIN_TOLERANCE = 0.1
-"""Largest difference below `CHAIN_HERTZ` of two chains: their resampling filters differ."""
+"""Largest accepted difference between two chains below `CHAIN_HERTZ`; their resampling filters differ."""
 CHAIN_HERTZ = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd:
-    """LogMel, and decode + resample + LogMel, per clip on one core (medians of CPU time, sides taking turns).
+    """LogMel, and decode + resample + LogMel, per clip on one core (medians of CPU time, alternating sides).
 
     `--json` keys: `log_mel_ms`; its baselines `reference_ms` (torch.stft, |X|^2, dense Kaldi bank of torchaudio),
     `tuned_ms` (the same in place, without square roots), `transforms_ms` (torchaudio.transforms), `fft_ms` (bare
     scipy.fft.rfft of the same frames); `wav_ms`, `flac_ms` (load + LogMel) and their baselines `wav_reference_ms`,
-    `flac_reference_ms` (soundfile, torchaudio Resample, reference); `largest_difference`, from the reference;
-    `chain_difference`, below 10 kHz; `clip_seconds`; `clips_per_second` of one core, from WAV.
+    `flac_reference_ms` (soundfile, torchaudio Resample, reference); `largest_difference` between LogMel
+    and its baselines; `chain_difference`, below 10 kHz; `clip_seconds`; `clips_per_second` of one core, from WAV.
     """
 
     json: str | None = None
     """Write the numbers to this JSON file."""
     repetitions: int = 30
-    """Turns."""
+    """Timed calls of each side."""
     clip_seconds: float = 10.0
     """Length of the recording, seconds."""
 
@@ -61,7 +61,7 @@ class FrontEnd:
         return Result("front-end", rows(times), values)
 
     def _sides(self, config: AudioConfig, names: dict[str, str]) -> tuple[dict[str, Any], dict[str, float]]:
-        """What is timed, and how far apart the outputs are; ValueError where they aren't equal."""
+        """The timed calls, and the differences of their outputs; ValueError if these are too large."""
         import torch
 
         from raymae.benchmark.harness.torchaudio_baselines import TorchChain, TorchLogMel, TransformsLogMel, TunedLogMel
@@ -70,17 +70,17 @@ class FrontEnd:
         waveform = recording(self.clip_seconds, seed=0, sample_rate=config.sample_rate)
         tensor = torch.from_numpy(waveform)
         baselines = {"reference": TorchLogMel, "tuned": TunedLogMel, "transforms": TransformsLogMel}
-        called = {name: baseline(config) for name, baseline in baselines.items()}
-        ours = log_mel(waveform)
-        largest = max(difference(ours, baseline(tensor).numpy()) for baseline in called.values())
+        called = {name: build(config) for name, build in baselines.items()}
+        output = log_mel(waveform)
+        largest = max(difference(output, baseline(tensor).numpy()) for baseline in called.values())
         require_equal("LogMel", largest, TOLERANCE)
 
         def from_file(path: str) -> FloatArray:
             return log_mel(load(path, config.sample_rate, seconds=config.clip_seconds))
 
         low = bands_below(config, CHAIN_HERTZ)
-        apart = [difference(from_file(path)[:, :low], chain(path).numpy()[:, :low]) for path in names.values()]
-        require_equal("decode + resample + LogMel", max(apart), CHAIN_TOLERANCE)
+        differences = [difference(from_file(path)[:, :low], chain(path).numpy()[:, :low]) for path in names.values()]
+        require_equal("decode + resample + LogMel", max(differences), CHAIN_TOLERANCE)
         sides = {
             "log_mel": partial(log_mel, waveform),
             **{name: partial(baseline, tensor) for name, baseline in called.items()},
@@ -88,15 +88,15 @@ class FrontEnd:
         }
         for kind, path in names.items():
             sides |= {kind: partial(from_file, path), f"{kind}_reference": partial(chain, path)}
-        return sides, {"largest_difference": largest, "chain_difference": max(apart)}
+        return sides, {"largest_difference": largest, "chain_difference": max(differences)}
 
 
 def rows(times: dict[str, float]) -> list[Row]:
-    """The ratios of the times (ms per clip) and their goals."""
+    """Rows of the times (ms per clip), with their goals."""
 
-    def row(what: str, ours: str, baseline: str, name: str, goal: float) -> Row:
-        times_ms = (f"{times[ours]:.1f} ms", f"{times[baseline]:.1f} ms ({name})")
-        return Row("front-end", what, *times_ms, times[baseline] / times[ours], goal)
+    def row(what: str, side: str, baseline: str, name: str, goal: float) -> Row:
+        times_ms = (f"{times[side]:.1f} ms", f"{times[baseline]:.1f} ms ({name})")
+        return Row("front-end", what, *times_ms, times[baseline] / times[side], goal)
 
     floor = (f"{times['log_mel']:.1f} ms", f"{times['fft']:.1f} ms (bare scipy.fft.rfft)")
     chain = "decode {} + resample + LogMel"
@@ -111,24 +111,24 @@ def rows(times: dict[str, float]) -> list[Row]:
 
 
 def difference(one: FloatArray, other: FloatArray) -> float:
-    """Largest absolute difference; infinite for different shapes."""
+    """Largest absolute difference; infinite if the shapes differ."""
     return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
 
 
-def require_equal(what: str, apart: float, tolerance: float) -> None:
-    """ValueError where two sides don't compute the same."""
-    if not apart <= tolerance:
-        raise ValueError(f"{what}: the outputs of both sides differ by {apart:.3g}, more than {tolerance:g}")
+def require_equal(what: str, largest: float, tolerance: float) -> None:
+    """Raise ValueError if the largest difference of two outputs exceeds the tolerance or is NaN."""
+    if not largest <= tolerance:
+        raise ValueError(f"{what}: the outputs of both sides differ by {largest:.3g}, more than {tolerance:g}")
 
 
 def bands_below(config: AudioConfig, hertz: float) -> int:
-    """How many mel bands end below a frequency."""
+    """Number of mel bands that end below a frequency."""
     mel = np.log1p(np.array([config.f_min, hertz, config.f_high]) / 700)
     return int((config.n_mels + 1) * (mel[1] - mel[0]) / (mel[2] - mel[0])) - 1
 
 
 def bare_ffts(frames: FloatArray) -> None:
-    """The real FFTs of frames and nothing else, in chunks that stay in the cache."""
+    """Compute only the real FFTs of the frames, in chunks that fit into the cache."""
     for start in range(0, len(frames), 64):
         scipy.fft.rfft(frames[start : start + 64], axis=1)
 

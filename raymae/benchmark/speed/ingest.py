@@ -1,4 +1,4 @@
-"""`ingest`: feature store to batches through Ray Data, as a training worker gets them, against a torch DataLoader."""
+"""`ingest`: feature store to training batches through Ray Data, against a torch DataLoader."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 H200_CLIPS = Rates().gpu_clips
 BATCH = 32
 SKIPPED = 8
-"""Batches at the start of a run that are not timed: the workers are being started."""
+"""Untimed batches at the start of a run, during which the workers start."""
 CHECKED = 12
-"""Batches of both sides that are compared."""
+"""Number of batches compared between both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingest:
-    """Epochs over a store of noise, and the memory of one epoch over ten times a store.
+    """Epochs over a store of noise, and the peak memory of an epoch over a store and over one ten times as large.
 
-    Both sides give the same float32 batches of 32 ten-second clips, in the same order; a run is timed from its ninth
-    batch on, runs take turns, the median counts. Memory is measured with a small object store on clips of 2.5 s, as
-    it has to hold a few windows of 128 clips; the base is at least four times as large as the object store.
+    Both sides yield the same float32 batches of 32 ten-second clips in the same order. A run is timed from its ninth
+    batch on; runs alternate and the median is reported. Memory is measured on clips of 2.5 s with a small object store,
+    which has to hold a few windows of 128 clips; the base is at least four times as large as the object store.
 
     `--json` keys: `clips_per_second`, `mb_per_second` (float16 features as stored) and `loader_clips_per_second`,
-    `loader_mb_per_second` (torch DataLoader over one .npy per clip); milliseconds of CPU per clip of all processes
-    `cpu_ms`, `loader_cpu_ms`; `mb_per_core_second`, from the former; `start_seconds`, from the call to the first
+    `loader_mb_per_second` (torch DataLoader over one .npy per clip); CPU milliseconds per clip over all processes
+    `cpu_ms`, `loader_cpu_ms`; `mb_per_core_second`, from `cpu_ms`; `start_seconds`, from the call to the first
     batch; `clips`, `store_mb`, `cpus`; for the memory `object_store_mb`, `base_store_mb`, `base_peak_mb`, `peak_mb`
     (PSS of all processes).
     """
@@ -55,11 +55,11 @@ class Ingest:
     json: str | None = None
     """Write the numbers to this JSON file."""
     clips: int = 1024
-    """Ten-second clips that are read for the rates."""
+    """Ten-second clips of the store for the rates."""
     epochs: int = 6
-    """Epochs over them in a timed run."""
+    """Epochs of a timed run."""
     base_clips: int = 4096
-    """Clips of 2.5 s in the base of the memory; ten times as many are written to disk (3.4 GB at the default)."""
+    """Clips of 2.5 s in the base for memory; ten times as many are written to disk (3.4 GB at the default)."""
     runs: int = 2
     """Timed runs of each side."""
     cpus: int = 2
@@ -73,16 +73,16 @@ class Ingest:
             base_mb, peaks = self._peaks(Folder(folder))
             spec = make_spec(Folder(folder) / "rates", audio, self.clips, self.epochs)
             with own_ray(self.cpus, object_store_mb=1000):
-                ours, baseline = self._rates(spec, Path(folder))
+                raymae, baseline = self._rates(spec, Path(folder))
         values = {
-            "clips_per_second": ours.rate,
-            "mb_per_second": ours.rate * clip_mb,
-            "mb_per_core_second": clip_mb / ours.cpu,
-            "cpu_ms": 1000 * ours.cpu,
+            "clips_per_second": raymae.rate,
+            "mb_per_second": raymae.rate * clip_mb,
+            "mb_per_core_second": clip_mb / raymae.cpu,
+            "cpu_ms": 1000 * raymae.cpu,
             "loader_clips_per_second": baseline.rate,
             "loader_mb_per_second": baseline.rate * clip_mb,
             "loader_cpu_ms": 1000 * baseline.cpu,
-            "start_seconds": ours.start_seconds,
+            "start_seconds": raymae.start_seconds,
             "clips": self.clips,
             "store_mb": self.clips * clip_mb,
             "cpus": self.cpus,
@@ -91,7 +91,7 @@ class Ingest:
             "base_peak_mb": peaks[0],
             "peak_mb": peaks[1],
         }
-        rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (ours, baseline)]
+        rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (raymae, baseline)]
         what = f"store to batches of {BATCH} on {self.cpus} CPUs"
         rows = [
             Row(
@@ -99,25 +99,27 @@ class Ingest:
                 what,
                 rates[0],
                 f"{rates[1]} (DataLoader, {self.cpus} workers, .npy)",
-                ours.rate / baseline.rate,
+                raymae.rate / baseline.rate,
                 1.0,
             ),
             memory_row("ingest", peaks[1], peaks[0], base_mb),
         ]
         text = (
-            f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the first batch.\n"
-            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, DataLoader {1000 * baseline.cpu:.2f} ms; that is "
-            f"{clip_mb / ours.cpu:.0f} MB/s per core: an H200 that takes {H200_CLIPS:.0f} clips/s, "
-            f"{H200_CLIPS * clip_mb:.0f} MB/s, needs {H200_CLIPS * ours.cpu:.1f} cores."
+            f"Start-up, not in the rates: {raymae.start_seconds:.1f} s to the first batch.\n"
+            f"CPU per clip, all processes: {1000 * raymae.cpu:.2f} ms, DataLoader {1000 * baseline.cpu:.2f} ms; "
+            f"{clip_mb / raymae.cpu:.0f} MB/s per core. An H200 that trains on {H200_CLIPS:.0f} clips/s, "
+            f"{H200_CLIPS * clip_mb:.0f} MB/s, needs {H200_CLIPS * raymae.cpu:.1f} cores."
         )
         return Result("ingest", rows, values, text)
 
     def _peaks(self, folder: Folder) -> tuple[float, list[float]]:
-        """MB of the base, and the peaks of an epoch over it and over ten times it."""
+        """Size of the base (MB), and peak memory (MB) of an epoch over it and over ten times as many clips."""
         audio = AudioConfig(clip_seconds=2.5)
         base_mb = self.base_clips * megabytes(audio)
         if base_mb < 4 * OBJECT_STORE_MB:
-            raise ValueError(f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: more --base-clips")
+            raise ValueError(
+                f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: increase --base-clips"
+            )
         counts = {"base": self.base_clips, "large": GROWTH * self.base_clips}
         specs = [make_spec(folder / name, audio, count, epochs=1) for name, count in counts.items()]
         peaks = []
@@ -131,37 +133,37 @@ class Ingest:
         return base_mb, peaks
 
     def _rates(self, spec: StageSpec, folder: Path) -> tuple[Pace, Pace]:
-        """Ours and the baseline's."""
+        """Pace of raymae and of the baseline; ValueError if their batches differ."""
         import torch
 
-        from raymae.benchmark.harness.torchaudio_baselines import Stored, Turns, loader
+        from raymae.benchmark.harness.torchaudio_baselines import EpochSampler, Stored, loader
 
         torch.set_num_threads(1)
         rows = order_rows(spec)
         (folder / "npy").mkdir()
         for row in range(len(spec.store)):
             np.save(folder / "npy" / f"{row:05d}.npy", spec.store.read(np.array([row]))[0][0])
-        turns = Turns()
-        baseline = loader(Stored(folder / "npy", len(spec.store)), turns, BATCH, self.cpus)
-        turns.indices = rows[: CHECKED * BATCH].tolist()
+        sampler = EpochSampler()
+        baseline = loader(Stored(folder / "npy", len(spec.store)), sampler, BATCH, self.cpus)
+        sampler.indices = rows[: CHECKED * BATCH].tolist()
         for batch, other in zip(as_float(batches(spec)), baseline, strict=False):
             if not torch.equal(batch, other.float()):
                 raise ValueError("ingest: the batches of both sides differ")
-        turns.indices = rows.tolist()
-        ours, other = [], []
+        sampler.indices = rows.tolist()
+        feeds, loads = [], []
         for _ in range(self.runs):
-            ours.append(pace(as_float(batches(spec)), SKIPPED))
-            other.append(pace((batch.float() for batch in baseline), SKIPPED))
-        return median(ours), median(other)
+            feeds.append(pace(as_float(batches(spec)), SKIPPED))
+            loads.append(pace((batch.float() for batch in baseline), SKIPPED))
+        return median(feeds), median(loads)
 
 
 def megabytes(audio: AudioConfig) -> float:
-    """Size of a stored clip."""
+    """Size of a stored clip, MB."""
     return 2 * audio.n_frames * audio.n_mels / 1e6
 
 
 class NoiseReader(ClipReader):
-    """Gives float16 noise in [0, 1): a piece of one long noise, from the sample on that the path says."""
+    """Reader of float16 noise in [0, 1): a piece of one long noise, whose path is the offset of its first value."""
 
     def __init__(self, audio: AudioConfig) -> None:
         super().__init__(audio, timeout=30)
@@ -176,7 +178,7 @@ class NoiseReader(ClipReader):
 
 
 def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> StageSpec:
-    """Write a store of noise, and the pre-training stage that reads it."""
+    """Write a store of noise; returns the pre-training stage that reads it."""
     config = Config(
         audio=audio,
         pretrain=PretrainConfig(
@@ -188,13 +190,13 @@ def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> 
 
 
 def order_rows(spec: StageSpec) -> NDArray[np.int64]:
-    """The rows of all batches of a stage, in order."""
+    """Rows of all batches of a stage, in order."""
     order = spec.order()
     return np.concatenate([order.window_rows(window) for window in range(order.windows)])
 
 
 def batches(spec: StageSpec) -> Iterator[MicroBatch]:
-    """The micro-batches of a stage through Ray Data, as its only training worker gets them."""
+    """Micro-batches of a stage through Ray Data, as its only training worker receives them."""
     from raymae.cluster.feed import read_segment, split_in_order, windows_of
 
     (split,) = split_in_order(read_segment(spec, 0, workers=1), 1)
@@ -202,13 +204,13 @@ def batches(spec: StageSpec) -> Iterator[MicroBatch]:
 
 
 def median(paces: list[Pace]) -> Pace:
-    """The median of each number."""
+    """Median of each field."""
     columns = zip(*map(astuple, paces), strict=True)
     return Pace(*map(statistics.median, columns))
 
 
 def as_float(items: Iterator[MicroBatch]) -> Iterator[torch.Tensor]:
-    """Batches as the training loop makes them."""
+    """Convert the batches to float32 tensors, as the training loop does."""
     import torch
 
     return (batch.to_torch(torch.device("cpu"))[0] for batch in items)

@@ -1,4 +1,4 @@
-"""`loop`: training under Ray Train, fed by Ray Data, against the same loop on the same batches in a bare process."""
+"""`loop`: training with Ray Train and Ray Data, against the same loop on the same batches in a bare process."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from raymae.training.spec import StageSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Pre-training of the recipe `small` on noise, once per run: its model, crops and batches of 64, all augmentations.
+    """Pre-training of the recipe `small` on noise, one epoch per run: its model, crops, batches of 64, augmentations.
 
-    Both sides run the same stage with the same loop and the same threads, on one worker; they take turns (bare, Ray,
-    Ray, bare, …). Start-up is over after some steps, and some more follow the timed ones, so that windows are read in
-    all of the time that counts. The median run counts. That both sides saw the same clips at the same steps and came
-    to the same weights is checked.
+    Both sides run the same stage with the same loop and the same threads, on one worker; they alternate (bare, Ray,
+    Ray, bare, …). Some steps before the timed ones cover the start-up, and some after them make sure that windows are
+    still being read during all timed steps. The median over the runs is reported. The benchmark checks that both sides
+    trained on the same clips at the same steps and ended with the same weights.
 
-    `--json` keys: `clips_per_second` and `bare_clips_per_second`; CPU milliseconds per clip of all processes that a
-    side needs, `cpu_ms` and `bare_cpu_ms`, and `cpu_ratio`, bare over Ray: it is the ratio where all cores compute,
-    and busy neighbours disturb it less; `data_wait_share` and `bare_data_wait_share`, the share of a step spent
-    waiting for its batch; `start_seconds` and `bare_start_seconds`, from the call to the end of the first step (Ray
-    itself runs by then: `ray_seconds`); `threads`, `steps`, `runs`, `cpus`.
+    `--json` keys: `clips_per_second` and `bare_clips_per_second`; CPU milliseconds per clip over all processes of a
+    side, `cpu_ms` and `bare_cpu_ms`, and `cpu_ratio`, bare over Ray: the ratio to expect when all cores compute, less
+    affected by other processes; `data_wait_share` and `bare_data_wait_share`, the share of a step spent waiting for
+    its batch; `start_seconds` and `bare_start_seconds`, from the call to the end of the first step (without the start
+    of Ray: `ray_seconds`); `threads`, `steps`, `runs`, `cpus`.
     """
 
     json: str | None = None
@@ -47,15 +47,15 @@ class Loop:
     before: int = 8
     """Steps before them, 1 or more."""
     after: int = 20
-    """Steps after them: as many as are read ahead."""
+    """Steps after them, as many as are read ahead."""
     runs: int = 2
     """Runs of each side."""
     threads: int | None = None
-    """Threads of torch on both sides; the default is what a job gets, the CPUs."""
+    """Threads of torch on both sides; the default is the number of CPUs, as for a job."""
     cpus: int = 2
     """CPUs of Ray."""
     model: ModelConfig = SMALL_MODEL
-    """Sizes."""
+    """Model sizes."""
 
     def run(self) -> Result:
         """Measure."""
@@ -64,17 +64,17 @@ class Loop:
         with tempfile.TemporaryDirectory(prefix="raymae-loop-") as folder:
             root = Folder(folder)
             spec = self.spec(root)
-            ours, bare, ray_seconds = self._take_turns(spec, root)
-        wall, cpu = ours.rate / bare.rate, bare.cpu / ours.cpu
+            raymae, bare, ray_seconds = self._take_turns(spec, root)
+        wall, cpu = raymae.rate / bare.rate, bare.cpu / raymae.cpu
         values = {
-            "clips_per_second": ours.rate,
+            "clips_per_second": raymae.rate,
             "bare_clips_per_second": bare.rate,
-            "cpu_ms": 1000 * ours.cpu,
+            "cpu_ms": 1000 * raymae.cpu,
             "bare_cpu_ms": 1000 * bare.cpu,
             "cpu_ratio": cpu,
-            "data_wait_share": ours.data_wait_share,
+            "data_wait_share": raymae.data_wait_share,
             "bare_data_wait_share": bare.data_wait_share,
-            "start_seconds": ours.start_seconds,
+            "start_seconds": raymae.start_seconds,
             "bare_start_seconds": bare.start_seconds,
             "ray_seconds": ray_seconds,
             "threads": spec.config.compute.torch_threads,
@@ -83,28 +83,28 @@ class Loop:
             "cpus": self.cpus,
         }
         what = f"training loop on {spec.config.compute.torch_threads} threads, steps of {spec.train.global_batch_size}"
-        rates = f"{ours.rate:.1f} clips/s", f"{bare.rate:.1f} clips/s (bare process)"
+        rates = f"{raymae.rate:.1f} clips/s", f"{bare.rate:.1f} clips/s (bare process)"
         text = (
-            f"Waiting for data: {ours.data_wait_share:.2%} of a step, {bare.data_wait_share:.2%} in the bare process.\n"
-            f"CPU per clip, all processes: {1000 * ours.cpu:.2f} ms, bare {1000 * bare.cpu:.2f} ms: where all cores "
-            f"compute, the ratio is {cpu:.3f}.\n"
-            f"Start-up, not in the rates: {ours.start_seconds:.1f} s to the end of the first step, bare "
+            f"Waiting for data: {raymae.data_wait_share:.2%} of a step, bare {bare.data_wait_share:.2%}.\n"
+            f"CPU per clip, all processes: {1000 * raymae.cpu:.2f} ms, bare {1000 * bare.cpu:.2f} ms; ratio when "
+            f"all cores compute: {cpu:.3f}.\n"
+            f"Start-up, not in the rates: {raymae.start_seconds:.1f} s to the end of the first step, bare "
             f"{bare.start_seconds:.1f} s; Ray itself {ray_seconds:.1f} s."
         )
         return Result("loop", [Row("loop", what, *rates, wall, 0.97)], values, text)
 
     def spec(self, root: Folder) -> StageSpec:
-        """Write a store of noise, a batch of clips for each step, and the stage that passes over it once."""
+        """Write a store of noise with a batch of clips per step; returns the stage that trains on it for one epoch."""
         config, steps = small(), self.before + self.steps + self.after
         train = replace(config.pretrain, epochs=1, warmup_epochs=0, report_steps=1, probe_clips=0)
         stored = make_spec(root, config.audio, steps * train.global_batch_size, epochs=1)
         compute = ComputeConfig(num_workers=1, use_gpu=False, torch_threads=self.threads or self.cpus)
-        any_depth = replace(config.finetune, layer=None)  # only pre-training is run
+        any_depth = replace(config.finetune, layer=None)  # only pre-training runs
         config = replace(config, model=self.model, pretrain=train, finetune=any_depth, compute=compute)
         return replace(stored, name="loop", config=config)
 
     def _take_turns(self, spec: StageSpec, root: Folder) -> tuple[Run, Run, float]:
-        """The median runs of both sides, and how long Ray's start took."""
+        """Median runs of both sides (Ray, bare), and the start-up time of Ray, seconds."""
         runs: dict[str, list[Run]] = {"ray": [], "bare": []}
         starts = []
         for turn in range(self.runs):
@@ -124,7 +124,7 @@ class Loop:
         return median(runs["ray"]), median(runs["bare"]), statistics.median(starts)
 
     def measure(self, spec: StageSpec, train: Callable[[StageSpec], None]) -> Run:
-        """Train the stage, which reports every step, and time what counts."""
+        """Train the stage, which reports every step; measures the timed steps."""
         first, last = self.before, self.before + self.steps
         begun = time.time()
         with cpu_of_steps(spec, first, last) as used:
@@ -141,25 +141,25 @@ class Loop:
 
 @dataclass(frozen=True)
 class Run:
-    """What was seen of a run."""
+    """Measurements of one run."""
 
     rate: float
     """Clips per second."""
     cpu: float
-    """CPU seconds per clip in that time, of this process and all below it."""
+    """CPU seconds per clip during the timed steps, of this process and its descendants."""
     data_wait_share: float
     start_seconds: float
     """From the call to the end of the first step."""
 
 
 def median(runs: list[Run]) -> Run:
-    """The median of each number."""
+    """Median of each field."""
     return Run(*map(statistics.median, zip(*map(astuple, runs), strict=True)))
 
 
 @contextmanager
 def cpu_of_steps(spec: StageSpec, first: int, last: int) -> Iterator[list[dict[int, float]]]:
-    """While the block trains, notes the CPU seconds of every process at the end of two steps (or at its own end)."""
+    """Record the CPU seconds of every process at the end of two steps (or at its own end), while the block trains."""
     used: list[dict[int, float]] = []
     stop = threading.Event()
 
@@ -171,7 +171,7 @@ def cpu_of_steps(spec: StageSpec, first: int, last: int) -> Iterator[list[dict[i
                 if stop.wait(0.01):
                     return
                 turn += 1
-                if turn % 100 == 0:  # of readers that end before the step, the last look counts
+                if turn % 100 == 0:  # keeps the last value of readers that end before the step
                     now |= cpu_seconds(process_tree(os.getpid()))
             now |= cpu_seconds(process_tree(os.getpid()))
             used.append(dict(now))
@@ -181,21 +181,21 @@ def cpu_of_steps(spec: StageSpec, first: int, last: int) -> Iterator[list[dict[i
     try:
         yield used
     except BaseException:
-        stop.set()  # what it waits for will not come
+        stop.set()  # the awaited step won't be reported
         raise
     finally:
         thread.join()
 
 
 def train_on_ray(spec: StageSpec, root: Folder) -> None:
-    """As a job does."""
+    """Train with Ray, as a job does."""
     from raymae.cluster import train
 
     train.train([spec], root)
 
 
 def train_bare(spec: StageSpec) -> None:
-    """In a fresh Python process; RuntimeError where that fails."""
+    """Train in a new Python process; RuntimeError if it fails."""
     process = multiprocessing.get_context("spawn").Process(target=run_bare, args=(spec,))
     process.start()
     process.join()
@@ -204,7 +204,7 @@ def train_bare(spec: StageSpec) -> None:
 
 
 def run_bare(spec: StageSpec) -> None:
-    """The stage without Ray."""
+    """Run the stage without Ray."""
     import torch
 
     from raymae.training.run_stage import run_stage
@@ -215,8 +215,8 @@ def run_bare(spec: StageSpec) -> None:
 
 
 def check_equal(one: Folder, other: Folder) -> None:
-    """ValueError where two runs saw other clips or came to other weights."""
+    """Raise ValueError if two runs trained on different clips or ended with different weights."""
     if one.result()["trail"] != other.result()["trail"]:
-        raise ValueError("loop: both sides saw the clips in another order")
+        raise ValueError("loop: both sides trained on the clips in different orders")
     if one.read_bytes("model.safetensors") != other.read_bytes("model.safetensors"):
-        raise ValueError("loop: both sides came to other weights")
+        raise ValueError("loop: both sides ended with different weights")

@@ -1,4 +1,4 @@
-"""`predict`: audio files to labels with jobs/predict.py's actors, against bare forward passes and a plain loop."""
+"""`predict`: audio files to labels with the actors of jobs/predict.py, against forward passes and a plain loop."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ from raymae.serving.inputs import INPUTS
 from raymae.storage.folder import Folder
 
 TOLERANCE = 1e-5
-"""Largest difference of a probability between the job and the plain loop."""
+"""Largest accepted difference of a probability between the job and the plain loop."""
 CLASSES = 10
 FEW = 64
-"""Clips that the bare sides are timed on."""
+"""Number of clips that the bare sides are timed on."""
 Arrival = tuple[float, int, dict[int, float]]
-"""When a part was done, its clips, and the CPU seconds that each process had used by then."""
+"""Time at which a part finished, its number of clips, and the CPU seconds used by each process until then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """The job's own actors on 24-bit 44.1 kHz WAV files with a classifier of random weights, on CPUs.
+    """The actors of the job on 24-bit 44.1 kHz WAV files, with a classifier of random weights, on CPUs.
 
-    The floor is decoding, log-mel and forward passes of 16 clips in one thread, the work that has to be done; on CPUs
-    they share the cores, so the rate of forward passes alone is out of reach there. The plain loop is what a user would
-    write: soundfile.read and the Predictor, clip by clip, in one process for each CPU, all at once. The job's rate
-    leaves out the start, until each actor has finished a part.
+    The floor is the work that can't be avoided: decoding, log-mel and forward passes of 16 clips in one thread. On CPUs
+    they share the cores, so the rate of forward passes alone can't be reached. The plain loop calls soundfile.read and
+    the Predictor clip by clip, in one process per CPU, all at once. The rate of the job excludes its start, until two
+    parts per actor have finished.
 
-    `--json` keys: milliseconds of CPU per clip `decode_ms` (and log-mel), `forward_ms`, `floor_ms`, `plain_ms` and
+    `--json` keys: CPU milliseconds per clip `decode_ms` (with log-mel), `forward_ms`, `floor_ms`, `plain_ms` and
     `cpu_ms` (the job, all processes); clips per second `clips_per_second` (the job), `forward_clips_per_second`
-    (features in memory, a thread for each CPU), `floor_clips_per_second`, `plain_clips_per_second` (processes at once,
-    mean of before and after); `ray_start_seconds`, `first_parts_seconds`, `clips`, `cpus`, `recipe`.
+    (features in memory, a thread per CPU), `floor_clips_per_second`, `plain_clips_per_second` (all processes at once,
+    mean of before and after the job); `ray_start_seconds`, `first_parts_seconds`, `clips`, `cpus`, `recipe`.
     """
 
     json: str | None = None
     """Write the numbers to this JSON file."""
     recipe: str = "small"
-    """Recipe whose front end and model are taken."""
+    """Recipe of the front end and the model."""
     clips: int = 2048
-    """Clips that the job labels."""
+    """Clips that the job predicts."""
     distinct: int = 64
     """Different recordings among them; the others are hard links."""
     cpus: int = 2
     """CPUs of Ray, and processes of the plain loop."""
     repetitions: int = 5
-    """Turns of the bare sides, of which the median counts."""
+    """Timed calls of each bare side; the median is reported."""
 
     def run(self) -> Result:
         """Measure."""
@@ -93,35 +93,35 @@ class Predict:
         }
         share = bare["forward"] / self.cpus
         text = (
-            f"CPU per clip: decoding and log-mel {1000 * bare['decode']:.1f} ms, forward passes "
+            f"CPU per clip: decode + log-mel {1000 * bare['decode']:.1f} ms, forward passes "
             f"{1000 * bare['forward']:.1f} ms; the plain loop {1000 * bare['plain']:.1f} ms; the job, all processes, "
             f"{1000 * job.cpu:.1f} ms.\n"
-            f"Forward passes alone, features in memory: {1 / share:.0f} clips/s, of which the floor leaves "
-            f"{bare['forward'] / floor:.2f} and the job has {job.rate * share:.2f}.\n"
+            f"Forward passes alone, features in memory: {1 / share:.0f} clips/s; the floor reaches "
+            f"{bare['forward'] / floor:.2f} of that, the job {job.rate * share:.2f}.\n"
             f"Start-up, not in the rates: Ray {ray_seconds:.1f} s, first parts after {job.first_seconds:.1f} s."
         )
         return Result("predict", self._rows(values), values, text)
 
     def _rows(self, values: dict[str, Any]) -> list[Row]:
-        what, ours = f"jobs/predict.py on {self.cpus} CPUs, {self.clips} clips", values["clips_per_second"]
+        what, job = f"jobs/predict.py on {self.cpus} CPUs, {self.clips} clips", values["clips_per_second"]
         floor, plain = values["floor_clips_per_second"], values["plain_clips_per_second"]
-        said = f"{ours:.1f} clips/s"
+        rate = f"{job:.1f} clips/s"
         return [
-            Row("predict", what, said, f"{floor:.1f} clips/s (decode + log-mel + forward)", ours / floor, 0.85),
+            Row("predict", what, rate, f"{floor:.1f} clips/s (decode + log-mel + forward)", job / floor, 0.85),
             Row(
                 "predict",
-                "CPU per clip, the floor over the job",
+                "CPU per clip, floor / job",
                 f"{values['cpu_ms']:.1f} ms",
                 f"{values['floor_ms']:.1f} ms (decode + log-mel + forward)",
                 values["floor_ms"] / values["cpu_ms"],
                 0.85,
             ),
-            Row("predict", what, said, f"{plain:.1f} clips/s ({self.cpus} plain loops at once)", ours / plain, 1.0),
+            Row("predict", what, rate, f"{plain:.1f} clips/s ({self.cpus} plain loops at once)", job / plain, 1.0),
         ]
 
 
 def write_untrained(folder: Folder, config: Config) -> Folder:
-    """A classifier of random weights."""
+    """Write a classifier with random weights; returns its folder."""
     from raymae.inference.classifier import write_classifier
     from raymae.models import build_classifier
 
@@ -133,7 +133,7 @@ def write_untrained(folder: Folder, config: Config) -> Folder:
 
 
 def plain_loop(predictor: Any, paths: Sequence[str]) -> list[dict[str, float]]:
-    """What a user would write."""
+    """Predict clip by clip with soundfile and the Predictor."""
     found = []
     for path in paths:
         waveform, sample_rate = soundfile.read(path, dtype="float32")
@@ -142,7 +142,7 @@ def plain_loop(predictor: Any, paths: Sequence[str]) -> list[dict[str, float]]:
 
 
 def bare_sides(classifier: Folder, paths: Sequence[str], repetitions: int) -> dict[str, float]:
-    """CPU seconds per clip of decoding with log-mel, of forward passes, and of the plain loop, in one thread."""
+    """CPU seconds per clip of decoding and log-mel, of forward passes and of the plain loop, in one thread."""
     from raymae.audio.decode import load
     from raymae.audio.logmel import fit_length
     from raymae.inference.predictor import BATCH, Predictor
@@ -167,7 +167,7 @@ def bare_sides(classifier: Folder, paths: Sequence[str], repetitions: int) -> di
 
 
 def plain_at_once(classifier: Folder, paths: Sequence[str], processes: int) -> float:
-    """Clips per second of several plain loops at once, started untimed."""
+    """Clips per second of several plain loops at once, without their start-up."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(_plain, [classifier] * processes, [paths[:2]] * processes))
         started = time.perf_counter()
@@ -188,20 +188,20 @@ def _plain(classifier: Folder, paths: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class JobPace:
-    """How fast the job labels once every actor has finished a part."""
+    """Throughput of the job after start-up."""
 
     rate: float
     """Clips per second."""
     cpu: float
     """CPU seconds per clip of all processes."""
     first_seconds: float
+    """From the call until two parts per actor have finished."""
 
 
 def run_job(
     classifier: Folder, files: pa.Table, folder: Folder, config: Config, nodes: Sequence[dict[str, float]]
 ) -> JobPace:
-    """Label the files as jobs/predict.py does, on nodes with such resources; ValueError where there are too few parts
-    to time."""
+    """Predict the files as jobs/predict.py does, on nodes with these resources; ValueError if the parts are too few."""
     from raymae.cluster.parts import write_parts
     from raymae.cluster.pools import label_pool
     from raymae.serving.predict import LabelFiles, plan_parts
@@ -211,7 +211,7 @@ def run_job(
     pool, threads = label_pool(compute, nodes, len(parts))
     skipped = 2 * pool["compute"].max_size
     if len(parts) < 2 * skipped:
-        raise ValueError(f"{len(parts)} parts are too few to time: more --clips")
+        raise ValueError(f"{len(parts)} parts are too few to time: increase --clips")
     started = time.perf_counter()
     arrived: list[Arrival] = []
 
@@ -223,14 +223,14 @@ def run_job(
 
 
 def pace_of(arrived: Sequence[Arrival], skipped: int, started: float) -> JobPace:
-    """The pace of the parts after the first `skipped`."""
+    """Throughput of the parts after the first `skipped`."""
     (first, _, before), (last, _, after) = arrived[skipped - 1], arrived[-1]
     clips = sum(count for _, count, _ in arrived[skipped:])
     return JobPace(clips / (last - first), cpu_between(before, after) / clips, first - started)
 
 
 def check(classifier: Folder, folder: Folder, files: pa.Table) -> None:
-    """ValueError where the job and the plain loop differ."""
+    """Raise ValueError if the probabilities of the job and the plain loop differ."""
     from raymae.inference.labeller import schema
     from raymae.inference.predictor import Predictor
     from raymae.serving.predict import Labels, plan_parts
@@ -238,5 +238,5 @@ def check(classifier: Folder, folder: Folder, files: pa.Table) -> None:
     predictor = Predictor(classifier, threads=1)
     table = next(Labels(folder, plan_parts(files), schema(predictor.class_names, "file")).tables())
     plain = plain_loop(predictor, table["path"].to_pylist()[:4])
-    apart = [abs(table[name][row].as_py() - one[name]) for row, one in enumerate(plain) for name in one]
-    require_equal("predict", max(apart), TOLERANCE)
+    differences = [abs(table[name][row].as_py() - one[name]) for row, one in enumerate(plain) for name in one]
+    require_equal("predict", max(differences), TOLERANCE)

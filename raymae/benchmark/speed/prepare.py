@@ -25,20 +25,20 @@ from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
 
 GROWTH = 10
-"""How many times the base corpus the large one is."""
+"""Size of the large corpus as a multiple of the base corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """The real job on 24-bit 44.1 kHz WAV files, its memory on a base corpus and on ten times that.
+    """The prepare job on 24-bit 44.1 kHz WAV files, and its peak memory on a base corpus and on one ten times as large.
 
-    The base is at least four times the object store. Rates leave the start-up out: Ray's, and the workers' until
-    two shards for each of them have arrived.
+    The base is at least four times the size of the object store. Rates exclude the start-up of Ray and of the workers,
+    until two shards per worker have arrived.
 
     `--json` keys: clips per second `clips_per_second` (Ray Data, all CPUs), `single_clips_per_second` (one process,
-    mean of before and after), `several_clips_per_second` (a process per CPU at once: what a machine with other work
-    has to give), `loader_clips_per_second` (torch DataLoader, as many workers); milliseconds of CPU per
-    clip of all processes `cpu_ms`, `single_cpu_ms`, `loader_cpu_ms`; seconds `ray_start_seconds`,
+    mean of before and after the job), `several_clips_per_second` (a bare process per CPU, all at once: the limit under
+    the current load), `loader_clips_per_second` (torch DataLoader with a worker per CPU); CPU milliseconds per clip
+    over all processes `cpu_ms`, `single_cpu_ms`, `loader_cpu_ms`; seconds `ray_start_seconds`,
     `first_shards_seconds` (from the call until two shards per worker have arrived), `job_seconds`; `clips`, `cpus`,
     `object_store_mb`, `base_corpus_mb` (audio); `base_peak_mb`, `peak_mb` (PSS of all processes).
     """
@@ -52,19 +52,21 @@ class Prepare:
     cpus: int = 2
     """CPUs of Ray, and workers of the DataLoader."""
     baseline_clips: int = 300
-    """Clips that the DataLoader is timed on."""
+    """Number of clips that the DataLoader is timed on."""
     single_clips: int = 120
-    """Clips that the bare process is timed on, before and after the job."""
+    """Number of clips that the bare process is timed on, before and after the job."""
 
     def run(self) -> Result:
         """Measure."""
-        config = Config(data=DataConfig(shard_mb=11))  # 32 clips: the base has as large shards as ten times the base
+        config = Config(data=DataConfig(shard_mb=11))  # 32 clips per shard: equal shards in both corpora
         with tempfile.TemporaryDirectory(prefix="raymae-prepare-") as folder:
             clips = write_corpus(Path(folder), self.clips, self.distinct, config.audio.clip_seconds)
             base = clips.slice(0, self.clips // GROWTH)
             base_mb = sum(base["size"].to_pylist()) / 1e6
             if base_mb < 4 * OBJECT_STORE_MB:
-                raise ValueError(f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: more --clips")
+                raise ValueError(
+                    f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: increase --clips"
+                )
             few = clips.slice(0, self.single_clips)
             single = [bare(few, Folder(folder) / "bare-0", config)]
             several = [together(few, Folder(folder) / "together-0", config, self.cpus)]
@@ -102,16 +104,16 @@ class Prepare:
         return Result("prepare", self._rows(values), values, text)
 
     def _rows(self, values: dict[str, float]) -> list[Row]:
-        ours, single = values["clips_per_second"], values["single_clips_per_second"]
+        rate, single = values["clips_per_second"], values["single_clips_per_second"]
         several, loader = values["several_clips_per_second"], values["loader_clips_per_second"]
-        job = f"{ours:.0f} clips/s"
+        job = f"{rate:.0f} clips/s"
         return [
             Row(
                 "prepare",
                 f"Ray Data on {self.cpus} CPUs, {self.clips} clips",
                 job,
                 f"{self.cpus} x {single:.0f} clips/s (bare process)",
-                ours / (self.cpus * single),
+                rate / (self.cpus * single),
                 0.8,
             ),
             Row(
@@ -119,7 +121,7 @@ class Prepare:
                 f"Ray Data on {self.cpus} CPUs",
                 job,
                 f"{several:.0f} clips/s ({self.cpus} bare processes at once)",
-                ours / several,
+                rate / several,
                 0.8,
             ),
             Row(
@@ -127,39 +129,40 @@ class Prepare:
                 f"Ray Data on {self.cpus} CPUs",
                 job,
                 f"{loader:.0f} clips/s (DataLoader, {self.cpus} workers, torchaudio)",
-                ours / loader,
+                rate / loader,
                 2.5,
             ),
             memory_row("prepare", values["peak_mb"], values["base_peak_mb"], values["base_corpus_mb"]),
         ]
 
     def _loader(self, clips: pa.Table, folder: Path, config: Config) -> Pace:
-        """The baseline, set up and warm."""
-        from raymae.benchmark.harness.torchaudio_baselines import Featurized, Turns, loader
+        """Pace of the DataLoader after a warm-up; ValueError if its log-mels differ from raymae's."""
+        from raymae.benchmark.harness.torchaudio_baselines import EpochSampler, Featurized, loader
 
         target = folder / "loader"
         target.mkdir()
         paths = clips["path"].to_pylist()
-        turns = Turns()
-        baseline = loader(Featurized(paths, target, config.audio, SAMPLE_RATE), turns, 8, self.cpus)
-        turns.indices = list(range(32 * self.cpus))
+        sampler = EpochSampler()
+        baseline = loader(Featurized(paths, target, config.audio, SAMPLE_RATE), sampler, 8, self.cpus)
+        sampler.indices = list(range(32 * self.cpus))
         list(baseline)
         low = bands_below(config.audio, CHAIN_HERTZ)
-        ours, _, _ = ClipReader(config.audio, 30)(paths[0])
-        apart = difference(ours[:, :low].astype(np.float32), np.load(target / "00000.npy")[:, :low].astype(np.float32))
-        require_equal("prepare", apart, CHAIN_TOLERANCE)
-        turns.indices = list(range(self.baseline_clips))
+        features, _, _ = ClipReader(config.audio, 30)(paths[0])
+        first = np.load(target / "00000.npy")
+        largest = difference(features[:, :low].astype(np.float32), first[:, :low].astype(np.float32))
+        require_equal("prepare", largest, CHAIN_TOLERANCE)
+        sampler.indices = list(range(self.baseline_clips))
         return pace(baseline, skipped=2 * self.cpus)
 
 
 def memory_row(part: str, peak_mb: float, base_peak_mb: float, base_mb: float) -> Row:
-    """How much more memory ten times the corpus takes."""
+    """Row of the peak memory on ten times the corpus against the peak on the base."""
     what = f"peak memory (PSS, all processes), {GROWTH} x a corpus of {base_mb:.0f} MB"
     return Row(part, what, f"{peak_mb:.0f} MB", f"{base_peak_mb:.0f} MB (base)", peak_mb / base_peak_mb, 1.15, True)
 
 
 def bare(clips: pa.Table, target: Folder, config: Config) -> tuple[float, float]:
-    """Clips per second, and CPU seconds per clip, of the whole chain in this process: decode to written shard."""
+    """Clips per second and CPU seconds per clip of the whole chain in this process, from file to written shard."""
     reader = ClipReader(config.audio, config.data.file_timeout)
     reader(clips["path"][0].as_py())
     started, cpu = time.perf_counter(), time.process_time()
@@ -170,7 +173,7 @@ def bare(clips: pa.Table, target: Folder, config: Config) -> tuple[float, float]
 
 
 def together(clips: pa.Table, target: Folder, config: Config, processes: int) -> float:
-    """Clips per second of several bare processes at once, each with `clips` of its own, set up untimed."""
+    """Clips per second of several bare processes at once, each on all of `clips`, without their start-up."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(bare, [clips.slice(0, 16)] * processes, [target / "warm"] * processes, [config] * processes))
         targets = [target / str(number) for number in range(processes)]
@@ -181,7 +184,7 @@ def together(clips: pa.Table, target: Folder, config: Config, processes: int) ->
 
 @dataclass
 class Job:
-    """One run of the real job, timed from the moment when two shards per worker have arrived."""
+    """One run of the prepare job, timed from the arrival of two shards per worker."""
 
     clips: pa.Table
     storage: Folder
@@ -192,10 +195,10 @@ class Job:
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     used: dict[int, float] = field(default_factory=dict)
     cpu: float = 0.0
-    """CPU seconds of all processes per clip."""
+    """CPU seconds per clip of all processes."""
 
     def run(self) -> None:
-        """Run it."""
+        """Run the job."""
         from raymae.cluster.prepare import prepare
 
         self.started = time.perf_counter()
@@ -218,16 +221,16 @@ class Job:
 
     @property
     def skipped(self) -> int:
-        """Shards that are not timed: until then a worker may still be starting."""
+        """Number of untimed shards, during which workers may still be starting."""
         return 2 * self.cpus
 
     @property
     def first_seconds(self) -> float:
-        """Seconds until those have arrived."""
+        """Seconds until the untimed shards have arrived."""
         return self.arrivals[self.skipped - 1][0]
 
     @property
     def rate(self) -> float:
-        """Clips per second from then on."""
+        """Clips per second after the untimed shards."""
         counted = self.arrivals[self.skipped :]
         return sum(count for _, count in counted) / (counted[-1][0] - self.first_seconds)

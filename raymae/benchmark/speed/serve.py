@@ -1,4 +1,4 @@
-"""`serve`: a classifier behind Ray Serve against the bare Predictor, one request at a time and many at once."""
+"""`serve`: a classifier behind Ray Serve against the bare Predictor, for single and for concurrent requests."""
 
 from __future__ import annotations
 
@@ -32,39 +32,40 @@ if TYPE_CHECKING:
 
 CLASSES = 10
 CLIPS = 16
-"""Different recordings; the bare Predictor classifies them together."""
+"""Number of recordings, which the bare Predictor classifies in one batch."""
 NO_AUDIO = b"no audio"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """24-bit 44.1 kHz WAV files of one clip, by an untrained classifier with the encoder of the recipe `small`.
+    """24-bit 44.1 kHz WAV files of one clip, with an untrained classifier that has the encoder of the recipe `small`.
 
-    Both sides take turns, with the same threads. Alone: the time of a request on an open connection against a call of
-    the Predictor with the same bytes, and against its floor, that call and the same bytes sent through Serve to be
-    refused as no audio. Together: answers per second to clients that ask again at once, against the Predictor that
-    decodes as many files one after the other and classifies them in one forward pass. The clients share the cores.
+    Both sides alternate, with the same threads. Single requests: the time of a request on an open connection, against a
+    call of the Predictor with the same bytes, and against the floor: that call plus a request with as many bytes that
+    Serve rejects as no audio. Under load: responses per second to clients that send the next request at once, against
+    the Predictor, which decodes 16 files one after the other and classifies them in one forward pass. The clients share
+    the cores.
 
-    `--json` keys: medians `served_ms`, `bare_ms`, `transport_ms` (the refusal); clips per second `clips_per_second`,
-    `bare_clips_per_second`; CPU milliseconds per clip of all processes of a side, the clients' too, `cpu_ms` and
-    `bare_cpu_ms`, and `cpu_ratio`, bare over served, which busy neighbours disturb less; `errors`, answers other than
-    200 under load; `clients`, `answers`, `threads`, `cpus`.
+    `--json` keys: medians `served_ms`, `bare_ms`, `transport_ms` (the rejected request); clips per second
+    `clips_per_second`, `bare_clips_per_second`; CPU milliseconds per clip over all processes of a side, including the
+    clients, `cpu_ms` and `bare_cpu_ms`, and `cpu_ratio`, bare over served, which is less affected by other processes;
+    `errors`, responses under load with a status other than 200; `clients`, `answers`, `threads`, `cpus`.
     """
 
     json: str | None = None
     """Write the numbers to this JSON file."""
     repetitions: int = 30
-    """Single requests, after the first three."""
+    """Timed single requests, after three untimed ones."""
     clients: int = 16
-    """Clients at once."""
+    """Concurrent clients."""
     seconds: float = 8.0
-    """Length of a turn under load."""
+    """Length of a turn under load, seconds."""
     turns: int = 3
     """Turns of each side under load."""
     cpus: int = 2
     """CPUs of Ray, and threads of torch on both sides."""
     clip_seconds: float = 10.0
-    """Length of a recording."""
+    """Length of a recording, seconds."""
     model: ModelConfig = SMALL_MODEL
     """Sizes of the encoder."""
 
@@ -84,28 +85,29 @@ class Serve:
         values = alone | together | {"clients": self.clients, "threads": self.cpus, "cpus": self.cpus}
         floor = alone["bare_ms"] + alone["transport_ms"]
         text = (
-            f"Floor of a request: {floor:.1f} ms, the call and {alone['transport_ms']:.1f} ms of transport; it takes "
-            f"{alone['served_ms'] / floor:.2f} of that.\n{together['answers']} answers to {self.clients} clients, "
-            f"{together['errors']} errors. CPU per clip, all processes, clients too: {together['cpu_ms']:.1f} ms, bare "
-            f"{together['bare_cpu_ms']:.1f} ms: where all cores compute, the ratio is {together['cpu_ratio']:.2f}."
+            f"Floor of a request: {floor:.1f} ms (the call and {alone['transport_ms']:.1f} ms of transport); a request "
+            f"takes {alone['served_ms'] / floor:.2f} x the floor.\n"
+            f"{together['answers']} responses to {self.clients} clients, {together['errors']} errors. "
+            f"CPU per clip, all processes and clients: {together['cpu_ms']:.1f} ms, bare "
+            f"{together['bare_cpu_ms']:.1f} ms; ratio when all cores compute: {together['cpu_ratio']:.2f}."
         )
         return Result("serve", self.rows(values), values, text)
 
     def rows(self, values: dict[str, float]) -> list[Row]:
-        """The ratios and their goals."""
+        """Rows of latency and throughput, with their goals."""
         ms = {name: values[f"{name}_ms"] for name in ("served", "bare")}
         rates = values["clips_per_second"], values["bare_clips_per_second"]
         what = f"a {self.clip_seconds:g} s clip over HTTP, median"
         latency = f"{ms['served']:.1f} ms", f"{ms['bare']:.1f} ms (Predictor)"
-        shown = f"{rates[0]:.1f} clips/s", f"{rates[1]:.1f} clips/s (Predictor, {CLIPS} at once)"
+        throughput = f"{rates[0]:.1f} clips/s", f"{rates[1]:.1f} clips/s (Predictor, {CLIPS} at once)"
         errors = f"{values['errors']} errors"
         return [
             Row("serve", what, *latency, ms["served"] / ms["bare"], 1.5, at_most=True),
-            Row("serve", f"{self.clients} clients at once, {errors}", *shown, rates[0] / rates[1], 0.8),
+            Row("serve", f"{self.clients} clients at once, {errors}", *throughput, rates[0] / rates[1], 0.8),
         ]
 
     def write_classifier(self, folder: Folder) -> None:
-        """An untrained classifier, without pieces or crops: whole clips in one pass."""
+        """Write an untrained classifier that takes whole clips in one pass, without pieces or crops."""
         import torch
 
         from raymae.inference.classifier import write_classifier
@@ -144,7 +146,7 @@ class Serve:
             return classify_together(bare, files, seconds)
 
         load = Load(port, files, self.clients)
-        load.run(2.0)  # every client's connection, and full batches
+        load.run(2.0)  # warm-up: opens all connections and fills the batches
         load.answers = load.errors = 0
         rates: dict[str, list[float]] = {"served": [], "bare": []}
         used: dict[str, list[float]] = {"served": [], "bare": []}
@@ -169,7 +171,7 @@ class Serve:
 
 @dataclass
 class Load:
-    """Clients that ask again as soon as they are answered."""
+    """Clients that send the next request as soon as the last one is answered."""
 
     port: int
     files: list[bytes]
@@ -179,11 +181,11 @@ class Load:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, seconds: float) -> int:
-        """Ask for so long, and wait for the last answers; how many were right."""
+        """Send requests for some seconds and wait for the last responses; returns the number of clips classified."""
         started = time.perf_counter()
         before = self.answers - self.errors
 
-        def ask(client: int) -> None:
+        def send(client: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
             number = client
             while time.perf_counter() - started < seconds:
@@ -194,7 +196,7 @@ class Load:
                     self.errors += status != 200
             connection.close()
 
-        threads = [threading.Thread(target=ask, args=(client,)) for client in range(self.clients)]
+        threads = [threading.Thread(target=send, args=(client,)) for client in range(self.clients)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -203,7 +205,7 @@ class Load:
 
 
 def classify_together(predictor: Predictor, files: list[bytes], seconds: float) -> int:
-    """For so long, decode some files one after the other and classify them in one forward pass; how many clips."""
+    """For some seconds, decode the files one by one and classify them in one forward pass; returns the clips done."""
     started, clips = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         predictor.of_clips([clip for content in files for clip in predictor.clips(predictor.waveform(content))])
@@ -213,7 +215,7 @@ def classify_together(predictor: Predictor, files: list[bytes], seconds: float) 
 
 @contextmanager
 def served(classifier: Folder, threads: int, clients: int) -> Iterator[int]:
-    """Serve a classifier for the block; its port."""
+    """Serve a classifier for the duration of the block; yields the port."""
     from ray import serve
 
     from raymae.serving.http.job import deploy
@@ -228,7 +230,7 @@ def served(classifier: Folder, threads: int, clients: int) -> Iterator[int]:
 
 
 def post(connection: http.client.HTTPConnection, content: bytes) -> int:
-    """The status of an answer."""
+    """Post the content; returns the status of the response."""
     connection.request("POST", "/", content)
     response = connection.getresponse()
     response.read()
@@ -236,14 +238,14 @@ def post(connection: http.client.HTTPConnection, content: bytes) -> int:
 
 
 def expect(connection: http.client.HTTPConnection, content: bytes, status: int) -> None:
-    """Post; RuntimeError for another status."""
+    """Post the content; RuntimeError if the status is another one."""
     found = post(connection, content)
     if found != status:
-        raise RuntimeError(f"status {found} where {status} was to come")
+        raise RuntimeError(f"status {found} instead of {status}")
 
 
 def wav(seconds: float, seed: int) -> bytes:
-    """The bytes of a 24-bit WAV file."""
+    """Bytes of a 24-bit WAV file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, recording(seconds, seed), SAMPLE_RATE, format="WAV", subtype="PCM_24")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What `train-step` times: matrix products, and steps of pre-training as the training loop takes them."""
+"""Timed work of `train-step`: matrix products, and pre-training steps as in the training loop."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from raymae.training.batches.windows import MicroBatch
 from raymae.training.optim import adamw, clip_gradients
 
 Side = tuple[Callable[[], object], int]
-"""What is called, and how often in a turn."""
+"""A callable, and its number of calls per turn."""
 
 
 class Product:
-    """The product of two square matrices."""
+    """Product of two square matrices."""
 
     def __init__(self, size: int, device: str, dtype: torch.dtype) -> None:
         self.gflop = 2 * size**3 / 1e9
@@ -36,15 +36,15 @@ class Product:
 
 
 class Stepper:
-    """A model with its optimiser, and the batch that it sees again and again.
+    """A model with its optimizer, and the one batch that it trains on.
 
     Args:
-        model: sizes.
+        model: model sizes.
         shape: (B, T, F) of a batch.
-        device: torch's name of it.
+        device: name of the torch device.
         precision: as in `TrainConfig.precision`.
-        compiled: with torch.compile.
-        fused: attention without fused kernels where False.
+        compiled: use torch.compile.
+        fused: use fused attention kernels.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Stepper:
         network = MODELS[model.name](AudioConfig(n_mels=shape[2]), model).to(self.device)
         choose_attention(network, self.device, precision)
         if not fused:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # or it would compute in float32
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # otherwise it computes in float32
             for module in network.modules():
                 if hasattr(module, "fused_attn"):  # timm's switch
                     module.fused_attn = False  # type: ignore[assignment]
@@ -76,15 +76,15 @@ class Stepper:
         self.input = self.batch.to_torch(self.device)
 
     def on_device(self) -> None:
-        """A step on the batch that lies on the device already."""
+        """Run a step on a batch that is already on the device."""
         self.step(*self.input)
 
     def fed(self) -> None:
-        """A step on the batch of the host, brought over as the stages do."""
+        """Run a step on a batch in host memory, copied as in the stages."""
         self.step(*self.batch.to_torch(self.device))
 
     def step(self, log_mel: Tensor, valid_frames: Tensor) -> None:
-        """Forward, backward and update, with the loop's look at the norm between them."""
+        """Forward, backward and update; as in the training loop, the gradient norm is checked before the update."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._contexts():
             loss = self.called(log_mel, valid_frames).loss
@@ -102,12 +102,12 @@ class Stepper:
 
 
 def take_turns(sides: Mapping[str, Side], repetitions: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Median wall seconds and CPU seconds of a call of each side, the sides taking turns.
+    """Median wall seconds and CPU seconds per call of each side; the sides alternate.
 
     Args:
-        sides: on a GPU the calls of a turn are timed together, since they queue, elsewhere one by one.
-        repetitions: turns after an unmeasured one.
-        device: torch's name of it.
+        sides: callables; on a GPU the calls of a turn are queued and timed together, elsewhere one by one.
+        repetitions: timed turns, after an untimed one.
+        device: name of the torch device.
     """
     queued = torch.device(device).type == "cuda"
     wall: dict[str, list[float]] = {name: [] for name in sides}
@@ -128,5 +128,5 @@ def take_turns(sides: Mapping[str, Side], repetitions: int, device: str) -> tupl
 
 
 def device_name(device: str) -> str:
-    """The GPU's own name."""
+    """Name of the GPU; for other devices, the device string."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device

@@ -1,6 +1,6 @@
-"""`train-step`: a whole step of pre-training, against the matrix products that the machine can do.
+"""`train-step`: a complete pre-training step, against the matrix product peak of the machine.
 
-Runs without Ray, MLflow, tyro and soundfile too: python -m raymae.benchmark.speed.train_step --json train_step.json
+Also runs without Ray, MLflow, tyro and soundfile: python -m raymae.benchmark.speed.train_step --json train_step.json
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 class TrainStep:
     """Forward, backward, gradient norm and AdamW of the masked autoencoder: clips/s, and the share of the matmul peak.
 
-    All sides take turns in one process and each number is a median over the turns. Other processes that want the cores
-    still slow a step more than a product, since its threads wait for one another a thousand times: then look at
-    `--threads 1`. Clips are noise. On the CPU in float32, all cores; on a GPU, where there is one, also
-    bfloat16 autocast and torch.compile.
+    All sides alternate in one process and each number is a median over the turns. Other processes on the cores slow a
+    step more than a product, since its threads synchronize a thousand times; `--threads 1` avoids that. Clips are
+    noise. On the CPU the step runs in float32 on all cores; on a GPU, if there is one, with bfloat16 autocast and
+    torch.compile.
 
     `--json` keys: `cpu`, and `gpu` (null without one), each with `device`, `batch_size`, `peak_gflops` (2048³ float32
-    on the CPU, 8192³ bfloat16 on the GPU), `gflop_per_clip` (`useful_flops`), `faithful_clips_per_second`, `share`
-    (of the peak). Only `cpu`: `threads`, `light_clips_per_second`, `bf16_clips_per_second` (bfloat16 autocast, null
-    where the processor doesn't multiply it in hardware), and of CPU time instead of wall time, which busy neighbours
-    disturb less, `cpu_time_share`. Only `gpu`: `plain_clips_per_second` (the same model with unfused
-    attention and not compiled, bfloat16 autocast), `fed_clips_per_second` (batches from the host's memory).
+    on the CPU, 8192³ bfloat16 on the GPU), `gflop_per_clip` (`useful_flops`), `faithful_clips_per_second` (the model as
+    given, by default with the local decoder), `share` (of the peak). Only `cpu`: `threads`, `light_clips_per_second`
+    (light decoder), `bf16_clips_per_second` (bfloat16 autocast; null if the processor has no bfloat16 multiplication),
+    and `cpu_time_share`, the share by CPU time instead of wall time, which is less affected by other processes. Only
+    `gpu`: `plain_clips_per_second` (the same model with unfused attention and not compiled, bfloat16 autocast),
+    `fed_clips_per_second` (batches from host memory).
     """
 
     json: str | None = None
     """Write the numbers to this JSON file."""
     repetitions: int = 5
-    """Turns."""
+    """Timed turns."""
     batch_size: int = 4
     """Clips per step on the CPU."""
     gpu_batch_size: int = 128
@@ -48,15 +49,15 @@ class TrainStep:
     n_mels: int = 128
     """Mel bands of a clip."""
     matmul_size: int = 2048
-    """Side of the matrices of the CPU's peak."""
+    """Side of the matrices for the peak of the CPU."""
     gpu_matmul_size: int = 8192
-    """Side of the matrices of the GPU's peak."""
+    """Side of the matrices for the peak of the GPU."""
     gpu_steps: int = 10
     """Steps per turn on the GPU."""
     threads: int | None = None
-    """Threads on the CPU; the default is a thread per core."""
+    """Threads on the CPU; the default is one per core."""
     model: ModelConfig = VIT_B
-    """Sizes; the default is ViT-B with the 16 local blocks."""
+    """Model sizes; the default is ViT-B with a local decoder of 16 blocks."""
 
     def run(self) -> Result:
         """Measure."""
@@ -64,14 +65,13 @@ class TrainStep:
 
         cpu = self.cpu()
         gpu = self.gpu("cuda") if torch.cuda.is_available() else None
-        text = (
-            f"By CPU time, which busy neighbours disturb less, {cpu['cpu_time_share']:.2f} of the matrix product."
-            + ("" if gpu else " No GPU here.")
+        text = f"By CPU time, less affected by other processes: {cpu['cpu_time_share']:.2f} of the matrix product." + (
+            "" if gpu else " No GPU found."
         )
         return Result("train-step", cpu_rows(cpu) + (gpu_rows(gpu) if gpu else []), {"cpu": cpu, "gpu": gpu}, text)
 
     def cpu(self) -> dict[str, Any]:
-        """The numbers of the CPU."""
+        """Measure the CPU."""
         import torch
 
         from raymae.benchmark.speed.steps import Product, Stepper, take_turns
@@ -86,7 +86,7 @@ class TrainStep:
         faithful = Stepper(self.model, shape, "cpu", precision="fp32")
         narrow = Stepper(with_decoder(self.model, "light"), shape, "cpu", precision="fp32")
         sides: dict[str, Side] = {
-            # The products on both sides of the long step see the same machine as it does.
+            # products before and after the long step, to run under the same load
             "product": (product, 10),
             "faithful": (faithful.on_device, 1),
             "product_after": (product, 10),
@@ -113,20 +113,20 @@ class TrainStep:
         }
 
     def gpu(self, device: str) -> dict[str, Any]:
-        """The numbers of a GPU."""
+        """Measure a GPU."""
         import torch
 
         from raymae.benchmark.speed.steps import Product, Stepper, device_name, take_turns
 
         shape = (self.gpu_batch_size, self.n_frames, self.n_mels)
         product = Product(self.gpu_matmul_size, device, torch.bfloat16)
-        ours = Stepper(self.model, shape, device, precision="bf16", compiled=True)
+        fused = Stepper(self.model, shape, device, precision="bf16", compiled=True)
         plain = Stepper(self.model, shape, device, precision="bf16", fused=False)
         steps = self.gpu_steps
         sides: dict[str, Side] = {
             "product": (product, steps),
-            "faithful": (ours.on_device, steps),
-            "fed": (ours.fed, steps),
+            "faithful": (fused.on_device, steps),
+            "fed": (fused.fed, steps),
             "plain": (plain.on_device, steps),
         }
         wall, _ = take_turns(sides, self.repetitions, device)
@@ -143,7 +143,7 @@ class TrainStep:
 
 
 def cpu_rows(cpu: dict[str, Any]) -> list[Row]:
-    """The ratios of the CPU and their goals."""
+    """Rows of the CPU, with their goals."""
     base = cpu["faithful_clips_per_second"]
     faithful = f"{base:.2f} clips/s"
     rows = [
@@ -167,20 +167,27 @@ def cpu_rows(cpu: dict[str, Any]) -> list[Row]:
 
 
 def gpu_rows(gpu: dict[str, Any]) -> list[Row]:
-    """The ratios of the GPU and their goals."""
-    ours, plain, fed = (gpu[f"{name}_clips_per_second"] for name in ("faithful", "plain", "fed"))
-    rate = f"{ours:.0f} clips/s"
-    needed, peak = (f"{gflops / 1000:.0f} TFLOP/s" for gflops in (ours * gpu["gflop_per_clip"], gpu["peak_gflops"]))
+    """Rows of the GPU, with their goals."""
+    base, plain, fed = (gpu[f"{name}_clips_per_second"] for name in ("faithful", "plain", "fed"))
+    rate = f"{base:.0f} clips/s"
+    needed, peak = (f"{gflops / 1000:.0f} TFLOP/s" for gflops in (base * gpu["gflop_per_clip"], gpu["peak_gflops"]))
     what = f"step, bf16 on {gpu['device']}"
     return [
         Row("train-step", what, f"{rate} = {needed}", f"{peak} (matrix product)", gpu["share"], 0.45),
-        Row("train-step", what, rate, f"{plain:.0f} clips/s (unfused attention, not compiled)", ours / plain, 2.0),
-        Row("train-step", "batches from the host", f"{fed:.0f} clips/s", f"{rate} (on the device)", fed / ours, 0.97),
+        Row("train-step", what, rate, f"{plain:.0f} clips/s (unfused attention, not compiled)", base / plain, 2.0),
+        Row(
+            "train-step",
+            "step, batches from host memory",
+            f"{fed:.0f} clips/s",
+            f"{rate} (on the device)",
+            fed / base,
+            0.97,
+        ),
     ]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the part with the settings that a bare machine needs."""
+    """Parse the command line with argparse and run the part; needs only torch and raymae's core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the numbers to this JSON file")
     for name in ("repetitions", "batch-size", "gpu-batch-size", "threads"):

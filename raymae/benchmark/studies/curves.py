@@ -1,4 +1,4 @@
-"""`curves`: what pre-training targets and decoders are worth after the same seconds, by probes on labelled clips."""
+"""`curves`: pre-training targets and decoders after equal training time, compared by probes on labelled clips."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CALIBRATION_STEPS = 12
-"""Steps that are timed to find how many fit into the seconds; the first third doesn't count."""
+"""Steps timed to find how many fit into the seconds; the first third is skipped."""
 PROBE_CLIPS = 100_000
-"""More labelled clips than there are: all are probed."""
+"""Larger than any table, so that all labelled clips are probed."""
 MASKS = 4
-"""Masks of each clip with latent targets."""
+"""Masks per clip with latent targets."""
 PIXEL_LIGHT, PIXEL_FAITHFUL, LATENT = "pixel, light decoder", "pixel, local decoder of 16 blocks", "latent"
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """The classifiers: one encoder, three things to predict with it. Widths are the recipe's.
+    """Variants of a configuration by name: one encoder with three targets or decoders, and the widths of the recipe.
 
-    With latent targets a step holds a quarter of the clips, each under four masks.
+    With latent targets a step has a quarter of the clips, each under four masks.
     """
     train, model = config.pretrain, config.model
     pixel = replace(model, name="mae", masks_per_clip=1, latent=LatentConfig())
@@ -51,27 +51,27 @@ def variants(config: Config) -> dict[str, Config]:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Pre-trains every variant on the pool for the same CPU seconds and probes it on labelled tables on the way.
+    """Pre-train every variant on the pool for the same CPU seconds, with probes on labelled tables during training.
 
-    All variants have the recipe's front end, encoder, crops, augmentation, batches and schedule; each run's cosine ends
-    with its seconds, so that only the last point is a finished run. Seconds are CPU seconds of this process per thread,
-    without those of the probes, so that busy neighbours hardly count. The probes are those that watch every
+    All variants share the front end, encoder, crops, augmentation, batches and schedule of the recipe. The cosine
+    schedule of a run ends with its seconds, so only the last point is a finished run. Seconds are CPU seconds of this
+    process per thread, without the probes, so other processes hardly affect them. The probes are those of every
     pre-training (`raymae.training.tasks.probe_monitor`), here on all labelled clips of the tables' split train.
 
-    `--json` keys: `runs`, a list of `variant`, `seed`, `seconds`, `steps`, `scores` (probe → values at the marks; the
-    first is the untrained encoder), `step_seconds` (CPU seconds of all threads); `settings`.
+    `--json` keys: `runs`, a list of `variant`, `seed`, `seconds`, `steps`, `scores` (probe → values at each
+    validation; the first is the untrained encoder), `step_seconds` (CPU seconds of all threads); `settings`.
     """
 
     pool: tuple[str, ...]
     """Tables of the unlabelled recordings."""
     tables: tuple[str, ...]
-    """Tables with labels and groups; their split train is probed, cross-validated by group, the rest isn't read."""
+    """Tables with labels and groups; only their split train is read, for probes cross-validated by group."""
     recipe: str = "small"
-    """Recipe that gives everything but the variants."""
+    """Recipe for everything except the variants."""
     seconds: float = 480.0
     """CPU seconds of training per run and thread."""
     seeds: int = 3
-    """Runs of each variant."""
+    """Number of seeds per variant."""
     only: tuple[str, ...] = ()
     """Variants to run; the default is all."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -79,7 +79,7 @@ class Curves:
     threads: int = 1
     """Threads of torch."""
     figure: str | None = None
-    """Draw the curves into this PNG file."""
+    """Draw the curves to this PNG file."""
     json: str | None = None
     """Write the numbers to this JSON file, after every run."""
 
@@ -89,10 +89,10 @@ class Curves:
 
         torch.set_num_threads(self.threads)
         config = RECIPES[self.recipe]()
-        classifiers = variants(config)
-        chosen = {name: one for name, one in classifiers.items() if name in (self.only or (name,))}
+        configs = variants(config)
+        chosen = {name: one for name, one in configs.items() if name in (self.only or (name,))}
         if not chosen:
-            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, classifiers))}")
+            raise ValueError(f"--only {self.only}: valid are {', '.join(map(repr, configs))}")
         precision = self.precision or config.pretrain.precision
         runs: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as name:
@@ -141,9 +141,9 @@ class Curves:
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> str:
-    """The last mark of every variant as a Markdown table: mean and range over the seeds."""
+    """Final scores of every variant as a Markdown table: mean and range over the seeds."""
     names = list(runs[0]["scores"])
-    lines = [f"| target | steps | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
+    lines = [f"| variant | steps | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
     for variant, group in by_variant(runs).items():
         ends = {name: [run["scores"][name][-1] for run in group] for name in names}
         cells = [f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in ends.values()]
@@ -152,12 +152,12 @@ def summary(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def by_variant(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each variant."""
+    """Group the runs by variant."""
     return {name: [run for run in runs if run["variant"] == name] for name in dict.fromkeys(r["variant"] for r in runs)}
 
 
 def curves_figure(runs: Sequence[dict[str, Any]]) -> Figure:
-    """Every score against the seconds: a line for the mean over the seeds of each variant, a band for their range."""
+    """Figure of every score over the seconds: a line per variant (mean over the seeds) with a band (range)."""
     from matplotlib.figure import Figure
 
     names = list(runs[0]["scores"])

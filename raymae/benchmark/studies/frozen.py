@@ -1,4 +1,4 @@
-"""`frozen`: what probes find in a frozen encoder on one's own tables, against random weights and log-mel statistics."""
+"""`frozen`: probes on a frozen encoder with your own tables, against random weights and log-mel statistics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATISTICS = "log-mel statistics"
 
 
 def tables_store(folder: Folder, audio: AudioConfig, tables: Sequence[str], pools: Sequence[str] = ()) -> FeatureStore:
-    """The feature store of a user's tables, made in this process."""
+    """Write the feature store of some tables in this process."""
     data = DataConfig(dataset="table", tables=tuple(tables), pool_tables=tuple(pools))
     clips = load(data, None)
     return write_store(folder, clips, audio, ClipReader(audio, data.file_timeout), data.shard_mb)
@@ -39,14 +39,14 @@ def tables_store(folder: Folder, audio: AudioConfig, tables: Sequence[str], pool
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled clips of one table: those of split train, and those of its test splits."""
+    """Labelled clips of one table: those of the split train and of its test splits."""
 
     name: str
     store: FeatureStore
 
     @cached_property
     def splits(self) -> dict[str, Rows]:
-        """Labelled rows by split: train, and all that begin with test."""
+        """Labelled rows by split: train, and all splits whose names begin with test."""
         clips = self.store.clips
         names = [name for name in pc.unique(clips["split"]).sort().to_pylist() if name.startswith(("train", "test"))]
         return {
@@ -55,46 +55,49 @@ class Labelled:
         }
 
     def labels(self, rows: Rows) -> NDArray[np.int64]:
-        """Class numbers; ValueError for a class of which there is no training clip."""
+        """Class numbers; ValueError for a class without training clips."""
         classes = class_names(self.store.clips)
         labels = self.store.clips["scene_label"].take(rows).to_pylist()
         for label in labels:
             if label not in classes:
-                raise ValueError(f"{self.name}: no clip of split train has the scene_label {label!r}, a test split has")
+                raise ValueError(f"{self.name}: no clip of split train has the scene_label {label!r} of a test split")
         return np.array([classes.index(label) for label in labels], np.int64)
 
     def embeddings(self, embedder: Embedder, rows: Rows, copies: int = 0, seed: int = 0) -> NDArray[np.float32]:
-        """Embeddings ((1 + copies) n, E): of the clips, then of copies through devices with random smooth responses.
+        """Embeddings ((1 + copies) n, 2 E) of the clips, followed by those of their copies with random EQ.
 
-        Each is that of the clip and that of the clip without its mean level in every band, side by side.
+        Each is the embedding of the raw clip concatenated with that of the clip with the band mean subtracted.
         """
         found = []
         for start in range(0, len(rows), BATCH):
             log_mel, frames = self.store.read(rows[start : start + BATCH])
             views = [log_mel.astype(np.float32)]
-            views += [coloured(views[0], frames, embedder.audio, (seed, start, copy)) for copy in range(copies)]
-            found.append([with_centred(embedder, view, frames) for view in views])
+            views += [with_random_eq(views[0], frames, embedder.audio, (seed, start, copy)) for copy in range(copies)]
+            found.append([raw_and_subtracted(embedder, view, frames) for view in views])
         return np.concatenate([np.concatenate(part) for part in zip(*found, strict=True)])
 
 
-def with_centred(embedder: Embedder, log_mel: NDArray[np.float32], frames: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Embeddings (B, 2 E) of log-mels (B, T, F) as they are and centred (`raymae.models.classifier.subtract_band_mean`).
+def raw_and_subtracted(
+    embedder: Embedder, log_mel: NDArray[np.float32], frames: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """Embeddings (B, 2 E) of log-mels (B, T, F): raw, concatenated with those with the band mean subtracted.
 
-    What a device changes is in the first half alone. Chosen on classes of the pool, where it brings 1 to 7 points
-    through devices that the probe didn't learn from.
+    The band mean is subtracted by `raymae.models.classifier.subtract_band_mean`. Only the first half depends on the
+    response of the device. Chosen on classes of the pool, where the second half gains 1 to 7 points on devices that
+    the probe wasn't trained on.
     """
     import torch
 
     from raymae.models.classifier import subtract_band_mean
 
-    without = subtract_band_mean(torch.from_numpy(log_mel), torch.from_numpy(frames)).numpy()
-    return np.concatenate([embedder.clips(one, frames) for one in (log_mel, without)], axis=1)
+    subtracted = subtract_band_mean(torch.from_numpy(log_mel), torch.from_numpy(frames)).numpy()
+    return np.concatenate([embedder.clips(one, frames) for one in (log_mel, subtracted)], axis=1)
 
 
-def coloured(
+def with_random_eq(
     log_mel: NDArray[np.float32], frames: NDArray[np.integer], audio: AudioConfig, keys: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """Log-mels (B, T, F) as `augment.colour` makes them of every clip, drawn by `keys`."""
+    """Apply `augment.random_eq` to every clip of log-mels (B, T, F), with a generator seeded by `keys`."""
     import torch
 
     from raymae.config import AugmentConfig
@@ -103,30 +106,30 @@ def coloured(
 
     generator = torch.Generator().manual_seed(mix(*keys) >> 1)
     config = AugmentConfig(eq_p=1.0)
-    found, _ = random_eq(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
-    return np.asarray(found.numpy())
+    changed, _ = random_eq(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
+    return np.asarray(changed.numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """A linear probe on frozen embeddings of labelled clips, for every table by itself.
+    """Train a linear probe on frozen embeddings of labelled clips, separately for every table.
 
-    Each probe learns from the labelled clips of split train and is scored on the table's test splits: macro accuracy,
-    mean and standard deviation over the tables. The same probe reads the encoder with random weights (of other seeds
-    for every table) and log-mel statistics; the baselines `svm` and `svm_robust` read these, too. All are read as they
-    are and centred, side by side.
+    Each probe is trained on the labelled clips of the split train and scored on the table's test splits: macro
+    accuracy, mean and standard deviation over the tables. The same probe is trained on the encoder with random weights
+    (with a different seed per table) and on log-mel statistics; the baselines `svm` and `svm_robust` use the statistics
+    too. All probes get the features of the raw clip concatenated with those with the band mean subtracted.
 
     `--json` keys: `scores`, features → split → macro accuracy by table; `tables`; `model`; `layers`.
     """
 
     model: str
-    """Folder of a pre-training or of a classifier."""
+    """Folder of a pre-trained encoder or of a classifier."""
     tables: tuple[str, ...]
-    """Tables with labels, a split train and splits that begin with test; each is a run of its own."""
+    """Tables with labels, a split train and splits whose names begin with test; each is a separate run."""
     layers: tuple[int, ...] = ()
-    """Layers that are averaged; the default is the last."""
+    """Layers to average; the default is the last one."""
     copies: int = 0
-    """Copies of each labelled clip through devices with random smooth responses, for the probe to learn from."""
+    """Copies of each labelled clip with random EQ, added to the training clips of the probe."""
     threads: int | None = None
     """Threads of torch."""
     json: str | None = None
@@ -167,7 +170,7 @@ class Frozen:
 
 
 def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict[str, float]]:
-    """What the linear probe and the baselines reach on log-mel statistics."""
+    """Macro accuracies of the linear probe and of the baselines on log-mel statistics."""
     from raymae.evaluation.baselines import Statistics, SvmKind, fit_svm, subtract_band_mean
     from raymae.evaluation.metrics import macro_accuracy
     from raymae.evaluation.probes import score
@@ -178,10 +181,13 @@ def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict
     x, y = store_statistics(table.store, train), table.labels(train)
     held_out = {split: (store_statistics(table.store, rows), table.labels(rows)) for split, rows in tests.items()}
 
-    def both(values: Statistics) -> Statistics:
+    def raw_and_subtracted_statistics(values: Statistics) -> Statistics:
         return np.concatenate([values, subtract_band_mean(values)], axis=1).reshape(len(values), -1)
 
-    scores = {split: score("linear", both(x), y, both(one), labels) for split, (one, labels) in held_out.items()}
+    scores = {
+        split: score("linear", raw_and_subtracted_statistics(x), y, raw_and_subtracted_statistics(one), labels)
+        for split, (one, labels) in held_out.items()
+    }
     found = {STATISTICS: scores}
     names = [str(number) for number in range(int(y.max()) + 1)]
     kinds: tuple[SvmKind, ...] = ("svm", "svm_robust")
@@ -195,7 +201,7 @@ def statistics_scores(table: Labelled, tests: dict[str, Rows]) -> dict[str, dict
 
 
 def untrained(embedder: Embedder, seed: int) -> Embedder:
-    """The same encoder with the weights that it is born with."""
+    """Encoder of the same architecture with random initial weights."""
     from dataclasses import replace
 
     import torch

@@ -1,7 +1,7 @@
-"""Whole runs side by side over a cluster, each in one process: for benchmarks of many small runs.
+"""Complete runs side by side on a cluster, each in one process: for benchmarks of many small runs.
 
-What they share (the pre-training) is made first, by Ray Train; so are the feature stores, by Ray Data. Every stage
-stands in the storage under the pipeline's keys, so that what was stopped goes on.
+Shared stages come first: feature stores with Ray Data and pre-training with Ray Train. All stages are stored under the
+keys of the pipeline, so a stopped benchmark resumes with the missing stages.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from raymae.storage.folder import Folder
 from raymae.sweep.points import copy_weights
 from raymae.sweep.search import trial_resources
 
-LOOK_SECONDS = 2.0
-"""Between two looks at which stages are done."""
+POLL_SECONDS = 2.0
+"""Interval between two updates of the progress bar, seconds."""
 SHARED: tuple[Target, ...] = ("prepare", "pretrain")
-"""Stages that are made before the runs begin."""
+"""Stages that are finished before the runs start."""
 
 
 def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: Folder) -> Iterator[tuple[int, Any]]:
-    """The numbers of some runs and the results of their evaluations, as they finish.
+    """Yield the index of each run and the result of its evaluation, in the order in which the runs finish.
 
-    ValueError names the runs that failed, after the others.
+    After all runs have ended, a ValueError names those that failed.
     """
     plans = [plan_of(config, storage) for config in configs]
     waiting = []
@@ -49,7 +49,7 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
         record(plans[number])
         copy_weights(plans[number])
         for target in SHARED:
-            node = plans[number].nodes.get(target)  # given weights take pre-training's place
+            node = plans[number].nodes.get(target)  # None for pre-training if initial weights are given
             if node is not None and not node.artifact.is_done():
                 run_plan(configs[number], target, storage)
     cpus, gpus = trial_resources(configs[0].sweep, configs[0].compute)
@@ -59,14 +59,14 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
 
 
 def plan_of(config: Config, storage: Folder) -> Plan:
-    """A run's plan, with its clips."""
+    """Plan of a run, with its clips."""
     folder = own_folder(storage)
     clips = load(config.data, folder, config.finetune.labels)
     return Plan(config, clips, storage, "evaluate", find(config, storage, "evaluate"))
 
 
 def run_in_process(config: Config, storage: Folder, cpus: float, gpus: float) -> None:
-    """Make the stages of a run that don't stand yet."""
+    """Run the missing stages of a run."""
     import torch
 
     torch.set_num_threads(config.compute.torch_threads or max(1, int(cpus)))
@@ -78,19 +78,19 @@ def run_in_process(config: Config, storage: Folder, cpus: float, gpus: float) ->
 
 
 def finished(tasks: dict[Any, int], plans: Mapping[int, Plan], names: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """The runs as they finish, under a bar that counts their stages."""
+    """Yield the runs as they finish, with a progress bar over their stages."""
     stages = {node.key: node for plan in plans.values() for node in plan.nodes.values() if node.stage not in SHARED}
     failed = {}
     with tqdm(total=len(stages), desc="stages", unit="stage", smoothing=0) as bar:
         while tasks:
-            ready, _ = ray.wait(list(tasks), timeout=LOOK_SECONDS)
+            ready, _ = ray.wait(list(tasks), timeout=POLL_SECONDS)
             bar.update(sum(node.artifact.is_done() for node in stages.values()) - bar.n)
             for one in ready:
                 number = tasks.pop(one)
                 try:
                     ray.get(one)
                 except ray.exceptions.RayError as error:
-                    failed[names[number]] = said(error)
+                    failed[names[number]] = error_line(error)
                     bar.write(f"{names[number]}: failed: {failed[names[number]]}")
                     continue
                 bar.write(f"{names[number]}: done")
@@ -99,7 +99,7 @@ def finished(tasks: dict[Any, int], plans: Mapping[int, Plan], names: Sequence[s
         raise ValueError("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
-def said(error: Exception) -> str:
-    """One line of a task's error: the cause where Ray names one."""
+def error_line(error: Exception) -> str:
+    """First line of a task's error, or of its cause if Ray knows it."""
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {cause}".splitlines()[0]

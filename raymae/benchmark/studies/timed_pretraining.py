@@ -1,4 +1,4 @@
-"""Pre-training that keeps the CPU seconds of its steps, and the probes' scores against them."""
+"""Pre-training that records the CPU seconds of its steps and the probe scores over them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from raymae.training.tasks.pretrain import PretrainTask
 from raymae.training.worker import BareSession, Session
 
 EVERY = 2
-"""Of the loop's marks every second one is probed."""
+"""Probes run at every second validation of the training loop."""
 
 
 class TimedPretraining(PretrainTask):
-    """`PretrainTask` of one process; `seconds`, `steps` and `scores` grow mark by mark, from the untrained encoder on.
+    """`PretrainTask` in one process; `seconds`, `steps` and `scores` get one value per probed validation.
 
-    Seconds are CPU seconds of all threads of the process, without those of the probes.
+    The first values are those of the untrained encoder. Seconds are CPU seconds of all threads of the process, without
+    the probes.
     """
 
     def __init__(self, spec: StageSpec) -> None:
@@ -27,32 +28,32 @@ class TimedPretraining(PretrainTask):
         self.steps: list[int] = []
         self.scores: dict[str, list[float]] = {}
         self._ends: list[float] = []
-        self._visits = self._probing = 0.0
+        self._validations = self._probe_seconds = 0.0
         self.validate(self.model.eval(), BareSession(spec.store, spec.artifact))
         self._started = self._clock()
 
     def _clock(self) -> float:
-        return time.process_time() - self._probing
+        return time.process_time() - self._probe_seconds
 
     def after_update(self, share: float) -> None:
-        """Keep the time of the step."""
+        """Record the time of the step."""
         super().after_update(share)
         self._ends.append(self._clock())
 
     def step_seconds(self) -> float:
-        """Median CPU seconds of a step; the first third doesn't count."""
+        """Median CPU seconds of a step, without the first third of the steps."""
         return float(np.median(np.diff(self._ends[len(self._ends) // 3 :])))
 
     def validate(self, model: nn.Module, session: Session) -> dict[str, float]:
-        """Probe as pre-training does, at every second mark."""
+        """Run the probes of pre-training at every second validation."""
         begun = time.process_time()
         spent = self._clock() - self._started if self._ends else 0.0
-        found = super().validate(model, session) if self._visits % EVERY == 0 else {}
-        self._visits += 1
+        found = super().validate(model, session) if self._validations % EVERY == 0 else {}
+        self._validations += 1
         if found:
             self.seconds.append(spent)
             self.steps.append(len(self._ends))
             for name, value in found.items():
                 self.scores.setdefault(name, []).append(value)
-        self._probing += time.process_time() - begun
+        self._probe_seconds += time.process_time() - begun
         return found

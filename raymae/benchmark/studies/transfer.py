@@ -1,7 +1,7 @@
-"""`transfer`: what pre-training and unlabelled clips are worth on devices never heard, against baselines without them.
+"""`transfer`: gain from pre-training and unlabelled clips on seen and unseen devices, against baselines without them.
 
-Every table is one run of a protocol (its labelled and unlabelled clips, its held-out splits); all share one
-pre-training on the pool. A table's stages stand in the storage, so that the command, stopped and given again, goes on.
+Every table is one run of a protocol (labelled and unlabelled clips, held-out splits); all share one pre-training on the
+pool. The stages of a table are kept in the storage, so the same command resumes a stopped benchmark.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 SVM_ROWS: tuple[SvmKind, ...] = SVMS
 NETWORKS = ("cnn", "finetune_scratch", "finetune", "student", "consistency")
-"""Every one with and without domain generalisation, in this order."""
+"""Each is run with and without domain generalisation; tables keep this order."""
 WITH, WITHOUT = "", " (no generalisation)"
-"""What follows a network's name in the rows."""
+"""Suffixes of the row name of a network."""
 
 
 def without_generalisation(config: Config) -> Config:
-    """The same run without what makes classifiers stand other devices: random responses, Freq-MixStyle and centring, in
-    fine-tuning and consistency training. Pre-training keeps them: one serves all."""
+    """Remove domain generalisation from a run: no random EQ, no Freq-MixStyle and no band-mean subtraction.
+
+    Affects fine-tuning and consistency training. Pre-training is unchanged, since all runs share it.
+    """
 
     def plain(augment: AugmentConfig) -> AugmentConfig:
         return replace(augment, eq_p=0.0, mixstyle_p=0.0, responses=(), response_p=None)
@@ -47,7 +49,7 @@ def without_generalisation(config: Config) -> Config:
 
 
 def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: bool, baselines: bool) -> Config:
-    """One table's run: every row of the benchmark that `evaluate` can make of it; `baselines` brings the SVMs."""
+    """Configuration of one run of a table, which evaluates every network; `baselines` adds the SVMs."""
     svms = SVM_ROWS if baselines else ()
     config = replace(
         recipe,
@@ -61,32 +63,33 @@ def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Trains and evaluates all classifiers on every table; ends with mean ± standard deviation over the tables, and the
-    differences table by table.
+    """Train and evaluate all models on every table; prints mean ± standard deviation over the tables, and the
+    differences paired by table.
 
-    Contestants: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation of
-    the fine-tuning, in its seconds or `evaluate.cnn_seconds`; the encoder fine-tuned from random weights, from
-    pre-training on the pool, with pseudo-labels and with consistency training; each network with and without domain
-    generalisation (random responses, Freq-MixStyle, centring). Test splits are scored, never trained on or chosen by.
+    Models: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation of
+    fine-tuning, for the seconds of fine-tuning or `evaluate.cnn_seconds`; the encoder fine-tuned from random weights,
+    from pre-training on the pool, with pseudo-labels and with consistency training; each network with and without
+    domain generalisation (random EQ, Freq-MixStyle, band-mean subtraction). Test splits are only scored, never used
+    for training or selection.
 
     `--json` keys: `scores`, row → split → macro accuracy by table; `differences`, pair → split → differences by table;
     `tables`; `seconds`.
     """
 
     tables: tuple[str, ...]
-    """Tables with a labelled share, groups and splits that begin with test; each is a run of its own."""
+    """Tables with some labelled clips, groups and splits whose names begin with test; each is a separate run."""
     pool: tuple[str, ...]
-    """Tables of unlabelled recordings, on which alone is pre-trained."""
+    """Tables of unlabelled recordings, the only ones used for pre-training."""
     recipe: str = "small"
-    """Recipe that gives everything else."""
+    """Recipe for everything else."""
     settings: tuple[str, ...] = ()
-    """What changes the recipe, each as FIELD=VALUE with the field's dotted path: pretrain.epochs=562."""
+    """Changes to the recipe, each as FIELD=VALUE with the dotted path of the field: pretrain.epochs=562."""
     storage: str = "raymae-storage"
-    """Where stages are kept and found again."""
+    """Storage for the stages; finished stages in it are reused."""
     generalisation: tuple[bool, ...] = (True, False)
     """With domain generalisation, without it, or both."""
     figure: str | None = None
-    """Draw the scores into this PNG file."""
+    """Draw the scores to this PNG file."""
     json: str | None = None
     """Write the numbers to this JSON file, after every table."""
 
@@ -101,7 +104,7 @@ class Transfer:
             run_config(recipe, table, self.pool, generalised=self.generalisation[turn], baselines=turn == 0)
             for table, turn in wanted
         ]
-        names = [f"{table}{self._said(turn)}" for table, turn in wanted]
+        names = [f"{table}{self._suffix(turn)}" for table, turn in wanted]
         found: dict[tuple[str, int], Mapping[str, Any]] = {}
         result = Result("transfer")
         for number, evaluation in run_side_by_side(configs, names, storage):
@@ -117,45 +120,45 @@ class Transfer:
             Path(self.figure).write_bytes(png(scores_figure(result.values["scores"])))
         return result
 
-    def _said(self, turn: int) -> str:
+    def _suffix(self, turn: int) -> str:
         return WITH if self.generalisation[turn] else WITHOUT
 
     def _conclude(self, found: Mapping[tuple[str, int], Mapping[str, Any]], seconds: float) -> Result:
-        """What is known of the tables of which every run is done, in their order."""
+        """Result over the tables whose runs are all finished, in the given order."""
         turns = range(len(self.generalisation))
         done = [table for table in self.tables if all((table, turn) in found for turn in turns)]
         scores: dict[str, dict[str, list[float]]] = {}
         for table in done:
             for turn in turns:
-                add_scores(scores, found[table, turn], self._said(turn))
+                add_scores(scores, found[table, turn], self._suffix(turn))
         return conclude(scores, done, seconds) if done else Result("transfer")
 
 
 def changed_recipe(name: str, settings: Sequence[str]) -> Config:
-    """A recipe with some settings, FIELD=VALUE; ValueError names what is unknown or of a wrong type."""
+    """Apply settings, each FIELD=VALUE, to a recipe; ValueError names an unknown field or a value of the wrong type."""
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
     found = {}
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--settings {setting}: should be FIELD=VALUE, such as finetune.epochs=60")
+            raise ValueError(f"--settings {setting}: must be FIELD=VALUE, such as finetune.epochs=60")
         found[path] = from_text(Config, path, value)
     config: Config = changed(RECIPES[name](), found)
     return config
 
 
-def add_scores(scores: dict[str, dict[str, list[float]]], metrics: Mapping[str, Any], said: str) -> None:
-    """Add an evaluation's macro accuracies on its test splits; `said` goes to the names of the networks alone."""
+def add_scores(scores: dict[str, dict[str, list[float]]], metrics: Mapping[str, Any], suffix: str) -> None:
+    """Add the macro accuracies of an evaluation on its test splits; `suffix` is appended to the names of networks."""
     for model, splits in metrics.items():
-        row = model if model in SVM_ROWS else f"{model}{said}"
+        row = model if model in SVM_ROWS else f"{model}{suffix}"
         for split, found in splits.items():
             if split.startswith("test"):
                 scores.setdefault(row, {}).setdefault(split, []).append(found["macro_accuracy"])
 
 
 def conclude(scores: Scores, tables: Sequence[str], seconds: float) -> Result:
-    """Tables of scores and differences."""
+    """Result with the tables of scores and of differences."""
     differences = paired(scores)
     values = {"scores": scores, "differences": differences, "tables": tables, "seconds": seconds}
     text = f"{score_table(scores, len(tables))}\n\nTable by table:\n\n{difference_table(differences)}"
@@ -163,7 +166,7 @@ def conclude(scores: Scores, tables: Sequence[str], seconds: float) -> Result:
 
 
 def pairs(scores: Scores) -> dict[str, tuple[str, str]]:
-    """What is compared table by table: name → (row, row that is taken off)."""
+    """Compared rows: name → (row, row that is subtracted)."""
     from raymae.evaluation.report import model_title
 
     baselines = [row for row in (*SVM_ROWS, "cnn", f"cnn{WITHOUT}") if row in scores]
@@ -185,13 +188,13 @@ def pairs(scores: Scores) -> dict[str, tuple[str, str]]:
 
 
 def row_title(row: str, title: Any) -> str:
-    """A row's name for people; `title` gives a model's."""
+    """Title of a row; `title` maps a model to its title."""
     model = row.removesuffix(WITHOUT)
     return f"{title(model)}{row.removeprefix(model)}"
 
 
 def paired(scores: Scores) -> dict[str, dict[str, list[float]]]:
-    """Differences by table: pair → split → row's score less the other row's."""
+    """Differences by table: pair → split → score of the first row minus score of the second."""
     return {
         name: {
             split: [one - another for one, another in zip(values, scores[other][split], strict=True)]
@@ -208,8 +211,8 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def in_order(scores: Scores) -> list[str]:
-    """The rows that there are, as table and figure show them."""
-    order = [*SVM_ROWS, *(f"{name}{said}" for name in NETWORKS for said in (WITHOUT, WITH))]
+    """Available rows in the order of table and figure."""
+    order = [*SVM_ROWS, *(f"{name}{suffix}" for name in NETWORKS for suffix in (WITHOUT, WITH))]
     return [row for row in order if row in scores]
 
 
@@ -226,7 +229,7 @@ def score_table(scores: Scores, tables: int) -> str:
 
 
 def difference_table(differences: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Mean and standard deviation of the differences, and in how many tables the first is the better one."""
+    """Mean and standard deviation of the differences, and the number of tables in which they are positive."""
     from raymae.evaluation.report import result_table
 
     splits = list(next(iter(differences.values()), {}))
@@ -238,7 +241,7 @@ def difference_table(differences: Mapping[str, Mapping[str, Sequence[float]]]) -
 
 
 def scores_figure(scores: Scores) -> Figure:
-    """Every table's score as a dot, the mean as a bar; a panel per split."""
+    """Figure with one panel per split: a dot for the score on each table, a bar for the mean."""
     from matplotlib.figure import Figure
 
     from raymae.evaluation.report import model_title

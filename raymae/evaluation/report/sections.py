@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raymae.config.stages import turn_of
+from raymae.config.stages import STAGES, turn_of
 from raymae.evaluation.bootstrap import MIN_GROUPS
 from raymae.evaluation.report.document import Section, Table
 from raymae.evaluation.scores import DOMAINS, KINDS, MISTAKES, UNKNOWN, Evaluation
@@ -19,15 +19,13 @@ MODEL_TITLES = {
     "svm_eq": "SVM, random EQ",
     "svm_robust": "SVM, random EQ + band-mean subtraction",
     "svm_self_trained": "SVM, self-trained",
-    "cnn": "CNN from scratch",
     "finetune_scratch": "encoder from scratch",
     "finetune_supervised": "supervised transfer",
     "finetune_pool": "MAE on pool alone, fine-tuned",
     "finetune_pool_train": "MAE on pool + train, fine-tuned",
-    "finetune": "MAE, fine-tuned",
-    "student": "MAE, with pseudo-labels",
-    "consistency": "MAE, with consistency training",
+    **{name: stage.title for name, stage in STAGES.items() if stage.title},
 }
+"""The titles of the SVMs, of the ablations, and of the stages that train a classifier."""
 CLASSES_SHOWN = 5
 """Most classes that a note names."""
 ROWS_SHOWN = 15

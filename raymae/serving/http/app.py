@@ -1,4 +1,4 @@
-"""The HTTP side: routes, limits and errors of an ASGI application around a service."""
+"""The HTTP layer: routes, limits and errors of an ASGI application around a service."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ STATUS: dict[type[Exception], int] = {
     TooLargeError: 413,
     OverloadedError: 503,
 }
-"""Of what can be wrong with a request; the first that fits counts."""
+"""Status codes of errors of a request; the first class that matches counts."""
 
 
 def application(service: Service) -> Starlette:
-    """The application of a service: GET / is a page, POST / classifies a recording, GET /health says what is served."""
+    """The application of a service: GET / is a page, POST / classifies a recording, GET /health reports the service."""
     page = PAGE.read_text()
     policy = content_security_policy(page)
 
@@ -64,7 +64,7 @@ def application(service: Service) -> Starlette:
 
 
 async def classified(service: Service, request: Request) -> Response:
-    """The answer to a recording, or that it took too long."""
+    """The answer to an uploaded recording, or an error after too long a time."""
     seconds = service.settings.timeout_seconds
     uploaded = False
     try:
@@ -72,40 +72,40 @@ async def classified(service: Service, request: Request) -> Response:
             body = await read_body(request.stream(), service.settings.max_bytes)
             uploaded = True
             wanted = request.query_params.get("spectrogram") == "true"
-            found = await service.classify(body, request.headers.get("content-type", ""), wanted)
+            result = await service.classify(body, request.headers.get("content-type", ""), wanted)
     except TimeoutError:
         what = "the recording could not be classified" if uploaded else "the upload did not end"
         return failure(504 if uploaded else 408, f"{what} within {seconds:g} s")
     except ClientDisconnect:
         return failure(400, "the connection ended within the upload")
-    return answer(found)
+    return answer(result)
 
 
 def answer(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON that no cache keeps."""
+    """A JSON response that no cache keeps."""
     return JSONResponse(content, status, HEADERS | (headers or {}))
 
 
 def failure(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """What went wrong, as JSON."""
+    """An error as a JSON response."""
     return answer({"error": message}, status, headers)
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """A path or a method that there is not."""
+    """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
-    known = "POST / takes an audio file, GET / shows a page, GET /health says what is served"
+    known = "POST / takes an audio file, GET / shows a page, GET /health reports what is served"
     return failure(error.status_code, f"{request.method} {request.url.path}: {error.detail}; {known}")
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """A mistake of the server's own, which its log tells and the client is not told."""
+    """The answer to an internal error: details are in the log and not in the response."""
     log.exception("request failed", exc_info=error)
-    return failure(500, "the server failed; its log says why")
+    return failure(500, "internal error; see the server's log")
 
 
 def content_security_policy(page: str) -> str:
-    """What the page may do: run its own script, wear its own style, ask its own server, play the file it was given."""
+    """The page's policy: run its own script, use its own style, call its own server, play the uploaded file."""
     script, style = (
         " ".join(f"'sha256-{digest(text)}'" for text in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL))
         for tag in ("script", "style")

@@ -1,4 +1,4 @@
-"""Items of many threads, worked on together."""
+"""Batches of the items that many threads submit."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-class Batcher(Generic[Item, Found]):
-    """Calls one function on batches of the items that other threads hand in, in a thread of its own.
+class Batcher(Generic[Item, Result]):
+    """Calls one function, in a thread of its own, on batches of the items that other threads submit.
 
-    What comes in while the function runs makes the next batch, of `size` items at most: under load batches are full,
-    and nobody waits for company where there is none. Once `waiting` items wait, who hands in more waits too, so that
-    they take bounded memory. An item whose future was cancelled by then is left out.
+    Items that arrive while the function runs form the next batch, of `size` items at most: under load batches are full,
+    and without load no item waits for others. Once `waiting` items are queued, `submit` blocks, so that memory is
+    bounded. An item whose future is cancelled before its batch starts is left out.
 
     Args:
-        function: makes a result of each of some items, in their order; what it raises goes to all of them.
+        function: returns a result for each item, in order; an exception goes to all items of the batch.
+        size: most items in a batch.
+        waiting: most items in the queue.
     """
 
-    def __init__(self, function: Callable[[Sequence[Item]], Iterable[Found]], size: int, waiting: int) -> None:
+    def __init__(self, function: Callable[[Sequence[Item]], Iterable[Result]], size: int, waiting: int) -> None:
         self.function, self.size = function, size
-        self.items: queue.Queue[tuple[Item, Future[Found]] | None] = queue.Queue(waiting)
+        self.items: queue.Queue[tuple[Item, Future[Result]] | None] = queue.Queue(waiting)
         self.thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self.thread.start()
 
-    def submit(self, item: Item) -> Future[Found]:
-        """The result of an item, some day."""
-        future: Future[Found] = Future()
+    def submit(self, item: Item) -> Future[Result]:
+        """Queue an item; returns the future of its result."""
+        future: Future[Result] = Future()
         self.items.put((item, future))
         return future
 
     def close(self) -> None:
-        """End the thread, after what has been handed in."""
+        """End the thread, after the items submitted so far."""
         self.items.put(None)
         self.thread.join()
 
@@ -49,9 +51,9 @@ class Batcher(Generic[Item, Found]):
             if ended:
                 return
 
-    def _take(self) -> tuple[list[tuple[Item, Future[Found]]], bool]:
-        """The next items, waiting for the first of them alone, and whether they are the last."""
-        batch: list[tuple[Item, Future[Found]]] = []
+    def _take(self) -> tuple[list[tuple[Item, Future[Result]]], bool]:
+        """The next items, waiting only for the first of them, and whether they are the last."""
+        batch: list[tuple[Item, Future[Result]]] = []
         while len(batch) < self.size:
             try:
                 one = self.items.get(block=not batch)
@@ -62,12 +64,12 @@ class Batcher(Generic[Item, Found]):
             batch.append(one)
         return batch, False
 
-    def _run(self, batch: list[tuple[Item, Future[Found]]]) -> None:
+    def _run(self, batch: list[tuple[Item, Future[Result]]]) -> None:
         try:
-            found = self.function([item for item, _ in batch])
-        except Exception as error:  # the requests' to say; the thread goes on
+            results = self.function([item for item, _ in batch])
+        except Exception as error:  # the requests report it; the thread keeps running
             for _, future in batch:
                 future.set_exception(error)
             return
-        for (_, future), value in zip(batch, found, strict=True):
-            future.set_result(value)
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)

@@ -1,4 +1,4 @@
-"""`jobs/serve.py`: a classifier behind Ray Serve until the job is told to end."""
+"""`jobs/serve.py`: a classifier behind Ray Serve until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from raymae.serving.predict import find_classifier
 from raymae.storage.folder import Folder
 
 APPLICATION = "raymae"
-LOOK_SECONDS = 10.0
-"""Between two looks at whether Ray is still there."""
+CHECK_SECONDS = 10.0
+"""Time between two checks that Ray is still running."""
 SPARE = 64
-"""Requests beyond the queue that reach a replica, which tells them that it is full; Serve would do so without JSON."""
+"""Requests beyond the queue that still reach a replica, which answers 503 in JSON; Serve's own answer is not JSON."""
 
 
 @serve.ingress()
 class Scenes:
-    """A replica."""
+    """A replica of the deployment."""
 
     def __init__(self, classifier: Folder, settings: ServeConfig, threads: int) -> None:
         from raymae.inference.predictor import Predictor
@@ -51,28 +51,30 @@ def serve_classifier(config: Config) -> dict[str, Any]:
     """Serve the configured classifier until SIGINT or SIGTERM.
 
     Returns what `--json` writes: job, classifier, classes, address, seconds (of serving). ValueError where there is no
-    classifier, the port is taken, or the cluster has a Serve of others.
+    classifier, the port is taken, or Ray Serve already runs on the cluster.
     """
     from raymae.inference.classifier import read_classifier
 
     settings = config.serve
     classifier = find_classifier(config, "--serve.model", settings.model)
-    classes = read_classifier(classifier).class_names  # says what is wrong with it before Ray starts
+    classes = read_classifier(classifier).class_names  # raises for a damaged one before Ray starts
     require_free(settings.host, settings.port)
     start_ray(config.compute)
     if serve.status().proxies:
         raise ValueError(
-            "Ray Serve runs on this cluster already, with its own address: end it (serve shutdown), or leave out "
+            "Ray Serve already runs on this cluster, at an address of its own: end it (serve shutdown), or leave out "
             "--compute.address"
         )
-    with told_to_end() as end:
+    with stop_signal() as stop:
         try:
             address = deploy(classifier, settings, config.compute)
-            print(f"serving {redact(classifier.url)} ({len(classes)} classes) at {address}; Ctrl-C ends it", flush=True)
+            print(
+                f"serving {redact(classifier.url)} ({len(classes)} classes) at {address}; Ctrl-C stops it", flush=True
+            )
             started = time.monotonic()
-            while not end.wait(LOOK_SECONDS):
-                serve.status()  # raises where Ray has gone
-            print("ending", flush=True)
+            while not stop.wait(CHECK_SECONDS):
+                serve.status()  # raises where Ray has ended
+            print("shutting down", flush=True)
         finally:
             serve.shutdown()
     return {
@@ -85,7 +87,7 @@ def serve_classifier(config: Config) -> dict[str, Any]:
 
 
 def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) -> str:
-    """Start Serve with the application, and wait until it answers; its address."""
+    """Start Serve with the application and wait until it answers; returns its address."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     serve.start(
@@ -109,7 +111,7 @@ def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) ->
 
 
 def require_free(host: str, port: int) -> None:
-    """ValueError where the address can't be listened on: Serve's proxies would share it with whoever has it."""
+    """ValueError where the address is taken or can't be listened on: Serve's proxies would share a taken one."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
@@ -118,12 +120,12 @@ def require_free(host: str, port: int) -> None:
 
 
 @contextmanager
-def told_to_end() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set, for the block."""
-    end = threading.Event()
-    before = {number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield end
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

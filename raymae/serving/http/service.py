@@ -1,4 +1,4 @@
-"""What a replica does with recordings: threads decode and featurize, the clips of all requests go together."""
+"""A replica's service: threads decode and featurize recordings, and clips of all requests share forward passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raymae.serving.http.upload import file_of
 
 DECODERS = 4
 WAITING = 2
-"""Batches of clips that may wait for the network, 0.7 MB a clip at the defaults."""
+"""Batches of clips that may wait for a forward pass, 0.7 MB a clip at the defaults."""
 
 
 class OverloadedError(Exception):
@@ -29,8 +29,8 @@ class OverloadedError(Exception):
 
 
 @dataclass
-class Heard:
-    """A recording on its way through the threads."""
+class Recording:
+    """A recording that is being processed by the threads."""
 
     duration: float = 0.0
     windows: list[tuple[float, float, Future[NDArray[np.float32]]]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Heard:
     dropped: bool = False
 
     def drop(self) -> None:
-        """Nobody waits for it any more: what hasn't begun need not."""
+        """Cancel the clips that are not processed yet; nobody waits for the answer any more."""
         self.dropped = True
         for _, _, future in self.windows:
             future.cancel()
@@ -48,8 +48,8 @@ class Service:
     """A classifier and its queue. One per process.
 
     Args:
-        predictor: used by the threads of the service alone from now on.
-        name: of the classifier, as `health` says it.
+        predictor: used by the service's threads alone from now on.
+        name: of the classifier, as `health` reports it.
     """
 
     def __init__(self, predictor: Predictor, settings: ServeConfig, name: str) -> None:
@@ -62,7 +62,7 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Hold a place in the queue; OverloadedError where there is none."""
+        """Hold a place in the queue for the block; OverloadedError where the queue is full."""
         if self.ongoing >= self.settings.queue:
             raise OverloadedError(f"{self.ongoing} requests are being worked on: try again in a moment")
         self.ongoing += 1
@@ -72,56 +72,56 @@ class Service:
             self.ongoing -= 1
 
     async def classify(self, body: bytes, content_type: str, with_spectrogram: bool = False) -> dict[str, Any]:
-        """What the classifier says of the recording in a request's body, as JSON; see README.
+        """Classify the recording in a request's body; returns the answer for JSON (see jobs/README.md).
 
-        Cancelled, it leaves nothing to be done. Raises AudioError, TooLongError for a recording longer than
+        A cancelled call leaves no work behind. Raises AudioError, TooLongError for a recording longer than
         `serve.max_minutes`, and UploadError.
         """
-        heard = Heard()
+        recording = Recording()
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self.decoders, self._hear, heard, body, content_type, with_spectrogram)
-            values = await asyncio.gather(*(asyncio.wrap_future(future) for _, _, future in heard.windows))
+            await loop.run_in_executor(self.decoders, self._decode, recording, body, content_type, with_spectrogram)
+            values = await asyncio.gather(*(asyncio.wrap_future(future) for _, _, future in recording.windows))
         finally:
-            heard.drop()
-        windows = [(start, end, value) for (start, end, _), value in zip(heard.windows, values, strict=True)]
+            recording.drop()
+        windows = [(start, end, value) for (start, end, _), value in zip(recording.windows, values, strict=True)]
         mean = self.predictor.average(windows)
         label, confidence = self.predictor.label(mean)
         result = {
             "scene_label": label,
             "confidence": round(confidence, 6),
             "probabilities": self._named(mean),
-            "duration": round(heard.duration, 3),
+            "duration": round(recording.duration, 3),
             "windows": [
                 {"start": round(start, 3), "end": round(end, 3), "probabilities": self._named(value)}
                 for start, end, value in windows
             ],
         }
-        return result | ({"spectrogram": heard.spectrogram} if with_spectrogram else {})
+        return result | ({"spectrogram": recording.spectrogram} if with_spectrogram else {})
 
-    def _hear(self, heard: Heard, body: bytes, content_type: str, with_spectrogram: bool) -> None:
-        """Decode a recording and hand its clips to the batcher; ends early once it is dropped."""
+    def _decode(self, recording: Recording, body: bytes, content_type: str, with_spectrogram: bool) -> None:
+        """Decode a recording and submit its clips to the batcher; ends early once the recording is dropped."""
         audio = self.predictor.classifier.audio
         source = file_of(body, content_type)
         waveform = self.predictor.waveform(source, 60 * self.settings.max_minutes)
-        heard.duration = len(waveform) / audio.sample_rate
+        recording.duration = len(waveform) / audio.sample_rate
         picture = Spectrogram(audio, len(waveform)) if with_spectrogram else None
         for clip in self.predictor.clips(waveform):
-            if heard.dropped:
+            if recording.dropped:
                 break
-            heard.windows.append((clip.start, clip.end, self.batcher.submit(clip)))
+            recording.windows.append((clip.start, clip.end, self.batcher.submit(clip)))
             if picture:
                 picture.add(clip)
-        if heard.dropped:
-            heard.drop()  # what was handed in meanwhile
+        if recording.dropped:
+            recording.drop()  # cancels the clips submitted meanwhile
         elif picture:
-            heard.spectrogram = picture.to_json()
+            recording.spectrogram = picture.to_json()
 
     def _named(self, values: Any) -> dict[str, float]:
         return {name: round(float(value), 6) for name, value in zip(self.predictor.class_names, values, strict=True)}
 
     def health(self) -> dict[str, Any]:
-        """What is served, and its limits."""
+        """Status, classifier and limits of the service, for JSON."""
         one, settings = self.predictor.classifier, self.settings
         return {
             "status": "ok",
@@ -136,6 +136,6 @@ class Service:
         }
 
     def close(self) -> None:
-        """End its threads, after what they do."""
+        """End the threads once they have finished their work."""
         self.decoders.shutdown()
         self.batcher.close()

@@ -1,4 +1,4 @@
-"""The log-mel of a whole recording as a small picture."""
+"""The log-mel of a whole recording as a small image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from raymae.inference.predictor import Clip
 
 COLUMNS = 800
 RANGE_DB = 80
-"""Below the loudest value of the recording; what is quieter is drawn as quiet."""
+"""Range below the loudest value of the recording, dB; quieter values are drawn like its lower end."""
 _DB = 10 / np.log(10)
 
 
 class Spectrogram:
-    """Gathers the clips of a recording of `n_samples`; at most `COLUMNS` columns are kept."""
+    """Collects the clips of a recording of `n_samples` into at most `COLUMNS` columns."""
 
     def __init__(self, audio: AudioConfig, n_samples: int) -> None:
         self.audio = audio
@@ -28,7 +28,7 @@ class Spectrogram:
         self.parts: list[FloatArray] = []
 
     def add(self, clip: Clip) -> None:
-        """Take the next clip: the mean log-mel of the frames under each of its columns."""
+        """Add the next clip: the mean log-mel of the frames of each of its columns."""
         columns = max(1, round(clip.end * self.per_second) - round(clip.start * self.per_second))
         edges = np.linspace(0, clip.valid_frames, columns, endpoint=False).astype(int)
         counts = np.maximum(1, np.diff(edges, append=clip.valid_frames))
@@ -36,8 +36,8 @@ class Spectrogram:
         self.parts.append(np.asarray(sums / counts[:, None], np.float32))
 
     def to_json(self) -> dict[str, Any]:
-        """`columns`, `bands`; `hertz`, the middle of each band; `range_db`; `values`, base64 of (bands, columns) bytes,
-        the lowest band first: 255 is the loudest value of the recording, 0 is `range_db` below it or less."""
+        """`columns`, `bands`; `hertz`, the centre of each band; `range_db`; `values`, base64 of (bands, columns) bytes,
+        the lowest band first: 255 is the loudest value of the recording, 0 is `range_db` or more below it."""
         log_mel = np.concatenate(self.parts).T
         decibels = _DB * self.audio.norm_scale * (log_mel - log_mel.max())
         values = np.round(255 * np.clip(1 + decibels / RANGE_DB, 0, 1)).astype(np.uint8)

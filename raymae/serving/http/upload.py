@@ -1,4 +1,4 @@
-"""From the body of a request to the bytes of an audio file."""
+"""Read the body of a request, and extract the bytes of its audio file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from email.parser import BytesHeaderParser
 
 MAX_PARTS = 16
 MAX_HEADER = 8192
-"""Bytes of a part's own header."""
+"""Largest header of a part, bytes."""
 
 
 class TooLargeError(ValueError):
@@ -20,7 +20,7 @@ class UploadError(ValueError):
 
 
 async def read_body(pieces: AsyncIterable[bytes], max_bytes: int) -> bytes:
-    """The whole body, read no further than `max_bytes`, whatever its header says; TooLargeError beyond."""
+    """The whole body, read up to `max_bytes` whatever its header says; TooLargeError beyond."""
     held, size = [], 0
     async for piece in pieces:
         size += len(piece)

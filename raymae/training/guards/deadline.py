@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 EXIT_STATUS = 75
-"""Of a job whose time is up and whose command should be run again; EX_TEMPFAIL."""
+"""Exit status of a job whose time is up and whose command should be run again; EX_TEMPFAIL."""
 MARGIN_SECONDS = 60.0
 MARGIN_SHARE = 0.02
 

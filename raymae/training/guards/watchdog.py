@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 STACKS, FAILURES = "stacks", "failures"
 EXIT_STATUS = 70
-"""Of a process that hung; EX_SOFTWARE."""
+"""Exit status of a process that hung; EX_SOFTWARE."""
 GRACE_SECONDS = 5.0
 """Between the dump and the end: meanwhile the workers that wait for the one that hangs dump their stacks."""
 FIRST_STEP = 3
