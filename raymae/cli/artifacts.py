@@ -111,7 +111,7 @@ class TrainedOn:
             raise ValueError("--values selects the clips: --values walk-17, with --column group for all of a group")
         uses, unknown = models_trained_on(storage, self.column, self.values)
         print(uses_text(uses, unknown, storage))
-        return {"seen": [asdict(one) for one in uses], "unknown": unknown}, True
+        return {"trained_on": [asdict(one) for one in uses], "unknown": unknown}, True
 
 
 SUBCOMMANDS: dict[str, Any] = {"ls": Ls, "verify": Verify, "gc": Gc, "trained-on": TrainedOn}

@@ -158,10 +158,10 @@ def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
     return difference("timm", tokens, vit.forward_features(image))
 
 
-def difference(name: str, ours: Tensor, theirs: Tensor) -> float:
+def difference(name: str, expected: Tensor, found: Tensor) -> float:
     """The largest difference between two outputs; ValueError where it is more than rounding."""
-    largest = float((ours - theirs).abs().max())
-    limit = TOLERANCE * max(1.0, float(ours.abs().max()))
+    largest = float((expected - found).abs().max())
+    limit = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not largest <= limit:
         raise ValueError(
             f"the model in {name} differs by {largest:.2g} from raymae's, more than {limit:.2g}: nothing written"
@@ -211,11 +211,11 @@ def check_onnx(model: Model, path: Path) -> float:
     patches = model.encoder.patchify(log_mel, valid_frames)
     masking = index(patches.valid, torch.device("cpu"))
     valid = masking.mask == 0
-    ours = model.encoder(patches, masking)
+    expected = model.encoder(patches, masking)
     kept = torch.ones_like(masking.ids_keep, dtype=torch.bool) if masking.attend is None else masking.attend
     return max(
-        difference("ONNX", ours[:, 0], found[:, 0]),
-        difference("ONNX", ours[:, 1:][kept], found[:, 1:][valid]),
+        difference("ONNX", expected[:, 0], found[:, 0]),
+        difference("ONNX", expected[:, 1:][kept], found[:, 1:][valid]),
     )
 
 

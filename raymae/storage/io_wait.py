@@ -19,7 +19,7 @@ class Waits(NamedTuple):
     """Total of the waits that have ended, s."""
     since: float = math.inf
     """Start of the current wait; infinity if there is none."""
-    asked: float = math.inf
+    pending_since: float = math.inf
     """Start of the call that the storage hasn't answered yet, infinity if there is none; an error is an answer."""
 
     def total(self, now: float) -> float:
@@ -28,7 +28,7 @@ class Waits(NamedTuple):
 
     def silent(self, now: float) -> float:
         """Seconds without an answer from the storage."""
-        return max(0.0, now - self.asked)
+        return max(0.0, now - self.pending_since)
 
 
 _threads: dict[int, Waits] = {}  # values are replaced as a whole: other threads read them without a lock
@@ -58,7 +58,7 @@ def asking(call: Callable[[], Found]) -> Found:
     """Call a storage, within `waiting`, and record that its answer is pending."""
     ident = threading.get_ident()
     mine = _threads.get(ident, Waits())
-    _threads[ident] = mine._replace(asked=time.monotonic())
+    _threads[ident] = mine._replace(pending_since=time.monotonic())
     try:
         return call()
     finally:

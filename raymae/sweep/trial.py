@@ -66,11 +66,11 @@ class Trial:
         names = {f"{spec.name}/{name}": value for name, value in metrics.items()}
         self._events.append({"step": number, "time": time.time(), "metrics": names})
         metric = METRICS[self.plan.config.finetune.labels]
-        judged = spec.name == self.plan.final and metric in metrics and not event["last"]
-        if not judged and time.monotonic() - self._reported_at < REPORT_SECONDS:
+        scored = spec.name == self.plan.final and metric in metrics and not event["last"]
+        if not scored and time.monotonic() - self._reported_at < REPORT_SECONDS:
             return
-        report = {"score": metrics[metric] if judged else math.nan, "trial_step": number, "stage": spec.name}
-        if judged:
+        report = {"score": metrics[metric] if scored else math.nan, "trial_step": number, "stage": spec.name}
+        if scored:
             report["percent"] = round(100 * event["step"] / event["steps"], 1)
         events, self._events = self._events, []
         self._reported_at = time.monotonic()

@@ -199,8 +199,10 @@ def test_the_job(made: Plan, storage: Folder, tmp_path: Path, capsys: pytest.Cap
     main("", ["gc", "--storage", url, "--forget", run, "--keep-days", "0"])
     assert "nothing is removed without --delete" in capsys.readouterr().out
     assert storage.exists("artifacts/pretrain")
-    main("", ["trained-on", "--storage", url, "--column", "split", "--values", "train"])
+    answer = tmp_path / "trained-on.json"
+    main("", ["trained-on", "--storage", url, "--column", "split", "--values", "train", "--json", str(answer)])
     assert f"pretrain/{made.nodes['pretrain'].key}" in capsys.readouterr().out
+    assert json.loads(answer.read_text()).keys() == {"trained_on", "unknown"}
     main("", ["gc", "--storage", url, "--forget", run, "--keep-days", "0", "--delete"])
     assert not [item for item in take(storage) if item.kind not in ("runs", "sweeps")]
     for arguments in (["ls", "--storage", str(tmp_path / "none")], ["trained-on", "--storage", url]):

@@ -1,9 +1,10 @@
 """Files of hostile content are refused with a clear message, and nothing in them is run.
 
-What stands elsewhere: paths that leave a table's folder (test_table, test_corpus; links in tars: test_sources), devices
-and pipes in the place of recordings, forged headers of audio (test_bad_audio), of tars and of Parquet files
-(test_sources), pickles as a classifier's weights (test_predict), code in a checkpoint (test_weights), credentials in
-MLflow (test_tracking). Sizes: test_security_sizes. What listens, and what is said of secrets: test_secrecy.
+Elsewhere: paths that leave a table's folder (datasets/test_table, datasets/test_corpus; links in tars:
+audio/test_sources), devices and pipes in place of recordings (audio/test_logmel), forged headers of audio
+(audio/test_bad_audio), of tars and of Parquet files (audio/test_sources), pickles as a classifier's weights
+(inference/test_predictor), code in files of weights (pipeline/test_init_weights), credentials in MLflow's outbox
+(tracking/test_delivery). Sizes: test_sizes. Listening sockets and credentials: test_secrecy.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from tests.support.weights import make_plan, make_state, start
 
 
 class Trap:
-    """Touches a file when it is unpickled."""
+    """An object that touches a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -59,7 +60,7 @@ class Trap:
 
 @pytest.fixture
 def sprung(tmp_path: Path) -> Path:
-    """The file that a trap touches; the trap works."""
+    """The file that a trap would touch; also checks that traps work."""
     pickle.loads(pickle.dumps(Trap(tmp_path / "tried")))
     assert (tmp_path / "tried").exists()
     return tmp_path / "sprung"
@@ -117,7 +118,7 @@ def test_a_pickle_as_a_shard_or_a_recording(tmp_path: Path, sprung: Path) -> Non
 
 @pytest.mark.parametrize("place", ["filename", "scene_label", "clips.parquet", TABLE, "nested"])
 def test_python_objects_in_parquet_columns(place: str, tmp_path: Path, sprung: Path) -> None:
-    """Ray has a type for them, which every process that imports ray.data knows, and unpickles."""
+    """Ray has an Arrow type for them, which every process that imports ray.data registers, and unpickles."""
     import ray.data  # noqa: F401
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
@@ -146,7 +147,7 @@ def test_python_objects_in_parquet_columns(place: str, tmp_path: Path, sprung: P
     assert len(read_table(folder.path("t.parquet"))) == 2
     with pq.ParquetFile(folder.path("t.parquet")) as file:
         file.read()["other"].to_pylist()
-    assert sprung.exists()  # so would it have gone
+    assert sprung.exists()  # what reading the column would have done
 
 
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml", "code", "imp"}
@@ -155,13 +156,13 @@ FLAGS = ("weights_only", "allow_pickle", "shell", "trust_remote_code")
 
 
 def name_of(node: ast.AST) -> str:
-    """What is called: "eval", "torch.load"; of longer names the last part, ".load"."""
+    """The name of a called function: "eval", "torch.load"; the last part of longer names, ".load"."""
     if isinstance(node, ast.Attribute):
         return f"{node.value.id}.{node.attr}" if isinstance(node.value, ast.Name) else f".{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def test_nothing_that_runs_what_it_reads() -> None:
+def test_no_call_that_runs_code_from_files() -> None:
     files = [*(ROOT / "raymae").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]
     assert len(files) > 100
     for file in files:

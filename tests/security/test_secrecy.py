@@ -1,4 +1,4 @@
-"""Nothing that a job starts can be reached from another machine, and no credential is said to anybody."""
+"""Nothing that a job starts can be reached from another machine, and no credential is shown."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.support.paths import ROOT
 SECRET = "s3cr3t-Wort"
 URL = f"nosuch://me:{SECRET}@host/x"
 
-# Who may connect -----------------------------------------------------------------------------------------------------
+# Connections ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("own", "kept"), [(None, "0"), ("1", "1")])
-def test_a_job_keeps_its_ray_on_loopback_unless_told_otherwise(
+def test_a_job_keeps_its_ray_on_loopback_unless_set_otherwise(
     own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -141,7 +141,7 @@ def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: 
     assert found == [{"127.0.0.1"}] * workers
 
 
-# What is said of secrets ---------------------------------------------------------------------------------------------
+# Credentials in messages ---------------------------------------------------------------------------------------------
 
 
 @given(
@@ -152,9 +152,9 @@ def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: 
 )
 def test_passwords_in_urls(scheme: str, user: str, password: str, around: str) -> None:
     password = f"<{password}>"
-    said = redact(around.format(f"{scheme}://{user}:{password}@host/path"))
-    assert password not in said
-    assert "host/path" in said
+    redacted = redact(around.format(f"{scheme}://{user}:{password}@host/path"))
+    assert password not in redacted
+    assert "host/path" in redacted
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_presigned_urls(parameter: str) -> None:
     assert redact(f"no {url}") == f"no https://bucket.host/a.csv?{parameter}=***&region=eu-1"
 
 
-def test_what_ray_is_given_shows_none(store: FeatureStore, tmp_path: Path) -> None:
+def test_arguments_of_ray_show_no_credentials(store: FeatureStore, tmp_path: Path) -> None:
     config = Config(storage=URL, tracking=TrackingConfig(uri=URL), data=DataConfig(dataset="table", tables=(URL,)))
     folder = Folder(URL)
     spec = StageSpec(name="x", kind="pretrain", config=config, artifact=folder, store=FeatureStore(folder, folder))
@@ -196,7 +196,7 @@ def test_what_ray_is_given_shows_none(store: FeatureStore, tmp_path: Path) -> No
         ("predict", "--predict.output out.csv --predict.inputs a.wav --predict.model models:/x --tracking.uri"),
     ],
 )
-def test_no_error_says_a_password(
+def test_no_error_shows_a_password(
     job: Any,
     options: str,
     clips: pa.Table,
@@ -211,13 +211,13 @@ def test_no_error_says_a_password(
     monkeypatch.setattr(sys, "argv", [str(script), *given])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
-    said = f"{end.value.code} {''.join(capfd.readouterr())}"
-    assert "error: " in said
-    assert "Traceback" not in said
-    assert SECRET not in said
+    message = f"{end.value.code} {''.join(capfd.readouterr())}"
+    assert "error: " in message
+    assert "Traceback" not in message
+    assert SECRET not in message
 
 
-def test_a_traceback_says_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(config: Config) -> None:
         raise RuntimeError(f"lost {config.storage}")
 

@@ -1,4 +1,4 @@
-"""No size is believed that a file promises: what can't be true is refused before anything of it is allocated."""
+"""Sizes in the headers of files are checked: impossible ones are refused before memory is allocated."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def silence(samples: int, rate: int = 8000) -> bytes:
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_hours_of_silence_in_a_small_file(counted: bool, tmp_path: Path) -> None:
-    samples = MAX_SAMPLES // 4 + 2**20  # at a quarter of the rate that is asked for
+    samples = MAX_SAMPLES // 4 + 2**20  # at a quarter of the requested rate
     content = silence(samples)
     assert len(content) < samples / 200
     if not counted:
@@ -71,10 +71,10 @@ def test_hours_of_silence_in_a_small_file(counted: bool, tmp_path: Path) -> None
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < (2**20 if counted else 5 * samples)
-    assert len(load(content, 32_000, start_seconds=4000, seconds=1)) == 32_000  # a part of it does no harm
+    assert len(load(content, 32_000, start_seconds=4000, seconds=1)) == 32_000  # a part of the file can be read
 
 
-def test_headers_that_promise_more_than_memory() -> None:
+def test_headers_that_claim_more_than_memory() -> None:
     sink = io.BytesIO()
     soundfile.write(sink, np.zeros(1000), 8000, format="RF64", subtype="PCM_16")
     rf64 = bytearray(sink.getvalue())
@@ -158,7 +158,7 @@ def test_a_classifier_of_absurd_sizes(classifier: Folder, section: str, changes:
 
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/model", "local-dir:/tmp/x", "../x", "no_such_network"])
-def test_a_network_from_elsewhere(classifier: Folder, name: str) -> None:
+def test_a_network_outside_timm_is_refused(classifier: Folder, name: str) -> None:
     card = classifier.read_json("classifier.json")
     classifier.write_json("classifier.json", card | {"cnn": name})
     with pytest.raises(ValueError, match=rf"damaged: ValueError: '{name}' is not a timm model"):
