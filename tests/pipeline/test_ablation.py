@@ -154,7 +154,7 @@ def test_every_row_lands_in_the_report(
     assert list(result["metrics"]) == rows
     said = capsys.readouterr().out
     assert "| MAE on pool alone, fine-tuned" in said
-    assert "ablation pool_train: this is where finetune starts anyway" in said
+    assert "ablation pool_train: finetune starts from the same, so one row shows both" in said
     evaluation = Folder(result["stages"]["evaluate"]["folder"]).result()
     assert evaluation["ablation"] == {
         **{name: f"finetune_{name}" for name in ("scratch", "supervised", "pool")},

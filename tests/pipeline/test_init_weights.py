@@ -185,7 +185,7 @@ def test_the_driver_says_what_starts_afresh(
     shallow = replace(config, model=replace(config.model, depth=1))
     with caplog.at_level("INFO", "raymae"):
         bring(make_plan(shallow, clips, tmp_path).given["pretrain"], "pretrain", shallow, write=False)
-    assert "the first 1 of 2 blocks are taken over" in caplog.text
+    assert "the first 1 of 2 blocks are used" in caplog.text
 
 
 def test_a_copy_says_where_it_came_from(official: Path, clips: pa.Table, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_everything_is_listed_once_with_its_run(made: Plan, storage: Folder) -> 
 def test_an_unfinished_stage_says_how_far_it_came(made: Plan, storage: Folder) -> None:
     folder = storage / f"artifacts/finetune/{made.nodes['finetune'].key}"
     folder.remove("done.json")
-    assert {item.state for item in take(storage) if item.kind == "finetune"} == {"begun"}
+    assert {item.state for item in take(storage) if item.kind == "finetune"} == {"started"}
     folder.write_json("commits/000000012/commit.json", {})
     assert {item.state for item in take(storage) if item.kind == "finetune"} == {"at step 12"}
 

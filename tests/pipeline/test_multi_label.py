@@ -261,7 +261,7 @@ def test_a_dry_run_shows_the_plan_of_a_table(
     shown = capsys.readouterr().out
     assert "labelled for training: high 12, low 12, quiet 6" in shown
     assert "no pseudo-labels and no student" in shown
-    with pytest.raises(ValueError, match="pseudo-labels are for clips of one class"):
+    with pytest.raises(ValueError, match="pseudo-labels are for single-label clips"):
         run_plan(config, "pseudo_label", storage)
     with pytest.raises(ValueError, match=r"should be one class; --finetune\.labels multi"):
         run_plan(replace(config, finetune=TINY.finetune), "register", storage)

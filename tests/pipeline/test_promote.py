@@ -94,11 +94,11 @@ def test_one_split_does_not_make_up_for_another() -> None:
     assert not verdict(found, PromoteConfig(level=0.001))[0]
 
 
-def test_what_cannot_be_judged_is_an_error(config: Config, storage: Folder) -> None:
+def test_what_cannot_be_compared_is_an_error(config: Config, storage: Folder) -> None:
     with pytest.raises(ValueError, match=r"the registry has no models:/scenes-.*@candidate to promote"):
         promote(replace(config, storage=storage.url))
     register(config, storage, "gone", None)
-    with pytest.raises(ValueError, match=r"can't be judged: its evaluation gone isn't in --storage"):
+    with pytest.raises(ValueError, match=r"can't be compared: its evaluation gone is not in --storage"):
         promote(replace(config, storage=storage.url))
     assert champion(config, storage) is None
     register(config, storage, "whole", 0.5)

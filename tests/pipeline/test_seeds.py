@@ -71,7 +71,9 @@ def test_special_characters_are_escaped(text: str) -> None:
 
 
 def test_only_jobs_with_scores_take_seeds(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"seeds = 2 compares scores, which jobs/evaluate\.py and jobs/pipeline\.py"):
+    with pytest.raises(
+        ValueError, match=r"seeds = 2 is for jobs that evaluate: jobs/evaluate\.py and jobs/pipeline\.py"
+    ):
         run_seeds(replace(TINY, seeds=2), "pretrain", open_storage(str(tmp_path)))
     with pytest.raises(ValueError, match="seeds = 0 must be at least 1"):
         replace(TINY, seeds=0)

@@ -364,11 +364,11 @@ def test_what_it_is_initialised_from(clips: pa.Table) -> None:
     assert (spec.classifier, spec.encoder) == (None, plan.nodes["pretrain"].artifact)
 
 
-def test_the_job_needs_unlabelled_clips_of_one_class(clips: pa.Table) -> None:
+def test_the_job_needs_unlabelled_single_label_clips(clips: pa.Table) -> None:
     labelled = clips.filter(pc.or_(pc.not_equal(clips["split"], "train"), pc.is_valid(clips["scene_label"])))
     with pytest.raises(ValueError, match="split train has none: leave some scene_label empty"):
         plan_of(CONFIG, labelled, "consistency")
     several = replace(TINY, finetune=replace(TINY.finetune, labels="multi"))
-    with pytest.raises(ValueError, match="consistency training is for clips of one class"):
+    with pytest.raises(ValueError, match="consistency training is for single-label clips"):
         plan_of(several, clips, "consistency")
     assert plan_of(several, clips).final == "finetune"
