@@ -1,8 +1,8 @@
-"""Every setting of a run: frozen, typed sections with their documentation under each field.
+"""All settings of a run: frozen, typed sections with a docstring under each field, which is also its help text.
 
-A recipe (`raymae.config.recipes`) is a function that returns a whole `Config`; the command line overrides any field by
-its path. A section checks itself; what two sections have to agree on is checked in `Config`. Wrong settings are
-`ValueError`s that say what would be right.
+A recipe (`raymae.config.recipes`) is a function that returns a complete `Config`; the command line overrides any field
+by its path. Each section checks itself, and `Config` checks the sections against each other. Wrong settings raise
+ValueErrors that say what would be right.
 """
 
 from raymae.config.audio import FRONT_ENDS, AudioConfig

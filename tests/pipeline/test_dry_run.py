@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raymae.config import AudioConfig, ConsistencyConfig, DataConfig, FinetuneConfig, ModelConfig
 from raymae.models import build_classifier
-from raymae.pipeline.dry_run import dry_run
-from raymae.pipeline.dry_run import trial_steps
+from raymae.pipeline.dry_run import dry_run, trial_steps
 from raymae.pipeline.dry_run.cost import finetune_flops
 from raymae.pipeline.dry_run.trial_steps import TrialSteps, few
 from raymae.pipeline.plan.plan import Plan
