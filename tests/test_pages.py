@@ -9,7 +9,7 @@ import pytest
 
 from raymae.benchmark.command import PARTS, All
 from raymae.cli.arguments import Settings, check_names, option_names
-from raymae.cli.artifacts import QUESTIONS
+from raymae.cli.artifacts import SUBCOMMANDS as ARTIFACTS
 from raymae.config.recipes import RECIPES
 from tests.support.paths import ROOT
 
@@ -21,7 +21,7 @@ MOST_LINES = 250
 """Of README.md."""
 MARKED = {"run": "jobs/pipeline.py synthetic", "test": "-m pytest"}
 """What the marked commands of README.md run; CI takes the second one from there."""
-SUBCOMMANDS = {"artifacts": QUESTIONS, "benchmark": {**PARTS, "all": All}}
+SUBCOMMANDS = {"artifacts": ARTIFACTS, "benchmark": {**PARTS, "all": All}}
 """The jobs that take a subcommand in place of a recipe."""
 PLACEHOLDER = re.compile(r"[…<>*]")
 
