@@ -247,7 +247,7 @@ def own_names(path: Path) -> None:
     [
         (damaged, r"torch\.load\(weights_only=True\) can't read it"),
         (with_code, r"torch\.load\(weights_only=True\) can't read it: .*"),
-        (own_names, "has raymae's own names: give the folder"),
+        (own_names, "has raymae's own names: give its folder"),
         (lambda path: torch.save([1, 2], path), "no state dict: expected tensors by name"),
         (lambda path: torch.save({"model": {"a": 3}}, path), "no state dict"),
         (lambda path: torch.save(make_state(patch_size=4), path), r"found \(32, 1, 4, 4\), expected \(32, 1, 8, 8\)"),
