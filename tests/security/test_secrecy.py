@@ -113,7 +113,7 @@ def test_no_process_of_ray_listens_beyond_loopback(ray_cluster: None) -> None:
 
 @pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: Path, workers: int) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
