@@ -102,6 +102,9 @@ def with_settings(recipe: Config, name: str, given: dict[str, Any]) -> Config:
     other = found.pop("recipe", name)
     if other != name:
         raise ValueError(f"--settings are for recipe {other!r}, not for {name!r}: name that recipe, or none")
+    for path in found:
+        if renamed := new_name(path.replace("_", "-"), list(option_names(recipe))):
+            raise ValueError(f"--settings: {path} is now called {renamed.replace('-', '_')}")
     return changed(recipe, {path: typed(Config, path, value) for path, value in found.items()})
 
 
@@ -162,13 +165,18 @@ RENAMED = {
 """Old names of options and their new ones; `augment.colour-*` is `augment.eq-*` in every section."""
 
 
+def new_name(name: str, known: list[str]) -> str | None:
+    """The new name of a renamed option; None for any other."""
+    renamed = RENAMED.get(name, name.replace(".colour-", ".eq-"))
+    return renamed if renamed != name and renamed in known else None
+
+
 def check_names(options: list[str], known: list[str]) -> None:
     """Exit with a message where an option is unknown: its new name if it was renamed, else the valid names."""
     for option in options:
         name = option.removeprefix("--").split("=")[0].replace("_", "-")
         if option.startswith("--") and name not in {*known, "help"}:
-            renamed = RENAMED.get(name, name.replace(".colour-", ".eq-"))
-            if renamed in known:
+            if renamed := new_name(name, known):
                 refuse(f"--{name} is now called --{renamed}")
             refuse(f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in siblings(name, known))}")
 

@@ -307,6 +307,15 @@ def test_bad_input_ends_the_job_at_once(run: Run, tmp_path: Path, job: str, word
     assert not (tmp_path / "raymae-storage" / "datasets").exists()
 
 
+def test_an_old_name_in_a_file_of_settings_names_the_new_one(run: Run, tmp_path: Path) -> None:
+    for old, new in (("finetune.centre", "finetune.subtract_band_mean"), ("audit.listen", "audit.same_recording")):
+        (tmp_path / "old.json").write_text(json.dumps({old: True}))
+        assert run("pipeline", "synthetic", "--settings", "old.json") == (
+            2,
+            f"error: --settings: {old} is now called {new}",
+        )
+
+
 def test_an_interrupted_job_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(config: Config) -> None:
         raise KeyboardInterrupt

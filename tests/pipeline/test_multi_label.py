@@ -201,7 +201,7 @@ def test_predictions_are_evaluated(trained: StageSpec, store: FeatureStore) -> N
     assert set(found["test_a"]["mAP_by_device"]) == {"a", "b"}
 
 
-def test_every_model_and_rival_is_evaluated(clips: pa.Table, tmp_path: Path) -> None:
+def test_every_model_and_baseline_is_evaluated(clips: pa.Table, tmp_path: Path) -> None:
     config = replace(MULTI, compute=replace(MULTI.compute, torch_threads=1))
     whole = plan(config, clips, tmp_path, "evaluate")
     shutil.copytree(make_store(tmp_path, clips).folder.path(), whole.nodes["prepare"].artifact.path())
