@@ -14,6 +14,9 @@ from raymae.cluster.connect import stay_local
 from raymae.features.store import FeatureStore
 from tests.support.audio_files import make_store, write_clips
 
+# hundreds of processes import these modules: compile them once
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 stay_local()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores: threads of torch would wait for one
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -14,7 +14,7 @@ from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.training.batches.windows import MicroBatch
 from raymae.training.run_stage import build_task, run_stage
-from raymae.training.spec import labelled_rows, pretrain_sources
+from raymae.training.spec import StageSpec, labelled_rows, pretrain_sources
 from raymae.training.state.checkpoint import Committer, load_commit
 from raymae.training.tasks.base import TrainingError
 from raymae.training.trainer import Trainer
@@ -22,23 +22,35 @@ from raymae.training.worker import BareSession
 from tests.support.training import EVERYTHING, RESPONSES, TINY, losses, make_spec, trails, train, train_in_two
 
 
-@pytest.fixture(autouse=True)
+SHORT = replace(
+    TINY,
+    pretrain=replace(TINY.pretrain, epochs=2.5),
+    finetune=replace(TINY.finetune, epochs=7),
+)
+"""A dozen steps of each stage."""
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_pretraining_lowers_the_loss(store: FeatureStore, tmp_path: Path) -> None:
-    spec = make_spec(store, tmp_path)
+@pytest.fixture(scope="module")
+def pretrained(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory, _one_thread: None) -> StageSpec:
+    """A finished pre-training."""
+    spec = make_spec(store, tmp_path_factory.mktemp("pretrain"))
     run_stage(spec, BareSession(store, spec.artifact))
-    losses = [event["metrics"]["loss"] for event in read_events(spec.artifact)]
+    return spec
+
+
+def test_pretraining_lowers_the_loss(pretrained: StageSpec) -> None:
+    losses = [event["metrics"]["loss"] for event in read_events(pretrained.artifact)]
     assert losses[-1] < 0.8 * losses[0]
-    assert spec.artifact.result()["steps"] == spec.order().steps
-    assert spec.artifact.exists("model.safetensors")
+    assert pretrained.artifact.result()["steps"] == pretrained.order().steps
+    assert pretrained.artifact.exists("model.safetensors")
 
 
-def test_finetuning_learns_two_tones(store: FeatureStore, tmp_path: Path) -> None:
-    pretrained = make_spec(store, tmp_path / "pretrain")
-    run_stage(pretrained, BareSession(store, pretrained.artifact))
+def test_finetuning_learns_two_tones(store: FeatureStore, pretrained: StageSpec, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path / "finetune", "finetune", encoder=pretrained.artifact)
     run_stage(spec, BareSession(store, spec.artifact))
     assert spec.artifact.result()["metrics"]["val/macro_accuracy"] > 0.9
@@ -83,15 +95,17 @@ def test_each_stage_has_its_own_augmentation(store: FeatureStore, tmp_path: Path
 
 
 @pytest.mark.parametrize(("kind", "cnn"), [("pretrain", None), ("finetune", None), ("finetune", "test_resnet")])
-@pytest.mark.parametrize("at", [1, 7, 11])
 def test_resuming_from_a_checkpoint_is_exact(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cnn: str | None, at: int
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cnn: str | None
 ) -> None:
-    undisturbed = train(make_spec(store, tmp_path / "whole", kind, cnn=cnn))
-    resumed = train_in_two(make_spec(store, tmp_path / "parts", kind, cnn=cnn), monkeypatch, at)
-    assert undisturbed.keys() == resumed.keys()
-    for name, value in undisturbed.items():
-        assert torch.equal(value, resumed[name]), name
+    undisturbed = train(make_spec(store, tmp_path / "whole", kind, SHORT, cnn=cnn))
+    for at in (1, 7, 11):
+        spec = make_spec(store, tmp_path / f"parts{at}", kind, SHORT, cnn=cnn)
+        assert spec.order().steps > at
+        resumed = train_in_two(spec, monkeypatch, at)
+        assert undisturbed.keys() == resumed.keys()
+        for name, value in undisturbed.items():
+            assert torch.equal(value, resumed[name]), f"{name}, killed at step {at}"
 
 
 def test_an_unfinished_checkpoint_is_ignored(store: FeatureStore, tmp_path: Path) -> None:
@@ -151,19 +165,17 @@ def test_the_trail_depends_on_clips_and_steps(store: FeatureStore) -> None:
     assert trail(run) not in map(trail, others)
 
 
-def test_the_trail_follows_from_the_order(store: FeatureStore, tmp_path: Path) -> None:
-    spec = make_spec(store, tmp_path)
-    run_stage(spec, BareSession(store, spec.artifact))
-    events = {event["step"]: event["trail"] for event in read_events(spec.artifact)}
-    expected = trails(spec)
+def test_the_trail_follows_from_the_order(pretrained: StageSpec) -> None:
+    events = {event["step"]: event["trail"] for event in read_events(pretrained.artifact)}
+    expected = trails(pretrained)
     assert events == {step: expected[step] for step in events}
-    assert spec.artifact.result()["trail"] == expected[spec.order().steps]
+    assert pretrained.artifact.result()["trail"] == expected[pretrained.order().steps]
 
 
 def test_steps_that_are_not_finite_are_skipped_then_an_error(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(store, tmp_path, config=replace(TINY, pretrain=replace(TINY.pretrain, max_bad_steps=3)))
+    spec = make_spec(store, tmp_path, config=replace(SHORT, pretrain=replace(SHORT.pretrain, max_bad_steps=3)))
     task = build_task(spec)
     real = task.training_step
     bad_until = [2]
@@ -184,11 +196,11 @@ def test_steps_that_are_not_finite_are_skipped_then_an_error(
 
 def test_a_stage_can_have_the_seconds_of_another_as_budget(store: FeatureStore, tmp_path: Path) -> None:
     budget = Folder(str(tmp_path / "budget"))
-    budget.finish({"work_seconds": 1.5})
+    budget.finish({"work_seconds": 0.7})
     spec = make_spec(store, tmp_path / "cnn", "finetune", cnn="resnet10t", time_budget=budget)
     run_stage(spec, BareSession(store, spec.artifact))
     result = spec.artifact.result()
-    assert 1.5 <= result["work_seconds"] < 4
+    assert 0.7 <= result["work_seconds"] < 4
     assert result["steps"] < spec.order().steps
     config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_seconds=0.2))
     own = build_task(make_spec(store, tmp_path / "own", "finetune", config, cnn="resnet10t", time_budget=budget))
