@@ -63,7 +63,7 @@ def main(kind: str, folder: Path) -> None:
     store = FeatureStore(root / "artifacts/prepare/test", root / SHARDS)
     if kind == "locked":
         watchdog.LAST_RESORT_SECONDS = 1.0
-    spec = hanging_spec(store, {"hanging": HangingFolder, "locked": LockedFolder}[kind](str(folder / "run")), 10)
+    spec = hanging_spec(store, {"hanging": HangingFolder, "locked": LockedFolder}[kind](str(folder / "run")), 6)
     run_stage(spec, BareSession(store, spec.artifact))
 
 

@@ -267,7 +267,7 @@ def test_without_unlabelled_clips_it_trains_on_the_labelled_ones(store: FeatureS
     given = FeatureStore(store.folder, store.shards)
     index = store.clips.schema.get_field_index("scene_label")
     given.__dict__["clips"] = store.clips.set_column(index, "scene_label", pa.array(labels, pa.string()))
-    spec = make_spec(given, tmp_path, "consistency", setting(epochs=4))
+    spec = make_spec(given, tmp_path, "consistency", setting(epochs=2))
     run_stage(spec, BareSession(given, spec.artifact))
     metrics = spec.artifact.result()["metrics"]
     assert "unsupervised_loss" not in metrics

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
+from torch import Tensor
 
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
@@ -53,15 +54,28 @@ class Grown(BareSession):
         return True
 
 
+OFTEN = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1.5, commit_minutes=1e-9))
+"""A checkpoint after each step."""
+
+
+@pytest.fixture(scope="module")
+def whole(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights of a run that isn't disturbed."""
+    torch.set_num_threads(1)
+    return train(make_spec(store, tmp_path_factory.mktemp("whole"), config=OFTEN))
+
+
 @pytest.mark.parametrize(("kind", "ended"), [(Announced, True), (Doomed, False), (Grown, False)])
 def test_stops_at_a_checkpoint_and_resumes_exactly(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BareSession], ended: bool
+    store: FeatureStore,
+    whole: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BareSession],
+    ended: bool,
 ) -> None:
-    torch.set_num_threads(1)
     monkeypatch.setattr(preemption, "POLL_SECONDS", 0.0)
-    often = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1.5, commit_minutes=1e-9))
-    whole = train(make_spec(store, tmp_path / "whole", config=often))
-    spec = make_spec(store, tmp_path / "parts", config=often)
+    spec = make_spec(store, tmp_path, config=OFTEN)
     assert run_stage(spec, kind(store, spec.artifact)) == ended
     if not ended:
         assert latest_step(spec.artifact) == 1

@@ -23,7 +23,7 @@ from raymae.training.state.provenance import check_commit, source, trained_clips
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.audio_files import make_store
-from tests.support.training import make_spec
+from tests.support.training import TINY, make_spec
 
 OVER = Deadline(1.0, 0.0)
 """Deadline of a job that started long ago: every run stops after its first step."""
@@ -44,7 +44,12 @@ def fewer(tmp_path: Path, clips: pa.Table) -> FeatureStore:
 def test_resuming_with_other_clips_is_refused(
     store: FeatureStore, fewer: FeatureStore, tmp_path: Path, kind: str
 ) -> None:
-    spec = make_spec(fewer, tmp_path / "run", kind)
+    short = replace(
+        TINY,
+        pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0),
+        finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0),
+    )
+    spec = make_spec(fewer, tmp_path / "run", kind, short)
     assert not run_stage(spec, BareSession(fewer, spec.artifact), OVER)
     state = commit_of(spec)
     assert from_dict(Config, state["config"]) == spec.config

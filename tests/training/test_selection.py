@@ -183,8 +183,13 @@ def test_training_never_reads_a_test_clip(rich: FeatureStore, tmp_path: Path, mo
         return real(self, rows)
 
     monkeypatch.setattr(FeatureStore, "read", watched)
+    brief = replace(
+        TINY,
+        pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0),
+        finetune=replace(TINY.finetune, epochs=2, warmup_epochs=1),
+    )
     for kind in ("pretrain", "finetune"):
-        spec = make_spec(rich, tmp_path / kind, kind, SHORT)
+        spec = make_spec(rich, tmp_path / kind, kind, brief)
         run_stage(spec, BareSession(rich, spec.artifact))
     assert set(rich.clips["split"].take(sorted(read)).to_pylist()) == {"train", "pool", "val"}
 
@@ -223,7 +228,7 @@ def test_a_stage_with_a_time_budget_validates_as_often(
     monkeypatch.setattr(Trainer, "_step", step)
     budget = Folder(str(tmp_path / "budget"))
     budget.finish({"work_seconds": 2.0})
-    spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="resnet10t", time_budget=budget)
+    spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="test_resnet", time_budget=budget)
     run_stage(spec, BareSession(rich, spec.artifact))
     assert len(validated) == 10
     assert spec.artifact.result()["selection"]["step"] == 10
