@@ -1,4 +1,4 @@
-"""A run on Ray loses its training worker, then its driver, and resumes from the last checkpoint each time.
+"""A run on Ray loses its training worker, then its driver, then a shard, and resumes from the last checkpoint.
 
 Lost nodes are in test_elastic.py; real ones, with several workers, a job server and a token, in test_faults.py.
 """
@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,12 @@ from safetensors.torch import load as load_tensors
 
 from raymae.benchmark.scale.recovery import training_workers
 from raymae.cli.arguments import parse
-from raymae.pipeline.run import make_plan, run_plan
+from raymae.cluster import train
+from raymae.pipeline.run import make_plan
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
 from tests.support.audio_files import write_clips, write_table
 from tests.support.nodes import wait_until
@@ -51,17 +53,27 @@ def arguments(folder: Path) -> list[str]:
     return ["synthetic", *(str(word) for pair in fields.items() for word in pair)]
 
 
-def test_a_run_survives_the_loss_of_its_worker_and_its_driver(tmp_path: Path, ray_cluster: None) -> None:
-    options = arguments(tmp_path)
-    config = parse(options, "")
-    storage, kept = open_storage(config.storage), dict[int, float]()
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that lost its worker and then its driver: its stage, and when its kept steps were reported."""
+
+    spec: StageSpec
+    kept: dict[int, float]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Interrupted:
+    """A run on Ray whose training worker is killed, and its driver once it has resumed."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    options = arguments(folder)
+    kept: dict[int, float] = {}
 
     def artifact() -> Folder | None:
-        found = list((tmp_path / "storage").glob("artifacts/pretrain/*"))
+        found = list((folder / "storage").glob("artifacts/pretrain/*"))
         return Folder(str(found[0])) if found else None
 
     def step() -> int:
-        return (latest_step(folder) or 0) if (folder := artifact()) else 0
+        return (latest_step(found) or 0) if (found := artifact()) else 0
 
     def train_on(steps: int) -> None:
         """Wait for more checkpoints, and remember when the steps before the newest one were reported."""
@@ -70,7 +82,7 @@ def test_a_run_survives_the_loss_of_its_worker_and_its_driver(tmp_path: Path, ra
         assert driver.poll() is None, log.read_text()[-3000:]
         kept.update({event["step"]: event["time"] for event in read_events(artifact()) if event["step"] <= step()})  # type: ignore[arg-type]
 
-    log = tmp_path / "driver.log"
+    log = folder / "driver.log"
     with log.open("wb") as output:
         command = [sys.executable, "jobs/pretrain.py", *options]
         command += ["--compute.address", ray.get_runtime_context().gcs_address]
@@ -82,13 +94,35 @@ def test_a_run_survives_the_loss_of_its_worker_and_its_driver(tmp_path: Path, ra
     finally:
         driver.kill()
         driver.wait()
-    run_plan(config, "pretrain", storage)
+    wait_until(lambda: not training_workers(), "the end of the dead driver's workers")
+    config = parse(options, "")
+    return Interrupted(make_plan(config, "pretrain", open_storage(config.storage)).spec("pretrain"), kept)
 
-    spec = make_plan(config, "pretrain", storage).spec("pretrain")
+
+def test_damage_ends_a_run_on_ray_in_one_line(interrupted: Interrupted, tmp_path: Path) -> None:
+    spec = interrupted.spec
+    shards = {Path(spec.store.shards.path(name)) for name in spec.store.shards.names()}
+    whole = {path: path.read_bytes() for path in shards}
+    for path, content in whole.items():
+        damaged = bytearray(content)
+        damaged[len(content) // 3] ^= 255
+        path.write_bytes(damaged)
+    at_once = replace(spec, config=replace(spec.config, compute=replace(spec.config.compute, max_failures=0)))
+    step = latest_step(spec.artifact)
+    with pytest.raises(ValueError, match=r"^shard .* is damaged .* computes it again$"):
+        train.train([at_once], Folder(str(tmp_path)))
+    assert latest_step(spec.artifact) == step
+    for path, content in whole.items():
+        path.write_bytes(content)
+
+
+def test_a_run_resumes_after_the_loss_of_its_worker_and_its_driver(interrupted: Interrupted, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    spec, kept = interrupted.spec, interrupted.kept
+    run_stage(spec, BareSession(spec.store, spec.artifact))
     events = {event["step"]: event for event in read_events(spec.artifact)}
     assert {number: event["trail"] for number, event in events.items()} == trails(spec)
     assert {number: events[number]["time"] for number in kept} == kept, "a step before a checkpoint was repeated"
-    torch.set_num_threads(1)
     alone = replace(spec, artifact=Folder(str(tmp_path / "alone")))
     run_stage(alone, BareSession(alone.store, alone.artifact))
     found, expected = (load_tensors(one.artifact.read_bytes("model.safetensors")) for one in (spec, alone))

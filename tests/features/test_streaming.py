@@ -118,7 +118,7 @@ def test_a_slow_trainer_bounds_what_is_read_ahead(streamed: StreamedClips, tmp_p
     trainer = ray.remote(num_cpus=0)(SlowTrainer).remote(split)
     assert spec.order().windows > 100
     try:
-        for taken in range(1, 4):
+        for taken in (1, 2):
             ray.get(trainer.take.remote())
             time.sleep(4)
             assert taken <= len(list(seen.iterdir())) <= taken + 20

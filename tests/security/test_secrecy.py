@@ -6,9 +6,7 @@ import ipaddress
 import os
 import runpy
 import sys
-from contextlib import suppress
 from functools import partial
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raymae.benchmark.harness.memory import process_tree
 from raymae.cli import main as cli
 from raymae.cluster.connect import stay_local
 from raymae.config import Config, DataConfig, TrackingConfig, redact
@@ -26,6 +25,7 @@ from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec
 from tests.support.audio_files import write_table
 from tests.support.paths import ROOT
+from tests.support.watching import is_loopback, listening
 
 SECRET = "s3cr3t-Wort"
 URL = f"nosuch://me:{SECRET}@host/x"
@@ -58,41 +58,10 @@ def test_a_job_that_joins_another_ray_is_left_as_it_is(monkeypatch: pytest.Monke
     assert name not in os.environ
 
 
-def below(pid: int) -> set[int]:
-    """A process and all that it started."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    found, new = {pid}, {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return found
-
-
-def listening(pids: set[int]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """The addresses on which some processes accept TCP connections."""
-    sockets = set()
-    for pid in pids:
-        for file in glob(f"/proc/{pid}/fd/*"):
-            with suppress(OSError):  # closed meanwhile
-                sockets.add(os.readlink(file))
-    found = []
-    for kind in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                words = bytes.fromhex(fields[1].partition(":")[0])
-                found.append(ipaddress.ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))))
-    return found
-
-
 @pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_process_of_ray_listens_beyond_loopback(ray_cluster: None) -> None:
+    """Training workers are watched in test_pipeline.py."""
     import ray
 
     @ray.remote
@@ -101,20 +70,20 @@ def test_no_process_of_ray_listens_beyond_loopback(ray_cluster: None) -> None:
             return os.getpid()
 
     worker = Worker.remote()
-    pids = below(os.getpid())
-    assert ray.get(worker.pid.remote()) in below(os.getpid())
-    addresses = listening(pids | below(os.getpid()))
+    pid = ray.get(worker.pid.remote())
+    pids = set(process_tree(os.getpid()))
+    assert pid in pids
+    addresses = listening(pids)
     assert len(addresses) > 4
-    for address in addresses:
-        plain = getattr(address, "ipv4_mapped", None) or address
-        assert plain.is_loopback, f"listens on {address}"
+    assert [address for address in addresses if not is_loopback(address)] == []
     ray.kill(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: Path, workers: int) -> None:
+def test_a_lone_training_worker_listens_nowhere_else(ray_cluster: None, tmp_path: Path) -> None:
+    """It has no process group; several workers are watched in test_pipeline.py."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -123,22 +92,19 @@ def test_training_workers_listen_on_loopback_alone(ray_cluster: None, tmp_path: 
     def look(config: dict[str, str]) -> None:
         import torch
 
-        rank = ray.train.get_context().get_world_rank()
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(torch.ones(1))
-        found = [str(getattr(one, "ipv4_mapped", None) or one) for one in listening({os.getpid()})]
-        Path(config["folder"], f"found{rank}").write_text("\n".join(found))
-        assert torch.distributed.is_initialized() == (ray.train.get_context().get_world_size() > 1)
+        Path(config["folder"], "found").write_text("\n".join(map(str, listening({os.getpid()}))))
+        assert not torch.distributed.is_initialized()
 
     TorchTrainer(
         look,
         train_loop_config={"folder": str(tmp_path)},
-        torch_config=process_group_config(workers, stall_minutes=15),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
+        torch_config=process_group_config(1, stall_minutes=15),
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name="alone", storage_path=str(tmp_path)),
     ).fit()
-    found = [set(path.read_text().splitlines()) for path in tmp_path.glob("found*")]
-    assert found == [{"127.0.0.1"}] * workers
+    addresses = [ipaddress.ip_address(line) for line in (tmp_path / "found").read_text().split()]
+    assert addresses
+    assert all(map(is_loopback, addresses))
 
 
 # Credentials in messages ---------------------------------------------------------------------------------------------

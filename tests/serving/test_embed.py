@@ -11,7 +11,7 @@ import pytest
 from raymae.config import AudioConfig, DataConfig, EmbedConfig
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import read_embedder
-from raymae.serving.embed import check_front_end, check_layers, embed_clips
+from raymae.serving.embed import EmbedRows, check_front_end, check_layers, embed_clips
 from raymae.storage.folder import Folder
 from raymae.tracking.model_uri import share
 from raymae.training.run_stage import run_stage
@@ -29,7 +29,7 @@ def encoder(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Fo
 
 
 @pytest.mark.ray
-def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: Path) -> None:
+def test_every_clip_once(ray_cluster: None, encoder: Folder, tmp_path: Path) -> None:
     clips = write_clips(tmp_path, 20)
     config = replace(
         TINY,
@@ -54,14 +54,17 @@ def test_every_clip_once_by_level(ray_cluster: None, encoder: Folder, tmp_path: 
     embed_clips(config)
     assert part.stat().st_mtime_ns == written
 
-    frames = replace(config, embed=EmbedConfig(model=encoder.url, level="frame", output=str(tmp_path / "frames")))
-    embed_clips(frames)
-    row = pq.read_table(tmp_path / "frames").to_pylist()[0]
-    assert np.allclose(row["seconds"], np.arange(8) * 8 * 80 / 8000)
-    assert np.shape(row["embedding"]) == (8, TINY.model.embed_dim)
-
     with pytest.raises(ValueError, match="embeddings of other settings"):
-        embed_clips(replace(frames, embed=replace(frames.embed, layers=(1,))))
+        embed_clips(replace(config, embed=replace(config.embed, layers=(1,))))
+
+
+@pytest.mark.ray  # which says what device this process has
+def test_a_frame_has_its_time_and_vector(ray_cluster: None, store: FeatureStore, encoder: Folder) -> None:
+    rows = EmbedRows(store, encoder, EmbedConfig(level="frame"), 1)({"start": 0, "stop": 2}).to_pylist()
+    assert [row["clip_id"] for row in rows] == store.clips["clip_id"].to_pylist()[:2]
+    for row in rows:
+        assert np.allclose(row["seconds"], np.arange(8) * 8 * 80 / 8000)
+        assert np.shape(row["embedding"]) == (8, TINY.model.embed_dim)
 
 
 def test_a_registered_encoder_is_copied_to_the_storage(encoder: Folder, tmp_path: Path) -> None:

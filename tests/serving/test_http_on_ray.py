@@ -106,7 +106,7 @@ def test_it_serves_until_it_is_stopped(ray_cluster: None, tmp_path: Path, capfd:
 
     folder = write_small_classifier(tmp_path / "classifier")
     predictor = Predictor(folder, threads=1)
-    limits = ServeConfig(model=folder.url, port=free_port(), max_mb=1, max_minutes=1, timeout_seconds=20)
+    limits = ServeConfig(model=folder.url, port=free_port(), max_mb=1, max_minutes=1, timeout_seconds=6)
     config = Config(serve=limits, compute=ComputeConfig(torch_threads=1))
     visitor = Visitor(config, [predictor(recording(seed)) for seed in range(12)])
     before = signal.getsignal(signal.SIGTERM)

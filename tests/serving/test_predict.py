@@ -203,9 +203,14 @@ def test_one_row_per_input_as_file_and_as_folder(ray_cluster: None, classifier: 
     with pytest.raises(ValueError, match="labels of other settings"):
         label_files(replace(config, predict=replace(config.predict, inputs=(str(folder),))))
 
-    windows = replace(config, predict=replace(config.predict, level="window", output=str(tmp_path / "w.parquet")))
-    assert label_files(windows)["rows"] == 2 * 20 + 1 + 1 == len(table := pq.read_table(tmp_path / "w.parquet"))
-    assert table["start_seconds"].to_pylist()[:3] == [0, TINY_AUDIO.clip_seconds, 0]
+
+def test_a_window_has_its_time(classifier: Folder, tmp_path: Path) -> None:
+    write_tone(tmp_path / "tone.wav", 440, seconds=2 * TINY_AUDIO.clip_seconds)
+    (tmp_path / "cut.wav").write_bytes(b"RIFF")
+    rows = Labeller(Predictor(classifier), "window", 1)([str(tmp_path / "tone.wav"), str(tmp_path / "cut.wav")])
+    assert rows["path"].to_pylist() == [*[str(tmp_path / "tone.wav")] * 2, str(tmp_path / "cut.wav")]
+    assert rows["start_seconds"].to_pylist() == [0, TINY_AUDIO.clip_seconds, 0]
+    assert [bool(error) for error in rows["error"].to_pylist()] == [False, False, True]
 
 
 def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:

@@ -21,7 +21,6 @@ from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.training import EVERYTHING, RESPONSES, TINY, losses, make_spec, trails, train, train_in_two
 
-
 SHORT = replace(
     TINY,
     pretrain=replace(TINY.pretrain, epochs=2.5),
