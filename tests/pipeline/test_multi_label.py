@@ -202,8 +202,8 @@ def test_predictions_are_evaluated(trained: StageSpec, store: FeatureStore) -> N
 
 
 def test_every_model_and_baseline_is_evaluated(clips: pa.Table, tmp_path: Path) -> None:
-    short = replace(MULTI.pretrain, epochs=2)
-    config = replace(MULTI, pretrain=short, compute=replace(MULTI.compute, torch_threads=1))
+    short = {"pretrain": replace(MULTI.pretrain, epochs=2), "finetune": replace(MULTI.finetune, epochs=18)}
+    config = replace(MULTI, **short, compute=replace(MULTI.compute, torch_threads=1))
     whole = plan(config, clips, tmp_path, "evaluate")
     shutil.copytree(make_store(tmp_path, clips).folder.path(), whole.nodes["prepare"].artifact.path())
     for name in ("pretrain", "finetune", "cnn"):
