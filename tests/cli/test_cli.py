@@ -340,17 +340,11 @@ def test_a_real_job_ends_in_one_line_without_loading_ray(tmp_path: Path) -> None
     assert not {"ray", "torch", "mlflow"} & set(done.stdout.split())
 
 
-class Here(ThreadPoolExecutor):
-    """Takes the place of a process pool, whose processes take ten seconds to load torch."""
-
-    def __init__(self, workers: int, context: Any) -> None:
-        super().__init__(workers)
-
-
 def test_a_dry_run_writes_its_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trial_steps, "ProcessPoolExecutor", Here)
+    # in a thread: a process takes ten seconds to load torch
+    monkeypatch.setattr(trial_steps, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     table = write_table(tmp_path / "own", ROWS)
     monkeypatch.chdir(tmp_path)
     words = ["small", "--data.tables", table, "--dry-run", "--json", "plan.json", "--evaluate.baselines"]
