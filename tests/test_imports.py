@@ -117,25 +117,30 @@ def test_folders_and_files_keep_their_size() -> None:
         assert len(path.read_text().splitlines()) <= MOST_LINES, f"{path} is too long"
 
 
-@pytest.mark.parametrize(
-    ("imported", "absent"),
-    [
-        ("raymae", "torch ray mlflow tyro numba numpy matplotlib"),
-        (
-            "raymae.audio.logmel, raymae.audio.decode, raymae.features.store, raymae.training.batches.windows, "
-            "raymae.training.spec, raymae.pipeline.plan.plan",
-            "torch ray mlflow tyro matplotlib",
+LOADED = [
+    {
+        "raymae": "torch ray mlflow tyro numba numpy matplotlib",
+        "raymae.audio.logmel, raymae.audio.decode, raymae.features.store, raymae.training.batches.windows, "
+        "raymae.training.spec, raymae.pipeline.plan.plan": "torch ray mlflow tyro matplotlib",
+        "raymae.pipeline.run": "torch ray mlflow matplotlib sklearn",
+        "raymae.cluster.prepare": "torch mlflow",
+        "raymae.serving.predict": "torch mlflow tyro",
+    },
+    {
+        "raymae.training.trainer, raymae.training.run_stage, raymae.training.worker, raymae.inference.predictor": (
+            "ray mlflow tyro matplotlib sklearn scipy.signal"
         ),
-        (
-            "raymae.training.trainer, raymae.training.run_stage, raymae.training.worker, raymae.inference.predictor",
-            "ray mlflow tyro matplotlib sklearn scipy.signal",
-        ),
-        ("raymae.pipeline.run", "torch ray mlflow matplotlib sklearn"),
-        ("raymae.cluster.prepare", "torch mlflow"),
-        ("raymae.serving.predict", "torch mlflow tyro"),
-    ],
-)
-def test_workers_load_no_more_than_they_need(imported: str, absent: str) -> None:
-    code = f"import {imported}, sys; print([name for name in {absent.split()} if name in sys.modules])"
+    },
+]
+"""By process, the modules that are imported one after the other, and what is absent after each."""
+
+
+@pytest.mark.parametrize("process", LOADED, ids=["without torch", "with torch"])
+def test_workers_load_no_more_than_they_need(process: dict[str, str]) -> None:
+    steps = (
+        f"import {imported}; print({imported!r}, [name for name in {absent.split()} if name in sys.modules])"
+        for imported, absent in process.items()
+    )
+    code = "\n".join(["import sys", *steps])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == [f"{imported} []" for imported in process]

@@ -153,7 +153,7 @@ def test_the_recipe_has_audiomaes_grid() -> None:
     assert grid_size(config.audio.n_frames, config.audio.n_mels, config.model.patch_size) == (64, 8)
 
 
-@settings(deadline=2000, max_examples=100)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(NAMES),
     more=st.integers(0, 5_000),
@@ -213,7 +213,7 @@ def test_every_combination(kinds: dict[str, str], pre_emphasis: float, sizes: tu
     np.testing.assert_allclose(LogMel(config)(silence(9_000)), config.silence, atol=1e-5)
 
 
-@settings(deadline=2000, max_examples=200)
+@settings(max_examples=60)
 @given(
     kinds=st.sampled_from(KINDS),
     n_samples=st.integers(0, 3_000),
@@ -231,6 +231,7 @@ def test_frames_of_any_length(
     assert log_mel.min() >= config.silence - 1e-4
 
 
+@settings(max_examples=40)
 @given(offset=st.floats(-1, 1, width=32), n_samples=st.integers(400, 2_000))
 def test_an_offset_changes_no_kaldi_frame(offset: float, n_samples: int) -> None:
     """So Audio-MAE's subtraction of the recording's mean needs no step of its own."""

@@ -40,7 +40,7 @@ def test_curve_starts_at_the_untrained_encoder(tmp_path: Path) -> None:
         pool=(str(write_pool(tmp_path)),),
         tables=(table,),
         recipe="synthetic",
-        seconds=1.0,
+        seconds=0.4,
         seeds=1,
         only=(PIXEL_LIGHT, LATENT),
         json=str(tmp_path / "curves.json"),

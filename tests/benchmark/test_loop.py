@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from raymae.benchmark.speed import loop
 from raymae.benchmark.speed.loop import Loop, Run, check_equal, median, run_bare, train_bare
 from raymae.config.recipes import SMALL_MODEL
 from raymae.storage.events import write_event
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec
+from tests.support.killed import kill
 
 TINY = Loop(steps=3, before=2, after=1, threads=1, model=replace(SMALL_MODEL, embed_dim=24, depth=1, decoder_depth=1))
 
@@ -32,9 +34,10 @@ def test_rate_covers_the_timed_steps(tmp_path: Path) -> None:
     assert found.cpu >= 0
 
 
-def test_failed_run_ends_the_watch_thread(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="status 1"):
-        TINY.measure(replace(TINY.spec(Folder(str(tmp_path))), kind="none"), train_bare)  # type: ignore[arg-type]
+def test_failed_run_ends_the_watch_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "run_bare", kill)
+    with pytest.raises(RuntimeError, match="status -9"):
+        TINY.measure(TINY.spec(Folder(str(tmp_path))), train_bare)
 
 
 def test_median_of_each_field() -> None:
@@ -49,9 +52,10 @@ def test_zero_steps_raise() -> None:
 
 def test_sides_are_measured_and_compared(tmp_path: Path) -> None:
     root = Folder(str(tmp_path))
-    spec = TINY.spec(root)
+    short = replace(TINY, steps=1, before=1)
+    spec = short.spec(root)
     one, other = (replace(spec, artifact=root / name) for name in ("one", "other"))
-    for found in (TINY.measure(one, run_bare), TINY.measure(other, run_bare)):
+    for found in (short.measure(one, run_bare), short.measure(other, run_bare)):
         assert found.rate > 0
         assert found.cpu > 0
         assert found.start_seconds > 0

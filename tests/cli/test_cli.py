@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from raymae.cli.arguments import parse
 from raymae.cluster import connect
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
+from raymae.pipeline.dry_run import trial_steps
 from tests.support.audio_files import write_tone
 from tests.support.paths import ROOT
 
@@ -341,6 +343,8 @@ def test_a_real_job_ends_in_one_line_without_loading_ray(tmp_path: Path) -> None
 def test_a_dry_run_writes_its_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # in a thread: a process takes ten seconds to load torch
+    monkeypatch.setattr(trial_steps, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     table = write_table(tmp_path / "own", ROWS)
     monkeypatch.chdir(tmp_path)
     words = ["small", "--data.tables", table, "--dry-run", "--json", "plan.json", "--evaluate.baselines"]
@@ -353,6 +357,7 @@ def test_a_dry_run_writes_its_plan(
     assert not any(plan.values())
     printed = capsys.readouterr().out
     assert all(name in printed for name in plan)
+    assert all(f"  {kind}: 0." in printed for kind in ("pretrain", "finetune"))  # as many parameters
 
 
 def test_latent_targets_need_no_second_option() -> None:

@@ -68,7 +68,7 @@ def test_no_group_and_no_unit_is_on_both_sides(seed: int, config: SplitConfig, t
 
 
 @given(seed=st.integers(0, 10**6), config=st.sampled_from([*KINDS, SplitConfig(kind="random")]))
-@hypothesis_settings(deadline=None, max_examples=30)
+@hypothesis_settings(deadline=None, max_examples=15)
 def test_a_split_depends_on_the_seed_and_not_on_the_order_of_rows(seed: int, config: SplitConfig) -> None:
     rows = random_table(3)
     config = replace(config, seed=seed)
@@ -91,7 +91,7 @@ def test_classes_stay_in_proportion_and_none_is_lost(seed: int, share: float) ->
 
 
 @given(seed=st.integers(0, 10**6))
-@hypothesis_settings(deadline=None, max_examples=30)
+@hypothesis_settings(deadline=None, max_examples=15)
 def test_smaller_label_shares_are_subsets_of_larger_ones(seed: int) -> None:
     rows = random_table(seed, classes=6)
     whole = labelled(assign(rows, SplitConfig(kind="session", seed=seed)), "train")

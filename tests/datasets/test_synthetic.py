@@ -66,9 +66,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.write(tmp_path_factory.mktemp("tiny"), TINY).parent
 
 
-def test_a_seed_gives_the_same_bytes_and_another_seed_others(tiny: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_bytes(tiny: Path, tmp_path: Path) -> None:
     first = files(tiny)
-    assert files(synthetic.write(tmp_path, TINY).parent) == first
     other = files(synthetic.write(tmp_path, SyntheticConfig(clips=100, pool_clips=0, seed=1)).parent)
     audio = {content for name, content in first.items() if name.startswith("audio/")}
     assert len(audio) == 100
@@ -168,7 +167,7 @@ def test_a_finished_folder_is_left_unchanged(tiny: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tiny.parent.rglob("*")} == before
 
 
-def test_a_partly_written_folder_is_rewritten(tiny: Path, tmp_path: Path) -> None:
+def test_a_partly_written_folder_is_rewritten_and_a_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     half = tmp_path / tiny.name
     (half / "audio").mkdir(parents=True)
     (half / "audio" / "left over.wav").write_bytes(b"RIFF")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from raymae.storage.folder import Folder
 from tests.support.predictions import finish
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A good one and a bad one."""
-    return [finish(Folder(str(tmp_path / name)), share, 1).url for name, share in (("good", 0.95), ("bad", 0.2))]
+    folder = Folder(str(tmp_path_factory.mktemp("evaluations")))
+    return [finish(folder / name, share, 1).url for name, share in (("good", 0.95), ("bad", 0.2))]
 
 
 def test_the_job_compares_model_by_model(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,9 +52,10 @@ def test_evaluations_of_different_clips_are_an_error(pair: list[str], tmp_path: 
 
 
 def test_an_unfinished_evaluation_is_an_error(pair: list[str], tmp_path: Path) -> None:
-    Folder(pair[1]).remove("done.json")
+    unfinished = Path(shutil.copytree(Folder(pair[1]).path(), tmp_path / "bad"))
+    (unfinished / "done.json").unlink()
     with pytest.raises(ValueError, match=r"bad is not a finished evaluation: it has no done\.json"):
-        compare_evaluations(pair)
+        compare_evaluations([pair[0], str(unfinished)])
 
 
 def test_wrong_settings_of_compare() -> None:

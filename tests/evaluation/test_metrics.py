@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymae.evaluation.confidence_intervals import average_precision_intervals, macro_accuracy_interval
@@ -104,6 +104,7 @@ def tagged(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return truth, rng.integers(0, draw(st.integers(1, 20)), (clips, classes)) / 20
 
 
+@settings(max_examples=40)
 @given(tagged())
 def test_map_is_scikit_learns_over_the_classes_that_have_a_clip(pair: tuple[np.ndarray, np.ndarray]) -> None:
     truth, scores = pair
@@ -114,6 +115,7 @@ def test_map_is_scikit_learns_over_the_classes_that_have_a_clip(pair: tuple[np.n
     assert mean_average_precision(truth, scores) == pytest.approx(expected)
 
 
+@settings(max_examples=40)
 @given(tagged())
 def test_a_perfect_order_has_map_1_and_no_order_the_share_of_the_class(pair: tuple[np.ndarray, np.ndarray]) -> None:
     truth, scores = pair
@@ -123,6 +125,7 @@ def test_a_perfect_order_has_map_1_and_no_order_the_share_of_the_class(pair: tup
     np.testing.assert_allclose(flat[present], truth[:, present].mean(axis=0))
 
 
+@settings(max_examples=40)
 @given(tagged(), st.integers(0, 100))
 def test_weighted_average_precision_is_scikit_learns(pair: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     truth, scores = pair[0][:, 0], pair[1][:, 0]

@@ -9,7 +9,7 @@ import pytest
 
 from raymae.config import to_dict
 from raymae.evaluation.report import write_report
-from raymae.evaluation.report.figures import class_figure
+from raymae.evaluation.report.figures import NAMES_SHOWN, class_figure
 from raymae.evaluation.report.sections import ROWS_SHOWN, precision_tables, ranking
 from raymae.evaluation.scores import Evaluation, evaluation
 from raymae.pipeline.evaluate import score_predictions
@@ -127,21 +127,26 @@ def test_missing_classes_are_named(tmp_path: Path) -> None:
     assert "nan" not in text
 
 
-def test_of_many_classes_the_ends_are_shown() -> None:
-    names = [f"class{number:03d}" for number in range(40)]
-    found = make_evaluation(names, 1.0)
-    ranked = ranking(found)
-    scores = [found["test"]["by_class"][name]["average_precision"] for name in ranked]
+@pytest.fixture(scope="module")
+def many() -> Evaluation:
+    """An evaluation of more classes than a figure names."""
+    return make_evaluation([f"class{number:03d}" for number in range(NAMES_SHOWN + 4)], 1.0)
+
+
+def test_of_many_classes_the_ends_are_shown(many: Evaluation) -> None:
+    ranked = ranking(many)
+    scores = [many["test"]["by_class"][name]["average_precision"] for name in ranked]
     assert scores == sorted(scores, reverse=True)
-    text, table = precision_tables(found)
-    assert "of 40 classes" in text
+    text, table = precision_tables(many)
+    assert "of 64 classes" in text
     assert [row[0] for row in table.rows] == ranked[:ROWS_SHOWN] + ranked[-ROWS_SHOWN:]
     assert len(list(precision_tables(make_evaluation(NAMES, 1.0)))) == 1
 
 
-def test_class_figure_has_a_bar_per_class_and_split() -> None:
-    figure = class_figure(evaluation(SMALL, NAMES, "multi"), "model")
+def test_class_figure_has_a_bar_per_class_and_split(many: Evaluation) -> None:
+    small = evaluation(SMALL, NAMES, "multi")
+    figure = class_figure(small, "model")
     assert [axes.get_title() for axes in figure.axes] == ["val: mAP 0.944", "test: mAP 1.000"]
-    lengths = dict(zip(ranking(evaluation(SMALL, NAMES, "multi")), figure.axes[0].patches, strict=True))
+    lengths = dict(zip(ranking(small), figure.axes[0].patches, strict=True))
     assert lengths["rain"].get_width() == pytest.approx(5 / 6)
-    assert len(class_figure(make_evaluation([f"c{number}" for number in range(80)], 1.0), "many").axes) == 2
+    assert len(class_figure(many, "many").axes) == 2

@@ -81,8 +81,8 @@ def test_an_unknown_label_is_an_error() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """The result of an evaluation."""
-    return dict(
+    """The result of an evaluation; one path of its table holds what HTML and Markdown would take for theirs."""
+    found: dict[str, Any] = dict(
         to_dict(
             score_predictions(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"])
             | {
@@ -99,6 +99,15 @@ def report() -> dict[str, Any]:
             }
         )
     )
+    found["mistakes"]["val"][0]["path"] = "<script>alert(1)</script>|x"
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of its pages and figures, and the files' names."""
+    folder = tmp_path_factory.mktemp("report")
+    return folder, write_report(report, Folder(str(folder)))
 
 
 def test_columns_are_aligned() -> None:
@@ -111,9 +120,9 @@ def test_columns_are_aligned() -> None:
     ]
 
 
-def test_pages_name_every_model_split_and_device(report: dict[str, Any], tmp_path: Path) -> None:
-    names = write_report(report, Folder(str(tmp_path)))
-    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+def test_pages_name_every_model_split_and_device(report: dict[str, Any], written: tuple[Path, list[str]]) -> None:
+    folder, names = written
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     sections = {part.partition("\n")[0]: part for part in text.split("\n## ")}
     found = report["metrics"]["cnn"]["test_seen"]
     low, high = found["macro_accuracy_ci"]
@@ -133,19 +142,16 @@ def test_pages_name_every_model_split_and_device(report: dict[str, Any], tmp_pat
     for word in ("None", "nan"):
         assert word not in text
     for name in (name for name in names if name.endswith(".png")):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
     assert page.count("data:image/png;base64,") == sum(name.endswith(".png") for name in names) >= 3
     assert 'src="figures' not in page
-    assert json.loads((tmp_path / "report.json").read_text())["metrics"] == report["metrics"]
+    assert json.loads((folder / "report.json").read_text())["metrics"] == report["metrics"]
 
 
-def test_pages_escape_what_a_table_brings(report: dict[str, Any], tmp_path: Path) -> None:
-    strange = json.loads(json.dumps(report))
-    strange["mistakes"]["val"][0]["path"] = "<script>alert(1)</script>|x"
-    write_report(strange, Folder(str(tmp_path)))
-    assert "<script>" not in (tmp_path / "report.html").read_text()
-    assert "alert(1)</script>\\|x" in (tmp_path / "report.md").read_text()
+def test_pages_escape_what_a_table_brings(written: tuple[Path, list[str]]) -> None:
+    assert "<script>" not in (written[0] / "report.html").read_text()
+    assert "alert(1)</script>\\|x" in (written[0] / "report.md").read_text()
 
 
 def test_missing_classes_are_named(tmp_path: Path) -> None:

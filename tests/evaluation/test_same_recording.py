@@ -43,8 +43,13 @@ def write_segments(folder: Path, recordings: int) -> list[tuple[Path, int]]:
     return files
 
 
-def test_other_segments_of_a_recording_are_found_despite_gain_and_tilt(tmp_path: Path) -> None:
-    files = write_segments(tmp_path, 60)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, int]]:
+    """Two segments of each of 60 recordings, with the recordings' numbers."""
+    return write_segments(tmp_path_factory.mktemp("segments"), 60)
+
+
+def test_other_segments_of_a_recording_are_found_despite_gain_and_tilt(files: list[tuple[Path, int]]) -> None:
     prints, read = fingerprints([str(path) for path, _ in files])
     assert read.tolist() == list(range(120))
     recording = np.array([number for _, number in files])
@@ -57,13 +62,13 @@ def test_other_segments_of_a_recording_are_found_despite_gain_and_tilt(tmp_path:
     assert sure.sum() > 20
 
 
-def test_pairs_are_counted_by_split(tmp_path: Path) -> None:
+def test_pairs_are_counted_by_split(files: list[tuple[Path, int]], tmp_path: Path) -> None:
     rows = [
         {"path": str(path), "scene_label": "x", "split": "train" if path.name.endswith("-0.wav") else "test_a"}
-        for path, _ in write_segments(tmp_path, 40)
+        for path, _ in files[:40]
     ]
     found = find_pairs(clip_table([*rows, {"path": str(tmp_path / "none.wav"), "size": -1}]))
-    assert (found["clips"], found["unread"], found["held_out"]["test_a"]["clips"]) == (80, 1, 40)
+    assert (found["clips"], found["unread"], found["held_out"]["test_a"]["clips"]) == (40, 1, 20)
     assert found["held_out"]["test_a"]["paired_share"] > 0.5
     assert found["examples"][0]["score"] >= found["examples"][-1]["score"] >= THRESHOLD
     with pytest.raises(ValueError, match="nothing to compare"):

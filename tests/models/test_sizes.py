@@ -1,12 +1,13 @@
 """Models by name: the sizes of timm's ViTs, from Python and from the command line."""
 
 import re
+from itertools import cycle
 
 import pytest
 import timm
 import torch
 
-from raymae.cli.arguments import parse
+from raymae.cli.arguments import named_model, parse
 from raymae.config import DECODERS, FRONT_ENDS, MODEL_SIZES, ModelConfig, to_dict, with_decoder, with_size
 from raymae.config.recipes import RECIPES
 from raymae.models import MaskedAutoencoder
@@ -50,7 +51,8 @@ def test_base_is_the_default() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("size", MODEL_SIZES)
 def test_any_recipe_takes_a_size(recipe: str, size: str) -> None:
-    before, after = RECIPES[recipe]().model, parse([recipe, "--model.size", size], "").model
+    before = RECIPES[recipe]().model
+    after = named_model(before, ["--model.size", size])
     assert values(after, *ENCODER) == values(MODEL_SIZES[size], *ENCODER)
     assert with_size(after, "tiny") == with_size(before, "tiny")
 
@@ -59,9 +61,16 @@ def test_any_recipe_takes_a_size(recipe: str, size: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_any_recipe_takes_a_decoder(recipe: str, name: str) -> None:
     """The decoder's sizes are set with it, unless it is the recipe's own."""
-    before, after = RECIPES[recipe]().model, parse([recipe, "--model.decoder", name], "").model
+    before = RECIPES[recipe]().model
+    after = named_model(before, ["--model.decoder", name])
     assert values(after, *DECODER) == values(before if name == before.decoder else DECODERS[name], *DECODER)
     assert with_decoder(after, "global") == with_decoder(before, "global")
+
+
+@pytest.mark.parametrize(("recipe", "size", "decoder"), list(zip(RECIPES, cycle(MODEL_SIZES), cycle(DECODERS))))
+def test_the_command_line_takes_both_names(recipe: str, size: str, decoder: str) -> None:
+    words = ["--model.size", size, "--model.decoder", decoder]
+    assert parse([recipe, *words], "").model == named_model(RECIPES[recipe]().model, words)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -21,6 +21,7 @@ from raymae.pipeline.dry_run.trial_steps import TrialSteps, few
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from tests.support.audio_files import write_clips, write_table
+from tests.support.killed import kill
 from tests.support.training import TINY
 
 MEGABYTES = st.floats(1, 1e5)
@@ -50,6 +51,7 @@ def test_memory_grows_with_the_clips_at_once_alone(peak: float, base: float, sta
     found = TrialSteps("cpu", 1, "fp32", 1, 2, 1.0, 1.0, base + state + peak, base, state, 1.0)
     assert found.needed_mb(2) == pytest.approx(found.peak_mb)
     assert found.needed_mb(clips + 1) - found.needed_mb(clips) == pytest.approx(peak / 2, rel=1e-3, abs=1e-6)
+    assert pickle.loads(pickle.dumps(found)) == found  # on its way from the process that measures
 
 
 @pytest.mark.slow
@@ -96,11 +98,3 @@ def test_what_was_killed_does_not_fit(clips: pa.Table, monkeypatch: pytest.Monke
     plan = Plan(TINY, clips, Folder("/nowhere"), "pretrain")
     assert not dry_run.fit(TINY, "pretrain", None)["fits"]
     assert dry_run.stage_cost(plan, "pretrain", {"pretrain": None})["hours"] is None  # type: ignore[index]
-
-
-def kill(*_: Any) -> None:
-    """End the process as the system does that has no memory left."""
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)

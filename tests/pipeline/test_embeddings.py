@@ -1,5 +1,6 @@
 """What can be read from embeddings in which it was hidden on purpose."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,20 +59,32 @@ def test_a_device_with_too_few_groups_is_left_out() -> None:
     assert read_out({"x": np.ones((40, 2))}, clips, "single", 1)["targets"].get("device") is None
 
 
-@pytest.mark.parametrize("band_mean", [False, True])
-def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, tmp_path: Path, band_mean: bool) -> None:
-    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, subtract_band_mean=band_mean, layer=1)
-    config = replace(TINY, finetune=tune, pretrain=replace(TINY.pretrain, epochs=2, warmup_epochs=0))
-    plan = Plan(config, store.clips, Folder(str(tmp_path)), "evaluate")
-    spec = make_spec(store, Path(plan.nodes["pretrain"].artifact.path()), config=config)
+SHORT = replace(TINY, pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0))
+
+
+@pytest.fixture(scope="module")
+def pretrained(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The artifact of a pre-training."""
+    spec = make_spec(store, tmp_path_factory.mktemp("pretrained"), config=SHORT)
     run_stage(spec, BareSession(store, spec.artifact))
-    for name in ("finetune", "student"):
-        artifact = plan.nodes[name].artifact
-        tuned = make_spec(store, Path(artifact.path()), "finetune", config, encoder=spec.artifact)
-        run_stage(tuned, BareSession(store, artifact))
+    return spec.artifact
+
+
+@pytest.mark.parametrize("band_mean", [False, True])
+def test_encoders_of_a_plan_differ_in_their_weights_alone(
+    pretrained: Folder, store: FeatureStore, tmp_path: Path, band_mean: bool
+) -> None:
+    tune = replace(TINY.finetune, epochs=2, warmup_epochs=0, subtract_band_mean=band_mean, layer=1)
+    config = replace(SHORT, finetune=tune)
+    plan = Plan(config, store.clips, Folder(str(tmp_path)), "evaluate")
+    first, second, third = (Path(plan.nodes[name].artifact.path()) for name in ("pretrain", "finetune", "student"))
+    shutil.copytree(pretrained.path(), first)
+    tuned = make_spec(store, second, "finetune", config, encoder=pretrained)
+    run_stage(tuned, BareSession(store, tuned.artifact))
+    shutil.copytree(second, third)
     found = readings(plan)
-    first = ["random weights", "pre-trained"]
-    both = [*first, *(f"{name}, band mean subtracted" for name in first)] if band_mean else first
+    raw = ["random weights", "pre-trained"]
+    both = [*raw, *(f"{name}, band mean subtracted" for name in raw)] if band_mean else raw
     assert list(found) == [*both, "fine-tuned", "with pseudo-labels"]
     embedders = {title: reading.embedder("cpu") for title, reading in found.items()}
     assert {(one.layers, one.segment) for one in embedders.values()} == {((1,), config.audio.n_frames)}
@@ -85,4 +98,4 @@ def test_encoders_of_a_plan_differ_in_their_weights_alone(store: FeatureStore, t
     assert not np.allclose(x["pre-trained"], x["fine-tuned"], atol=1e-4)
     again = Reading(plan.nodes["finetune"].artifact, None, False, tune.pool).embedder("cpu")
     np.testing.assert_array_equal(again.clips(log_mel, frames), x["random weights"])
-    np.testing.assert_allclose(x["fine-tuned"], x["with pseudo-labels"], atol=1e-5)  # trained alike here
+    np.testing.assert_allclose(x["fine-tuned"], x["with pseudo-labels"], atol=1e-5)  # the same weights here

@@ -35,6 +35,13 @@ from tests.support.weights import make_plan, make_state, start
 torch.set_num_threads(1)
 
 
+SHORT = replace(
+    TINY,
+    pretrain=replace(TINY.pretrain, epochs=1.5, warmup_epochs=0),
+    finetune=replace(TINY.finetune, epochs=5, warmup_epochs=0),
+)
+
+
 def spec_of(plan: Plan, name: str, store: FeatureStore) -> StageSpec:
     """The plan's stage, on a store that stands elsewhere; the weights are copied as the driver does it."""
     for section, given in plan.given.items():
@@ -49,6 +56,14 @@ def official(tmp_path: Path) -> Path:
     path = tmp_path / "official.pth"
     torch.save({"model": state, "epoch": 32, "args": argparse.Namespace(lr=1e-3)}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The artifact of a pre-training."""
+    spec = make_spec(store, tmp_path_factory.mktemp("pretrained"), config=SHORT)
+    run_stage(spec, BareSession(store, spec.artifact))
+    return spec.artifact
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -78,7 +93,7 @@ def test_going_on_from_a_commit_is_exact(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    plan = make_plan(start(official, kind), clips, tmp_path)
+    plan = make_plan(start(official, kind, SHORT), clips, tmp_path)
     spec = spec_of(plan, kind, store)
     undisturbed = train(replace(spec, artifact=Folder(str(tmp_path / "whole"))))
     real_step = Trainer._step
@@ -100,12 +115,12 @@ def test_going_on_from_a_commit_is_exact(
         assert torch.equal(value, resumed[name]), name
 
 
-def test_own_artifacts_are_weights_too(store: FeatureStore, clips: pa.Table, tmp_path: Path) -> None:
-    first = make_spec(store, tmp_path / "first", config=replace(TINY, pretrain=replace(TINY.pretrain, epochs=2)))
-    run_stage(first, BareSession(store, first.artifact))
-    classifier = make_spec(store, tmp_path / "classifier", "finetune", encoder=first.artifact)
+def test_own_artifacts_are_weights_too(
+    pretrained: Folder, store: FeatureStore, clips: pa.Table, tmp_path: Path
+) -> None:
+    classifier = make_spec(store, tmp_path / "classifier", "finetune", SHORT, encoder=pretrained)
     run_stage(classifier, BareSession(store, classifier.artifact))
-    for source in (first.artifact, classifier.artifact):
+    for source in (pretrained, classifier.artifact):
         given = load_tensors(source.read_bytes("model.safetensors"))
         for kind in ("pretrain", "finetune"):
             plan = make_plan(start(source.url, kind), clips, tmp_path)
@@ -115,7 +130,7 @@ def test_own_artifacts_are_weights_too(store: FeatureStore, clips: pa.Table, tmp
             assert len(shared) >= 27
             assert all(torch.equal(own[name], given[name]) for name in shared)
             decoder = [name for name in own if name.startswith("decoder") and name in given]
-            assert bool(decoder) == (kind == "pretrain" and source is first.artifact)
+            assert bool(decoder) == (kind == "pretrain" and source is pretrained)
             assert all(torch.equal(own[name], given[name]) for name in decoder)
 
 
@@ -212,17 +227,19 @@ def test_a_dry_run_checks_and_writes_no_weights(
         run_plan(config, "finetune", open_storage(str(storage)))
 
 
-def test_a_registered_classifier_is_found_by_its_uri(store: FeatureStore, clips: pa.Table, tmp_path: Path) -> None:
+def test_a_registered_classifier_is_found_by_its_uri(clips: pa.Table, tmp_path: Path) -> None:
     from raymae.tracking.tracker import Tracker
 
-    spec = make_spec(store, tmp_path / "classifier", "finetune")
-    run_stage(spec, BareSession(store, spec.artifact))
+    folder = Folder(str(tmp_path / "classifier"))
+    settings = {"audio": TINY.audio, "model_config": TINY.model, "finetune": TINY.finetune}
+    model = build_classifier(TINY.audio, TINY.model, TINY.finetune, 2)
+    write_classifier(folder, model, class_names=["high", "low"], **settings)
     config = replace(TINY, storage=str(tmp_path / "storage"))
     tracker = Tracker(config.tracking, open_storage(config.storage))
     run_id = tracker.run("key", "run")
-    uri, _ = tracker.register(run_id, spec.artifact, {})
+    uri, _ = tracker.register(run_id, folder, {})
     by_uri = make_plan(start(uri, config=config), clips, tmp_path)
-    by_folder = make_plan(start(spec.artifact.url, config=config), clips, tmp_path)
+    by_folder = make_plan(start(folder.url, config=config), clips, tmp_path)
     assert by_uri.nodes["finetune"].key == by_folder.nodes["finetune"].key
     assert open_artifact(uri, config).read_json("classifier.json")["class_names"] == ["high", "low"]
 
@@ -287,11 +304,9 @@ def test_a_folder_that_is_no_artifact_is_refused(clips: pa.Table, tmp_path: Path
 
 
 def test_other_heads_are_refused_where_the_weights_come_with_a_card(
-    store: FeatureStore, clips: pa.Table, tmp_path: Path
+    pretrained: Folder, clips: pa.Table, tmp_path: Path
 ) -> None:
-    folder = Folder(str(tmp_path / "own"))
-    first = make_spec(store, tmp_path / "own", config=replace(TINY, pretrain=replace(TINY.pretrain, epochs=1.5)))
-    run_stage(first, BareSession(store, folder))
+    folder = Folder(str(shutil.copytree(pretrained.path(), tmp_path / "own")))
     config = start(folder.url, config=replace(TINY, model=replace(TINY.model, num_heads=4)))
     with pytest.raises(ValueError, match=r"model\.num_heads: found 2, expected 4"):
         bring(make_plan(config, clips, tmp_path).given["finetune"], "finetune", config, write=False)

@@ -34,8 +34,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         TINY,
         recipe="tiny",
         data=DataConfig(dataset="table", tables=(str(table),)),
-        pretrain=replace(TINY.pretrain, epochs=2, probe_clips=0),
-        finetune=replace(TINY.finetune, epochs=6),
+        pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0, probe_clips=0),
+        finetune=replace(TINY.finetune, epochs=2, warmup_epochs=0),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
         evaluate=replace(TINY.evaluate, baselines=(), probe_clips=0),
     )

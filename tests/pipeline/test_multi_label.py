@@ -128,7 +128,7 @@ def test_two_attributes_are_learned_at_once(trained: StageSpec) -> None:
 def test_probes_of_one_class_leave_them_alone(store: FeatureStore, tmp_path: Path) -> None:
     found = {}
     for name, config in {"one": TINY, "several": MULTI}.items():
-        short = replace(config, pretrain=replace(config.pretrain, epochs=2))
+        short = replace(config, pretrain=replace(config.pretrain, epochs=1, warmup_epochs=0))
         spec = make_spec(store, tmp_path / name, config=short)
         run_stage(spec, BareSession(store, spec.artifact))
         found[name] = {metric for metric in spec.artifact.result()["metrics"] if metric.startswith("probe/")}
@@ -202,7 +202,8 @@ def test_predictions_are_evaluated(trained: StageSpec, store: FeatureStore) -> N
 
 
 def test_every_model_and_baseline_is_evaluated(clips: pa.Table, tmp_path: Path) -> None:
-    config = replace(MULTI, compute=replace(MULTI.compute, torch_threads=1))
+    short = {"pretrain": replace(MULTI.pretrain, epochs=2), "finetune": replace(MULTI.finetune, epochs=18)}
+    config = replace(MULTI, **short, compute=replace(MULTI.compute, torch_threads=1))
     whole = plan(config, clips, tmp_path, "evaluate")
     shutil.copytree(make_store(tmp_path, clips).folder.path(), whole.nodes["prepare"].artifact.path())
     for name in ("pretrain", "finetune", "cnn"):

@@ -34,8 +34,8 @@ from tests.support.training import TINY
 
 SHORT = replace(
     TINY,
-    pretrain=replace(TINY.pretrain, epochs=2),
-    finetune=replace(TINY.finetune, epochs=4),
+    pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0),
+    finetune=replace(TINY.finetune, epochs=2, warmup_epochs=0),
     pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
 )
 

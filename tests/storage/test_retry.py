@@ -21,6 +21,7 @@ from raymae.storage.folder import Folder
 from raymae.storage.retry import StorageFullError, is_transient, with_retries
 from raymae.training.guards.deadline import Deadline
 from raymae.training.run_stage import run_stage
+from raymae.training.spec import StageSpec
 from raymae.training.state.checkpoint import load_commit
 from raymae.training.worker import BareSession
 from tests.support.failing_files import FailingFiles
@@ -114,28 +115,42 @@ def test_every_operation_of_a_folder_is_retried(caplog: pytest.LogCaptureFixture
     assert "hunter2" not in caplog.text
 
 
+CONFIG = replace(
+    TINY,
+    pretrain=replace(TINY.pretrain, epochs=1, warmup_epochs=0, commit_minutes=1e-9, keep_commits=1),
+    finetune=replace(TINY.finetune, epochs=1, warmup_epochs=0, commit_minutes=1e-9, keep_commits=1),
+)
+"""Stages of a few steps with a checkpoint after each."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageSpec]:
+    """The stages, trained on storage that works."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    specs = {kind: make_spec(store, folder / kind, kind, CONFIG) for kind in ("pretrain", "finetune")}
+    for spec in specs.values():
+        run_stage(spec, BareSession(store, spec.artifact))
+    return specs
+
+
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_a_stage_survives_a_storage_that_throttles(store: FeatureStore, tmp_path: Path, kind: str) -> None:
-    config = replace(
-        TINY,
-        pretrain=replace(TINY.pretrain, epochs=2, commit_minutes=1e-9),
-        finetune=replace(TINY.finetune, epochs=3, commit_minutes=1e-9),
-    )
+def test_a_stage_survives_a_storage_that_throttles(
+    store: FeatureStore, undisturbed: dict[str, StageSpec], kind: str
+) -> None:
     root = Folder("failing://bucket")
     for name in store.shards.names():
         (root / SHARDS).write_bytes(name, store.shards.read_bytes(name))
     for name in ("manifest.json", "clips.parquet"):
         (root / "prepare").write_bytes(name, store.folder.read_bytes(name))
-    undisturbed = make_spec(store, tmp_path, kind, config)
-    run_stage(undisturbed, BareSession(store, undisturbed.artifact))
 
+    whole = undisturbed[kind]
     FailingFiles.failures = 2
     far = FeatureStore(root / "prepare", root / SHARDS)
-    spec = replace(undisturbed, artifact=root / "run", store=far)
+    spec = replace(whole, artifact=root / "run", store=far)
     assert not run_stage(spec, BareSession(far, spec.artifact), OVER)
     assert latest_step(spec.artifact) == 1
     assert run_stage(spec, BareSession(far, spec.artifact))
-    assert spec.artifact.read_bytes("model.safetensors") == undisturbed.artifact.read_bytes("model.safetensors")
+    assert spec.artifact.read_bytes("model.safetensors") == whole.artifact.read_bytes("model.safetensors")
     assert {"read", "write", "list", "remove", "open", "part"} == {operation for operation, _ in FailingFiles.calls}
     with spec.artifact.open("trained_on.parquet") as file:
         assert pq.read_table(file).num_rows
@@ -163,13 +178,11 @@ def fill(folder: Path, free: int) -> Path:
 
 @pytest.mark.parametrize("free", [0, 40_000])
 def test_a_full_disk_stops_the_run_and_nothing_is_lost(
-    store: FeatureStore, tmp_path: Path, small_disk: Path, free: int
+    store: FeatureStore, undisturbed: dict[str, StageSpec], small_disk: Path, free: int
 ) -> None:
     """Full at once, or in the middle of a checkpoint."""
-    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2, commit_minutes=1e-9, keep_commits=1))
-    whole = make_spec(store, tmp_path / "whole", config=config)
-    run_stage(whole, BareSession(store, whole.artifact))
-    spec = make_spec(store, small_disk / "run", config=config)
+    whole = undisturbed["pretrain"]
+    spec = make_spec(store, small_disk / "run", config=CONFIG)
     assert not run_stage(spec, BareSession(store, spec.artifact), OVER)
     before = load_commit(spec.artifact, 1)
 

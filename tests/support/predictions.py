@@ -9,13 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import to_dict
-from raymae.evaluation.report import write_report
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 
 
 def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0", drop: int = 0) -> Folder:
-    """A finished evaluation of two models, the second of which is right with probability `share`."""
+    """A finished evaluation without pages, of two models; the second one is right with probability `share`."""
     tables = {"cnn": make_guesses(0.5, 9), "student": make_guesses(share, seed)}
     tables = {name: table.slice(drop) for name, table in tables.items()}
     extra = {"split": split, "note": None, "train_seconds": dict.fromkeys(tables, 1.0), "val_chose": []}
@@ -23,7 +22,7 @@ def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0"
     for name, table in tables.items():
         folder.write_table(f"predictions/{name}.parquet", table)
     report = dict(to_dict(found))
-    write_report(report, folder)
+    folder.write_json("report.json", report)
     folder.finish(report)
     return folder
 

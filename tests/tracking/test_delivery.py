@@ -276,7 +276,7 @@ def test_figures_arrive_while_the_stage_runs(
 ) -> None:
     monkeypatch.setattr(figures, "DRAW_SECONDS", 0.0)
     monkeypatch.setattr(delivery, "POLL_SECONDS", 0.1)
-    train = replace(TINY.pretrain, epochs=3, commit_minutes=1e-9)
+    train = replace(TINY.pretrain, epochs=1, warmup_epochs=0, commit_minutes=1e-9)
     spec = make_spec(store, Path(storage.path("artifacts/pretrain/one")), config=replace(TINY, pretrain=train))
     received: dict[str, bool] = {}
 

@@ -272,39 +272,45 @@ def test_an_error_names_a_row_that_is_no_recording(registered: tuple[Folder, str
         mlflow.pyfunc.load_model(ALIAS).predict(inputs[kind])
 
 
-def test_what_the_model_imports_is_declared() -> None:
-    """All imports, also inside functions, of the package's files that a loaded model imports."""
+@pytest.fixture(scope="module")
+def elsewhere(
+    tracker: Tracker, registered: tuple[Folder, str, str], wav: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[Path], str]:
+    """The model in a process of its own: its label of a recording, raymae's files that it imported, and its stderr."""
     code = (
-        "import sys, raymae.tracking.pyfunc_model, raymae.inference.predictor\n"
-        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('raymae.')), sep='\\n')"
+        "import sys, mlflow\n"
+        f"print(mlflow.pyfunc.load_model({ALIAS!r}).predict([{wav!r}])['scene_label'][0])\n"
+        "import raymae.tracking.pyfunc_model\n"
+        "print(*(one.__file__ for name, one in sys.modules.items() if f'{name}.'.startswith('raymae.')), sep='\\n')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracker.uri, "OMP_NUM_THREADS": "1"}
+    run, folder = [sys.executable, "-c", code], tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    label, *files = done.stdout.splitlines()
+    return label, [Path(name) for name in files], done.stderr
+
+
+def test_the_model_includes_its_code_and_loads_silently(
+    tracker: Tracker, elsewhere: tuple[str, list[Path], str], wav: str
+) -> None:
+    label, files, stderr = elsewhere
+    assert label == Predictor(tracker.download_classifier(ALIAS)).row(wav)["scene_label"]
+    assert {"pyfunc_model.py", "predictor.py"} <= {path.name for path in files}
+    assert all("mlflow-artifacts" in path.parts for path in files)
+    assert stderr == ""
+
+
+def test_what_the_model_imports_is_declared(elsewhere: tuple[str, list[Path], str]) -> None:
+    """All imports, also inside functions, of the package's files that a loaded model imports."""
     imported: set[str] = set()
-    for path in done.stdout.splitlines():
-        for node in ast.walk(ast.parse(Path(path).read_text())):
+    for path in elsewhere[1]:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
             elif isinstance(node, ast.Import):
                 imported |= {item.name.split(".")[0] for item in node.names}
     assert {"torch", "soundfile", "mlflow"} <= imported, "the check finds no imports"
     assert imported - set(sys.stdlib_module_names) - {"raymae", "mlflow"} <= set(REQUIREMENTS)
-
-
-def test_the_model_includes_its_code_and_loads_silently(
-    tracker: Tracker, registered: tuple[Folder, str, str], wav: str, tmp_path: Path
-) -> None:
-    code = (
-        "import sys, mlflow\n"
-        f"model = mlflow.pyfunc.load_model({ALIAS!r})\n"
-        f"print(model.predict([{wav!r}])['scene_label'][0], sys.modules['raymae'].__file__)"
-    )
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracker.uri, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    label, where = done.stdout.split()
-    assert label == Predictor(tracker.download_classifier(ALIAS)).row(wav)["scene_label"]
-    assert "mlflow-artifacts" in where
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("uri", ["models:/nothing@candidate", "models:/scenes/99", "runs:/0123/model"])

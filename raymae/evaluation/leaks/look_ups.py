@@ -158,7 +158,7 @@ def nearest_in_time(train: pd.DataFrame, test: pd.DataFrame) -> pd.Series | None
     asked = test.dropna(subset=["city", "recorded"])
     if not len(asked):
         return None
-    guess = pd.Series(index=test.index, dtype=object)
+    guess = np.full(len(test), np.nan, object)
     for city, clips in asked.groupby("city"):
         there = known[known["city"] == city].sort_values("recorded", kind="stable")
         if not len(there):
@@ -167,9 +167,8 @@ def nearest_in_time(train: pd.DataFrame, test: pd.DataFrame) -> pd.Series | None
         after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
         before = (after - 1).clip(0)
         nearest = np.where(wanted - times[before] < np.abs(times[after] - wanted), before, after)
-        for index, place in zip(clips.index, nearest, strict=True):
-            guess[index] = there["label"].iloc[place]
-    return guess
+        guess[test.index.get_indexer(clips.index)] = there["label"].to_numpy()[nearest]
+    return pd.Series(guess, index=test.index, dtype=object)
 
 
 def left_out_in_turn(rows: pa.Table, kind: SplitKind) -> float | None:
