@@ -209,7 +209,7 @@ def test_a_window_has_its_time(classifier: Folder, tmp_path: Path) -> None:
     (tmp_path / "cut.wav").write_bytes(b"RIFF")
     rows = Labeller(Predictor(classifier), "window", 1)([str(tmp_path / "tone.wav"), str(tmp_path / "cut.wav")])
     assert rows["path"].to_pylist() == [*[str(tmp_path / "tone.wav")] * 2, str(tmp_path / "cut.wav")]
-    assert rows["start_seconds"].to_pylist() == [0, TINY_AUDIO.clip_seconds, 0]
+    assert rows["start_seconds"].to_pylist() == [0, TINY_AUDIO.clip_seconds, None]
     assert [bool(error) for error in rows["error"].to_pylist()] == [False, False, True]
 
 
