@@ -69,6 +69,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.update(SECRETS)
     # a node that dies is noticed after some seconds instead of half a minute
     os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"})
+    # nobody announces the preemption of this machine: one process fewer in each group of workers
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
     ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(folder), logging_level="warning")
     start_ray(ComputeConfig())

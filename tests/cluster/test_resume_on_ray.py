@@ -1,4 +1,4 @@
-"""A run on Ray loses its training worker, then its driver, then a shard, and resumes from the last checkpoint.
+"""A run on Ray loses its training worker, then its driver, and resumes from the last checkpoint each time.
 
 Lost nodes are in test_elastic.py; real ones, with several workers, a job server and a token, in test_faults.py.
 """
@@ -20,16 +20,17 @@ from safetensors.torch import load as load_tensors
 from raymae.benchmark.scale.recovery import training_workers
 from raymae.cli.arguments import parse
 from raymae.cluster import train
+from raymae.features.store import FeatureStore
 from raymae.pipeline.run import make_plan
 from raymae.storage.events import latest_step, read_events
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
-from tests.support.audio_files import write_clips, write_table
+from tests.support.audio_files import damaged_copy, write_clips, write_table
 from tests.support.nodes import wait_until
 from tests.support.paths import ROOT
-from tests.support.training import trails
+from tests.support.training import TINY, make_spec, trails
 
 pytestmark = [pytest.mark.ray, pytest.mark.fault]
 
@@ -48,6 +49,7 @@ def arguments(folder: Path) -> list[str]:
         "--pretrain.commit-minutes": 0.005,
         "--pretrain.probe-clips": 0,
         "--compute.torch-threads": 1,
+        "--compute.data-workers": 1,
         "--tracking.patience-minutes": 0,
     }
     return ["synthetic", *(str(word) for pair in fields.items() for word in pair)]
@@ -99,23 +101,6 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return Interrupted(make_plan(config, "pretrain", open_storage(config.storage)).spec("pretrain"), kept)
 
 
-def test_damage_ends_a_run_on_ray_in_one_line(interrupted: Interrupted, tmp_path: Path) -> None:
-    spec = interrupted.spec
-    shards = {Path(spec.store.shards.path(name)) for name in spec.store.shards.names()}
-    whole = {path: path.read_bytes() for path in shards}
-    for path, content in whole.items():
-        damaged = bytearray(content)
-        damaged[len(content) // 3] ^= 255
-        path.write_bytes(damaged)
-    at_once = replace(spec, config=replace(spec.config, compute=replace(spec.config.compute, max_failures=0)))
-    step = latest_step(spec.artifact)
-    with pytest.raises(ValueError, match=r"^shard .* is damaged .* computes it again$"):
-        train.train([at_once], Folder(str(tmp_path)))
-    assert latest_step(spec.artifact) == step
-    for path, content in whole.items():
-        path.write_bytes(content)
-
-
 def test_a_run_resumes_after_the_loss_of_its_worker_and_its_driver(interrupted: Interrupted, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     spec, kept = interrupted.spec, interrupted.kept
@@ -123,7 +108,17 @@ def test_a_run_resumes_after_the_loss_of_its_worker_and_its_driver(interrupted: 
     events = {event["step"]: event for event in read_events(spec.artifact)}
     assert {number: event["trail"] for number, event in events.items()} == trails(spec)
     assert {number: events[number]["time"] for number in kept} == kept, "a step before a checkpoint was repeated"
-    alone = replace(spec, artifact=Folder(str(tmp_path / "alone")))
+    seldom = replace(spec.config, pretrain=replace(spec.config.pretrain, report_steps=100, commit_minutes=10))
+    alone = replace(spec, config=seldom, artifact=Folder(str(tmp_path / "alone")))
     run_stage(alone, BareSession(alone.store, alone.artifact))
     found, expected = (load_tensors(one.artifact.read_bytes("model.safetensors")) for one in (spec, alone))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow  # the message is checked without Ray in test_errors.py
+def test_damage_ends_a_run_in_one_line(store: FeatureStore, tmp_path: Path, ray_cluster: None) -> None:
+    own = damaged_copy(store, tmp_path)
+    config = replace(TINY, compute=replace(TINY.compute, max_failures=0))
+    spec = make_spec(own, tmp_path / "run", config=config)
+    with pytest.raises(ValueError, match=r"^shard .* is damaged .* computes it again$"):
+        train.train([spec], Folder(str(tmp_path)))

@@ -121,7 +121,7 @@ def test_a_slow_trainer_bounds_what_is_read_ahead(streamed: StreamedClips, tmp_p
     try:
         for taken in (1, 2):
             ray.get(trainer.take.remote())
-            time.sleep(4)
+            time.sleep(3)
             assert taken <= len(list(seen.iterdir())) <= taken + 20
     finally:
         ray.kill(trainer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from dataclasses import replace
@@ -18,13 +17,18 @@ from safetensors.torch import load as load_tensors
 
 from raymae.benchmark.studies.side_by_side import plan_of, run_side_by_side
 from raymae.cluster import connect, train
+from raymae.cluster.feed import segments
 from raymae.cluster.prepare import prepare
-from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PredictConfig, PseudoLabelConfig
+from raymae.config import AugmentConfig, Config, ConsistencyConfig, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.features.store import SHARDS, FeatureStore
+from raymae.inference.labeller import Labeller
+from raymae.inference.predictor import Predictor
 from raymae.pipeline.run import make_plan, run_plan
-from raymae.serving.predict import label_files
+from raymae.serving.predict import find_classifier
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage
+from raymae.sweep.results import read_records
+from raymae.sweep.run import run_sweep
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
@@ -49,8 +53,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
         unlabelled=("consistency", "pseudo_labels"),
         consistency=ConsistencyConfig(epochs=5, ratio=2, strong=AugmentConfig(freq_mask_param=4, time_mask_param=16)),
+        pretrain=replace(TINY.pretrain, epochs=20),
         finetune=replace(TINY.finetune, micro_batch_size=4),
-        compute=replace(TINY.compute, num_workers=2, parallel="ddp", torch_threads=1, feed_windows=4),
+        # pre-training, which is the longest stage, is read in two segments
+        compute=replace(TINY.compute, num_workers=2, data_workers=1, parallel="ddp", torch_threads=1, feed_windows=10),
     )
 
 
@@ -124,7 +130,7 @@ def test_a_second_run_reuses_everything_without_ray(
 def test_only_what_is_damaged_or_missing_is_computed_again(
     config: Config, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(config, storage=str(tmp_path), compute=replace(config.compute, data_workers=1))
+    config = replace(config, storage=str(tmp_path))
     storage = open_storage(config.storage)
     prepared = Folder(run_plan(config, "prepare", storage)["stages"]["prepare"]["folder"])
     assert "log-mels of split train: mean" in capsys.readouterr().out
@@ -175,16 +181,28 @@ def test_the_registered_model_predicts_a_raw_file(config: Config, result: dict[s
     assert model.predict([path])["scene_label"].tolist() == ["high"]
 
 
-def test_predict_labels_every_file_once(config: Config, result: dict[str, Any], tmp_path: Path) -> None:
+def test_predict_finds_the_last_classifier(config: Config, result: dict[str, Any]) -> None:
+    classifier = find_classifier(config, "--predict.model", None)
+    assert classifier.url == result["stages"]["student"]["folder"]
     folder = Path(config.data.tables[0]).parent
-    output = tmp_path / "scenes.csv"
-    counts = label_files(replace(config, predict=PredictConfig(inputs=(str(folder),), output=str(output))))
-    assert (counts["files"], counts["failed"]) == (120, 1)
-    with open(output) as file:
-        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
-    assert len(rows) == 120
-    assert rows["clip000.wav"]["error"]
-    assert rows["clip001.wav"]["scene_label"] == "high"
+    paths = [str(folder / f"clip00{number}.wav") for number in (0, 1)]
+    rows = Labeller(Predictor(classifier), "file", 1)(paths).to_pylist()
+    assert rows[0]["error"]
+    assert rows[1]["scene_label"] == "high"
+
+
+def test_a_sweep_runs_and_records_every_point_and_reuses_the_pipelines_stages(
+    config: Config, result: dict[str, Any]
+) -> None:
+    space = SweepConfig(space=("pseudo_label.coverage=0.25,0.5",), early_stopping=False)
+    found = run_sweep(replace(config, sweep=space, tracking=replace(config.tracking, experiment="sweep")))
+    records = read_records(open_storage(found["sweep_folder"]))
+    assert [one.status for one in records.values()] == ["finished"] * 2
+    assert "undelivered" not in found
+    assert found["best"]["score"] == max(one.score for one in records.values() if one.score is not None)
+    for one in records.values():
+        computed = {name for name, stage in one.stages.items() if not stage["reused"]}
+        assert computed == ({"pseudo_label", "student"} if one.changes["pseudo_label.coverage"] == 0.25 else set())
 
 
 def test_mlflow_has_a_run_per_stage_below_the_pipelines(config: Config, result: dict[str, Any]) -> None:
@@ -227,6 +245,7 @@ def alone(spec: StageSpec, folder: Path) -> dict[str, torch.Tensor]:
 
 def test_two_workers_compute_what_a_bare_process_does(config: Config, result: dict[str, Any], tmp_path: Path) -> None:
     spec = make_plan(config, "pretrain", open_storage(config.storage)).spec("pretrain")
+    assert len(segments(spec, 0)) == 2
     assert spec.artifact.result()["workers"] == 2
     found = load_tensors(spec.artifact.read_bytes("model.safetensors"))
     for name, value in alone(spec, tmp_path).items():  # the sums over the workers are taken in another order

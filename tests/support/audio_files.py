@@ -107,6 +107,16 @@ def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, 
     return store
 
 
+def damaged_copy(store: FeatureStore, folder: Path) -> FeatureStore:
+    """A copy of a store with a flipped byte in each shard."""
+    copy = FeatureStore(store.folder, Folder(str(folder / SHARDS)))
+    for name in store.shards.names():
+        content = bytearray(store.shards.read_bytes(name))
+        content[len(content) // 3] ^= 255
+        copy.shards.write_bytes(name, bytes(content))
+    return copy
+
+
 def clip_table(paths: list[Path], names: list[str]) -> pa.Table:
     """The clip table of some files, all in the pool; size -1 for missing ones."""
     stats = [path.stat() if path.exists() else None for path in paths]

@@ -72,6 +72,7 @@ class Nodes:
             "RAY_health_check_failure_threshold": "6",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # so that jobs run this `python`
             "PYTHONPATH": str(ROOT),
