@@ -1,4 +1,7 @@
-"""Events of a training stage: a JSON file per reported step, removed beyond the last checkpoint on resume."""
+"""Events of a training stage, a JSON file per reported step, and which checkpoints are complete.
+
+Events beyond the last checkpoint are removed when the stage resumes.
+"""
 
 from __future__ import annotations
 
