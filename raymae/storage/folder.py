@@ -64,7 +64,7 @@ class Folder:
         return self.fs.protocol in ("file", ("file", "local"))
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(f"{self.url.rstrip('/')}/{name}")
+        return Folder(f"{self.url.rstrip('/')}/{self._within(name)}")
 
     def __getstate__(self) -> dict[str, str]:
         return {"url": self.url}
@@ -72,9 +72,15 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({redact(self.url)!r})"  # Ray shows arguments in its dashboard and logs
 
+    def _within(self, name: str) -> str:
+        """The name of something below this folder: names come from files, too, which others may have written."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} leads out of the folder {redact(self.url)}")
+        return name
+
     def path(self, name: str = "") -> str:
-        """Path of a file in the folder, as its file system expects it."""
-        return f"{self._located[1]}/{name}" if name else self._located[1]
+        """Path of a file in the folder, as its file system expects it; ValueError for one outside of it."""
+        return f"{self._located[1]}/{self._within(name)}" if name else self._located[1]
 
     def _try(self, call: Callable[[], Found]) -> Found:
         """Return the result of `call`, retried while the storage fails temporarily."""

@@ -29,6 +29,20 @@ def test_write_read_list_remove(tmp_path: Path) -> None:
     assert folder.names() == []
 
 
+@pytest.mark.parametrize("url", ["{}/inner", "memory://inner"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..", "a/.."])
+def test_a_name_leads_out_of_no_folder(tmp_path: Path, url: str, name: str) -> None:
+    (tmp_path / "secret").write_text("of the machine")
+    folder = Folder(url.format(tmp_path))
+    folder.write_bytes("a/..b/file", b"inside")
+    acts = (folder.read_bytes, folder.open, folder.remove, folder.exists, folder.__truediv__)
+    for act in (*acts, lambda name: folder.write_bytes(name, b""), lambda name: folder.download(name, tmp_path / "x")):
+        with pytest.raises(ValueError, match="leads out of the folder .*inner"):
+            act(name)
+    assert (tmp_path / "secret").read_text() == "of the machine"
+    assert folder.read_bytes("a/..b/file") == b"inside"
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(str(tmp_path))
     folder.write_bytes("file", b"old")

@@ -240,6 +240,23 @@ def test_what_is_refused_is_logged_and_skipped(storage: Folder, caplog: pytest.L
     assert "no report.md for https://***@host" in caplog.text
 
 
+def test_no_file_outside_the_storage_is_delivered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    storage = Folder(str(tmp_path / "storage"))
+    memory, outbox, artifact = Memory(), filled(storage), storage / "artifacts/pretrain/one"
+    told = {"do": "tell", "run": "pretrain", "numbers": {}}
+    outbox.write(told | {"artifact": "artifacts/pretrain/one", "files": ["../../../../secret"]})
+    outbox.write(told | {"artifact": "..", "files": ["secret"]}, told | {"artifact": str(tmp_path), "files": ["secret"]})
+    event = {"step": 11, "time": 1e9 + 11, "metrics": {"loss": 0.1}, "figures": ["../../../../secret"]}
+    write_event(artifact, event)
+    sender = Delivery(outbox, storage, lambda: memory)
+    sender.start()
+    assert sender.close(PATIENCE) == 0
+    assert SECRET.encode() not in memory.files.values()
+    assert caplog.text.count("leads out of the folder") >= 4
+    assert ("None/job one/key", "report.md") in memory.files
+
+
 def test_metrics_after_the_last_checkpoint_wait(storage: Folder) -> None:
     memory, outbox, artifact = Memory(), outbox_of(storage), storage / "artifacts/pretrain/one"
     outbox.write(
