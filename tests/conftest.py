@@ -23,7 +23,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests", "MLFLOW_TRACKING_PASSWORD": "and-a-password-of-theirs"}
 """In the environment of every job that a test of Ray runs."""
 # a busy machine is slow, not wrong
-hypothesis.settings.register_profile("raymae", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "raymae", max_examples=50, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("raymae")
 
 
