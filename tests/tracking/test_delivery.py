@@ -246,7 +246,8 @@ def test_no_file_outside_the_storage_is_delivered(tmp_path: Path, caplog: pytest
     memory, outbox, artifact = Memory(), filled(storage), storage / "artifacts/pretrain/one"
     told = {"do": "tell", "run": "pretrain", "numbers": {}}
     outbox.write(told | {"artifact": "artifacts/pretrain/one", "files": ["../../../../secret"]})
-    outbox.write(told | {"artifact": "..", "files": ["secret"]}, told | {"artifact": str(tmp_path), "files": ["secret"]})
+    for artifact_name in ("..", str(tmp_path)):
+        outbox.write(told | {"artifact": artifact_name, "files": ["secret"]})
     event = {"step": 11, "time": 1e9 + 11, "metrics": {"loss": 0.1}, "figures": ["../../../../secret"]}
     write_event(artifact, event)
     sender = Delivery(outbox, storage, lambda: memory)
