@@ -1,4 +1,4 @@
-"""A run on Ray loses its training worker, then its driver, and resumes from the last checkpoint each time.
+"""A run on Ray loses its training worker and resumes on Ray, then its driver and resumes in this process.
 
 Lost nodes are in test_elastic.py; real ones, with several workers, a job server and a token, in test_faults.py.
 """
