@@ -23,14 +23,17 @@ _BUFFERED = 10_000
 
 
 class Tally:
-    """Sums over the summaries of all shards of a clip table, added in any order."""
+    """Sums over the summaries of all shards of a clip table, added in any order, which changes no bit of the manifest.
+
+    Sums are kept by shard until the end, because floats added in another order have another sum.
+    """
 
     def __init__(self, clips: pa.Table, plans: list[ShardPlan]) -> None:
         self.plans = plans
         self.names = pc.unique(clips["split"]).to_pylist()
         self._split = pc.index_in(clips["split"], pa.array(self.names, pa.string())).to_numpy()
         self._clip_id = clips["clip_id"]
-        self._sums = {name: np.zeros(len(self.names)) for name in _SUMS}
+        self._sums = {name: np.zeros((len(plans), len(self.names))) for name in _SUMS}
         self._shards: list[dict[str, Any] | None] = [None] * len(plans)
         self._compression: Counter[str] = Counter()
         self._bad: list[pa.Table] = []
@@ -44,23 +47,26 @@ class Tally:
             ids = self._clip_id.slice(plan.start, plan.stop - plan.start)
             quarantined = pa.array([entry["clip_id"] for entry in summary["quarantine"]], pa.string())
             bad = pc.is_in(ids, quarantined).to_numpy()
-            self._count("quarantined", split[bad], np.ones(bad.sum()))
+            self._count(number, "quarantined", split[bad], np.ones(bad.sum()))
             split = split[~bad]
             self._buffer += [{"shard": number, **entry} for entry in summary["quarantine"]]
             if len(self._buffer) >= _BUFFERED:
                 self._flush()
         clips = {name: np.array(values, np.float64) for name, values in summary["clips"].items()}
         frames = clips["frames"]
-        self._count("clips", split, np.ones(summary["rows"]))
-        self._count("seconds", split, clips["seconds"])
-        self._count("frames", split, frames)
-        self._count("total", split, frames * clips["mean"])
-        self._count("square", split, frames * clips["mean_square"])
+        self._count(number, "clips", split, np.ones(summary["rows"]))
+        self._count(number, "seconds", split, clips["seconds"])
+        self._count(number, "frames", split, frames)
+        self._count(number, "total", split, frames * clips["mean"])
+        self._count(number, "square", split, frames * clips["mean_square"])
         self._compression[summary["compression"]] += 1
         self._shards[number] = {"name": plan.name, **{key: summary[key] for key in ("rows", "size", "crc32")}}
 
-    def _count(self, name: str, split: Any, values: Any) -> None:
-        self._sums[name] += np.bincount(split, values, len(self.names))
+    def _count(self, number: int, name: str, split: Any, values: Any) -> None:
+        self._sums[name][number] = np.bincount(split, values, len(self.names))
+
+    def _sum(self, name: str, place: int) -> float:
+        return float(self._sums[name][:, place].sum())
 
     def _flush(self) -> None:
         schema = pa.schema([("shard", pa.int64()), *((name, pa.string()) for name in ("clip_id", "path", "reason"))])
@@ -83,8 +89,8 @@ class Tally:
         """
         for name in ("train", "pool"):
             place = self.names.index(name) if name in self.names else None
-            if place is not None and self._sums["frames"][place]:
-                total, square, frames = (float(self._sums[key][place]) for key in ("total", "square", "frames"))
+            if place is not None and self._sum("frames", place):
+                total, square, frames = (self._sum(key, place) for key in ("total", "square", "frames"))
                 mean = total / frames
                 return {"split": name, "mean": mean, "std": max(0.0, square / frames - mean**2) ** 0.5}
         return {"split": None, "mean": None, "std": None}
@@ -94,9 +100,9 @@ class Tally:
         assert all(self._shards), "a shard has not been added"
         splits = {
             name: {
-                "clips": int(self._sums["clips"][place]),
-                "hours": float(self._sums["seconds"][place]) / 3600,
-                "quarantined": int(self._sums["quarantined"][place]),
+                "clips": int(self._sum("clips", place)),
+                "hours": self._sum("seconds", place) / 3600,
+                "quarantined": int(self._sum("quarantined", place)),
             }
             for place, name in enumerate(self.names)
         }
@@ -111,7 +117,7 @@ class Tally:
             "splits": splits,
             "statistics": self.statistics(),
             "quarantine": QUARANTINE,
-            "compression": dict(self._compression),
+            "compression": dict(sorted(self._compression.items())),
             "shards": self._shards,
         }
 

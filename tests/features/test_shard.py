@@ -22,7 +22,7 @@ from raymae.evaluation.baselines import statistics
 from raymae.features.manifest import Tally
 from raymae.features.shard import DAMAGED, intact, moments, read_summary, widen
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.features.write import plan_shards, write_shard
+from raymae.features.write import ShardPlan, plan_shards, write_shard
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO, write_clips
@@ -207,6 +207,22 @@ def test_the_manifest_describes_the_store(tmp_path: Path) -> None:
     assert manifest["statistics"]["mean"] == pytest.approx(np.mean(train), rel=1e-5)
     assert manifest["statistics"]["std"] == pytest.approx(np.std(train), rel=1e-5)
     assert tally.quarantine()["clip_id"].to_pylist() == ["clip001.wav"]
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_order_in_which_shards_arrive_changes_no_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = {"clip_id": [f"{row:03d}" for row in range(240)], "split": rng.choice(["train", "pool"], 240)}
+    clips, plans = pa.table(columns), [ShardPlan(f"{n}", 8 * n, 8 * n + 8) for n in range(30)]
+    numbers = {name: rng.lognormal(size=(30, 8)) for name in ("seconds", "frames", "mean", "mean_square")}
+    written = {"rows": 8, "size": 1, "crc32": "", "compression": "none", "quarantine": []}
+    found = []
+    for order in (range(30), rng.permutation(30)):
+        tally = Tally(clips, plans)
+        for number in order:
+            tally.add(number, {**written, "clips": {name: values[number] for name, values in numbers.items()}})
+        found.append(json.dumps(tally.manifest(TINY_AUDIO)))
+    assert found[0] == found[1]
 
 
 def test_without_training_clips_the_pool_gives_the_statistics(tmp_path: Path) -> None:
