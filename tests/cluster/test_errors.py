@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from raymae.cluster import train
 from raymae.cluster.errors import user_error
 from raymae.features.store import FeatureStore
+from raymae.storage.folder import Folder
 from tests.support.audio_files import damaged_copy
+from tests.support.training import TINY, make_spec
 
 
 def test_damage_is_named_in_one_line(store: FeatureStore, tmp_path: Path) -> None:
@@ -26,3 +30,13 @@ The above exception was the direct cause of the following exception:
 ray.exceptions.UserCodeException: UDF failed to process a data block.
 """
     assert str(user_error(["a worker that was told to stop", of_ray])) == str(raised.value)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_damage_ends_a_run_in_one_line(store: FeatureStore, tmp_path: Path, ray_cluster: None) -> None:
+    own = damaged_copy(store, tmp_path)
+    config = replace(TINY, compute=replace(TINY.compute, max_failures=0))
+    spec = make_spec(own, tmp_path / "run", config=config)
+    with pytest.raises(ValueError, match=r"^shard .* is damaged .* computes it again$"):
+        train.train([spec], Folder(str(tmp_path)))

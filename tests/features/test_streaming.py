@@ -22,11 +22,12 @@ from raymae.features.store import FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.batches.windows import read_window
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
 from tests.support.audio_files import TINY_AUDIO, write_clips, write_table
-from tests.support.training import TINY
+from tests.support.training import TINY, make_spec
 
 
 @pytest.fixture
@@ -105,19 +106,30 @@ def test_the_whole_pipeline_gives_the_same_and_stores_no_features(runs: dict[str
     assert all("log_mel" not in pq.read_schema(path).names for path in kept.glob(f"{CHECKED}/*.parquet"))
 
 
+def long_run(source: StreamedClips, folder: Path) -> StageSpec:
+    """A pre-training of more than a hundred windows."""
+    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=200, micro_batch_size=16))
+    spec = make_spec(source, folder / "run", config=config)  # type: ignore[arg-type]
+    assert spec.order().windows > 100
+    return spec
+
+
+@pytest.mark.ray
+def test_ray_data_may_hold_some_windows_per_worker(streamed: StreamedClips, tmp_path: Path, ray_cluster: None) -> None:
+    spec = long_run(streamed, tmp_path)
+    window = read_window(spec.store, spec.order(), 0).log_mel.nbytes
+    limits = [read_segment(spec, 0, workers).context.execution_options.resource_limits for workers in (1, 2)]
+    assert all(3 * workers * window <= one.object_store_memory <= 16 * window for workers, one in enumerate(limits, 1))
+
+
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_slow_trainer_bounds_what_is_read_ahead(streamed: StreamedClips, tmp_path: Path, ray_cluster: None) -> None:
-    pretrain = replace(TINY.pretrain, epochs=200, micro_batch_size=16)
     seen = tmp_path / "seen"
     seen.mkdir()
-    watched = Watched(streamed.folder, streamed.shards, 10, str(seen))
-    artifact = Folder(str(tmp_path / "run"))
-    spec = StageSpec(
-        name="pretrain", kind="pretrain", config=replace(TINY, pretrain=pretrain), artifact=artifact, store=watched
-    )
+    spec = long_run(Watched(streamed.folder, streamed.shards, 10, str(seen)), tmp_path)
     (split,) = split_in_order(read_segment(spec, 0, workers=1), 1)
     trainer = ray.remote(num_cpus=0)(SlowTrainer).remote(split)
-    assert spec.order().windows > 100
     try:
         for taken in (1, 2):
             ray.get(trainer.take.remote())

@@ -1,4 +1,7 @@
-"""The whole way through Ray Data, Ray Train with two workers, and MLflow, on recordings of two tones."""
+"""The whole way through Ray Data, Ray Train with two workers, one of which is killed, and MLflow.
+
+On recordings of two tones.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
+from raymae.benchmark.scale.recovery import Kill, kill_worker
 from raymae.benchmark.studies.side_by_side import plan_of, run_side_by_side
 from raymae.cluster import connect, train
 from raymae.cluster.feed import segments
@@ -33,7 +37,7 @@ from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
 from tests.support.audio_files import make_store, write_clips, write_table
-from tests.support.training import TINY
+from tests.support.training import TINY, trails
 from tests.support.watching import Watch, is_loopback
 
 pytestmark = pytest.mark.ray
@@ -53,10 +57,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
         unlabelled=("consistency", "pseudo_labels"),
         consistency=ConsistencyConfig(epochs=5, ratio=2, strong=AugmentConfig(freq_mask_param=4, time_mask_param=16)),
-        pretrain=replace(TINY.pretrain, epochs=20),
+        pretrain=replace(TINY.pretrain, epochs=30, commit_minutes=0.001),
         finetune=replace(TINY.finetune, micro_batch_size=4),
         # pre-training, which is the longest stage, is read in two segments
-        compute=replace(TINY.compute, num_workers=2, data_workers=1, parallel="ddp", torch_threads=1, feed_windows=10),
+        compute=replace(TINY.compute, num_workers=2, data_workers=1, parallel="ddp", torch_threads=1, feed_windows=15),
     )
 
 
@@ -67,10 +71,20 @@ def watch() -> Watch:
 
 
 @pytest.fixture(scope="module")
-def result(config: Config, ray_cluster: None, watch: Watch) -> dict[str, Any]:
+def run(config: Config, ray_cluster: None, watch: Watch) -> tuple[dict[str, Any], Kill]:
+    """Its pipeline, during whose pre-training a worker is killed."""
+    storage = open_storage(config.storage)
+    pretrain = make_plan(config, "pretrain", storage).nodes["pretrain"].artifact
+    with watch, kill_worker(pretrain, step=40) as kills:
+        result = run_plan(config, "register", storage)
+    (kill,) = kills
+    return result, kill
+
+
+@pytest.fixture(scope="module")
+def result(run: tuple[dict[str, Any], Kill]) -> dict[str, Any]:
     """The result of its pipeline."""
-    with watch:
-        return run_plan(config, "register", open_storage(config.storage))
+    return run[0]
 
 
 def test_every_stage_ran_and_says_how_long(result: dict[str, Any]) -> None:
@@ -243,6 +257,15 @@ def alone(spec: StageSpec, folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(spec.artifact.read_bytes("model.safetensors"))
 
 
+def test_the_killed_workers_resumed_from_the_last_checkpoint(config: Config, run: tuple[dict[str, Any], Kill]) -> None:
+    spec, kill = make_plan(config, "pretrain", open_storage(config.storage)).spec("pretrain"), run[1]
+    assert 0 < kill.committed <= kill.step < spec.order().steps
+    events, expected = read_events(spec.artifact), trails(spec)
+    again = [event["step"] for event in events if event["time"] > kill.time]
+    assert min(again) > kill.committed, "a step before the checkpoint was repeated"
+    assert all(event["trail"] == expected[event["step"]] for event in events)
+
+
 def test_two_workers_compute_what_a_bare_process_does(config: Config, result: dict[str, Any], tmp_path: Path) -> None:
     spec = make_plan(config, "pretrain", open_storage(config.storage)).spec("pretrain")
     assert len(segments(spec, 0)) == 2
@@ -262,7 +285,7 @@ def test_ray_exports_the_metrics_of_a_stage(result: dict[str, Any], watch: Watch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_process_listened_beyond_loopback(result: dict[str, Any], watch: Watch) -> None:
-    assert len(watch.workers) == 4  # two groups of two
+    assert len(watch.workers) == 6  # two groups of two, and the group that replaced the killed one
     assert all(watch.workers.values()), "the process group of two workers listens"
     assert [address for address in watch.listeners if not is_loopback(address)] == []
 

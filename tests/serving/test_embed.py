@@ -28,6 +28,7 @@ def encoder(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Fo
     return spec.artifact
 
 
+@pytest.mark.slow  # its parts: the tests of vectors below, tests/cluster/test_parts.py, test_predict.py
 @pytest.mark.ray
 def test_every_clip_once(ray_cluster: None, encoder: Folder, tmp_path: Path) -> None:
     clips = write_clips(tmp_path, 20)
@@ -59,6 +60,16 @@ def test_every_clip_once(ray_cluster: None, encoder: Folder, tmp_path: Path) -> 
 
 
 @pytest.mark.ray  # which says what device this process has
+def test_a_clip_has_the_vector_of_a_bare_process(ray_cluster: None, store: FeatureStore, encoder: Folder) -> None:
+    rows = EmbedRows(store, encoder, EmbedConfig(), 1)({"start": 3, "stop": 20}).to_pylist()
+    wanted = np.arange(3, 20)
+    assert [row["clip_id"] for row in rows] == [store.clips["clip_id"][int(row)].as_py() for row in wanted]
+    embedder = read_embedder(encoder)
+    expected = np.concatenate([embedder.clips(x, n) for _, x, n in iterate(store, wanted, 64)])
+    assert np.allclose([row["embedding"] for row in rows], expected, atol=1e-4)
+
+
+@pytest.mark.ray
 def test_a_frame_has_its_time_and_vector(ray_cluster: None, store: FeatureStore, encoder: Folder) -> None:
     rows = EmbedRows(store, encoder, EmbedConfig(level="frame"), 1)({"start": 0, "stop": 2}).to_pylist()
     assert [row["clip_id"] for row in rows] == store.clips["clip_id"].to_pylist()[:2]
