@@ -16,7 +16,7 @@ from raymae.cluster.elastic import alive, reserved_cpus
 from raymae.config import AudioConfig
 from raymae.features.store import features_of
 from raymae.features.streaming import StreamedClips
-from raymae.storage.events import latest_step
+from raymae.storage.commits import resumable, step_of
 from raymae.training.batches.windows import Window, read_window
 from raymae.training.spec import StageSpec
 
@@ -29,6 +29,10 @@ PAUSE = 0.02
 LONG_PAUSE = 0.1
 """Seconds between rounds while one does: an H200 takes a window in that time, and the worker holds some more. At a
 window per 0.8 s polling takes 2.6 % of a core instead of 6.5 %; a consumer that takes windows at once gets as many."""
+
+
+RESUMES = "raymae.resumes_from"
+"""In the context of a data set: the checkpoint whose next step it begins with."""
 
 
 class WindowReader:
@@ -97,10 +101,10 @@ def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, fl
     return readers, 0.25
 
 
-def next_window(spec: StageSpec) -> int:
-    """The window at which a run resumes from its newest checkpoint."""
+def next_window(spec: StageSpec, commit: str | None) -> int:
+    """The window at which a run resumes from a checkpoint."""
     order = spec.order()
-    return order.first_window(min(latest_step(spec.artifact) or 0, order.steps - 1))
+    return order.first_window(min(step_of(commit) if commit else 0, order.steps - 1))
 
 
 class ThrottledPolling(ExecutionCallback):
@@ -124,6 +128,7 @@ class InOrder(ray.train.DataConfig):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             for rank, split in enumerate(split_in_order(dataset, world_size)):
+                split.resumes_from = dataset.context.get_config(RESUMES)  # type: ignore[attr-defined]
                 output[rank][name] = split
         return output
 
@@ -147,5 +152,15 @@ def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
 
 
 def dataset_factory(spec: StageSpec, workers: int) -> Callable[[], ray.data.Dataset]:
-    """A function that builds the stage's data set at each start of the worker group, from the newest checkpoint on."""
-    return lambda: read_segment(spec, next_window(spec), workers)
+    """A function that builds the stage's data set at each start of the worker group, from the newest checkpoint on.
+
+    The checkpoint's name travels with the data: the workers resume from it even if a newer one has appeared meanwhile.
+    """
+
+    def dataset() -> ray.data.Dataset:
+        commit = None if spec.artifact.is_done() else resumable(spec.artifact)
+        found = read_segment(spec, next_window(spec, commit), workers)
+        found.context.set_config(RESUMES, commit)
+        return found
+
+    return dataset

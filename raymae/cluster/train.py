@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.data
 import ray.train
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
@@ -22,8 +23,11 @@ from raymae.cluster.elastic import Workforce, plan_workforce, torch_threads
 from raymae.cluster.errors import user_error
 from raymae.cluster.feed import InOrder, dataset_factory, read_segment, segments, split_in_order, windows_of
 from raymae.cluster.prometheus import Gauges
-from raymae.storage.events import write_event
+from raymae.config import redact
+from raymae.storage.commits import latest_step
+from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
+from raymae.storage.lease import LeaseLostError
 from raymae.training.batches.order import Order
 from raymae.training.batches.windows import MicroBatch, Window, micro_batches
 from raymae.training.guards.deadline import FOREVER, Deadline
@@ -51,7 +55,12 @@ class RaySession:
         self.spec, self.workforce = spec, workforce
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.torch_device: torch.device = get_device()
+        self.events = EventWriter(spec.artifact)
         self.gauges = Gauges(spec.name, spec.artifact.url.rpartition("/")[2])
+
+    def resumes_from(self) -> str | None:
+        """The checkpoint whose next step the data begins with."""
+        return ray.train.get_dataset_shard(self.spec.name).resumes_from  # type: ignore[attr-defined, no-any-return]
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
         """Iterate over this rank's micro-batches, from Ray Data."""
@@ -91,15 +100,21 @@ class RaySession:
         return self.rank == 0 and self.workforce.can_grow(self.world_size)
 
     def report(self, event: dict[str, Any]) -> None:
-        """Write an event to the artifact, which the driver follows, and to Ray's metrics; the last also to Ray Train.
+        """Write an event to the artifact, which the driver follows, in the background, and to Ray's metrics; the last
+        also to Ray Train.
 
         Ray Train's report waits for a controller that polls every 2 s: for every event that would cost too much time.
         """
         if self.rank == 0:
-            write_event(self.spec.artifact, {"time": time.time(), **event})
+            self.events.write({"time": time.time(), **event})
             self.gauges.show({"step": event["step"], **event["metrics"]})
         if event["last"]:
+            self.flush()
             ray.train.report({"stage": self.spec.name, "step": event["step"], **event["metrics"]})
+
+    def flush(self) -> None:
+        """Wait until the events are written."""
+        self.events.flush()
 
 
 class Failures(ray.train.UserCallback):
@@ -109,9 +124,12 @@ class Failures(ray.train.UserCallback):
         self.artifacts = artifacts
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called before the group is restarted or given up."""
-        stage = next((artifact for artifact in self.artifacts if not artifact.is_done()), self.artifacts[-1])
-        write_failure(stage, worker_exceptions)
+        """Called before the group is restarted or given up. Never raises: that would end the controller."""
+        try:
+            stage = next((artifact for artifact in self.artifacts if not artifact.is_done()), self.artifacts[-1])
+            write_failure(stage, worker_exceptions)
+        except Exception as error:  # each file system has its own
+            log.warning("why the workers failed can't be recorded (%s): %s", redact(str(error)), worker_exceptions)
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -124,26 +142,40 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     for spec in config["specs"]:
         if spec.artifact.is_done():
             continue
+        try:
+            spec.check_lease()
+        except LeaseLostError as error:  # not a failure: the driver waits for the other's result
+            log.warning("%s: %s", spec.name, error)
+            return
         if not run_stage(spec, RaySession(spec, config["workforce"]), config["deadline"]):
             return
 
 
-def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER) -> None:
+def train(
+    specs: list[StageSpec],
+    storage: Folder,
+    deadline: Deadline = FOREVER,
+    check_leases: Callable[[], None] = lambda: None,
+) -> None:
     """Train the stages in one worker group, to the end, the deadline or the error of the last attempt.
 
+    `check_leases` raises LeaseLostError when another process has taken over one of the stages.
+
     Another group resumes from a checkpoint if nodes are lost for longer than `compute.wait_minutes`, if there is room
-    for more workers again, or if Ray Train's controller died.
+    for more workers again, or if Ray Train's controller died. `compute.max_failures` is a budget for the time without
+    a new checkpoint: each one refills it.
     """
     workforce = limited = plan_workforce(specs)
     workers, failures, misses, compute = workforce.wait(deadline), 0, 0, workforce.compute
     while workers:
-        left = [spec for spec in specs if not spec.artifact.is_done()]
+        left, before = [spec for spec in specs if not spec.artifact.is_done()], progress_of(specs)
         try:
             fit(left, storage, deadline, workforce, workers)
             if time.time() >= workforce.grows_from:
                 limited, misses = workforce, 0
         except (ray.train.ControllerError, ActorDiedError) as error:
             reason = getattr(error, "controller_failure", error)
+            failures = 0 if progress_of(specs) != before else failures
             failures += not isinstance(reason, WorkerGroupStartupTimeoutError)
             if failures > compute.max_failures or not isinstance(reason, RETRIED):
                 raise
@@ -153,10 +185,20 @@ def train(specs: list[StageSpec], storage: Folder, deadline: Deadline = FOREVER)
                 misses = min(misses + 1, MAX_DOUBLINGS)
                 workforce = replace(workforce, grows_from=time.time() + 60 * compute.wait_minutes * 2**misses)
                 limited = limited.below(workers)
+        except (ray.train.TrainingFailedError, TimeoutError) as error:  # TimeoutError: of a worker that hung
+            if not compute.max_failures or progress_of(specs) == before:
+                raise
+            log.warning("training failed more than %d times, but not without progress: %s", compute.max_failures, error)
         if all(spec.artifact.is_done() for spec in specs) or deadline.is_over():
             return
-        before, workers = workers, limited.wait(deadline)
-        log.warning("training resumes from the last checkpoint; workers: %d, %d before", workers, before)
+        check_leases()
+        last, workers = workers, limited.wait(deadline)
+        log.warning("training resumes from the last checkpoint; workers: %d, %d before", workers, last)
+
+
+def progress_of(specs: list[StageSpec]) -> list[int | None]:
+    """How far the stages are: their newest checkpoints, -1 for a finished one."""
+    return [-1 if spec.artifact.is_done() else latest_step(spec.artifact) for spec in specs]
 
 
 def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: Workforce, workers: int) -> None:
@@ -179,7 +221,9 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
         scaling_config=workforce.scaling(workers),
         run_config=ray.train.RunConfig(
             name=f"{specs[0].name}-{time.time_ns():x}",
-            storage_path=(storage / "ray").path() if storage.is_local else (storage / "ray").url,
+            storage_path=(storage / "ray").path(),
+            # as everything else is stored: pyarrow would find URLs of its own kinds only, with other credentials
+            storage_filesystem=None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs)),
             failure_config=ray.train.FailureConfig(
                 max_failures=compute.max_failures,
                 controller_failure_limit=0,  # type: ignore[call-arg]

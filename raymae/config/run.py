@@ -50,7 +50,7 @@ class ComputeConfig:
     """Windows of 128 clips given to Ray Data at once, which takes up to 1 ms for each; more follow when they are used
     up."""
     max_failures: int = 3
-    """How often a group of training workers is restarted after a failure."""
+    """How often a group of training workers is restarted after failures without a new checkpoint between them."""
     stall_minutes: float = 15.0
     """Minutes without a training step, waiting for data included (three times as many for the first step), after which
     a worker writes the stacks of its threads and exits, so that training restarts from the last checkpoint."""

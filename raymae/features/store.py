@@ -65,7 +65,7 @@ class FeatureStore:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest: shards, counts, shape and settings."""
-        return dict(self.folder.read_json("manifest.json"))
+        return dict(self.folder.read_json("manifest.json", checked=True))
 
     @cached_property
     def audio(self) -> AudioConfig:
@@ -76,7 +76,7 @@ class FeatureStore:
     @cached_property
     def clips(self) -> pa.Table:
         """Table with one row per stored clip; row numbers are the positions in the store."""
-        return self.folder.read_table("clips.parquet")
+        return self.folder.read_table("clips.parquet", checked=True)
 
     @cached_property
     def clip_ids(self) -> pa.LargeStringArray:

@@ -70,7 +70,7 @@ def read_classifier(folder: Folder) -> Classifier:
     except Exception as error:  # a setting that is missing, unknown or of another type, or that no model can have
         raise ValueError(f"{url}/classifier.json is damaged: {type(error).__name__}: {one_line(error)}") from None
     try:
-        weights = read_weights(folder.read_bytes("model.safetensors"))
+        weights = read_weights(folder.read_checked("model.safetensors"))
         sized.load_state_dict(weights, assign=True)
         model = build_classifier(*sizes)
         model.load_state_dict(weights)

@@ -152,7 +152,7 @@ def read_embedder(folder: Folder, layers: Sequence[int] = (), torch_device: str 
     else:
         segment = crop_frames(AugmentConfig(crop_seconds=card["crop_seconds"]), audio)
         encoder = Encoder(audio, model)
-    weights = load_tensors(folder.read_bytes("model.safetensors"))
+    weights = load_tensors(folder.read_checked("model.safetensors"))
     of_encoder = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     encoder.load_state_dict(of_encoder)
     return make_embedder(encoder.to(torch_device).eval(), audio, model, segment, layers, band_mean)
@@ -180,7 +180,7 @@ class Reading:
         torch.manual_seed(seed)
         classifier = AudioClassifier(audio, model, finetune, 2)
         if self.weights is not None:
-            load_encoder(classifier, load_tensors(self.weights.read_bytes("model.safetensors")))
+            load_encoder(classifier, load_tensors(self.weights.read_checked("model.safetensors")))
         encoder = classifier.encoder.to(torch_device).eval()
         layer = len(encoder.blocks)
         return make_embedder(encoder, audio, model, segment_frames(finetune, audio), (layer,), self.subtract_band_mean)

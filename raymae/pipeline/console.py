@@ -10,7 +10,7 @@ from raymae.config.stages import STAGES, turn_of
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
 from raymae.pipeline.plan.plan import Plan
-from raymae.storage.events import latest_step
+from raymae.storage.commits import latest_step
 
 
 def print_plan(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,13 @@ from raymae.inference.embedder import Reading
 from raymae.inference.test_time_augmentation import classify
 from raymae.pipeline.bodies import BODIES
 from raymae.pipeline.plan.plan import Node, Plan
-from raymae.storage.folder import Folder
-from raymae.storage.lease import claimed
+from raymae.storage.folder import LEASE, Folder
+from raymae.storage.lease import Lease, leased, suppress_loss
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
 from raymae.training.worker import BareSession
 
-CLAIMS = "claims"
 BATCH = 64
 
 OnEvent = Callable[[StageSpec, dict[str, Any]], Any]
@@ -72,24 +71,32 @@ class InProcess:
             what = "the feature store" if node.stage == "prepare" else node.name
             raise ValueError(f"{what} {node.key} is missing: run jobs/{node.stage}.py first")
         where = f"before {node.name}"
-        folder = self.plan.storage / f"{CLAIMS}/{node.stage}-{node.key}"
-        with claimed(folder, node.artifact.is_done, lambda: self.deadline.check(where)) as mine:
-            if mine:
-                self.deadline.check(where)
-                if STAGES[node.stage].kind:
-                    self._train(self.plan.spec(node.name))
-                else:
-                    self._read(node)
-            return mine
+        while not node.artifact.is_done():
+            with (
+                suppress_loss(node.name),
+                leased(node.artifact / LEASE, node.artifact.is_done, lambda: self.deadline.check(where)) as lease,
+            ):
+                if lease:
+                    self.deadline.check(where)
+                    self._make(node, lease)
+                    return True
+        return False
+
+    def _make(self, node: Node, lease: Lease) -> None:
+        if STAGES[node.stage].kind:
+            self._train(replace(self.plan.spec(node.name), fence=lease.fence))
+        else:
+            self._read(node, lease)
 
     def _train(self, spec: StageSpec) -> None:
         if not run_stage(spec, ReportingSession(spec, self.torch_device, self.on_event), self.deadline):
             raise self.deadline.error(f"within {spec.name}")
 
-    def _read(self, node: Node) -> None:
+    def _read(self, node: Node, lease: Lease) -> None:
         started = time.time()
         result = BODIES[node.stage](self.plan, node, self)
         seconds = time.time() - started
+        lease.check()
         node.artifact.write_json("config.json", to_dict(self.plan.config))
         node.artifact.finish(result | {"work_seconds": seconds, "seconds": seconds})
 

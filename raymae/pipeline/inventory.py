@@ -16,7 +16,9 @@ from typing import Any
 from raymae.config import redact
 from raymae.features.shard import DAMAGED, read_summary
 from raymae.features.store import SHARDS
-from raymae.storage.folder import CHECKSUMS, COMMITS, Folder, change_time, checksum_of
+from raymae.storage.checksums import CHECKSUMS, checksum_of
+from raymae.storage.commits import step_of
+from raymae.storage.folder import COMMITS, Folder, change_time
 
 STAGES_FILE = "stages.json"
 """In a run's folder: the keys of its stages and of the weights that it was given."""
@@ -67,7 +69,7 @@ def take(storage: Folder) -> list[Item]:
         if parts[3:] == ["done.json"]:
             done.add(path)
         if parts[3:4] == [COMMITS] and parts[-1] == "commit.json":
-            steps[path] = max(steps.get(path, 0), int(parts[4]))
+            steps[path] = max(steps.get(path, 0), step_of(parts[4]))
     users = references(storage)
     shards = used_shards(storage, [item for item in found.values() if item.kind == "prepare"])
     for path, item in found.items():

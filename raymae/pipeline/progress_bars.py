@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raymae.storage.events import latest_step, read_events
+from raymae.storage.commits import latest_step
+from raymae.storage.events import read_events
 from raymae.training.guards.watchdog import failures, hangs
 from raymae.training.spec import StageSpec
 

@@ -69,7 +69,7 @@ def predictions(storage: Folder, version: Version) -> tuple[pa.Table, list[str],
             f"--storage {redact(storage.url)}"
         )
     report = folder.result()
-    return folder.read_table(f"predictions/{version.model}.parquet"), report["classes"], report["labels"]
+    return folder.read_table(f"predictions/{version.model}.parquet", checked=True), report["classes"], report["labels"]
 
 
 def difference(storage: Folder, candidate: Version, champion: Version) -> dict[str, Any]:

@@ -107,6 +107,6 @@ def compared(plan: Plan, turn: int, made: Round) -> dict[str, Any]:
     previous_agreement = None
     if turn > 1:
         previous = plan.nodes[round_name("pseudo_label", turn - 1)].artifact
-        previous_agreement = agreement(made.table, previous.read_table(FILE))
+        previous_agreement = agreement(made.table, previous.read_table(FILE, checked=True))
     truth = None if plan.truth is None else against_truth(made.table, plan.truth)
     return {"agreement": previous_agreement, "truth": truth}

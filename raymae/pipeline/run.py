@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,8 +22,9 @@ from raymae.pipeline.inventory import STAGES_FILE
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.reporter import PlanReporter
-from raymae.storage.events import latest_step
-from raymae.storage.folder import Folder
+from raymae.storage.commits import latest_step, resumable
+from raymae.storage.folder import LEASE, Folder
+from raymae.storage.lease import Lease, leased, suppress_loss
 from raymae.tracking.delivery import AwayError
 from raymae.tracking.uri import ui_command
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
@@ -136,15 +138,43 @@ class Run:
         self._train(waiting)
         return self.reporter.close("FINISHED")
 
+    @contextmanager
+    def _leases(self, nodes: list[Node], repair: bool = False) -> Iterator[dict[str, Lease]]:
+        """Wait for the leases of stages, one after the other; yields those of the stages that no other process made.
+
+        `repair`: a finished stage is made again. A lease that gets lost ends the block with a warning.
+        """
+        held = {}
+        with suppress_loss(" and ".join(node.name for node in nodes)), ExitStack() as stack:
+            for node in nodes:
+                where = f"before {node.name}"
+                lease = stack.enter_context(
+                    leased(
+                        node.artifact / LEASE,
+                        lambda node=node: not repair and node.artifact.is_done(),  # type: ignore[misc]
+                        lambda where=where: self.deadline.check(where),  # type: ignore[misc]
+                    )
+                )
+                if lease:
+                    held[node.name] = lease
+                else:
+                    print(f"{node.name}: another process has made it")
+            yield held
+
     def _run(self, node: Node) -> None:
-        """Run a stage that doesn't train."""
-        started = time.time()
-        self.reporter.begins(node.name)
-        result = RUNNERS.get(node.stage, Run._read)(self, node)
-        result["seconds"] = time.time() - started
-        node.artifact.write_json("config.json", to_dict(self.plan.config))
-        node.artifact.finish(result)
-        self._finished(node, result)
+        """Run a stage that doesn't train, unless another process does it meanwhile."""
+        started, repair = time.time(), node.artifact.is_done()
+        while repair or not node.artifact.is_done():
+            with self._leases([node], repair) as held:
+                if lease := held.get(node.name):
+                    self.reporter.begins(node.name)
+                    result = RUNNERS.get(node.stage, Run._read)(self, node)
+                    result["seconds"] = time.time() - started
+                    lease.check()
+                    node.artifact.write_json("config.json", to_dict(self.plan.config))
+                    node.artifact.finish(result)
+                    self._finished(node, result)
+                    return
 
     def _finished(self, node: Node, result: dict[str, Any]) -> None:
         seconds = result["seconds"]
@@ -179,18 +209,30 @@ class Run:
         return result
 
     def _train(self, nodes: list[Node]) -> None:
+        """Train stages in one worker group, all but those that other processes train meanwhile."""
+        while left := [node for node in nodes if not node.artifact.is_done()]:
+            with self._leases(left) as held:
+                self._train_held([node for node in left if node.name in held], held)
+
+    def _train_held(self, nodes: list[Node], held: dict[str, Lease]) -> None:
         if not nodes:
             return
         from raymae.cluster.train import train
         from raymae.pipeline.progress_bars import Follower
         from raymae.training.state.provenance import check_commit
 
+        def check_leases() -> None:
+            for lease in held.values():
+                lease.check()
+
         self.deadline.check(f"before {nodes[0].name}")
-        specs = [self.plan.spec(node.name) for node in nodes]
-        check_commit(specs[0])  # the others haven't begun: stages train one after the other
+        specs = [replace(self.plan.spec(node.name), fence=held[node.name].fence) for node in nodes]
+        for spec in specs:
+            if name := resumable(spec.artifact, checksums=True):
+                check_commit(spec, name)
         started = time.time()
         with Follower(specs, self.reporter.begins):
-            train(specs, self.plan.storage, self.deadline)
+            train(specs, self.plan.storage, self.deadline, check_leases)
         for node in nodes:
             if not node.artifact.is_done():
                 raise self.deadline.error(f"at step {latest_step(node.artifact)} of {node.name}")
@@ -234,7 +276,7 @@ class Run:
             name: {
                 "key": node.key,
                 "folder": redact(node.artifact.url),
-                "reused": node.reused,
+                "reused": name not in self.times,
                 **self.times.get(name, {"seconds": 0.0, "work_seconds": 0.0, "overhead_seconds": 0.0}),
             }
             for name, node in plan.nodes.items()

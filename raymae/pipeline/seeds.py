@@ -18,7 +18,8 @@ from raymae.config import Config, redact, to_dict
 from raymae.config.stages import Target, requires
 from raymae.evaluation.report import model_title, result_table
 from raymae.pipeline.run import run_plan
-from raymae.storage.folder import Folder, digest
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder
 
 METRICS = {"single": "macro_accuracy", "multi": "mAP"}
 """The score of a split, by `finetune.labels`."""

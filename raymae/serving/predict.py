@@ -30,7 +30,8 @@ from raymae.pipeline.plan.init_weights import find
 from raymae.serving.challenge_csv import Submission, check_classes, read_submission
 from raymae.serving.inputs import find_files
 from raymae.serving.output import Output, open_output, without_credentials
-from raymae.storage.folder import Folder, digest, open_storage
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_shared
 
 VERSION = 1
@@ -123,7 +124,7 @@ def plan_parts(files: pa.Table) -> list[Part]:
 
 def classifier_key(classifier: Folder, level: LabelLevel) -> str:
     """The key of a classifier's labels: a digest of its content, not of its path."""
-    contents = [hashlib.sha256(classifier.read_bytes(name)).hexdigest() for name in CLASSIFIER]
+    contents = [hashlib.sha256(classifier.read_checked(name)).hexdigest() for name in CLASSIFIER]
     return digest([VERSION, level, *contents])
 
 

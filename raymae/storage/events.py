@@ -1,4 +1,4 @@
-"""Events of a training stage, a JSON file per reported step, and which checkpoints are complete.
+"""Events of a training stage, a JSON file per reported step.
 
 Events beyond the last checkpoint are removed when the stage resumes.
 """
@@ -6,13 +6,18 @@ Events beyond the last checkpoint are removed when the stage resumes.
 from __future__ import annotations
 
 import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from raymae.config import redact
-from raymae.storage.folder import COMMITS, EVENTS, Folder, check_format
+from raymae.storage.commits import latest_step
+from raymae.storage.folder import EVENTS, Folder
 
-COMMIT_FORMAT = 2
-"""Format number of `commit.json`; raised when the names of its fields or settings change."""
+log = logging.getLogger(__name__)
+
+READERS = 16
+"""Events that are read at the same time: an object store takes as long for one as for this many."""
 
 
 def write_event(artifact: Folder, event: dict[str, Any]) -> None:
@@ -20,16 +25,50 @@ def write_event(artifact: Folder, event: dict[str, Any]) -> None:
     artifact.write_bytes(f"{EVENTS}/{event['step']:09d}.json", json.dumps(event).encode())
 
 
+class EventWriter:
+    """Writes events in a thread of its own, in their order: no training step waits for the storage.
+
+    An event that can't be written for `RETRY_SECONDS` is lost, with a warning; no error ends the training.
+    """
+
+    def __init__(self, artifact: Folder) -> None:
+        self.artifact = artifact
+        self._thread = ThreadPoolExecutor(1, "events")
+        self._newest: Future[None] | None = None
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Write an event in the background."""
+        self._newest = self._thread.submit(self._write, event)
+
+    def flush(self) -> None:
+        """Wait until everything is written, or lost."""
+        if self._newest is not None:
+            self._newest.result()
+
+    def _write(self, event: dict[str, Any]) -> None:
+        try:
+            write_event(self.artifact, event)
+        except Exception as error:  # each file system has its own
+            log.warning("the event of step %d can't be written: %s", event["step"], redact(str(error)))
+
+
 def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
-    """Events of the steps after `after`, in order."""
-    folder, found = artifact / EVENTS, []
-    for step, name in event_names(artifact):
-        if step > after:
-            try:
-                found.append(folder.read_json(name))
-            except FileNotFoundError:  # a restart has just removed it
-                continue
-    return found
+    """Events of the steps after `after`, in order; many at once are read side by side."""
+    folder = artifact / EVENTS
+
+    def read(name: str) -> Any:
+        try:
+            return folder.read_json(name)
+        except FileNotFoundError:  # a restart has just removed it
+            return None
+
+    names = [name for step, name in event_names(artifact) if step > after]
+    if len(names) < READERS:
+        found = list(map(read, names))
+    else:
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(read, names))
+    return [event for event in found if event is not None]
 
 
 def committed_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
@@ -50,20 +89,3 @@ def take_back_events(artifact: Folder, after: int) -> None:
 def event_names(artifact: Folder) -> list[tuple[int, str]]:
     """Step and file name of every event, in order."""
     return [(int(name[:9]), name) for name in (artifact / EVENTS).names() if name[:9].isdigit()]
-
-
-def latest_step(artifact: Folder) -> int | None:
-    """Step of the newest complete checkpoint, or None."""
-    folder = artifact / COMMITS
-    for name in reversed(folder.names()):
-        if (folder / name).exists("commit.json"):
-            return int(name)
-    return None
-
-
-def read_commit(artifact: Folder, step: int) -> dict[str, Any]:
-    """What a checkpoint's `commit.json` holds, all but the tensors; ValueError for the format of another version."""
-    folder = artifact / COMMITS / f"{step:09d}"
-    state = dict(folder.read_json("commit.json"))
-    check_format(state.pop("format", 1), COMMIT_FORMAT, f"{redact(folder.url)}/commit.json")
-    return state

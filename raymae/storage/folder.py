@@ -7,15 +7,14 @@ because object stores have no atomic rename. Operations that fail temporarily ar
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import uuid
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -25,7 +24,11 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from raymae.config import redact
-from raymae.storage.retry import FULL_ERRNOS, RetryingFile, StorageFullError, with_retries
+from raymae.storage.checksums import CHECKSUMS, checksum_of, crc32, digest
+from raymae.storage.plain import check_plain
+from raymae.storage.retry import FULL_ERRNOS, RetryingFile, StorageFullError, is_conflict, with_retries
+
+log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
@@ -33,10 +36,13 @@ PART = ".part"
 """Name ending of a local file that is being written."""
 
 
-def digest(value: Any) -> str:
-    """Hash of `value` (anything that JSON can hold) as 16 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+class DamagedResultError(ValueError):
+    """A `done.json` that isn't what was written."""
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s; the stage is made again", message)
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Folder:
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write the whole file: it is stored complete or not at all. StorageFullError if there is no room for it."""
         try:
-            self._try(lambda: self._write(name, content))
+            self._try(lambda: self._in_its_folder(name, lambda: self._write(name, content)))
         except OSError as error:
             if error.errno not in FULL_ERRNOS:
                 raise
@@ -133,8 +139,37 @@ class Folder:
                 "again, which resumes from what is stored"
             ) from None
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file unless there is one of this name, of several processes by exactly one; False for others.
+
+        On file systems by O_EXCL, on S3 and GCS by a conditional request. Where fsspec has neither, two processes that
+        ask within the same moment may both be told True.
+        """
+
+        def once() -> None:
+            if self.is_local:
+                with open(self.path(name), "xb") as file:
+                    file.write(content)
+            else:
+                self.fs.pipe_file(self.path(name), content, mode="create")
+
+        try:
+            self._try(lambda: self._in_its_folder(name, once))
+        except Exception as error:  # each file system has its own
+            if is_conflict(error):
+                return False
+            raise
+        return True
+
+    def _in_its_folder(self, name: str, write: Callable[[], None]) -> None:
+        """Write a file, and its folder where that is missing: object stores have none, and asking costs a request."""
+        try:
+            write()
+        except FileNotFoundError:
+            self.fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
+            write()
+
     def _write(self, name: str, content: bytes) -> None:
-        self.fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
         if not self.is_local:
             self.fs.pipe_file(self.path(name), content)
             return
@@ -148,10 +183,11 @@ class Folder:
         finally:
             part.unlink(missing_ok=True)
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file; ValueError names a damaged file."""
+    def read_json(self, name: str, checked: bool = False) -> Any:
+        """Read a JSON file, if asked for by `read_checked`; ValueError names a damaged file."""
+        content = self.read_checked(name) if checked else self.read_bytes(name)
         try:
-            return json.loads(self.read_bytes(name))
+            return json.loads(content)
         except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
             raise ValueError(f"{redact(self.url)}/{name} is damaged: {error}") from None
 
@@ -159,9 +195,10 @@ class Folder:
         """Write `value` as JSON."""
         self.write_bytes(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a Parquet table; ValueError for columns of extension types (`check_plain`)."""
-        with self.open(name) as file:
+    def read_table(self, name: str, columns: list[str] | None = None, checked: bool = False) -> pa.Table:
+        """Read a Parquet table; ValueError for columns of extension types (`check_plain`) and, if it is to be checked,
+        for another content than was written (`read_checked`)."""
+        with pa.BufferReader(self.read_checked(name)) if checked else self.open(name) as file:
             table = pq.ParquetFile(file)
             check_plain(table.schema_arrow, f"{redact(self.url)}/{name}")
             return table.read(columns)
@@ -203,14 +240,52 @@ class Folder:
     # A finished artifact ------------------------------------------------------------------------------------------
 
     def is_done(self) -> bool:
-        """Whether the folder is a finished artifact."""
-        return self.exists("done.json")
+        """Whether the folder is a finished artifact; one whose `done.json` is damaged isn't, and is made again."""
+        try:
+            self.result()
+        except FileNotFoundError:
+            return False
+        except DamagedResultError as error:
+            _warn_once(str(error))
+            return False
+        return True
 
     def result(self) -> dict[str, Any]:
-        """The result that `finish` wrote; ValueError for the format of another version."""
-        result = dict(self.read_json("done.json"))
-        check_format(result.pop("format", 1), FORMAT, f"{redact(self.url)}/done.json")
-        return result
+        """The result that `finish` wrote.
+
+        Raises:
+            FileNotFoundError: the artifact isn't finished.
+            ValueError: another version wrote it, in another format.
+            DamagedResultError: it isn't what was written.
+        """
+        where = f"{redact(self.url)}/done.json"
+        try:
+            found = self.read_json("done.json")
+        except ValueError as error:
+            raise DamagedResultError(str(error)) from None
+        if not isinstance(found, dict) or not found:
+            raise DamagedResultError(f"{where} is damaged: it holds no result")
+        check_format(found.pop("format", 1), FORMAT, where)
+        if found.pop("digest", None) != digest(found):
+            raise DamagedResultError(f"{where} is damaged: it isn't what was written")
+        return found
+
+    def read_checked(self, name: str) -> bytes:
+        """Read a file of a finished artifact; ValueError if it isn't what was written.
+
+        An artifact without checksums, such as a downloaded model, is read unchecked.
+        """
+        content = self.read_bytes(name)
+        try:
+            checksums = self.read_json(CHECKSUMS)
+        except FileNotFoundError:
+            return content
+        if name not in checksums or crc32(content) != checksums[name]:
+            raise ValueError(
+                f"{redact(self.url)}/{name} is damaged: it doesn't have the checksum of {CHECKSUMS}. Restore it, or "
+                "remove done.json beside it and run the same command, which makes the stage again"
+            )
+        return content
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the artifact finished: write `checksums.json`, then `done.json` with `result`.
@@ -220,25 +295,14 @@ class Folder:
         names = sorted(self.files())
         checked = [name for name in names if name.split("/")[0] not in (*UNCHECKED, CHECKSUMS)]
         self.write_json(CHECKSUMS, {name: checksum_of(self, name) for name in checked})
-        self.write_json("done.json", {"format": FORMAT, **result})
+        result = json.loads(json.dumps(result, allow_nan=False))  # as it is read: tuples are lists
+        self.write_json("done.json", {"format": FORMAT, **result, "digest": digest(result)})
 
 
 def check_format(found: Any, expected: int, path: str) -> None:
     """Raise ValueError if a JSON file is of another version's format; a file without a number is of format 1."""
     if found != expected:
         raise ValueError(f"{path} is of format {found}; this version of raymae reads format {expected}")
-
-
-def check_plain(schema: pa.Schema, name: str) -> None:
-    """Raise ValueError if a column has an Arrow extension type: Ray's unpickle Python objects when they are read."""
-    extended = [field.name for field in schema if _is_extension(field.type)]
-    if extended:
-        raise ValueError(f"{name}: the column {extended[0]} has an extension type, not plain numbers or text")
-
-
-def _is_extension(kind: pa.DataType) -> bool:
-    fields = (kind.field(place).type for place in range(kind.num_fields))
-    return isinstance(kind, pa.BaseExtensionType) or any(map(_is_extension, fields))
 
 
 def change_time(info: dict[str, Any]) -> float:
@@ -251,25 +315,15 @@ def change_time(info: dict[str, Any]) -> float:
     return changed.timestamp() if isinstance(changed, datetime) else float(changed)
 
 
-CHECKSUMS = "checksums.json"
-
-
-def checksum_of(folder: Folder, name: str) -> str:
-    """CRC-32 of a file, read a piece at a time."""
-    found = 0
-    with folder.open(name) as file:
-        while piece := file.read(1 << 24):
-            found = zlib.crc32(piece, found)
-    return f"{found:08x}"
-
-
 # Files of a stage's folder ------------------------------------------------------------------------------------------
 
 EVENTS, COMMITS = "events", "commits"
 """Folders that a training stage writes while it runs: metrics and checkpoints."""
-FORMAT = 2
+LEASE = "lease"
+"""Folder of the lease of the process that makes the stage (`raymae.storage.lease`)."""
+FORMAT = 3
 """Format number of every `done.json`; raised when the names of its fields change."""
-UNCHECKED = (EVENTS, COMMITS, "figures", "stacks", "failures", "profile", "done.json")
+UNCHECKED = (EVENTS, COMMITS, LEASE, "figures", "stacks", "failures", "profile", "done.json")
 """Files and folders without a checksum: no later stage reads them."""
 
 

@@ -67,6 +67,11 @@ def is_transient(error: BaseException) -> bool:
     return str(status) in map(str, TRANSIENT_STATUS) or any(name in TRANSIENT_NAMES for name in names)
 
 
+def is_conflict(error: BaseException) -> bool:
+    """Whether a storage refused to make a file because there is one (412 is what object stores answer)."""
+    return isinstance(error, FileExistsError) or str(getattr(error, "code", getattr(error, "status", ""))) == "412"
+
+
 def with_retries(call: Callable[[], Found], what: str, seconds: float | None = None) -> Found:
     """Return the result of `call`, repeated while it fails with transient errors for up to `seconds` (`RETRY_SECONDS`).
 

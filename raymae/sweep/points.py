@@ -19,7 +19,8 @@ from raymae.datasets.clips import load, own_folder
 from raymae.datasets.rows import fingerprint, rows_of
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Plan
-from raymae.storage.folder import Folder, digest
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
 from raymae.training.tasks.selection import METRICS
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from raymae.config import redact
 from raymae.storage.events import committed_events
 from raymae.storage.folder import Folder
-from raymae.storage.lease import Claim
+from raymae.storage.lease import Lease
 from raymae.tracking.outbox import Entry, Outbox
 
 log = logging.getLogger(__name__)
@@ -176,12 +176,12 @@ class Delivery:
     # The thread -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        claim, claimed, delay = Claim(self.outbox.claims), False, FIRST_DELAY
+        lease, held, delay = Lease(self.outbox.claims), False, FIRST_DELAY
         while not self._stop.is_set():
             closing = self._closing.is_set()
             try:
-                claimed = claimed or claim.take()  # another job of this run may be delivering
-                finished = claimed and self._round()
+                held = (held and not lease.lost) or lease.take()  # another job of this run may be delivering
+                finished = held and self._round()
             except Exception as error:  # every kind of server and of storage has its own exceptions
                 if isinstance(error, ValueError) and self.tracker is None:
                     self._error = error
@@ -198,8 +198,8 @@ class Delivery:
                 break
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
-        if claimed:
-            claim.release()
+        if held:
+            lease.release()
 
     def _round(self) -> bool:
         """Deliver what there is; True if nothing is left."""
@@ -238,13 +238,13 @@ class Delivery:
             self.outbox.mark()
 
     def _deliver_leftover(self, other: Outbox) -> None:
-        claim = Claim(other.claims)
-        if claim.take():  # else its own job is running
+        lease = Lease(other.claims)
+        if lease.take():  # else its own job is running
             try:
                 self._deliver(other)
                 log.info("delivered to MLflow what was left in %s", redact(other.folder.url))
             finally:
-                claim.release()
+                lease.release()
 
     def _note_failure(self, error: Exception) -> None:
         self.reason = " ".join(redact(str(error) or type(error).__name__).split())

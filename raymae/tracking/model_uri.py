@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from raymae.config import Config, redact
-from raymae.storage.folder import Folder, digest, open_storage
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder, open_storage
 
 CARDS = ("model.json", "classifier.json")
 """The description files of a pre-training folder and a classifier folder."""
@@ -38,7 +39,7 @@ def share(folder: Folder, storage: Folder) -> Folder:
     card = next((name for name in CARDS if folder.exists(name)), None)
     if card is None:
         raise ValueError(f"{redact(folder.url)} holds no model: it has neither {' nor '.join(CARDS)}")
-    contents = {name: folder.read_bytes(name) for name in (card, WEIGHTS)}
+    contents = {name: folder.read_checked(name) for name in (card, WEIGHTS)}
     key = digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     target = storage / f"artifacts/models/{key}"
     if not target.is_done():

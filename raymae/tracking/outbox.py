@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from raymae.config import TrackingConfig, redact, to_dict
-from raymae.storage.folder import Folder, digest
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder
 
 OUTBOX, DELIVERED, CLAIMS = "outbox", "delivered", "claims"
 

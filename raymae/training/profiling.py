@@ -18,6 +18,8 @@ from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)
 
+_SILENT: set[torch.device] = set()
+"""Devices whose use can't be asked for."""
 FOLDER = "profile"
 SKIPPED_STEPS = 5
 """Steps before the profile: compilation, the first allocations, cold caches."""
@@ -61,6 +63,10 @@ def device_use(device: torch.device) -> dict[str, float]:
     if device.type != "cuda":
         return {}
     found = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
-    if find_spec("pynvml"):
-        found["gpu_use"] = torch.cuda.utilization(device) / 100
+    if find_spec("pynvml") and device not in _SILENT:
+        try:
+            found["gpu_use"] = torch.cuda.utilization(device) / 100
+        except Exception as error:  # NVML isn't loaded, the GPU is part of another (MIG), or doesn't answer
+            _SILENT.add(device)
+            log.warning("the use of %s isn't reported: %s", device, error)
     return found

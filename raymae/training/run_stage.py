@@ -54,22 +54,32 @@ def run_stage(spec: StageSpec, session: Session, deadline: Deadline = FOREVER) -
         trainer.run()
         ended, model = trainer.ended, trainer.result_model
         if ended and session.rank == 0:
-            finish(task, trainer, model)
+            finish(task, trainer, model, lambda: watchdog.beat(trainer.progress.step))
         session.gather(None)  # all ranks wait until the artifact is written
     return ended
 
 
-def finish(task: Task, trainer: Trainer, model: nn.Module) -> None:
-    """Write a stage's result and its description, and remove its checkpoints."""
-    spec, progress = task.spec, trainer.progress
-    task.save(model)
-    spec.artifact.write_bytes(CURVES, png(learning_curves(read_events(spec.artifact), spec.name)))
-    spec.artifact.write_json("config.json", to_dict(spec.config))
-    spec.artifact.write_table(TRAINED_ON, trained_on_table(spec))
+def finish(task: Task, trainer: Trainer, model: nn.Module, beat: Callable[[], None] = lambda: None) -> None:
+    """Write a stage's result and its description, and remove its checkpoints.
+
+    `beat` is called between the operations, each of which may wait for the storage.
+    """
+    spec, artifact, progress = task.spec, task.spec.artifact, trainer.progress
     chosen = kept_weights(task, progress)
+    spec.check_lease()
+    operations: list[Callable[[], object]] = [
+        lambda: task.save(model),
+        lambda: artifact.write_bytes(CURVES, png(learning_curves(read_events(artifact), spec.name))),
+        lambda: artifact.write_json("config.json", to_dict(spec.config)),
+        lambda: artifact.write_table(TRAINED_ON, trained_on_table(spec)),
+        spec.check_lease,
+        lambda: artifact.finish(result(task, progress, trainer.session.world_size, chosen)),
+        trainer.committer.clear,
+    ]
+    for operation in operations:
+        operation()
+        beat()
     log.info("%s %s", spec.name, described(chosen))
-    spec.artifact.finish(result(task, progress, trainer.session.world_size, chosen))
-    trainer.committer.clear()
 
 
 def result(task: Task, progress: Progress, workers: int, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import Rows, class_names, find_rows, rows_of, unlabelled_rows
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
+from raymae.storage.lease import Fence
 from raymae.training.batches.order import Order, PairedOrder, mix
 
 TIMED_EPOCHS = 200
@@ -52,6 +53,13 @@ class StageSpec:
     """Offsets (n, F) of the impulse responses that the stage augments with; read once, by the driver."""
     strong_responses: NDArray[np.float32] | None = None
     """The same for the strong views of consistency training."""
+    fence: Fence | None = None
+    """The lease under which the stage is trained; None where nobody else can know of the artifact."""
+
+    def check_lease(self) -> None:
+        """Raise LeaseLostError if another process has taken the stage over: this one may not write any more."""
+        if self.fence:
+            self.fence.check()
 
     @property
     def train(self) -> TrainConfig:
@@ -159,7 +167,7 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
 
 def accepted_labels(folder: Folder) -> pa.Table:
     """The accepted rows of a table of pseudo-labels (columns: `raymae.pseudo_labels.table`)."""
-    pseudo = folder.read_table("pseudo_labels.parquet")
+    pseudo = folder.read_table("pseudo_labels.parquet", checked=True)
     return pseudo.filter(pseudo["accepted"])
 
 

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymae.config import TrainConfig
-from raymae.models import choose_attention
-from raymae.storage.events import latest_step, take_back_events
+from raymae.storage.commits import step_of
+from raymae.storage.events import take_back_events
 from raymae.storage.folder import Folder
 from raymae.training import parallel
 from raymae.training.batches.order import mix
@@ -34,7 +33,7 @@ from raymae.training.state import checkpoint
 from raymae.training.state.commit_schedule import CommitSchedule, is_mark
 from raymae.training.state.provenance import check_commit, provenance
 from raymae.training.tasks.base import Progress, Task, TrainingError
-from raymae.training.worker import Session
+from raymae.training.worker import Session, prepare_process
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class Trainer:
         self.chosen: nn.Module | None = None
         self.commit_schedule, self.preemption = CommitSchedule(self.config, self.order), Preemption()
         self.figures = FigureWriter(artifact, task.spec.name)
-        self.committer = checkpoint.Committer(artifact, self.config.keep_commits)
+        self.committer = checkpoint.Committer(artifact, self.config.keep_commits, self._may_commit)
         moments = self._restore(commit) if commit else {}
         self._wrap(moments)
 
@@ -89,14 +88,14 @@ class Trainer:
         Prepares the process and the task's model, and takes back the events that came after the checkpoint.
         """
         prepare_process(task.model, session.torch_device, task.config)
-        step = session.gather(latest_step(artifact))[0]  # rank 0's: a checkpoint may become the newest at any moment
+        name, commit = checkpoint.load_newest(session, artifact)
         if session.rank == 0:
-            take_back_events(artifact, after=step or 0)
-        if step is None:
+            take_back_events(artifact, after=step_of(name) if name else 0)
+        if name is None:
             task.begin(session.torch_device)
-            return cls(task, session, artifact, None, beat, deadline)
-        check_commit(task.spec)
-        return cls(task, session, artifact, checkpoint.load_commit(artifact, step), beat, deadline)
+        else:
+            check_commit(task.spec, name)
+        return cls(task, session, artifact, commit, beat, deadline)
 
     def _restore(self, commit: checkpoint.Commit) -> dict[str, Tensor]:
         """Take over a checkpoint; returns the moments, for the optimiser that is built later."""
@@ -170,6 +169,7 @@ class Trainer:
                     stop = self._commit_or_stop()
                 self.beat(self.progress.step)
         self.committer.wait()
+        self.session.flush()
         if share >= 1 and self.best:
             self.chosen = self.result_model
             self.chosen.load_state_dict(self.best)
@@ -330,16 +330,12 @@ class Trainer:
         self.progress.commit_seconds += seconds
         self.commit_schedule.committed(seconds)
 
+    def _may_commit(self) -> None:
+        """Called in the committer's thread before a checkpoint is complete: the events up to it are stored first."""
+        self.session.flush()
+        self.task.spec.check_lease()
+
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """The stage, its configuration and its clips, for `commit.json`."""
         return provenance(self.task.spec)
-
-
-def prepare_process(model: nn.Module, device: torch.device, config: TrainConfig) -> None:
-    """Set what a training process needs for speed: denormals as zeros, and the faster attention for the device.
-
-    The flag holds for the whole process. Small second moments would slow the optimiser on CPUs several times.
-    """
-    torch.set_flush_denormal(True)
-    choose_attention(model, device, config.precision)

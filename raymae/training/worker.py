@@ -12,8 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from raymae.config import TrainConfig
 from raymae.features.store import FeatureStore
-from raymae.storage.events import write_event
+from raymae.models import choose_attention
+from raymae.storage.commits import resumable
+from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
 from raymae.training import parallel
 from raymae.training.batches.order import Order
@@ -26,6 +29,10 @@ class Session(Protocol):
     rank: int
     world_size: int
     torch_device: torch.device
+
+    def resumes_from(self) -> str | None:
+        """Name of the checkpoint that the run resumes from, or None; rank 0's answer counts."""
+        ...
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
         """Iterate over this rank's micro-batches from `step` on, in the order of the steps."""
@@ -52,7 +59,11 @@ class Session(Protocol):
         ...
 
     def report(self, event: dict[str, Any]) -> None:
-        """Report the metrics of a step; called by every rank."""
+        """Report the metrics of a step, without waiting for the storage; called by every rank."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until what was reported is stored."""
         ...
 
 
@@ -64,7 +75,12 @@ class BareSession:
 
     def __init__(self, store: FeatureStore, artifact: Folder, torch_device: str = "cpu") -> None:
         self.store, self.artifact = store, artifact
+        self.events = EventWriter(artifact)
         self.torch_device = torch.device(torch_device)
+
+    def resumes_from(self) -> str | None:
+        """The newest checkpoint whose files are all there."""
+        return resumable(self.artifact) if self.rank == 0 else None
 
     def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
         """Iterate over this process's micro-batches: all of them for a single process."""
@@ -89,8 +105,12 @@ class BareSession:
         return False
 
     def report(self, event: dict[str, Any]) -> None:
-        """Write the event to the artifact."""
-        write_event(self.artifact, {"time": time.time(), **event})
+        """Write the event to the artifact, in the background."""
+        self.events.write({"time": time.time(), **event})
+
+    def flush(self) -> None:
+        """Wait until the events are written."""
+        self.events.flush()
 
 
 class GroupSession(BareSession):
@@ -124,3 +144,12 @@ class GroupSession(BareSession):
         """Write the event, on rank 0."""
         if self.rank == 0:
             super().report(event)
+
+
+def prepare_process(model: nn.Module, device: torch.device, config: TrainConfig) -> None:
+    """Set what a training process needs for speed: denormals as zeros, and the faster attention for the device.
+
+    The flag holds for the whole process. Small second moments would slow the optimiser on CPUs several times.
+    """
+    torch.set_flush_denormal(True)
+    choose_attention(model, device, config.precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,10 +60,10 @@ def test_sides_are_measured_and_compared(tmp_path: Path) -> None:
         assert found.start_seconds > 0
         assert 0 <= found.data_wait_share <= 1
     check_equal(one.artifact, other.artifact)
-    for name, content in {
-        "model.safetensors": b"other",
-        "done.json": json.dumps(one.artifact.read_json("done.json") | {"trail": "other"}).encode(),
-    }.items():
-        one.artifact.write_bytes(name, content)
-        with pytest.raises(ValueError, match="both sides"):
-            check_equal(one.artifact, other.artifact)
+    result = one.artifact.result()
+    one.artifact.write_bytes("model.safetensors", b"other")
+    with pytest.raises(ValueError, match="both sides"):
+        check_equal(one.artifact, other.artifact)
+    one.artifact.finish(result | {"trail": "other"})
+    with pytest.raises(ValueError, match="both sides"):
+        check_equal(one.artifact, other.artifact)

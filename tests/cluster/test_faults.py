@@ -24,7 +24,8 @@ from raymae.benchmark.harness.memory import process_tree
 from raymae.benchmark.scale.recovery import title
 from raymae.cli.arguments import parse
 from raymae.pipeline.run import make_plan
-from raymae.storage.events import latest_step, read_events
+from raymae.storage.commits import latest_step
+from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec

@@ -21,7 +21,8 @@ from raymae.benchmark.scale.recovery import training_workers
 from raymae.cluster import train
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
-from raymae.storage.events import latest_step, read_events
+from raymae.storage.commits import latest_step
+from raymae.storage.events import read_events
 from raymae.storage.folder import COMMITS, Folder
 from raymae.training.guards.watchdog import failures
 from raymae.training.run_stage import run_stage

@@ -38,7 +38,8 @@ from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
 from raymae.pipeline.evaluate import score_predictions
 from raymae.pipeline.plan.init_weights import bring
-from raymae.storage.events import COMMIT_FORMAT
+from raymae.storage.checksums import crc32
+from raymae.storage.commits import COMMIT_FORMAT
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.training.state.checkpoint import load_commit
@@ -93,14 +94,17 @@ def test_a_pickle_as_given_weights(
 
 
 def test_a_pickle_in_a_commit(tmp_path: Path, sprung: Path) -> None:
-    folder = Folder(str(tmp_path)) / "commits/000000007"
-    folder.write_json("commit.json", {"format": COMMIT_FORMAT, "step": 7, "parts": ["model"]})
-    folder.write_bytes("model.safetensors", pickle.dumps(Trap(sprung)))
-    with pytest.raises(ValueError, match=r"commits/000000007/model\.safetensors is damaged"):
-        load_commit(Folder(str(tmp_path)), 7)
+    folder, content = Folder(str(tmp_path)) / "commits/000000007-x", pickle.dumps(Trap(sprung))
+    folder.write_json(
+        "commit.json",
+        {"format": COMMIT_FORMAT, "step": 7, "parts": {"model": {"size": len(content), "crc32": crc32(content)}}},
+    )
+    folder.write_bytes("model.safetensors", content)
+    with pytest.raises(ValueError, match=r"commits/000000007-x/model\.safetensors is damaged"):
+        load_commit(Folder(str(tmp_path)), "000000007-x")
     folder.write_bytes("commit.json", pickle.dumps(Trap(sprung)))
     with pytest.raises(ValueError, match=r"commit\.json is damaged"):
-        load_commit(Folder(str(tmp_path)), 7)
+        load_commit(Folder(str(tmp_path)), "000000007-x")
     assert not sprung.exists()
 
 

@@ -1,15 +1,21 @@
 """Folders of a storage: reading, writing, listing, finished artifacts, events and checkpoints."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raymae.storage.events import latest_step, read_events, write_event
-from raymae.storage.folder import FORMAT, Folder, change_time, digest, open_storage
+from raymae.storage.checksums import digest
+from raymae.storage.commits import latest_step
+from raymae.storage.events import read_events, write_event
+from raymae.storage.folder import FORMAT, DamagedResultError, Folder, change_time, open_storage
 
 
 def test_digest_names_the_content_not_its_order() -> None:
@@ -72,6 +78,65 @@ def test_damaged_json_names_the_file(tmp_path: Path) -> None:
         Folder(str(tmp_path)).result()
 
 
+@given(data=st.data())
+def test_a_changed_byte_of_a_result_is_noticed(data: st.DataObject) -> None:
+    folder = Folder(f"memory://results/{data.draw(st.integers(0, 2**60))}")
+    folder.finish({"steps": 3, "metrics": {"loss": 0.25}, "name": "a"})
+    content = bytearray(folder.read_bytes("done.json"))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    folder.write_bytes("done.json", bytes(content))
+    try:
+        found = folder.result()
+    except ValueError:
+        return
+    assert found == {"steps": 3, "metrics": {"loss": 0.25}, "name": "a"}, "more than a space was changed"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "3", '{"format": 3}', '{"format": 3, "digest": ""}', "{"])
+def test_a_damaged_result_is_no_finished_stage(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Folder(str(tmp_path))
+    folder.finish({"steps": 3})
+    (tmp_path / "done.json").write_text(content)
+    assert not folder.is_done()
+    with pytest.raises(ValueError, match=r"done\.json is damaged"):
+        folder.result()
+    error = raised(folder.result)
+    assert isinstance(error, DamagedResultError)
+    assert [record.getMessage() for record in caplog.records] == [f"{error}; the stage is made again"]
+    folder.finish({"steps": 3})
+    assert folder.is_done()
+
+
+def raised(call: Callable[[], object]) -> Exception:
+    """The error of a call."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call()
+    return error.value
+
+
+def test_a_changed_byte_of_a_finished_artifact_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("weights", b"0123")
+    folder.write_table("table.parquet", pa.table({"a": [1, 2, 3]}))
+    assert folder.read_checked("weights") == b"0123"  # not finished, or from elsewhere: it has no checksums
+    folder.finish({})
+    assert folder.read_table("table.parquet", checked=True)["a"].to_pylist() == [1, 2, 3]
+    for name in ("weights", "table.parquet"):
+        content = bytearray(folder.read_bytes(name))
+        content[len(content) // 2] ^= 1
+        folder.write_bytes(name, bytes(content))
+    with pytest.raises(ValueError, match=r"/weights is damaged: .* remove done\.json beside it"):
+        folder.read_checked("weights")
+    with pytest.raises(ValueError, match=r"/table\.parquet is damaged"):
+        folder.read_table("table.parquet", checked=True)
+
+
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    for folder in (Folder(str(tmp_path / "new")), Folder("memory://created")):
+        assert [folder.create("a/b", content) for content in (b"1", b"2")] == [True, False]
+        assert folder.read_bytes("a/b") == b"1"
+
+
 def test_a_result_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write_json("done.json", {"steps": 3})
@@ -97,7 +162,7 @@ def test_change_times_of_different_file_systems(info: dict[str, Any], seconds: f
 def test_any_fsspec_url_works(tmp_path: Path) -> None:
     storage = open_storage("memory://bucket/run")
     assert not storage.is_local
-    (storage / "artifacts").write_json("done.json", {"a": 1})
+    (storage / "artifacts").finish({"a": 1})
     assert (storage / "artifacts").is_done()
     assert storage.names() == ["artifacts"]
 

@@ -26,7 +26,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raymae.storage.events import latest_step, read_events
+from raymae.storage.commits import latest_step
+from raymae.storage.events import read_events
 from raymae.storage.folder import EVENTS, Folder
 from tests.support.audio_files import write_clips, write_table
 from tests.support.nodes import ROOT, Nodes, wait_until

@@ -18,7 +18,7 @@ from tests.support.audio_files import make_store, write_clips
 from tests.support.training import TINY
 
 STEP = 6
-"""The step whose report hangs."""
+"""The step whose event hangs, written in the background: the next checkpoint waits for it."""
 SECONDS = 3600
 
 

@@ -1,15 +1,9 @@
-"""A sweep's trials, claims, records and figures, without Ray."""
+"""A sweep's trials, records and figures, without Ray."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import os
-import socket
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +21,6 @@ from raymae.cluster import connect
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.storage.lease import Claim, claimed
 from raymae.sweep import search
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import Planner, Point, effective_axes, interleaved, stages_of, sweep_key
@@ -84,11 +77,11 @@ def make_planner(config: Config) -> Planner:
     planner = Planner(config, open_storage(config.storage))
     make = make_store(Path(planner.storage.path()), planner.clips_of(config))
     node = replace(planner.plan({}), target="prepare").nodes["prepare"]
-    for name in ("clips.parquet", "done.json"):
-        node.artifact.write_bytes(name, make.folder.read_bytes(name))
+    node.artifact.write_bytes("clips.parquet", make.folder.read_bytes("clips.parquet"))
     sizes, manifest = make.shards.sizes(), make.manifest
     shards = [{**shard, "size": sizes[shard["name"]]} for shard in manifest["shards"]]
     node.artifact.write_json("manifest.json", {**manifest, "shards": shards})
+    node.artifact.finish(make.folder.result())
     return planner
 
 
@@ -256,62 +249,6 @@ def test_the_default_space_keeps_the_axes_with_an_effect(planner: Planner) -> No
     assert effective_axes(unasked, [*axes, parse_axis("evaluate.probe_clips=1,2")]) == axes
     with pytest.raises(ValueError, match="the default space changes nothing"):
         effective_axes(unasked, [])
-
-
-# Claims --------------------------------------------------------------------------------------------------------------
-
-
-def test_one_of_many_does_the_work(tmp_path: Path) -> None:
-    folder, inside, most, made = Folder(str(tmp_path / "claims")), [0], [0], []
-
-    def work(number: int) -> None:
-        with claimed(folder, lambda: bool(made)) as mine:
-            if mine:
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-                time.sleep(0.2)
-                inside[0] -= 1
-                made.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(made), most[0], folder.names()) == (1, 1, [])
-
-
-def test_a_claim_that_nobody_renews_expires(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    folder.write_bytes("dead.json", json.dumps({"host": "elsewhere", "pid": 1, "count": 3}).encode())
-    claim = Claim(folder, expire=0.3)
-    assert not claim.take()
-    time.sleep(0.4)
-    assert claim.take()
-    assert folder.names() == [claim.name]
-    claim.release()
-
-
-def test_the_claim_of_a_process_that_is_gone_is_void(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for name, pid in (("gone", gone.pid), ("here", os.getpid())):
-        folder.write_bytes(f"{name}.json", json.dumps({"host": socket.gethostname(), "pid": pid, "count": 1}).encode())
-    assert not Claim(folder).take()
-    assert folder.names() == ["here.json"]
-
-
-def test_a_claim_that_is_renewed_lives(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    owner, other = Claim(folder, renew=0.05), Claim(folder, expire=0.5)
-    assert owner.take()
-    for _ in range(5):
-        assert not other.take()
-        time.sleep(0.2)
-    owner.release()
-    assert other.take()
-    other.release()
 
 
 # Records -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from raymae.pipeline import run as pipeline
 from raymae.pipeline import seeds
 from raymae.pipeline.job import run_job
 from raymae.pipeline.plan.plan import Plan
-from raymae.storage.events import latest_step
+from raymae.storage.commits import latest_step
 from raymae.storage.folder import Folder
 from raymae.training.guards.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS, Deadline, TimeIsUpError
 from raymae.training.run_stage import run_stage

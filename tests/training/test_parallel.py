@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from raymae.config import AugmentConfig, ConsistencyConfig
 from raymae.features.store import FeatureStore
+from raymae.storage.commits import complete
 from raymae.storage.events import read_events
 from raymae.training import parallel
 from raymae.training.run_stage import build_task, run_stage
@@ -158,7 +159,7 @@ def found(odd_store: FeatureStore, root: Path) -> Found:
     for name, more in KINDS.items():
         spec = make_spec(odd_store, root / "one" / name, **more)
         result[f"one-{name}"] = follow(spec, BareSession(odd_store, spec.artifact))
-        result[f"one-{name}"]["files"] = load_commit(spec.artifact, CUT)[0]
+        result[f"one-{name}"]["files"] = load_commit(spec.artifact, complete(spec.artifact)[-1])[0]
     # rank 1 in a new process and rank 0 in this one, which has imported everything
     context = torch.multiprocessing.get_context("spawn")
     other = context.Process(target=work, args=(1, odd_store, root))
@@ -172,7 +173,7 @@ def found(odd_store: FeatureStore, root: Path) -> Found:
             two, theirs = (torch.load(root / f"{mode}-{name}-{rank}.pt", weights_only=True) for rank in range(2))
             assert_same(two, theirs)
             spec = make_spec(odd_store, root / mode / name, **more)
-            two["files"] = load_commit(spec.artifact, CUT)[0]
+            two["files"] = load_commit(spec.artifact, complete(spec.artifact)[-1])[0]
             two["resumed by one"] = resume(spec, BareSession(odd_store, spec.artifact))
             result[f"{mode}-{name}"] = two
     return result

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
-from raymae.storage.events import latest_step
+from raymae.storage.commits import latest_step
 from raymae.training.guards import preemption
 from raymae.training.guards.preemption import MARGIN_SECONDS, Preemption
 from raymae.training.run_stage import run_stage

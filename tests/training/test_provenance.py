@@ -14,7 +14,7 @@ import pytest
 
 from raymae.config import Config, from_dict
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.storage.events import COMMIT_FORMAT
+from raymae.storage.commits import COMMIT_FORMAT
 from raymae.storage.folder import COMMITS, Folder
 from raymae.training.guards.deadline import Deadline
 from raymae.training.run_stage import build_task, run_stage
@@ -30,8 +30,13 @@ OVER = Deadline(1.0, 0.0)
 
 
 def commit_of(spec: StageSpec) -> dict[str, Any]:
+    return dict((spec.artifact / COMMITS / newest(spec)).read_json("commit.json"))
+
+
+def newest(spec: StageSpec) -> str:
+    """Name of its only checkpoint."""
     (name,) = (spec.artifact / COMMITS).names()
-    return dict((spec.artifact / COMMITS / name).read_json("commit.json"))
+    return name
 
 
 @pytest.fixture
@@ -55,14 +60,14 @@ def test_resuming_with_other_clips_is_refused(
     assert from_dict(Config, state["config"]) == spec.config
     assert state["class_names"] == (["high", "low"] if kind == "finetune" else [])
     assert state["clips"]["count"] == sum(len(rows) for rows in spec.order().rows)
-    check_commit(spec)
+    check_commit(spec, newest(spec))
 
     back = replace(spec, store=store)  # the clip is readable again
     count = state["clips"]["count"]
     with pytest.raises(
         ValueError, match=rf"{kind} can't resume from step 1: it was trained on {count} clips .*/commits"
     ):
-        check_commit(back)
+        check_commit(back, newest(back))
     with pytest.raises(ValueError, match="can't resume from step 1"):
         run_stage(back, BareSession(store, spec.artifact))
     spec.artifact.remove(COMMITS)
@@ -72,10 +77,10 @@ def test_resuming_with_other_clips_is_refused(
 def test_a_checkpoint_of_another_format_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     spec = make_spec(store, tmp_path)
     assert not run_stage(spec, BareSession(store, spec.artifact), OVER)
-    state, folder = commit_of(spec), spec.artifact / COMMITS / "000000001"
+    state, folder = commit_of(spec), spec.artifact / COMMITS / newest(spec)
     assert state.pop("format") == COMMIT_FORMAT
     folder.write_json("commit.json", state)
-    message = f"000000001/commit.json is of format 1; this version of raymae reads format {COMMIT_FORMAT}"
+    message = f"000000001-[0-9a-f]{{8}}/commit.json is of format 1; this version of raymae reads format {COMMIT_FORMAT}"
     with pytest.raises(ValueError, match=message) as error:
         run_stage(spec, BareSession(store, spec.artifact))
     assert "damaged" not in str(error.value)

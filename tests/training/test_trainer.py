@@ -1,6 +1,5 @@
 """The training loop without Ray: learns, resumes exactly, skips bad steps, keeps to a time budget."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from raymae.storage.folder import Folder
 from raymae.training.batches.windows import MicroBatch
 from raymae.training.run_stage import build_task, run_stage
 from raymae.training.spec import StageSpec, labelled_rows, pretrain_sources
-from raymae.training.state.checkpoint import Committer, load_commit
 from raymae.training.tasks.base import TrainingError
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
@@ -105,50 +103,6 @@ def test_resuming_from_a_checkpoint_is_exact(
         assert undisturbed.keys() == resumed.keys()
         for name, value in undisturbed.items():
             assert torch.equal(value, resumed[name]), f"{name}, killed at step {at}"
-
-
-def test_an_unfinished_checkpoint_is_ignored(store: FeatureStore, tmp_path: Path) -> None:
-    spec = make_spec(store, tmp_path)
-    trainer = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
-    trainer.progress.step = 3
-    trainer._commit()
-    trainer.committer.wait()
-    spec.artifact.write_bytes("commits/000000009/model.safetensors", b"half")
-    again = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
-    assert again.progress.step == 3
-
-
-def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    committer = Committer(Folder(str(tmp_path)), keep=2)
-    for step in (5, 10, 15):
-        committer.commit(step, {"model": {"w": torch.ones(2)}}, {})
-    committer.wait()
-    assert committer.folder.names() == ["000000010", "000000015"]
-    committer.clear()
-    assert committer.folder.names() == []
-
-
-def test_a_half_written_checkpoint_is_removed(tmp_path: Path) -> None:
-    committer = Committer(Folder(str(tmp_path)), keep=1)
-    committer.folder.write_bytes("000000009/model.safetensors", b"half")
-    committer.commit(5, {"model": {"w": torch.ones(2)}}, {})
-    committer.wait()
-    assert committer.folder.names() == ["000000005"]
-
-
-def test_a_checkpoint_has_the_state_at_the_call(tmp_path: Path) -> None:
-    committer, written, unblock = Committer(Folder(str(tmp_path)), keep=1), torch.ones(2), threading.Event()
-    committer._thread.submit(unblock.wait)  # the disk is slow
-    state = {"progress": {"step": 5, "metrics": {"loss": 1.0}}}
-    committer.commit(5, {"model": {"w": written}}, state)
-    written += 1
-    state["progress"]["step"] = 6
-    state["progress"]["metrics"]["loss"] = 0.5
-    unblock.set()
-    committer.wait()
-    parts, found = load_commit(Folder(str(tmp_path)), 5)
-    assert found["progress"] == {"step": 5, "metrics": {"loss": 1.0}}
-    assert torch.equal(parts["model"]["w"], torch.ones(2))
 
 
 def test_the_trail_depends_on_clips_and_steps(store: FeatureStore) -> None:

@@ -14,7 +14,7 @@ from raymae.cluster import train as cluster
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.pipeline.progress_bars import Follower
-from raymae.storage.events import latest_step
+from raymae.storage.commits import latest_step
 from raymae.storage.folder import Folder
 from raymae.training.guards import watchdog
 from raymae.training.guards.watchdog import EXIT_STATUS, STACKS, Watchdog, hang_error, hangs
@@ -32,17 +32,17 @@ def train(kind: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_hanging_process_ends_with_its_stacks_and_resumes(tmp_path: Path) -> None:
     done = train("hanging", tmp_path / "it")
     assert done.returncode == EXIT_STATUS, done.stderr
-    message = f"rank 0 made no step for 0.1 minutes after step {STEP - 1}"
+    message = f"rank 0 made no step for 0.1 minutes after step {STEP}"
     assert message in done.stderr
     artifact = Folder(str(tmp_path / "it/run"))
-    text = (artifact / STACKS).read_bytes(f"rank-0-{STEP - 1:09d}.txt").decode()
+    text = (artifact / STACKS).read_bytes(f"rank-0-{STEP:09d}.txt").decode()
     assert text.startswith(message)
     assert "MainThread" in text
     assert "hanging.py" in text
     assert "time.sleep(SECONDS)" in text
     (line,) = hangs([artifact])
-    assert line.startswith(f"rank 0 hung after step {STEP - 1}; ")
-    assert line.endswith(f"{STACKS}/rank-0-{STEP - 1:09d}.txt")
+    assert line.startswith(f"rank 0 hung after step {STEP}; ")
+    assert line.endswith(f"{STACKS}/rank-0-{STEP:09d}.txt")
     assert latest_step(artifact) == STEP - 1
 
     train_hanging("hanging", tmp_path / "it")
@@ -93,7 +93,7 @@ def test_ray_train_restarts_a_hanging_worker(
     assert artifact.result()["steps"] == spec.order().steps
     lines = [record.getMessage() for record in caplog.records if "hung" in record.getMessage()]
     assert lines == [f"pretrain: {line}" for line in hangs([artifact])]
-    assert f"rank 0 hung after step {STEP - 1}" in lines[0]
+    assert f"rank 0 hung after step {STEP}" in lines[0]
 
 
 def test_a_hang_is_the_error_of_a_worker_that_died_without_one() -> None:

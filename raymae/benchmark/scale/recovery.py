@@ -17,7 +17,8 @@ from raymae.benchmark.harness.memory import process_tree
 from raymae.benchmark.harness.own_ray import own_ray
 from raymae.benchmark.harness.result import Result, Row
 from raymae.benchmark.speed.loop import Loop, train_on_ray
-from raymae.storage.events import latest_step, read_events
+from raymae.storage.commits import latest_step
+from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec
 

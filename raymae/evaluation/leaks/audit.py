@@ -15,7 +15,8 @@ from raymae.datasets.splits.split_file import table_hash
 from raymae.evaluation.leaks.look_ups import LOOK_UPS, audit_splits
 from raymae.evaluation.leaks.same_recording import PRECISION, RECALL, find_pairs
 from raymae.evaluation.report import result_table
-from raymae.storage.folder import digest, open_storage
+from raymae.storage.checksums import digest
+from raymae.storage.folder import open_storage
 from raymae.storage.png import png
 
 NOTE = (

@@ -29,7 +29,7 @@ def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
     models = [name for name in reports[0]["metrics"] if name in reports[1]["metrics"]]
     differences = {}
     for name in models:
-        tables = [folder.read_table(f"predictions/{name}.parquet") for folder in folders]
+        tables = [folder.read_table(f"predictions/{name}.parquet", checked=True) for folder in folders]
         differences[name] = comparisons(tables[0], tables[1], reports[0]["classes"], reports[0]["labels"])
     split = " / ".join(dict.fromkeys(report["split"] for report in reports))
     first, second = (redact(folder.url) for folder in folders)

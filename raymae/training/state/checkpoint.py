@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: `<artifact>/commits/<step>/`, complete once their `commit.json` exists.
+"""Write and load the checkpoints of a training run; which one a run resumes from is in `raymae.storage.commits`.
 
 Tensors are safetensors, everything else JSON; nothing is unpickled. No random state is stored: every draw is keyed by
 its index in the run (`raymae.training.trainer`). Checkpoints are written in the background, from copies.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
@@ -18,10 +20,21 @@ from torch import Tensor
 
 from raymae.config import redact
 from raymae.models.weights_file import load_tensors
-from raymae.storage.events import COMMIT_FORMAT, read_commit
+from raymae.storage.checksums import crc32
+from raymae.storage.commits import (
+    COMMIT,
+    COMMIT_FORMAT,
+    DamagedCommitError,
+    complete,
+    part_file,
+    read_commit,
+    set_aside,
+    step_of,
+)
 from raymae.storage.folder import COMMITS, Folder
 from raymae.storage.retry import StorageFullError
 from raymae.training.parallel import full, like
+from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +61,47 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_commit(artifact: Folder, step: int) -> Commit:
-    """Load a checkpoint; ValueError if a file of it is damaged or an earlier version wrote it."""
-    folder, state = artifact / COMMITS / f"{step:09d}", read_commit(artifact, step)
+def load_commit(artifact: Folder, name: str) -> Commit:
+    """Load a checkpoint.
+
+    Raises:
+        ValueError: another version has written it, in another format.
+        DamagedCommitError: a file of it is missing or isn't what was written.
+    """
+    folder, state = artifact / COMMITS / name, read_commit(artifact, name)
     parts = {}
-    for part in state["parts"]:
+    for part, written in state.pop("parts").items():
+        where = f"{redact(folder.url)}/{part_file(part)}"
         try:
-            parts[part] = load_tensors(folder.read_bytes(f"{part}.safetensors"))
+            content = folder.read_bytes(part_file(part))
+            if crc32(content) != written["crc32"]:
+                raise ValueError("it doesn't have its checksum")
+            parts[part] = load_tensors(content)
+        except FileNotFoundError:
+            raise DamagedCommitError(f"{where} is missing") from None
         except ValueError as error:
-            raise ValueError(f"{redact(folder.url)}/{part}.safetensors is damaged: {error}") from None
+            raise DamagedCommitError(f"{where} is damaged: {error}") from None
     return parts, state
+
+
+def load_newest(session: Session, artifact: Folder) -> tuple[str | None, Commit | None]:
+    """The checkpoint that the session resumes from, and its name; without any, None and None. Called by every rank.
+
+    A damaged one is set aside, and the session asked again. DamagedCommitError if that changes nothing: data for the
+    damaged checkpoint is on its way.
+    """
+    before = None
+    while name := session.gather(session.resumes_from())[0]:  # rank 0's: another may become the newest at any moment
+        try:
+            return name, load_commit(artifact, name)
+        except DamagedCommitError as error:
+            if session.rank == 0 and name != before:
+                set_aside(artifact, name, str(error))
+            if name == before:
+                raise
+        before = name
+        session.gather(None)  # rank 0 has set it aside
+    return None, None
 
 
 def send_shards(parts: dict[str, dict[str, Tensor]]) -> None:
@@ -68,10 +112,16 @@ def send_shards(parts: dict[str, dict[str, Tensor]]) -> None:
 
 
 class Committer:
-    """Writes checkpoints of one artifact in the background and keeps the newest `keep` of them."""
+    """Writes checkpoints of one artifact in the background and keeps the newest `keep` of them.
 
-    def __init__(self, artifact: Folder, keep: int) -> None:
-        self.folder, self.keep = artifact / COMMITS, keep
+    Args:
+        check: called before a checkpoint becomes complete; raises if this process may not write any more
+            (`raymae.storage.lease.Fence.check`).
+    """
+
+    def __init__(self, artifact: Folder, keep: int, check: Callable[[], None] = lambda: None) -> None:
+        self.artifact, self.folder, self.keep, self.check = artifact, artifact / COMMITS, keep, check
+        self.writer = uuid.uuid4().hex[:8]
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -96,20 +146,31 @@ class Committer:
             self._pending = None
 
     def _write(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        folder, started = self.folder / f"{step:09d}", time.perf_counter()
-        folder.remove("commit.json")
+        name, started, written = f"{step:09d}-{self.writer}", time.perf_counter(), {}
+        folder = self.folder / name
+        folder.remove(COMMIT)
         try:
             for part, tensors in parts.items():
-                folder.write_bytes(f"{part}.safetensors", save_tensors(tensors))
-            folder.write_json("commit.json", {"format": COMMIT_FORMAT, "step": step, "parts": list(parts), **state})
+                content = save_tensors(tensors)
+                folder.write_bytes(part_file(part), content)
+                written[part] = {"size": len(content), "crc32": crc32(content)}
+            self.check()
+            folder.write_json(COMMIT, {"format": COMMIT_FORMAT, "step": step, "parts": written, **state})
         except StorageFullError:
-            self.folder.remove(f"{step:09d}")  # half a checkpoint would take the room that the next one needs
+            self.folder.remove(name)  # half a checkpoint would take the room that the next one needs
             raise
         log.debug("checkpoint at step %d written in %.1f s", step, time.perf_counter() - started)
-        names = self.folder.names()
-        finished = [name for name in names if (self.folder / name).exists("commit.json")]
-        for name in set(names).difference(finished[-self.keep :]):  # also half-written ones of killed workers
-            self.folder.remove(name)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove what is older than the oldest checkpoint to keep, also half-written ones of killed workers.
+
+        Nothing that is younger: another process may be writing it.
+        """
+        oldest = step_of(complete(self.artifact)[-self.keep :][0])
+        for name in self.folder.names():
+            if name[:9].isdigit() and step_of(name) < oldest:
+                self.folder.remove(name)
 
     def clear(self) -> None:
         """Remove all checkpoints, once the run is finished and its result written."""

@@ -102,7 +102,7 @@ def _own_uses(
             if not folder.exists(TRAINED_ON):
                 unknown[model] = "it is unfinished, or older than the records of clips"
                 continue
-            trained_on = folder.read_table(TRAINED_ON)
+            trained_on = folder.read_table(TRAINED_ON, checked=True)
             about = json.loads(trained_on.schema.metadata[META])
             begins[model] = about["begins_as"]
             clips = _clips(storage, about["store"], stores) if about["store"] else trained_on

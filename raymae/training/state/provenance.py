@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raymae.config import redact, to_dict
 from raymae.datasets.rows import class_names, fingerprint, unlabelled_rows
-from raymae.storage.events import latest_step, read_commit
+from raymae.storage.commits import read_commit, step_of
 from raymae.storage.folder import COMMITS
 from raymae.training.spec import StageSpec, labelled_rows
 
@@ -42,20 +42,17 @@ def trained_clips(spec: StageSpec) -> dict[str, Any]:
     return {"count": len(table), "fingerprint": fingerprint(table, table.column_names)}
 
 
-def check_commit(spec: StageSpec) -> None:
-    """Raise ValueError if the newest checkpoint of a stage was trained on other clips than there are now.
+def check_commit(spec: StageSpec, name: str) -> None:
+    """Raise ValueError if a checkpoint of a stage was trained on other clips than there are now.
 
     The key of a stage names the clips of the clip table. Which of them are in the store can change: a file that could
     not be read, and was quarantined, may be readable again. The order is drawn over the clips, so a resumed run would
     train on some of them twice and on others never, and could not be reproduced.
     """
-    step = latest_step(spec.artifact)
-    if step is None:
-        return
-    then, now = read_commit(spec.artifact, step)["clips"], trained_clips(spec)
+    then, now = read_commit(spec.artifact, name)["clips"], trained_clips(spec)
     if then != now:
         raise ValueError(
-            f"{spec.name} can't resume from step {step}: it was trained on {then['count']} clips (fingerprint "
+            f"{spec.name} can't resume from step {step_of(name)}: it was trained on {then['count']} clips (fingerprint "
             f"{then['fingerprint']}), and now there are {now['count']} ({now['fingerprint']}), because "
             "quarantined files are readable again or others are gone. Restore the files, or remove "
             f"{redact(spec.artifact.url)}/{COMMITS} to train this stage from its start"

@@ -87,9 +87,9 @@ class FinetuneTask:
         model = build_classifier(config.audio, config.model, self.config, len(self.class_names), cnn=spec.cnn)
         if spec.classifier:
             check_teacher(spec.classifier, self.class_names)
-            load_weights(model, spec.classifier.read_bytes("model.safetensors"))
+            load_weights(model, spec.classifier.read_checked("model.safetensors"))
         elif spec.encoder and isinstance(model, AudioClassifier):
-            load_encoder(model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
+            load_encoder(model, load_tensors(spec.encoder.read_checked("model.safetensors")))
         return model
 
     def begin(self, device: torch.device) -> None:

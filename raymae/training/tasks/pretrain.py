@@ -43,7 +43,7 @@ class PretrainTask:
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
         if spec.encoder:
-            load_pretrained(self.model, load_tensors(spec.encoder.read_bytes("model.safetensors")))
+            load_pretrained(self.model, load_tensors(spec.encoder.read_checked("model.safetensors")))
         self.teacher_view = spec.config.model.latent.teacher_view if spec.config.model.name == "latent" else "same"
         sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
         self.source_names = sources.dictionary.to_pylist()

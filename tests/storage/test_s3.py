@@ -1,0 +1,126 @@
+"""A storage on S3, by s3fs and a server of the tests' own: folders, leases, checkpoints, and a server that fails."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fsspec.config import conf
+
+from raymae.features.store import FeatureStore
+from raymae.storage import retry
+from raymae.storage.commits import complete, latest_step
+from raymae.storage.events import read_events
+from raymae.storage.folder import Folder
+from raymae.storage.lease import Lease
+from raymae.training.run_stage import run_stage
+from raymae.training.state.checkpoint import Committer, load_commit
+from raymae.training.worker import BareSession
+from tests.storage.test_lease import race
+from tests.support.s3 import CREDENTIALS, S3, s3_server
+from tests.support.training import TINY, make_spec
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    """The server; s3fs finds it by its environment and fsspec's configuration."""
+    before = dict(os.environ)
+    os.environ.update(CREDENTIALS)
+    with s3_server() as found:
+        # botocore retries for half a minute before raymae hears of it
+        conf["s3"] = {"endpoint_url": found.url, "config_kwargs": {"retries": {"max_attempts": 1}}}
+        yield found
+    del conf["s3"]
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def bucket(server: S3, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A folder of its own for each test."""
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.05)
+    return server.folder(request.node.name.replace("[", "-").replace("]", ""))
+
+
+def test_a_folder_is_written_listed_and_removed(bucket: Folder) -> None:
+    assert not bucket.is_local
+    bucket.write_json("a/b.json", [1])
+    assert (bucket / "a").sizes() == {"b.json": len(bucket.read_bytes("a/b.json"))}
+    assert [bucket.create("a/c", content) for content in (b"1", b"2")] == [True, False]
+    assert bucket.read_bytes("a/c") == b"1"
+    bucket.finish({"steps": 3})
+    assert bucket.result() == {"steps": 3}
+    bucket.remove("a")
+    assert bucket.names() == ["checksums.json", "done.json"]
+
+
+def test_one_of_twenty_gets_a_lease(bucket: Folder) -> None:
+    assert race(bucket, 5) == [1] * 5
+
+
+def test_a_lease_costs_a_request_per_renewal(bucket: Folder, server: S3) -> None:
+    mine = Lease(bucket, renew=1000)
+    assert mine.take()
+    before = len(server.requests)
+    for _ in range(5):
+        mine._renew()
+    asked = server.requests[before:]
+    assert len(asked) == 5, asked
+    assert all(one.startswith("PUT ") for one in asked)
+    mine.release()
+
+
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_a_lease_is_kept_while_the_server_fails_for_a_while(bucket: Folder, server: S3, fault: str) -> None:
+    mine = Lease(bucket, renew=0.1)
+    assert mine.take()
+    with server.failing(fault):
+        time.sleep(0.5)
+    before, until = mine._number, time.monotonic() + 30
+    while mine._number < before + 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    mine.check()
+    mine.release()
+    assert Lease(bucket).take()
+
+
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_a_training_waits_for_a_server_that_fails(
+    store: FeatureStore, bucket: Folder, server: S3, fault: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    before = server.failed
+    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=2, commit_minutes=1e-6, probe_clips=0))
+    whole = make_spec(store, tmp_path / "whole", config=config)
+    assert run_stage(whole, BareSession(store, whole.artifact))
+
+    def fail() -> None:
+        while latest_step(bucket) is None:
+            time.sleep(0.02)
+        with server.failing(fault):
+            time.sleep(1)
+
+    failing = threading.Thread(target=fail)
+    failing.start()
+    spec = replace(whole, artifact=bucket)
+    assert run_stage(spec, BareSession(store, bucket))
+    failing.join()
+    assert bucket.read_checked("model.safetensors") == whole.artifact.read_bytes("model.safetensors")
+    assert [event["step"] for event in read_events(bucket)] == [event["step"] for event in read_events(whole.artifact)]
+    assert server.failed > before, "nothing was asked for while it failed"
+
+
+def test_checkpoints_on_s3_are_kept_and_read(bucket: Folder) -> None:
+    committer = Committer(bucket, keep=2)
+    for step in (5, 10, 15):
+        committer.commit(step, {"model": {"w": torch.full((2,), float(step))}}, {})
+    committer.wait()
+    assert latest_step(bucket) == 15
+    assert [load_commit(bucket, name)[0]["model"]["w"][0].item() for name in complete(bucket)] == [10, 15]
