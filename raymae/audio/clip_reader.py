@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -21,8 +22,16 @@ Clip = tuple[NDArray[np.float16], int, float]
 """Log-mel (T, F), its frames before padding, and the seconds that were read."""
 
 
+TICK = 0.25
+"""Seconds between looks at what a thread that reads a clip is doing."""
+
+
 class SilentError(AudioError):
-    """The recording's storage answered neither with it nor with an error."""
+    """Neither the recording nor an error came: of its storage, or because nothing happened at all. It may pass."""
+
+
+class TimeLimitError(AudioError):
+    """Decoding takes more computing than is allowed."""
 
 
 class ClipReader:
@@ -37,6 +46,7 @@ class ClipReader:
         self._lock = threading.Lock()
         self._start()
         self.log_mel = LogMel(audio)
+        self.log_mel(np.zeros(audio.win_length, np.float32))  # compiled now, not in the first clip's time
 
     def _start(self) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -75,23 +85,41 @@ class ClipReader:
     def _answer(self, before: float) -> Any:
         """Wait for the thread's answer: the clip or an error.
 
-        Raises AudioError if it takes longer than `timeout`, not counting the time spent waiting for the storage (a tar
-        is indexed before its first member is read), and SilentError if the storage doesn't answer for as long.
+        What counts is the thread's computing, which neither a busy machine nor a slow storage stretches.
+
+        Raises:
+            TimeLimitError: it computes for longer than `timeout`.
+            SilentError: the storage doesn't answer, or nothing happens, for as long.
         """
-        began = time.monotonic()
+        began, spent, idle = time.monotonic(), computed(self._thread), 0.0
+        last, busy = began, spent
         while True:
-            now, waited = time.monotonic(), waits(self._thread)
-            silent, own = waited.silent(now), now - began - (waited.total(now) - before)
-            left = self.timeout - max(silent, own)
+            now, waited, doing = time.monotonic(), waits(self._thread), computed(self._thread)
+            silent, waiting = waited.silent(now), waited.since != math.inf
+            own = doing - spent if CLOCKS else now - began - (waited.total(now) - before)
+            # a process that was suspended comes back after a long tick, in which nothing can have happened
+            idle = 0.0 if doing > busy or waiting or not CLOCKS else idle + min(now - last, 2 * TICK)
+            last, busy = now, doing
+            left = self.timeout - max(silent, own, idle)
             with suppress(queue.Empty):
-                return self._answers.get(timeout=max(left, 0.0))  # at the end too: this process may have been suspended
+                return self._answers.get(timeout=min(max(left, 0.0), TICK))
             if left <= 0:
                 break
         self._requests.put(None)  # the stuck thread is abandoned; the next file gets a new one
         self._start()
-        if silent >= self.timeout:
-            raise SilentError(f"no response from its storage for {self.timeout:g} s")
-        raise AudioError(f"not decoded within {self.timeout:g} s")
+        if own >= self.timeout:
+            raise TimeLimitError(f"not decoded within {self.timeout:g} s of computing")
+        what = "no response from its storage" if silent >= self.timeout else "nothing happened while it was read,"
+        raise SilentError(f"{what} for {self.timeout:g} s")
+
+
+CLOCKS = hasattr(time, "pthread_getcpuclockid")
+"""Whether this system tells what a thread has computed; otherwise its time without waiting for the storage counts."""
+
+
+def computed(thread: threading.Thread) -> float:
+    """The CPU time of a thread that lives, in seconds; 0 where that can't be asked."""
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)) if CLOCKS and thread.is_alive() else 0.0
 
 
 def _serve(requests: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Any]) -> None:

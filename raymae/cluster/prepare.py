@@ -17,8 +17,9 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.cluster.errors import unwrap_errors
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
-from raymae.features.shard import DAMAGED, read_summary, usable_shards
+from raymae.features.shard import DAMAGED, asks_again, read_summary, usable_shards
 from raymae.features.write import ShardPlan, plan_shards, write_shard
+from raymae.storage.checksums import CHECKSUMS
 from raymae.storage.folder import Folder
 
 ASKED = "asked.parquet"
@@ -42,6 +43,8 @@ class ShardWriter:
         number, name = int(batch["shard"][0]), str(batch["name"][0])
         clips = self.asked.read_row_group(number)
         found = read_summary(self.shards, name, verify=True) if self.data.verify else None
+        if found and any(asks_again(entry, self.data.file_timeout) for entry in found["quarantine"]):
+            found = None
         summary = found or self._write(name, clips)
         self.shards.remove(name + DAMAGED)
         return {
@@ -124,7 +127,7 @@ def missing_shards(
         return list(range(len(plans)))
     missing = []
     for number, summary in enumerate(summaries(plans, shards, sizes or {})):
-        if summary is None:
+        if summary is None or any(asks_again(entry, config.data.file_timeout) for entry in summary["quarantine"]):
             missing.append(number)
         else:
             tally.add(number, summary)
@@ -138,7 +141,8 @@ def prepare(
 
     Raises ValueError if more files are bad than `data.max_bad_share` allows.
     """
-    artifact.remove("done.json")  # a store that is being repaired has one
+    for name in ("done.json", CHECKSUMS):  # a store that is being repaired has them
+        artifact.remove(name)
     plans = plan_shards(clips, config.audio, config.data.shard_mb)
     tally = Tally(clips, plans)
     missing = missing_shards(plans, shards, config, tally, known_sizes(artifact))

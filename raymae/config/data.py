@@ -148,7 +148,8 @@ class DataConfig:
     max_bad_share: float = 0.05
     """Largest share of files that may be unreadable: above it the job stops, else they are quarantined and listed."""
     file_timeout: float = 30.0
-    """Seconds after which decoding a file is given up, or waiting for a storage that doesn't answer."""
+    """Seconds of computing after which decoding a file is given up, and of silence after which its storage is. What was
+    given up because of a silent storage is read again by the same command; what took too long, with a higher limit."""
     shard_mb: float = 128.0
     """Largest size of a shard of the feature store, MB."""
     store: Literal["parquet", "none"] = "parquet"

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from raymae.config import DataConfig
 from raymae.datasets import synthetic
 from raymae.datasets.checks import check_files, check_groups, check_labels, evaluated
+from raymae.datasets.content import with_content
 from raymae.datasets.labels import Labels
 from raymae.datasets.published import audioset, cas2023, tau
 from raymae.datasets.published.nominal import SHAPES, absent, nominal
@@ -76,7 +77,7 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
         check_groups(rows, transductive=used.transductive)
     if labels:
         check_labels(rows, labels)
-    return rows.select(CLIPS.names)
+    return with_content(rows).select(CLIPS.names)
 
 
 def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
@@ -93,7 +94,7 @@ def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None 
     rows = assign(join([own, *pools]), config.split)
     if labels:
         check_labels(rows, labels)
-    return rows.select(CLIPS.names)
+    return rows.append_column("content", pa.nulls(len(rows), pa.string())).select(CLIPS.names)
 
 
 def nominal_pool(pool: str, weight: float) -> pa.Table:

@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 
 from raymae.datasets.labels import Labels, class_set
 
-FILE = ("clip_id", "size", "mtime")
-"""Columns that name a recording and its state."""
+FILE = ("clip_id", "size", "mtime", "content")
+"""Columns that name a recording and its state; of clips without files, as in a benchmark, content isn't known."""
+
+
+def state_columns(clips: pa.Table) -> list[str]:
+    """The columns that name a recording and its state, of those that a table has."""
+    return [name for name in FILE if name in clips.column_names]
 
 
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from raymae.config import AudioConfig, to_dict
 from raymae.features.write import ShardPlan
-from raymae.storage.folder import digest
+from raymae.storage.checksums import digest
 
 FORMAT = 2
 QUARANTINE = "quarantine.csv"
+AGAIN = ("passing", "limit")
+"""Fields of a quarantined clip that a later run reads again (`raymae.features.shard.asks_again`)."""
 _SUMS = ("clips", "quarantined", "seconds", "frames", "total", "square")
 _BUFFERED = 10_000
 
@@ -37,6 +39,7 @@ class Tally:
         self._shards: list[dict[str, Any] | None] = [None] * len(plans)
         self._compression: Counter[str] = Counter()
         self._bad: list[pa.Table] = []
+        self._again: list[dict[str, Any]] = []
         self._buffer: list[dict[str, Any]] = []
 
     def add(self, number: int, summary: dict[str, Any]) -> None:
@@ -50,6 +53,7 @@ class Tally:
             self._count(number, "quarantined", split[bad], np.ones(bad.sum()))
             split = split[~bad]
             self._buffer += [{"shard": number, **entry} for entry in summary["quarantine"]]
+            self._again += [one for one in ({k: e[k] for k in AGAIN if k in e} for e in summary["quarantine"]) if one]
             if len(self._buffer) >= _BUFFERED:
                 self._flush()
         clips = {name: np.array(values, np.float64) for name, values in summary["clips"].items()}
@@ -117,6 +121,7 @@ class Tally:
             "splits": splits,
             "statistics": self.statistics(),
             "quarantine": QUARANTINE,
+            "again": sorted(self._again, key=str),
             "compression": dict(sorted(self._compression.items())),
             "shards": self._shards,
         }

@@ -75,6 +75,11 @@ def read_summary(target: Folder, name: str, verify: bool = False) -> dict[str, A
         return None
 
 
+def asks_again(entry: dict[str, Any], timeout: float) -> bool:
+    """Whether a quarantined clip should be read again: the reason may have passed, or the time limit is higher now."""
+    return bool(entry.get("passing")) or entry.get("limit", timeout) < timeout
+
+
 def usable_shards(shards: Folder) -> dict[str, int]:
     """Name and size of every shard that isn't marked as damaged, in one listing."""
     sizes = shards.sizes()

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raymae.audio.clip_reader import Clip, ClipReader, SilentError
+from raymae.audio.clip_reader import Clip, ClipReader, SilentError, TimeLimitError
 from raymae.audio.containers import storage_of
 from raymae.audio.decode import AudioError, UnreachableError
 from raymae.config import AudioConfig, redact, to_dict
+from raymae.datasets.rows import state_columns
 from raymae.features.shard import BLANK, META, moments, seal
 from raymae.features.store import ROW_GROUP, SHARDS, FeatureStore
 from raymae.storage.folder import Folder
@@ -66,11 +67,11 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
     """Divide a clip table into shards, each named by a hash of its content."""
     size = shard_rows(len(clips), audio, shard_mb)
-    front_end = json.dumps([2, to_dict(audio)], sort_keys=True).encode()
+    front_end = json.dumps([3, to_dict(audio)], sort_keys=True).encode()
     plans = []
     for start in range(0, len(clips), size):
         part = clips.slice(start, size)
-        columns = [part["clip_id"], part["size"], part["mtime"]]
+        columns = [part[name] for name in state_columns(part)]
         if pc.any(pc.equal(part["mtime"], 0)).as_py():
             columns.append(part["path"])  # without change times, the same name elsewhere is another file
         name = hashlib.sha256(front_end)
@@ -83,6 +84,7 @@ def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[Sh
 def hash_column(state: Any, column: pa.ChunkedArray) -> None:
     """Add a column of strings (lengths and bytes) or numbers to a hash without converting it to Python objects."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.fill_null(column, "")
         values = pa.concat_arrays(column.cast(pa.large_string()).chunks)
         offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
         state.update(np.diff(offsets).astype("<i8").tobytes())
@@ -133,6 +135,8 @@ class _Row:
     clip_id: str
     path: str
     reason: str | None = None
+    again: dict[str, Any] = field(default_factory=dict)
+    """When a later run asks for it again, see `raymae.features.shard.asks_again`."""
     log_mel: bytes = b""
     """(T, F) float16; empty without features."""
     valid_frames: int = 0
@@ -179,11 +183,15 @@ def _read_rows(clips: pa.Table, reader: ClipReader, features: bool) -> list[_Row
     for number, answer in read_all(reader, paths):
         clip_id, path = ids[number], paths[number]
         if isinstance(answer, AudioError):
-            rows.append(_Row(number, clip_id, path, reason=str(answer)))
+            again: dict[str, Any] = {"passing": True} if isinstance(answer, SilentError) else {}
+            again |= {"limit": reader.timeout} if isinstance(answer, TimeLimitError) else {}
+            rows.append(_Row(number, clip_id, path, str(answer), again))
             continue
         log_mel, valid_frames, seconds = answer
         content = log_mel.tobytes() if features else b""
-        rows.append(_Row(number, clip_id, path, None, content, valid_frames, seconds, *moments(log_mel, valid_frames)))
+        rows.append(
+            _Row(number, clip_id, path, None, {}, content, valid_frames, seconds, *moments(log_mel, valid_frames))
+        )
     return sorted(rows, key=lambda row: row.number)
 
 
@@ -193,7 +201,9 @@ def _summary(rows: list[_Row], kept: list[_Row], compression: str) -> dict[str, 
         "rows": len(kept),
         "seconds": sum(row.seconds for row in kept),
         "quarantine": [
-            {"clip_id": row.clip_id, "path": row.path, "reason": row.reason} for row in rows if row.reason is not None
+            {"clip_id": row.clip_id, "path": row.path, "reason": row.reason, **row.again}
+            for row in rows
+            if row.reason is not None
         ],
         "compression": compression,
         "crc32": BLANK,

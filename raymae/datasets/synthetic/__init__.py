@@ -41,7 +41,7 @@ from raymae.datasets.synthetic.scenes import (
     Format,
     generator,
 )
-from raymae.storage.folder import digest
+from raymae.storage.checksums import digest
 
 STAMP = "synthetic: checks the pipeline, proves nothing about scenes"
 VERSION = 1

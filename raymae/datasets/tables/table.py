@@ -38,18 +38,20 @@ from raymae.config import redact
 from raymae.datasets.labels import SEPARATOR
 from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard
 from raymae.datasets.tables.locate import locate, reject
-from raymae.storage.folder import Folder, check_plain
+from raymae.storage.folder import Folder
+from raymae.storage.plain import check_plain
 
 log = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("filename", "scene_label", "city", "device", "group", "split")
-CLIPS = pa.schema(
+_NAMED = pa.schema(
     [(name, pa.string()) for name in ("clip_id", "path", "scene_label", "city", "device", "group", "split", "source")]
     + [("weight", pa.float64()), ("size", pa.int64()), ("mtime", pa.float64())]
 )
-"""Schema of a clip table: size in bytes (-1: no such file), mtime in seconds since 1970."""
-ROWS = CLIPS.append(pa.field("row", pa.int64()))
-"""Schema of a clip table with each row's line in the metadata table."""
+CLIPS = _NAMED.append(pa.field("content", pa.string()))
+"""Schema of a clip table: size in bytes (-1: no such file), mtime in seconds since 1970, content as in `content_of`."""
+ROWS = _NAMED.append(pa.field("row", pa.int64()))
+"""Schema of the rows of a metadata table: each one's line in it, and nothing of its content."""
 LOCATED = ("path", "size", "mtime")
 
 

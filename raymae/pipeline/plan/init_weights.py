@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
 from raymae.config.stages import Target, requires
 from raymae.pipeline.plan.plan import Given
-from raymae.storage.folder import Folder, digest
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder
 from raymae.tracking.model_uri import CARDS, EXPORTED, WEIGHTS, open_artifact
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from raymae.audio.impulse_responses import Responses, read_responses
 from raymae.config import RANDOM, Config, to_dict
 from raymae.config.stages import CLASSIFIERS, teacher_of, turn_of
-from raymae.datasets.rows import FILE, class_names, clips_of, fingerprint, rows_of
+from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of, state_columns
 from raymae.datasets.splits.split_file import split_name
 from raymae.features.manifest import FORMAT
-from raymae.storage.folder import digest
+from raymae.storage.checksums import digest
 from raymae.training.tasks.selection import selection
 
 VERSION = 2
@@ -106,7 +106,7 @@ class Keys:
 
     def fingerprint(self, splits: list[str], *columns: str) -> str:
         """16 digits of what the columns hold for the clips of some splits."""
-        return fingerprint(clips_of(self.clips, splits), [*FILE, *columns])
+        return fingerprint(clips_of(self.clips, splits), [*state_columns(self.clips), *columns])
 
 
 # The inputs of every stage -------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
         "audio": to_dict(config.audio),
         "model": to_dict(config.model),
         "training": keys.training("finetune"),
-        "clips": fingerprint(labelled, [*FILE, "scene_label"]),
+        "clips": fingerprint(labelled, [*state_columns(labelled), "scene_label"]),
         "stages": {name: node.keys[name] for name in node.needed if name != "prepare"},
         "init_from": keys.given_weights("finetune"),
         "selected_by": _selected_by(keys),
@@ -162,8 +162,8 @@ def cnn_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
 def consistency_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     """Of consistency training."""
     unlabelled = keys.clips.take(rows_of(keys.clips, "train", labelled=False))
-    more = {"consistency": keys.training("consistency"), "unlabelled": fingerprint(unlabelled, FILE)}
-    return classifier_inputs(keys, node) | more
+    clips = fingerprint(unlabelled, state_columns(unlabelled))
+    return classifier_inputs(keys, node) | {"consistency": keys.training("consistency"), "unlabelled": clips}
 
 
 def pseudo_label_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _selected_by(keys: Keys) -> str | None:
     if not selection(keys.clips, class_names(keys.clips, labels), labels).best:
         return None
     val = clips_of(keys.clips, ["val"])
-    return fingerprint(val.filter(pc.is_valid(val["scene_label"])), [*FILE, "scene_label", "group"])
+    return fingerprint(val.filter(pc.is_valid(val["scene_label"])), [*state_columns(val), "scene_label", "group"])
 
 
 INPUTS: dict[str, Callable[[Keys, Asked], dict[str, Any]]] = {

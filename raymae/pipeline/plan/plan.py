@@ -23,12 +23,13 @@ from raymae.config.stages import (
     turn_of,
 )
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
-from raymae.features.shard import all_exist
+from raymae.features.shard import all_exist, asks_again
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.pipeline.plan.keys import Asked, Keys
 from raymae.pseudo_labels.truth import read_truth
-from raymae.storage.folder import Folder, digest
+from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder
 from raymae.tracking.uri import REGISTRY
 from raymae.training.spec import StageSpec
 
@@ -227,6 +228,8 @@ class Plan:
         try:
             manifest = artifact.read_json("manifest.json")
         except (OSError, ValueError):  # lost or damaged: written anew
+            return False
+        if any(asks_again(entry, self.config.data.file_timeout) for entry in manifest.get("again", [])):
             return False
         return all_exist(self.shards, manifest)
 
