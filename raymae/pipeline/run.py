@@ -95,6 +95,8 @@ class Run:
     def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
         self.plan, self.deadline = plan, deadline
         self.times: dict[str, dict[str, float]] = {}
+        self.repairs = {name for name in plan.to_do if plan.nodes[name].artifact.is_done()}
+        """Finished stages that are made again: shards or a model of theirs are missing."""
 
     @cached_property
     def reporter(self) -> PlanReporter:
@@ -163,7 +165,7 @@ class Run:
 
     def _run(self, node: Node) -> None:
         """Run a stage that doesn't train, unless another process does it meanwhile."""
-        started, repair = time.time(), node.artifact.is_done()
+        started, repair = time.time(), node.name in self.repairs
         while repair or not node.artifact.is_done():
             with self._leases([node], repair) as held:
                 if lease := held.get(node.name):

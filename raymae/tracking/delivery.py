@@ -34,6 +34,8 @@ START_SECONDS = 30.0
 """How long a job waits for the first answer of a server before it starts without it."""
 WAIT_SECONDS = 0.1
 """Between two looks at whether something is done."""
+OTHERS_SECONDS = 12.0
+"""How long a job that ends waits for another one of the same run that is delivering."""
 MARKED = 32
 """Files that are marked as delivered at once: an outage repeats at most so many, which changes nothing."""
 
@@ -113,7 +115,7 @@ class Delivery:
         self._calls: list[tuple[Callable[[Any, str], Any], Future[Any]]] = []
         self._error: ValueError | None = None
         self._known_before = outbox.is_known
-        self._late = False
+        self._late = self._others_deliver = False
         self._first_answer, self._wake, self._closing, self._stop = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
 
@@ -159,7 +161,7 @@ class Delivery:
         self._await(lambda: not self._thread.is_alive(), patience)
         self._stop.set()
         self._thread.join(1)
-        return len(self.outbox.pending())
+        return 0 if self._others_deliver else len(self.outbox.pending())
 
     def _await(self, done: Callable[[], bool], patience: float) -> None:
         """Wait until it is done, or the server has been down for `patience` seconds; while it is up, without limit."""
@@ -168,7 +170,7 @@ class Delivery:
         while not done():
             self.check()
             since = max(asked, self.away_since) if self.away_since is not None else None
-            silent = self.tracker is None and time.monotonic() - asked > patience
+            silent = self.tracker is None and not self._others_deliver and time.monotonic() - asked > patience
             if silent or (since is not None and time.monotonic() - since > patience):
                 return
             time.sleep(WAIT_SECONDS)
@@ -176,12 +178,18 @@ class Delivery:
     # The thread -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        lease, held, delay = Lease(self.outbox.claims), False, FIRST_DELAY
+        lease, held, delay, left = Lease(self.outbox.claims), False, FIRST_DELAY, OTHERS_SECONDS / POLL_SECONDS
         while not self._stop.is_set():
             closing = self._closing.is_set()
             try:
-                held = (held and not lease.lost) or lease.take()  # another job of this run may be delivering
-                finished = held and self._round()
+                held = (held and not lease.lost) or lease.take()
+                self._others_deliver = not held
+                if held:
+                    finished = self._round()
+                else:  # another job of this run delivers its entries and ours
+                    self._first_answer.set()
+                    left -= closing
+                    finished = left <= 0
             except Exception as error:  # every kind of server and of storage has its own exceptions
                 if isinstance(error, ValueError) and self.tracker is None:
                     self._error = error
@@ -273,14 +281,16 @@ class Delivery:
         pending = outbox.pending()
         for start in range(0, len(pending), MARKED):
             names = pending[start : start + MARKED]
-            for entry in (entry for name in names for entry in outbox.read(name)):
-                self._try(outbox, entry["run"], partial(self._apply, outbox, entry))
-            outbox.mark(*names)
+            for name in names:
+                taken = [self._try(outbox, one["run"], partial(self._apply, outbox, one)) for one in outbox.read(name)]
+                if not all(taken):
+                    outbox.refused.add(name)
+            outbox.mark(*(name for name in names if name not in outbox.refused))
         for run in outbox.open_runs():
             self._try(outbox, run, partial(self._log_committed, outbox, run))
 
-    def _try(self, outbox: Outbox, run: str, deliver: Callable[[], None]) -> None:
-        """Deliver something of a run; what is refused permanently is logged and skipped."""
+    def _try(self, outbox: Outbox, run: str, deliver: Callable[[], None]) -> bool:
+        """Deliver something of a run. What the server refuses is logged and skipped: False."""
         assert self.tracker is not None
         try:
             deliver()
@@ -289,7 +299,10 @@ class Delivery:
             if not lost and not self.tracker.refuses(error):
                 raise
             what = f"{run or 'the run'} of {redact(outbox.folder.url)}"
-            log.warning("not delivered to MLflow, %s: %s", what, " ".join(redact(str(error)).split()))
+            kept = "" if lost else "; it is kept, and the next job with this storage offers it again"
+            log.warning("not delivered to MLflow, %s: %s%s", what, " ".join(redact(str(error)).split()), kept)
+            return lost
+        return True
 
     def _id(self, outbox: Outbox, run: str) -> str:
         """The MLflow id of a run, which is created if there is none."""

@@ -41,6 +41,8 @@ class Outbox:
         self.folder, self.server = run_folder / OUTBOX, server
         self._known: dict[str, list[Entry]] = {}
         self._delivered: set[str] | None = None
+        self.refused: set[str] = set()
+        """Files that the server has refused in part; the next job offers them again."""
 
     @property
     def claims(self) -> Folder:
@@ -68,8 +70,8 @@ class Outbox:
         return ((name, self.read(name)) for name in self.names())
 
     def pending(self) -> list[str]:
-        """The files that the server doesn't have yet."""
-        return [name for name in self.names() if name not in self.delivered()]
+        """The files that the server doesn't have yet, without those that it has refused in this process."""
+        return [name for name in self.names() if name not in self.delivered() | self.refused]
 
     @property
     def is_known(self) -> bool:

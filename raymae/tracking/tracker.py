@@ -26,7 +26,7 @@ from raymae.config import TrackingConfig, redact
 from raymae.storage.folder import Folder
 from raymae.tracking.delivery import AwayError
 from raymae.tracking.registry import Registry, Version, clean
-from raymae.tracking.uri import tracking_uri
+from raymae.tracking.uri import one_at_a_time, tracking_uri
 
 __all__ = ["Registry", "Tracker", "Version"]
 
@@ -65,9 +65,10 @@ class Tracker(Registry):
             raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow reserves for versions")
         try:
             mlflow.set_tracking_uri(self.uri)
-            self.client = MlflowClient(self.uri)
-            self.experiment_id = self._experiment(storage)
-            self._check_names()
+            with one_at_a_time(self.uri):
+                self.client = MlflowClient(self.uri)
+                self.experiment_id = self._experiment(storage)
+                self._check_names()
         except Exception as error:  # every kind of store has its own driver's exceptions
             reason = " ".join(redact(str(error)).split())
             raise self._contact_error(error, f"MLflow at {redact(self.uri)} can't be used: {reason}") from None
@@ -80,6 +81,8 @@ class Tracker(Registry):
         """The error to raise for an error of the first contact."""
         causes = list(chain(error))
         lost = any(isinstance(one, requests.ConnectionError | requests.Timeout) for one in causes)
+        if not self._is_server and "database is locked" in str(error):
+            return AwayError(message)
         down = isinstance(error, MlflowException) and error.error_code in DOWN
         mistaken = any(isinstance(one, requests.exceptions.SSLError | InvalidUrlException) for one in causes)
         if not self._is_server or mistaken or not (lost or down):
@@ -100,6 +103,11 @@ class Tracker(Registry):
     def _experiment(self, storage: Folder) -> str:
         found = self.client.get_experiment_by_name(self.config.experiment)
         if found is not None:
+            if found.lifecycle_stage != "active":
+                raise ValueError(
+                    f"its experiment {self.config.experiment!r} is deleted: restore it (mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}) or name another one by --tracking.experiment"
+                )
             return str(found.experiment_id)
         location = None if self.config.uri else Path(storage.path("mlflow-artifacts")).as_uri()
         return str(self.client.create_experiment(self.config.experiment, artifact_location=location))

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+from filelock import FileLock
+
 from raymae.config import TrackingConfig, redact
 from raymae.storage.folder import Folder
 
@@ -15,9 +23,32 @@ def tracking_uri(config: TrackingConfig, storage: Folder) -> str:
         return config.uri
     if not storage.is_local:
         raise ValueError("a storage at a URL needs --tracking.uri: the default is a SQLite file on local disk")
-    return f"sqlite:///{storage.path(REGISTRY)}"
+    # a SQLAlchemy address: "?" would begin its options, "%" a character's number
+    return f"sqlite:///{storage.path(REGISTRY).replace('%', '%25').replace('?', '%3F')}"
 
 
 def ui_command(config: TrackingConfig, storage: Folder) -> str:
     """The command that opens MLflow's user interface."""
     return f"mlflow ui --backend-store-uri '{redact(tracking_uri(config, storage))}' --host 127.0.0.1"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite URI, or None."""
+    name = uri.removeprefix("sqlite:///")
+    return Path(unquote(name.partition("?")[0])) if uri.startswith("sqlite:///") and name else None
+
+
+@contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process at a time make the tables of a new SQLite file: MLflow's migrations fail if two do.
+
+    ValueError if the file can't be written.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    if file.exists() and not os.access(file, os.W_OK):
+        raise ValueError(f"{file} can't be written")
+    with FileLock(f"{file}.lock"):
+        yield

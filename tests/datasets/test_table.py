@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from raymae.config import DataConfig
 from raymae.datasets.checks import check_labels
 from raymae.datasets.clips import DATASETS, load
 from raymae.datasets.overview import summary
-from raymae.datasets.tables.table import CLIPS, ROWS, read_filenames, read_table
+from raymae.datasets.tables.table import CLIPS, ROWS, MetadataTable, read_filenames, read_table
 from tests.support.paths import SHARED
 
 Row = dict[str, str]
@@ -230,7 +231,7 @@ def test_unknown_dataset_and_no_table() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "has no column filename"),
+        (b"", "can't be read: it is empty"),
         (b"filename\n", "has no rows"),
         (b"filename,city\na.wav,x\nb.wav\n", "Row #3: Expected 2 columns, got 1"),
         (b"filename,city\na.wav,Sao Paulo\nb.wav,S\xe3o Paulo\n", "row 3: byte 0xe3 is not UTF-8"),
@@ -392,3 +393,56 @@ def test_published_metadata_is_read() -> None:
     cas = read_table(str(folder / "cas2023/APSIPA2025_GC_ASC_dev_metadata.csv"))
     assert (len(cas), cas["scene_label"].null_count) == (8700, 6960)
     assert cas.schema == ROWS
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_a_file_of_the_kernel_is_no_table() -> None:
+    with pytest.raises(ValueError, match=r"/proc/kmsg can't be read: (it is empty|.*[Pp]ermission)"):
+        read_table("/proc/kmsg")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_time_for_a_wide_table_grows_with_its_width(tmp_path: Path, suffix: str) -> None:
+    """Counted, not timed: how often a column's name is compared with another."""
+    compared = [0]
+
+    class Name(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            compared[0] += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    table = MetadataTable.open(str(tmp_path / f"t.{suffix}"))
+    for width in (1000, 2000):
+        compared[0] = 0
+        table._known([Name("filename"), *(Name(f"c{number}") for number in range(width))], ("filename", "city"), False)
+        assert compared[0] < 20 * width
+
+
+def test_a_message_names_some_of_many_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(",".join(f"c{number}" for number in range(1000)) + "\n")
+    with pytest.raises(ValueError, match=r"its columns are 'c0', .*'c19' and 980 more$"):
+        read_table(str(tmp_path / "t.csv"))
+
+
+def test_a_small_file_of_many_rows_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, count = tmp_path / "t.parquet", 3_000_000
+    pq.write_table(pa.table({"filename": pa.repeat("a.wav", count)}), path)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match=f"claims {count} rows in {path.stat().st_size} bytes"):
+        read_table(str(path))
+
+
+def test_names_in_a_sequence_may_be_compressed_as_well_as_they_can_be(tmp_path: Path) -> None:
+    path, count = tmp_path / "t.parquet", 200_000
+    names = pa.table({"filename": [f"{number:08d}.wav" for number in range(count)]})
+    pq.write_table(
+        names, path, compression="zstd", use_dictionary=False, column_encoding={"filename": "DELTA_BYTE_ARRAY"}
+    )
+    assert count > 5 * path.stat().st_size
+    assert len(read_table(str(path))) == count

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -237,7 +239,37 @@ def test_what_is_refused_is_logged_and_skipped(storage: Folder, caplog: pytest.L
     assert sender.close(PATIENCE) == 0
     assert memory.runs["None/job one/key"]["status"] == "FINISHED"
     assert "not delivered to MLflow" in caplog.text
-    assert "no report.md for https://***@host" in caplog.text
+    assert "no report.md for https://***@host; it is kept, and the next job with this storage offers it" in caplog.text
+    again = Delivery(Outbox(storage / "runs/one", SERVER), storage, lambda: memory)
+    memory.refused = set()
+    again.start()
+    assert again.close(PATIENCE) == 0
+    assert ("None/job one/key", "report.md") in memory.files
+
+
+def test_the_second_of_two_jobs_of_a_run_starts_at_once_and_leaves_delivery_to_the_first(
+    storage: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "OTHERS_SECONDS", 0.01)
+    memory, outbox = Memory(), filled(storage)
+    first, second = (Delivery(Outbox(storage / "runs/one", SERVER), storage, lambda: memory) for _ in range(2))
+    first.start()
+    second.start()
+    second.outbox.write(begin("", "job one/key", "again", {}, {}))
+    assert second.close(PATIENCE) == 0
+    assert first.close(PATIENCE) == 0
+    assert not outbox.pending()
+
+
+def test_a_job_takes_over_the_delivery_of_one_that_died(storage: Folder) -> None:
+    memory = Memory()
+    outbox = filled(storage)
+    code = f"from raymae.storage.lease import *; assert Lease(Folder({outbox.claims.url!r})).take()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    sender = Delivery(outbox, storage, lambda: memory)
+    sender.start()
+    assert sender.close(PATIENCE) == 0
+    assert memory.runs["None/job one/key"]["status"] == "FINISHED"
 
 
 def test_no_file_outside_the_storage_is_delivered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

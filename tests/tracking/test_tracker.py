@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from sqlalchemy.engine import make_url
 
 from raymae.config import Config, TrackingConfig, to_dict
 from raymae.inference.classifier import write_classifier
@@ -30,6 +31,7 @@ from raymae.tracking.delivery import AwayError
 from raymae.tracking.registry import REQUIREMENTS
 from raymae.tracking.reporter import flat
 from raymae.tracking.tracker import BATCH, KEY, MAX_PARAM, Tracker
+from raymae.tracking.uri import sqlite_file, tracking_uri
 from tests.support.audio_files import TINY_AUDIO, write_tone
 from tests.support.training import TINY
 
@@ -354,6 +356,46 @@ def test_a_server_that_is_down_is_not_a_wrong_setting(
     mlflow.set_tracking_uri(tracker.uri)
     assert error.value.unknown_host == unknown
     assert SECRET not in str(error.value)
+
+
+def test_a_deleted_experiment_is_named_at_the_start(tracker: Tracker, storage: Folder) -> None:
+    number = tracker.client.create_experiment("gone")
+    tracker.client.delete_experiment(number)
+    restore = rf"its experiment 'gone' is deleted: restore it \(mlflow experiments restore --experiment-id {number}\)"
+    with pytest.raises(ValueError, match=restore):
+        Tracker(replace(CONFIG, experiment="gone"), storage)
+    mlflow.set_tracking_uri(tracker.uri)
+
+
+def test_a_locked_database_is_waited_for(tracker: Tracker) -> None:
+    error = tracker._contact_error(sqlite3.OperationalError("database is locked"), "locked")
+    assert isinstance(error, AwayError)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everything")
+def test_a_database_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.db").touch(mode=0o400)
+    with pytest.raises(ValueError, match=r"m\.db can't be written"):
+        Tracker(replace(CONFIG, uri=f"sqlite:///{tmp_path}/m.db"), Folder(str(tmp_path)))
+
+
+def test_two_jobs_may_meet_a_new_database(tmp_path: Path) -> None:
+    code = (
+        "from raymae.config import TrackingConfig; from raymae.storage.folder import Folder\n"
+        "from raymae.tracking.tracker import Tracker\n"
+        f"print(Tracker(TrackingConfig(), Folder({str(tmp_path)!r})).experiment_id)"
+    )
+    jobs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert found[0] == found[1] != ""
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%41b", "a b", "a&b=c"])
+def test_the_database_is_in_a_storage_of_any_name(tmp_path: Path, name: str) -> None:
+    storage = Folder(str(tmp_path / name))
+    uri = tracking_uri(CONFIG, storage)
+    assert make_url(uri).database == str(sqlite_file(uri)) == storage.path("mlflow.db")
 
 
 def test_a_request_with_a_lost_answer_makes_no_second_run(tracker: Tracker) -> None:

@@ -19,10 +19,12 @@ import io
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -52,6 +54,10 @@ CLIPS = _NAMED.append(pa.field("content", pa.string()))
 """Schema of a clip table: size in bytes (-1: no such file), mtime in seconds since 1970, content as in `content_of`."""
 ROWS = _NAMED.append(pa.field("row", pa.int64()))
 """Schema of the rows of a metadata table: each one's line in it, and nothing of its content."""
+MOST_ROWS_PER_BYTE = 32
+"""Rows of a Parquet table: names in a sequence, compressed as well as they can be, take a byte for eleven."""
+MOST_NAMES = 20
+"""Columns that a message names."""
 LOCATED = ("path", "size", "mtime")
 
 
@@ -188,8 +194,12 @@ class MetadataTable:
 
     def _open(self) -> BinaryIO:
         with self._reading():
-            if self.folder.is_local and not stat.S_ISREG(os.stat(self.folder.path(self.file)).st_mode):
-                raise ValueError("it is not a regular file")
+            if self.folder.is_local:
+                status = os.stat(self.folder.path(self.file))
+                if not stat.S_ISREG(status.st_mode):
+                    raise ValueError("it is not a regular file")
+                if not status.st_size:  # or one of the kernel's, which may never end
+                    raise ValueError("it is empty")
             return self.folder.open(self.file)
 
     def _read(self, columns: tuple[str, ...]) -> pa.Table:
@@ -237,6 +247,9 @@ class MetadataTable:
 
     def _read_parquet(self, file: BinaryIO, columns: tuple[str, ...]) -> pa.Table:
         table = pq.ParquetFile(file)
+        count, size = table.metadata.num_rows, file.seek(0, os.SEEK_END)
+        if count > MOST_ROWS_PER_BYTE * size:  # a few repeated bytes would fill the memory
+            raise ValueError(f"{self.name} can't be read: it claims {count} rows in {size} bytes")
         packed = holds_audio(table.schema_arrow)
         known = self._known(table.schema_arrow.names, columns, packed)
         check_plain(pa.schema([table.schema_arrow.field(name) for name in known]), self.name)
@@ -262,19 +275,24 @@ class MetadataTable:
             hint = f"; rename {meant[0]!r}?" if meant else ""
             if any(";" in name for name in header):
                 hint = "; separate them by commas or tabs, not by ';'"
-            raise ValueError(
-                f"{self.name} has no column filename; its columns are {', '.join(map(repr, header))}{hint}"
-            )
+            raise ValueError(f"{self.name} has no column filename; its columns are {some(map(repr, header))}{hint}")
         for name in self.required:
             if name != "filename" and name not in header:
-                raise ValueError(f"{self.name} has no column {name}; its columns are {', '.join(map(repr, header))}")
-        twice = sorted({name for name in header if header.count(name) > 1 and name in columns})
+                raise ValueError(f"{self.name} has no column {name}; its columns are {some(map(repr, header))}")
+        counts = Counter(header)
+        twice = sorted(name for name in columns if counts[name] > 1)
         if twice:
             raise ValueError(f"{self.name} has the column {twice[0]} more than once")
         unused = [name for name in header if name not in columns and not (packed and name == "audio")]
         if unused:
-            log.info("%s: columns not used: %s (used are %s)", self.name, ", ".join(unused), ", ".join(columns))
-        return [name for name in columns if name in header]
+            log.info("%s: columns not used: %s (used are %s)", self.name, some(unused), ", ".join(columns))
+        return [name for name in columns if name in counts]
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of many names, for messages."""
+    first, rest = list(islice(names := iter(names), MOST_NAMES)), sum(1 for _ in names)
+    return ", ".join(first) + (f" and {rest} more" if rest else "")
 
 
 def _records(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
