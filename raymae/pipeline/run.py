@@ -25,7 +25,7 @@ from raymae.pipeline.reporter import PlanReporter
 from raymae.storage.commits import latest_step, resumable
 from raymae.storage.folder import LEASE, Folder
 from raymae.storage.lease import Lease, leased, suppress_loss
-from raymae.tracking.delivery import AwayError
+from raymae.tracking.receiver import AwayError
 from raymae.tracking.uri import ui_command
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.training.tasks.selection import described
@@ -118,6 +118,7 @@ class Run:
         plan.run_folder.write_json("config.json", to_dict(plan.config))
         write_split(plan.run_folder, plan.clips, plan.config.data.split)
         self.reporter.start()  # the run is visible from the first moment
+        print("starting Ray", flush=True)
         before = time.time()
         start_ray(plan.config.compute)
         print(f"Ray started in {time.time() - before:.0f} s")

@@ -30,7 +30,7 @@ from functools import cache
 from typing import Any
 
 from raymae.config import redact
-from raymae.storage.folder import Folder
+from raymae.storage.folder import LEASE, Folder
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +66,14 @@ class Lease:
     """A process's (or thread's) lease on the work of `folder`.
 
     Args:
-        expire: seconds without a renewal after which the lease of another is taken over.
-        renew: seconds between renewals.
+        expire: seconds without a renewal after which the lease of another is taken over; `EXPIRE_SECONDS`.
+        renew: seconds between renewals; `RENEW_SECONDS`.
     """
 
-    def __init__(self, folder: Folder, expire: float = EXPIRE_SECONDS, renew: float = RENEW_SECONDS) -> None:
-        self.folder, self.expire, self.renew = folder, expire, renew
+    def __init__(self, folder: Folder, expire: float | None = None, renew: float | None = None) -> None:
+        self.folder = folder
+        self.expire = EXPIRE_SECONDS if expire is None else expire
+        self.renew = RENEW_SECONDS if renew is None else renew
         self.fence = Fence(folder, uuid.uuid4().hex)
         self.lost = False
         self._number = self._first = self._kept = 0
@@ -219,13 +221,12 @@ def leased(
     folder: Folder,
     is_done: Callable[[], bool],
     check: Callable[[], None] = lambda: None,
-    expire: float = EXPIRE_SECONDS,
 ) -> Iterator[Lease | None]:
     """Wait for a lease: yields it while this process holds it, or None once another process has done the work.
 
     `check` is called while waiting and may raise.
     """
-    lease, told = Lease(folder, expire), False
+    lease, told = Lease(folder), False
     while not is_done():
         if lease.take():
             try:
@@ -234,9 +235,8 @@ def leased(
                 lease.release()
             return
         if not told:
-            log.info(
-                "waiting for %s, which %s is making", redact(folder.url), named(read_holder(folder, newest(folder)))
-            )
+            holder = named(read_holder(folder, newest(folder)))
+            log.info("waiting for %s, which %s is making", redact(folder.url).removesuffix(f"/{LEASE}"), holder)
             told = True
         check()
         time.sleep(LOOK_SECONDS * random.uniform(0.5, 1.5))

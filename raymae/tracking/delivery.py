@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from raymae.config import redact
 from raymae.storage.events import committed_events
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Lease
 from raymae.tracking.outbox import Entry, Outbox
+from raymae.tracking.receiver import AwayError, Receiver
 
 log = logging.getLogger(__name__)
 
@@ -38,56 +39,6 @@ OTHERS_SECONDS = 12.0
 """How long a job that ends waits for another one of the same run that is delivering."""
 MARKED = 32
 """Files that are marked as delivered at once: an outage repeats at most so many, which changes nothing."""
-
-
-class AwayError(ConnectionError):
-    """The server doesn't answer, and may later."""
-
-    unknown_host = False
-    """Whether the host name doesn't resolve: rather a mistake than an outage."""
-
-
-class Receiver(Protocol):
-    """The interface that entries are delivered to, implemented by `raymae.tracking.tracker.Tracker`."""
-
-    def run(
-        self,
-        key: str,
-        name: str,
-        *,
-        parent: str | None = None,
-        params: dict[str, str] | None = None,
-        tags: dict[str, str] | None = None,
-        when: float | None = None,
-    ) -> str:
-        """The id of the run with this key."""
-        ...
-
-    def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
-        """Log the metrics of some steps."""
-        ...
-
-    def log_numbers(
-        self, run_id: str, numbers: dict[str, float], prefix: str = "stage/", when: float | None = None
-    ) -> None:
-        """Log metrics of step 0."""
-        ...
-
-    def log_bytes(self, run_id: str, name: str, content: bytes) -> None:
-        """Log a file."""
-        ...
-
-    def finish(self, run_id: str, status: str = "FINISHED", when: float | None = None) -> None:
-        """End a run."""
-        ...
-
-    def forget(self) -> None:
-        """Forget what the server has, after a failed request of which some may have arrived."""
-        ...
-
-    def refuses(self, error: Exception) -> bool:
-        """Whether an error is a permanent refusal, which a retry would get again."""
-        ...
 
 
 class Delivery:
@@ -187,6 +138,7 @@ class Delivery:
                 if held:
                     finished = self._round()
                 else:  # another job of this run delivers its entries and ours
+                    self._answer_calls()
                     self._first_answer.set()
                     left -= closing
                     finished = left <= 0
@@ -215,9 +167,7 @@ class Delivery:
             self.tracker = self._connected()
         self._first_answer.set()
         self._deliver(self.outbox)
-        for call in list(self._calls):
-            self._answer(*call)
-            self._calls = [one for one in self._calls if one is not call]
+        self._answer_calls()
         if self.away_since is not None:
             seconds = time.monotonic() - self.away_since
             log.info("MLflow answers again after %.0f s; everything that waited is delivered", seconds)
@@ -228,6 +178,13 @@ class Delivery:
             self._deliver_leftover(self._leftovers[0])
             self._leftovers.pop(0)
         return not self.outbox.pending()
+
+    def _answer_calls(self) -> None:
+        for call in list(self._calls):
+            if self.tracker is None:
+                self.tracker = self._connected()
+            self._answer(*call)
+            self._calls = [one for one in self._calls if one is not call]
 
     def _connected(self) -> Receiver:
         try:

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from raymae.config import TrackingConfig, redact
 from raymae.storage.folder import Folder
-from raymae.tracking.delivery import AwayError
+from raymae.tracking.receiver import AwayError
 from raymae.tracking.registry import Registry, Version, clean
 from raymae.tracking.uri import one_at_a_time, tracking_uri
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from raymae.audio.logmel import band_centres
 from raymae.config import ServeConfig
 from raymae.inference.predictor import Predictor
+from raymae.serving.http import upload
 from raymae.serving.http.batching import Batcher
 from raymae.serving.http.spectrogram import COLUMNS, Spectrogram
 from raymae.serving.http.upload import TooLargeError, UploadError, file_of, read_body
@@ -183,7 +184,7 @@ def test_a_body_without_end_is_not_read_to_its_end(port: int) -> None:
     """No header gives its size; the answer comes while the body is still being sent."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(60)
-        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(6):
             client.sendall(b"186a0\r\n" + bytes(100_000) + b"\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 413 ")
@@ -210,11 +211,83 @@ def test_an_upload_that_stalls_ends_with_408(predictor: Predictor) -> None:
         serving(predictor, replace(LIMITS, timeout_seconds=0.3)) as (port, service),
         socket.create_connection(("127.0.0.1", port)) as client,
     ):
-        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nRIFF")
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nRIFF")
         client.settimeout(60)
         head = client.recv(65536).decode()
         assert head.startswith("HTTP/1.1 408 ")
         until(lambda: service.ongoing == 0)
+
+
+def test_a_body_of_which_nothing_more_comes_ends_with_408(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "STALL_SECONDS", 0.3)
+    with serving(predictor, LIMITS) as (port, _), socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nRIFF")
+        client.settimeout(60)
+        head = client.recv(65536).decode()
+        assert head.startswith("HTTP/1.1 408 ")
+        assert "nothing of the upload came for 0.3 s" in head + client.recv(65536).decode()
+
+
+def test_slow_uploads_take_nobodys_place(predictor: Predictor) -> None:
+    """As many connections as the queue has places and more, with two bytes of their bodies each."""
+    with serving(predictor, replace(LIMITS, queue=2)) as (port, service), contextlib.ExitStack() as stack:
+        for _ in range(60):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nRI")
+        until(lambda: service.uploads.bytes == 120)
+        assert ask(port, encoded())[0] == 200
+    assert service.ongoing == 0
+
+
+def test_all_uploads_together_have_a_limit(predictor: Predictor) -> None:
+    with serving(predictor, replace(LIMITS, max_mb=0.1)) as (port, service), contextlib.ExitStack() as stack:
+        for _ in range(9):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n" + bytes(85_000))
+        until(lambda: service.uploads.bytes >= 700_000)
+        status, content, headers = ask(port, bytes(99_000))
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "too many uploads" in content["error"]
+    until(lambda: service.uploads.bytes == 0)
+
+
+@pytest.mark.parametrize("host", ["attacker.example", "attacker.example:80", "127.0.0.1.attacker.example", "", "x@y"])
+def test_a_name_that_only_leads_to_this_machine_is_refused(port: int, host: str) -> None:
+    for body in (None, encoded()):
+        status, content, _ = ask(port, body, host=host)
+        assert (status, list(content)) == (403, ["error"])
+        assert "is not this machine" in content["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"])
+def test_this_machines_names_are_answered(port: int, host: str) -> None:
+    assert ask(port, path="/health", host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://localhost:8000"}, 200),
+        ({"origin": "http://localhost:8000", "sec_fetch_site": "same-origin"}, 200),
+        ({"sec_fetch_site": "none"}, 200),
+        ({"origin": "https://attacker.example"}, 403),
+        ({"origin": "http://localhost:9000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site"}, 403),
+    ],
+)
+def test_what_other_sites_post_is_refused(port: int, headers: dict[str, str], status: int) -> None:
+    assert ask(port, encoded(), host="localhost:8000", **headers)[0] == status
+
+
+def test_a_server_for_others_is_asked_by_any_name(predictor: Predictor) -> None:
+    with serving(predictor, replace(LIMITS, host="0.0.0.0")) as (port, _):
+        assert ask(port, path="/health", host="scenes.example")[0] == 200
+        assert ask(port, encoded(), host="scenes.example", origin="https://attacker.example")[0] == 403
 
 
 def test_work_that_takes_too_long_is_dropped(held: Held) -> None:

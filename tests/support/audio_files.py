@@ -100,7 +100,7 @@ def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, 
     shards = []
     for plan in plan_shards(clips, audio, shard_mb):
         summary = write_shard(store.shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
-        shards.append({"name": plan.name, "rows": summary["rows"]})
+        shards.append({"name": plan.name, "rows": summary["rows"], "size": summary["size"]})
     store.folder.write_table("clips.parquet", clips)
     store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
     store.folder.finish({})

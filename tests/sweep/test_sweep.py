@@ -77,10 +77,8 @@ def make_planner(config: Config) -> Planner:
     planner = Planner(config, open_storage(config.storage))
     make = make_store(Path(planner.storage.path()), planner.clips_of(config))
     node = replace(planner.plan({}), target="prepare").nodes["prepare"]
-    node.artifact.write_bytes("clips.parquet", make.folder.read_bytes("clips.parquet"))
-    sizes, manifest = make.shards.sizes(), make.manifest
-    shards = [{**shard, "size": sizes[shard["name"]]} for shard in manifest["shards"]]
-    node.artifact.write_json("manifest.json", {**manifest, "shards": shards})
+    for name in ("clips.parquet", "manifest.json"):
+        node.artifact.write_bytes(name, make.folder.read_bytes(name))
     node.artifact.finish(make.folder.result())
     return planner
 

@@ -19,8 +19,9 @@ from raymae.features.store import FeatureStore
 from raymae.storage.events import committed_events, read_events, take_back_events, write_event
 from raymae.storage.folder import Folder
 from raymae.tracking import delivery
-from raymae.tracking.delivery import AwayError, Delivery
+from raymae.tracking.delivery import Delivery
 from raymae.tracking.outbox import Outbox, left_over, server_id
+from raymae.tracking.receiver import AwayError
 from raymae.tracking.reporter import begin
 from raymae.training import figures
 from raymae.training.run_stage import run_stage
@@ -256,6 +257,7 @@ def test_the_second_of_two_jobs_of_a_run_starts_at_once_and_leaves_delivery_to_t
     first.start()
     second.start()
     second.outbox.write(begin("", "job one/key", "again", {}, {}))
+    assert second.call(lambda tracker, run_id: run_id, PATIENCE) == "None/job one/key"
     assert second.close(PATIENCE) == 0
     assert first.close(PATIENCE) == 0
     assert not outbox.pending()

@@ -27,7 +27,7 @@ from raymae.inference.classifier import write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier
 from raymae.storage.folder import Folder, open_storage
-from raymae.tracking.delivery import AwayError
+from raymae.tracking.receiver import AwayError
 from raymae.tracking.registry import REQUIREMENTS
 from raymae.tracking.reporter import flat
 from raymae.tracking.tracker import BATCH, KEY, MAX_PARAM, Tracker

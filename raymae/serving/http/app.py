@@ -11,13 +11,15 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from raymae.audio.decode import AudioError, TooLongError
+from raymae.serving.http.guard import Guard
 from raymae.serving.http.service import OverloadedError, Service
-from raymae.serving.http.upload import TooLargeError, UploadError, read_body
+from raymae.serving.http.upload import FullError, StalledError, TooLargeError, UploadError, read_body
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ STATUS: dict[type[Exception], int] = {
     UploadError: 400,
     TooLargeError: 413,
     OverloadedError: 503,
+    FullError: 503,
 }
 """Status codes of errors of a request; the first class that matches counts."""
 
@@ -47,8 +50,7 @@ def application(service: Service) -> Starlette:
 
     async def classify(request: Request) -> Response:
         try:
-            with service.admitted():
-                return await classified(service, request)
+            return await classified(service, request)
         except tuple(STATUS) as error:
             status = next(code for kind, code in STATUS.items() if isinstance(error, kind))
             return failure(status, str(error), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {})
@@ -60,6 +62,7 @@ def application(service: Service) -> Starlette:
             Route("/health", health, methods=["GET"]),
         ],
         exception_handlers={HTTPException: refused, Exception: failed},
+        middleware=[Middleware(Guard, host=service.settings.host, refuse=lambda reason: failure(403, reason))],
     )
 
 
@@ -69,10 +72,14 @@ async def classified(service: Service, request: Request) -> Response:
     uploaded = False
     try:
         async with asyncio.timeout(seconds):
-            body = await read_body(request.stream(), service.settings.max_bytes)
-            uploaded = True
-            wanted = request.query_params.get("spectrogram") == "true"
-            result = await service.classify(body, request.headers.get("content-type", ""), wanted)
+            with service.uploads.held() as held:
+                body = await read_body(request.stream(), service.settings.max_bytes, held)
+                uploaded = True
+                wanted = request.query_params.get("spectrogram") == "true"
+                with service.admitted():  # now that the body is here: slow uploads take nobody's place
+                    result = await service.classify(body, request.headers.get("content-type", ""), wanted)
+    except StalledError as error:
+        return failure(408, str(error))
     except TimeoutError:
         what = "the recording could not be classified" if uploaded else "the upload did not end"
         return failure(504 if uploaded else 408, f"{what} within {seconds:g} s")

@@ -26,8 +26,10 @@ from raymae.storage.folder import Folder
 APPLICATION = "raymae"
 CHECK_SECONDS = 10.0
 """Time between two checks that Ray is still running."""
-SPARE = 64
-"""Requests beyond the queue that still reach a replica, which answers 503 in JSON; Serve's own answer is not JSON."""
+SPARE = 1024
+"""Requests beyond the queue that still reach a replica: uploads under way, and those that it answers 503 in JSON."""
+GRACE_SECONDS = 5.0
+"""How much longer than its longest request a replica may take to end."""
 
 
 @serve.ingress()
@@ -101,7 +103,7 @@ def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) ->
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if gpu else 0},
         max_ongoing_requests=settings.queue + SPARE,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=settings.timeout_seconds + GRACE_SECONDS,
         logging_config=quiet,
     )(Scenes)
     threads = compute.torch_threads or max(1, int(cores / settings.replicas))

@@ -17,9 +17,11 @@ from raymae.config import ServeConfig
 from raymae.inference.predictor import Clip, Predictor
 from raymae.serving.http.batching import Batcher
 from raymae.serving.http.spectrogram import Spectrogram
-from raymae.serving.http.upload import file_of
+from raymae.serving.http.upload import Uploads, file_of
 
 DECODERS = 4
+UPLOADS = 8
+"""Largest uploads that fit into the memory of all uploads."""
 WAITING = 2
 """Batches of clips that may wait for a forward pass, 0.7 MB a clip at the defaults."""
 
@@ -55,6 +57,7 @@ class Service:
     def __init__(self, predictor: Predictor, settings: ServeConfig, name: str) -> None:
         self.predictor, self.settings, self.name = predictor, settings, name
         self.ongoing = 0
+        self.uploads = Uploads(UPLOADS * settings.max_bytes)
         self.batcher: Batcher[Clip, NDArray[np.float32]] = Batcher(
             predictor.of_clips, settings.batch, WAITING * settings.batch
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+import asyncio
+from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager
 from email.message import Message
 from email.parser import BytesHeaderParser
 
+STALL_SECONDS = 10.0
 MAX_PARTS = 16
 MAX_HEADER = 8192
 """Largest header of a part, bytes."""
@@ -19,15 +22,59 @@ class UploadError(ValueError):
     """The body holds no file."""
 
 
-async def read_body(pieces: AsyncIterable[bytes], max_bytes: int) -> bytes:
-    """The whole body, read up to `max_bytes` whatever its header says; TooLargeError beyond."""
-    held, size = [], 0
-    async for piece in pieces:
+class StalledError(TimeoutError):
+    """Nothing more of the body comes."""
+
+
+class FullError(Exception):
+    """The bodies of all requests together take too much memory."""
+
+
+class Uploads:
+    """What the bodies of all requests take together, `most` bytes at most."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[int], None]]:
+        """Yields a function that counts more bytes of a request, until its end; FullError beyond the limit."""
+        mine = 0
+
+        def count(more: int) -> None:
+            nonlocal mine
+            if self.bytes + more > self.most:
+                raise FullError("too many uploads at once: try again in a moment")
+            mine, self.bytes = mine + more, self.bytes + more
+
+        try:
+            yield count
+        finally:
+            self.bytes -= mine
+
+
+async def read_body(
+    pieces: AsyncIterable[bytes], max_bytes: int, count: Callable[[int], None] = lambda more: None
+) -> bytes:
+    """The whole body, read up to `max_bytes` whatever its header says; `count` gets the size of each piece.
+
+    Raises TooLargeError beyond, and StalledError if nothing comes for `STALL_SECONDS`.
+    """
+    held: list[bytes] = []
+    size, waiting = 0, aiter(pieces)
+    while True:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                piece = await anext(waiting)
+        except StopAsyncIteration:
+            return b"".join(held)
+        except TimeoutError:
+            raise StalledError(f"nothing of the upload came for {STALL_SECONDS:g} s") from None
         size += len(piece)
         if size > max_bytes:
             raise TooLargeError(f"the upload is larger than {max_bytes / 1e6:g} MB")
+        count(len(piece))
         held.append(piece)
-    return b"".join(held)
 
 
 def file_of(body: bytes, content_type: str) -> bytes:
