@@ -87,7 +87,7 @@ class Visitor(threading.Thread):
             assert (found, list(content)) == (status, ["error"]), content
         assert ask(self.port, iter([bytes(100_000)] * 20))[0] == 413
         with socket.create_connection(("127.0.0.1", self.port)) as client:
-            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nRIFF")
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nRIFF")
             client.settimeout(60)
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
         if os.path.exists("/proc/net/tcp"):
@@ -95,6 +95,19 @@ class Visitor(threading.Thread):
             assert listeners(self.port) <= LOOPBACK, "it listens beyond this machine"
         with pytest.raises(ValueError, match=f"serve.port = {self.port}: Address already in use"):
             serve_classifier(self.config)
+        self.be_answered_after_sigterm()
+
+    def be_answered_after_sigterm(self) -> None:
+        body = recording(0)
+        with socket.create_connection(("127.0.0.1", self.port)) as client:
+            head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body[:100])
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)
+            client.sendall(body[100:])
+            client.settimeout(60)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def recording(seed: int) -> bytes:

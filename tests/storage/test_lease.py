@@ -50,6 +50,11 @@ def test_one_of_twenty_gets_a_lease(tmp_path: Path) -> None:
     assert race(Folder(str(tmp_path)), 100) == [1] * 100
 
 
+@pytest.mark.slow
+def test_one_of_twenty_gets_a_lease_a_thousand_times(tmp_path: Path) -> None:
+    assert race(Folder(str(tmp_path)), 1000) == [1] * 1000
+
+
 def test_one_of_many_does_the_work(tmp_path: Path) -> None:
     folder, inside, most, made = Folder(str(tmp_path / "lease")), [0], [0], []
 

@@ -64,6 +64,11 @@ def test_one_of_twenty_gets_a_lease(bucket: Folder) -> None:
     assert race(bucket, 5) == [1] * 5
 
 
+@pytest.mark.slow
+def test_one_of_twenty_gets_a_lease_a_thousand_times(bucket: Folder) -> None:
+    assert race(bucket, 1000) == [1] * 1000
+
+
 def test_a_lease_costs_a_request_per_renewal(bucket: Folder, server: S3) -> None:
     mine = Lease(bucket, renew=1000)
     assert mine.take()

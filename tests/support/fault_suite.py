@@ -3,9 +3,10 @@
     python -m tests.support.fault_suite --faults 50 --seed 0 --json faults.json
 
 A cluster of real nodes runs the pipeline once without faults and then repeatedly, each time in a new storage, while
-worker processes, nodes and drivers are killed at random times. Every run's results have to equal those of the first to
-the bit, and no step that a checkpoint holds may be repeated. Exit status 0 means that this was so for all. With one
-training worker, since two add up in another order.
+worker processes, nodes and drivers are killed at random times, a second driver gets the same command, a driver is
+stopped for longer than its lease, and checkpoints and shards are damaged. Every run's results have to equal those of
+the first to the bit, and no step that a sound checkpoint holds may be repeated. Exit status 0 means that this was so
+for all. Two training workers, never fewer: one alone would add up in another order.
 """
 
 from __future__ import annotations
@@ -26,14 +27,26 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raymae.storage.commits import latest_step
+from raymae.storage.commits import complete, latest_step, step_of
 from raymae.storage.events import read_events
-from raymae.storage.folder import EVENTS, Folder
+from raymae.storage.folder import COMMITS, EVENTS, Folder
+from raymae.storage.lease import EXPIRE_SECONDS
 from tests.support.audio_files import write_clips, write_table
 from tests.support.nodes import ROOT, Nodes, wait_until
 
-TARGETS = {"training worker": 4, "other process": 3, "node": 2, "driver": 2}
-"""What is killed, with relative frequencies. "other process": Ray's processes that read, featurize or control."""
+TARGETS = {
+    "training worker": 4,
+    "other process": 3,
+    "node": 2,
+    "driver": 2,
+    "second driver": 2,
+    "paused driver": 1,
+    "checkpoint": 2,
+    "shard": 1,
+}
+"""What a fault meets, with relative frequencies. "other process": Ray's processes that read, featurize or control."""
+PAUSE = 1.25 * EXPIRE_SECONDS
+"""How long a paused driver is stopped, seconds; a second driver takes over meanwhile."""
 SETTINGS = {
     "--data.dataset": "table",
     "--data.shard-mb": 0.1,
@@ -48,12 +61,14 @@ SETTINGS = {
     "--finetune.report-steps": 1,
     "--consistency.epochs": 20,
     "--evaluate.baselines": "svm svm_robust",  # the CNN trains for seconds, not steps: no two runs of it are equal
-    "--compute.num-workers": 1,
+    "--compute.num-workers": 2,
+    "--compute.min-workers": 2,
     "--compute.torch-threads": 1,
     "--compute.max-failures": 1000,
     "--compute.wait-minutes": 2,
 }
 PATIENCE = 900
+REPAIRS = "the same command computes it again"
 
 
 @dataclass(frozen=True)
@@ -78,18 +93,20 @@ class Pipeline:
     nodes: Nodes
     storage: Path
     table: Path
-    driver: subprocess.Popen[bytes] | None = None
+    drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    repaired: int = 0
+    """How often the command had to be given again, as its error said."""
     kept: dict[Path, float] = field(default_factory=dict)
     """Times at which the event files of steps up to a checkpoint were written, in nanoseconds."""
 
     def start(self) -> None:
-        """Run the command, or run it again."""
+        """Run the command, again or beside itself."""
         fields = SETTINGS | {"--storage": self.storage, "--data.tables": self.table}
         words = [word for name, value in fields.items() for word in (name, *str(value).split())]
         command = [sys.executable, "jobs/pipeline.py", "synthetic", *words, "--compute.address", self.nodes.address]
         with self.log.open("ab") as log:
-            self.driver = subprocess.Popen(
-                command, cwd=ROOT, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT
+            self.drivers.append(
+                subprocess.Popen(command, cwd=ROOT, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT)
             )
 
     @property
@@ -98,12 +115,19 @@ class Pipeline:
         return self.storage.with_suffix(".log")
 
     def ended(self) -> bool:
-        """Whether the driver has ended successfully; RuntimeError if it failed."""
-        assert self.driver is not None
-        status = self.driver.poll()
-        if status:
-            raise RuntimeError(f"the pipeline failed with status {status}:\n{self.log.read_text()[-4000:]}")
-        return status == 0
+        """Whether all drivers have ended successfully; RuntimeError if one failed.
+
+        One that says that the same command repairs a damaged shard is given that command again.
+        """
+        for driver in list(self.drivers):
+            status = driver.poll()
+            if status and REPAIRS in self.log.read_text()[-4000:]:
+                self.drivers.remove(driver)
+                self.repaired += 1
+                self.start()
+            elif status:
+                raise RuntimeError(f"the pipeline failed with status {status}:\n{self.log.read_text()[-4000:]}")
+        return all(driver.poll() == 0 for driver in self.drivers)
 
     def stages(self) -> dict[str, Folder]:
         """The folders of its stages by name, in order; empty before the run has written them."""
@@ -135,6 +159,12 @@ class Pipeline:
                 if int(path.stem) <= committed:
                     self.kept.setdefault(path, path.stat().st_mtime_ns)
 
+    def forget(self, folder: Folder, step: int) -> None:
+        """The steps of a stage after this one may be repeated."""
+        for path in Path(folder.path(EVENTS)).glob("*.json"):
+            if int(path.stem) > step:
+                self.kept.pop(path, None)
+
     def repeated(self) -> list[str]:
         """Recorded steps that were repeated."""
         return [str(path) for path, when in self.kept.items() if path.stat().st_mtime_ns != when]
@@ -154,11 +184,52 @@ def inject(run: Pipeline, rng: random.Random) -> tuple[str, str]:
         nodes.kill(rng.choice(nodes.nodes))
         nodes.add()
         return target, "raylet and all its workers"
-    assert run.driver is not None
-    run.driver.kill()
-    run.driver.wait()
+    if target == "checkpoint" and (damaged := damage_checkpoint(run, rng)):
+        for pid in training:  # they resume, and meet it
+            os.kill(pid, signal.SIGKILL)
+        return target, damaged
+    if target == "shard" and (shards := sorted(run.storage.glob("artifacts/shards/*.parquet"))):
+        return target, damage(rng.choice(shards), rng)
+    if target == "second driver":
+        run.start()
+        return target, "jobs/pipeline.py"
+    driver = rng.choice([one for one in run.drivers if one.poll() is None])
+    if target == "paused driver":
+        driver.send_signal(signal.SIGSTOP)
+        run.start()
+        time.sleep(PAUSE)
+        driver.send_signal(signal.SIGCONT)
+        return target, "jobs/pipeline.py"
+    driver.kill()
+    driver.wait()
+    run.drivers.remove(driver)
     run.start()
     return "driver", "jobs/pipeline.py"
+
+
+def damage(path: Path, rng: random.Random) -> str:
+    """Flip a bit of a file, cut it or remove it; returns what was done."""
+    what, content = rng.choice(["a bit of", "the end of", "the file"]), bytearray(path.read_bytes())
+    if what == "the file":
+        path.unlink()
+    elif what == "the end of":
+        path.write_bytes(content[: rng.randrange(len(content))])
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+    return f"{what} {path.name}"
+
+
+def damage_checkpoint(run: Pipeline, rng: random.Random) -> str | None:
+    """Damage the newest checkpoint of the stage that is trained; None without any."""
+    for folder in run.stages().values():
+        names = [] if folder.is_done() else complete(folder)
+        if names:
+            files = sorted(Path(folder.path(f"{COMMITS}/{names[-1]}")).iterdir())
+            before = step_of(names[-2]) if len(names) > 1 else 0
+            run.forget(folder, before)
+            return damage(rng.choice(files), rng)
+    return None
 
 
 def disturb(run: Pipeline, seed: int, faults: list[Fault], most: int) -> None:

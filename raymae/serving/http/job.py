@@ -78,7 +78,7 @@ def serve_classifier(config: Config) -> dict[str, Any]:
                 serve.status()  # raises where Ray has ended
             print("shutting down", flush=True)
         finally:
-            serve.shutdown()
+            end(settings.timeout_seconds + GRACE_SECONDS)
     return {
         "job": "serve",
         "classifier": redact(classifier.url),
@@ -86,6 +86,31 @@ def serve_classifier(config: Config) -> dict[str, Any]:
         "address": address,
         "seconds": time.monotonic() - started,
     }
+
+
+class Closer:
+    """A Ray actor that ends Serve once its replicas have answered what they have begun, for which they have `seconds`.
+
+    It does so where it is made, so that it needs nothing more of the process that asked: `ray job stop` kills that one
+    after a few seconds.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        serve.delete(APPLICATION, _blocking=False)
+        while APPLICATION in serve.status().applications and time.monotonic() < until:
+            time.sleep(0.1)
+        serve.shutdown()
+
+
+def end(seconds: float) -> None:
+    """End Serve by a `Closer`, and wait for it."""
+    closer: Any = ray.remote(num_cpus=0, max_restarts=0)(Closer).options(lifetime="detached").remote(seconds)
+    try:
+        ray.get(closer.__ray_ready__.remote())
+    finally:
+        ray.kill(closer)
+        serve.shutdown()  # this process's own connection
 
 
 def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) -> str:
