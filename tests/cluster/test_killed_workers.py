@@ -21,7 +21,7 @@ from raymae.benchmark.scale.recovery import training_workers
 from raymae.cluster import train
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
-from raymae.storage.commits import latest_step
+from raymae.storage.commits import latest_step, step_of
 from raymae.storage.events import read_events
 from raymae.storage.folder import COMMITS, Folder
 from raymae.training.guards.watchdog import failures
@@ -102,7 +102,7 @@ def kill_at(spec: StageSpec, step: int) -> Kill:
 def half_written(artifact: Folder) -> bool:
     """Whether the newest checkpoint is incomplete: some files are written, at least in part, but not commit.json."""
     names = (artifact / COMMITS).names()
-    if not names or int(names[-1]) <= (latest_step(artifact) or 0):
+    if not names or step_of(names[-1]) <= (latest_step(artifact) or 0):
         return False
     files = (artifact / COMMITS / names[-1]).names()
     return bool(files) and "commit.json" not in files
