@@ -230,7 +230,7 @@ def test_a_body_of_which_nothing_more_comes_ends_with_408(
         assert "nothing of the upload came for 0.3 s" in head + client.recv(65536).decode()
 
 
-def test_slow_uploads_take_nobodys_place(predictor: Predictor) -> None:
+def test_slow_uploads_take_no_place_in_the_queue(predictor: Predictor) -> None:
     """As many connections as the queue has places and more, with two bytes of their bodies each."""
     with serving(predictor, replace(LIMITS, queue=2)) as (port, service), contextlib.ExitStack() as stack:
         for _ in range(60):

@@ -76,7 +76,7 @@ async def classified(service: Service, request: Request) -> Response:
                 body = await read_body(request.stream(), service.settings.max_bytes, held)
                 uploaded = True
                 wanted = request.query_params.get("spectrogram") == "true"
-                with service.admitted():  # now that the body is here: slow uploads take nobody's place
+                with service.admitted():  # the body is here: a slow upload takes no place in the queue
                     result = await service.classify(body, request.headers.get("content-type", ""), wanted)
     except StalledError as error:
         return failure(408, str(error))
