@@ -109,12 +109,12 @@ class RaySession:
             self.events.write({"time": time.time(), **event})
             self.gauges.show({"step": event["step"], **event["metrics"]})
         if event["last"]:
-            self.flush()
+            self.reported()()
             ray.train.report({"stage": self.spec.name, "step": event["step"], **event["metrics"]})
 
-    def flush(self) -> None:
-        """Wait until the events are written."""
-        self.events.flush()
+    def reported(self) -> Callable[[], None]:
+        """A function that waits for the events so far."""
+        return self.events.so_far()
 
 
 class Failures(ray.train.UserCallback):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -40,10 +41,10 @@ class EventWriter:
         """Write an event in the background."""
         self._newest = self._thread.submit(self._write, event)
 
-    def flush(self) -> None:
-        """Wait until everything is written, or lost."""
-        if self._newest is not None:
-            self._newest.result()
+    def so_far(self) -> Callable[[], None]:
+        """A function that waits until what is in the queue now is written, or lost."""
+        newest = self._newest
+        return lambda: newest.result() if newest else None
 
     def _write(self, event: dict[str, Any]) -> None:
         try:

@@ -70,7 +70,7 @@ class Trainer:
         self.chosen: nn.Module | None = None
         self.commit_schedule, self.preemption = CommitSchedule(self.config, self.order), Preemption()
         self.figures = FigureWriter(artifact, task.spec.name)
-        self.committer = checkpoint.Committer(artifact, self.config.keep_commits, self._may_commit)
+        self.committer = checkpoint.Committer(artifact, self.config.keep_commits, task.spec.check_lease)
         moments = self._restore(commit) if commit else {}
         self._wrap(moments)
 
@@ -169,7 +169,7 @@ class Trainer:
                     stop = self._commit_or_stop()
                 self.beat(self.progress.step)
         self.committer.wait()
-        self.session.flush()
+        self.session.reported()()
         if share >= 1 and self.best:
             self.chosen = self.result_model
             self.chosen.load_state_dict(self.best)
@@ -323,17 +323,12 @@ class Trainer:
             parts["best"] = self.best
         if self.session.rank == 0:
             state = {"scaler": self.scaler.state_dict(), "progress": asdict(self.progress), **self.provenance}
-            self.committer.commit(self.progress.step, parts, state)
+            self.committer.commit(self.progress.step, parts, state, self.session.reported())
         else:
             checkpoint.send_shards(parts)
         seconds = time.perf_counter() - started
         self.progress.commit_seconds += seconds
         self.commit_schedule.committed(seconds)
-
-    def _may_commit(self) -> None:
-        """Called in the committer's thread before a checkpoint is complete: the events up to it are stored first."""
-        self.session.flush()
-        self.task.spec.check_lease()
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Ray Train's session is in `raymae.cluster.train`; all sessions yield the same mi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -62,8 +62,8 @@ class Session(Protocol):
         """Report the metrics of a step, without waiting for the storage; called by every rank."""
         ...
 
-    def flush(self) -> None:
-        """Wait until what was reported is stored."""
+    def reported(self) -> Callable[[], None]:
+        """A function that waits until what was reported so far is stored."""
         ...
 
 
@@ -108,9 +108,9 @@ class BareSession:
         """Write the event to the artifact, in the background."""
         self.events.write({"time": time.time(), **event})
 
-    def flush(self) -> None:
-        """Wait until the events are written."""
-        self.events.flush()
+    def reported(self) -> Callable[[], None]:
+        """A function that waits for the events so far."""
+        return self.events.so_far()
 
 
 class GroupSession(BareSession):

@@ -71,9 +71,9 @@ def test_events_are_written_in_their_order_and_all_of_them(tmp_path: Path) -> No
     writer = EventWriter(Folder(str(tmp_path)))
     for step in range(200):
         writer.write({"step": step, "time": 0.0, "metrics": {}})
-    writer.flush()
+    writer.so_far()()
     assert [event["step"] for event in read_events(Folder(str(tmp_path)))] == list(range(200))
-    EventWriter(Folder(str(tmp_path))).flush()
+    EventWriter(Folder(str(tmp_path))).so_far()()
 
 
 def test_many_events_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,8 +125,14 @@ class Committer:
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
-    def commit(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Copy the tensors and write them in the background.
+    def commit(
+        self,
+        step: int,
+        parts: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        events: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy the tensors and write them in the background; `events` waits until those up to the step are stored.
 
         Waits for the previous checkpoint first, and raises its error. The state is copied too: training keeps counting
         while the tensors are being written. Sharded tensors are gathered: the other ranks have to call `send_shards`
@@ -137,7 +143,7 @@ class Committer:
             part: {name: full(value.detach()).to("cpu", copy=True).contiguous() for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
-        self._pending = self._thread.submit(self._write, step, copies, deepcopy(state))
+        self._pending = self._thread.submit(self._write, step, copies, deepcopy(state), events)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written."""
@@ -145,7 +151,9 @@ class Committer:
             self._pending.result()
             self._pending = None
 
-    def _write(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any], events: Callable[[], None]
+    ) -> None:
         name, started, written = f"{step:09d}-{self.writer}", time.perf_counter(), {}
         folder = self.folder / name
         folder.remove(COMMIT)
@@ -154,6 +162,7 @@ class Committer:
                 content = save_tensors(tensors)
                 folder.write_bytes(part_file(part), content)
                 written[part] = {"size": len(content), "crc32": crc32(content)}
+            events()
             self.check()
             folder.write_json(COMMIT, {"format": COMMIT_FORMAT, "step": step, "parts": written, **state})
         except StorageFullError:
