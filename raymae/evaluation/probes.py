@@ -26,6 +26,9 @@ FOLDS = 5
 
 NEIGHBOURS = 10
 
+MANY = 10**7
+"""Numbers in the embeddings from which on several threads fit a probe faster than one."""
+
 STRENGTH = 0.01
 """scikit-learn's C of the linear probe. On 70 labels of ten classes whose clips pre-training used without labels, C
 from 0.003 to 0.1 agrees within a point; ridge regression is three points and a support vector machine five below."""
@@ -46,11 +49,25 @@ def make_probe(kind: ProbeKind, n_clips: int) -> Any:
     return make_pipeline(StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, n_clips), metric="cosine"))
 
 
+def fit_probe(kind: ProbeKind, x: Embeddings, y: ClassNumbers, weights: NDArray[np.floating] | None = None) -> Any:
+    """A probe fitted to embeddings, which may have weights (n,).
+
+    On one thread while they are few: the threads of BLAS would wait for each other in every one of thousands of small
+    steps, which on two cores takes seven times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    probe = make_probe(kind, len(x))
+    named = {} if weights is None else {f"{step}__sample_weight": weights for step, _ in probe.steps}
+    with threadpool_limits(1 if x.size < MANY else None, user_api="blas"):
+        return probe.fit(x, y, **named)
+
+
 def score(
     kind: ProbeKind, x_train: Embeddings, y_train: ClassNumbers, x_test: Embeddings, y_test: ClassNumbers
 ) -> float:
     """Macro accuracy, on the test clips, of a probe fitted to the training clips."""
-    return macro_accuracy(y_test, make_probe(kind, len(x_train)).fit(x_train, y_train).predict(x_test))
+    return macro_accuracy(y_test, fit_probe(kind, x_train, y_train).predict(x_test))
 
 
 def cross_validated(kind: ProbeKind, x: Embeddings, y: ClassNumbers, groups: NDArray[Any]) -> float | None:
@@ -71,7 +88,7 @@ def cross_fitted(kind: ProbeKind, x: Embeddings, y: ClassNumbers, groups: NDArra
     predicted = np.empty(len(y), y.dtype)
     folds = min(FOLDS, fewest_groups(y, groups))
     for train, test in StratifiedGroupKFold(folds).split(x, y, groups):
-        predicted[test] = make_probe(kind, len(train)).fit(x[train], y[train]).predict(x[test])
+        predicted[test] = fit_probe(kind, x[train], y[train]).predict(x[test])
     return predicted
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymae.datasets.rows import Rows
-from raymae.evaluation.probes import make_probe
+from raymae.evaluation.probes import fit_probe
 from raymae.features.augment import crop_frames
 from raymae.features.store import iterate
 from raymae.models import AudioClassifier
@@ -69,8 +69,7 @@ def linear(
 
     `counts` (n,) are the weights of the inputs, at most 1.
     """
-    probe = make_probe("linear", len(x))
-    probe.fit(x, labels, **{f"{step}__sample_weight": counts for step, _ in probe.steps})
+    probe = fit_probe("linear", x, labels, counts)
     scaler, regression = probe.steps[0][1], probe.steps[1][1]
     weight = regression.coef_ / scaler.scale_
     return weight, regression.intercept_ - weight @ scaler.mean_, regression.classes_.astype(np.int64)
