@@ -110,6 +110,7 @@ def test_fewer_workers_are_tried_until_they_find_room(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(train, "plan_workforce", lambda specs: found)
     monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "latest_step", lambda artifact: 1)
     train.train([SimpleNamespace(artifact=artifact)], Folder("/nowhere"))  # type: ignore[list-item]
     assert [workers for workers, _ in tried] == [8, 4, 2]
     minutes = [pause / 60 for _, pause in tried[1:]]
@@ -133,6 +134,7 @@ def test_a_run_that_waits_for_room_finally_grows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(train.time, "time", lambda: clock[0])
     monkeypatch.setattr(train, "plan_workforce", lambda specs: found)
     monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "latest_step", lambda artifact: 1)
     train.train([SimpleNamespace(artifact=artifact)], Folder("/nowhere"))  # type: ignore[list-item]
     assert [workers for workers, _ in tried[-3:]] == [1, 1, 2], "it grew too early, or never"
     assert tried[-1][1] - 1e9 <= 60 * found.compute.wait_minutes * (2000 + 16)
