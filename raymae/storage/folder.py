@@ -142,8 +142,8 @@ class Folder:
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file unless there is one of this name, of several processes by exactly one; False for others.
 
-        On file systems by O_EXCL, on S3 and GCS by a conditional request. Where fsspec has neither, two processes that
-        ask within the same moment may both be told True.
+        On file systems by O_EXCL, on S3, GCS and Azure by a conditional request. Where fsspec has neither, two
+        processes that ask within the same moment may both be told True.
         """
 
         def once() -> None:
@@ -151,7 +151,8 @@ class Folder:
                 with open(self.path(name), "xb") as file:
                     file.write(content)
             else:
-                self.fs.pipe_file(self.path(name), content, mode="create")
+                only_new = {"overwrite": False} if "abfs" in self.fs.protocol else {"mode": "create"}
+                self.fs.pipe_file(self.path(name), content, **only_new)
 
         try:
             self._try(lambda: self._in_its_folder(name, once))

@@ -92,6 +92,8 @@ class Lease:
         if newest(self.folder) != number + 1:  # what was listed was out of date, and the number has been removed since
             self.folder.remove(file_name(number + 1))
             return False
+        if read_holder(self.folder, number + 1).get("token") != self.fence.token:
+            return False  # a storage without conditional requests let another write over it
         self._first, self._kept = number + 1, number + 1
         if holder.get("released"):
             self._kept = 0
