@@ -66,7 +66,7 @@ SETTINGS = {
     "--compute.num-workers": 2,
     "--compute.min-workers": 2,
     "--compute.torch-threads": 1,
-    "--compute.max-failures": 1000,
+    "--compute.max-failures": 6,  # a removed shard ends the job after so many; every checkpoint refills it
     "--compute.wait-minutes": 2,
 }
 PATIENCE = 900
