@@ -284,7 +284,7 @@ class Folder:
         if name not in checksums or crc32(content) != checksums[name]:
             raise ValueError(
                 f"{redact(self.url)}/{name} is damaged: it doesn't have the checksum of {CHECKSUMS}. Restore it, or "
-                "remove done.json beside it and run the same command, which makes the stage again"
+                "remove done.json beside it and run the job that made it, which makes this stage again"
             )
         return content
 
