@@ -57,6 +57,7 @@ class Registry:
 
     config: TrackingConfig
     client: MlflowClient
+    uri: str
     experiment_id: str
 
     def _check_names(self) -> None:
@@ -107,6 +108,8 @@ class Registry:
             folder = Path(temporary) / pyfunc_model.CLASSIFIER
             for file in ("classifier.json", "model.safetensors"):
                 classifier.download(file, folder / file)
+            # MLflow writes a model through the process's one address, and another tracker may have set its own
+            mlflow.set_tracking_uri(self.uri)
             with mlflow.start_run(run_id=run_id):
                 info = mlflow.pyfunc.log_model(
                     name="model",

@@ -57,6 +57,12 @@ def tracker(storage: Folder) -> Iterator[Tracker]:
     os.environ.update(environment)
 
 
+@pytest.fixture(autouse=True)
+def _own_address(tracker: Tracker) -> None:
+    """Undo what a test that opens another store does to MLflow's address of the process."""
+    mlflow.set_tracking_uri(tracker.uri)
+
+
 @pytest.fixture(scope="module")
 def wav(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("audio") / "tone.wav"
@@ -341,7 +347,6 @@ def test_wrong_settings_are_refused_at_the_start(
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
         Tracker(replace(CONFIG, **changes), storage)
-    mlflow.set_tracking_uri(tracker.uri)
     assert SECRET not in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -353,7 +358,6 @@ def test_a_server_that_is_down_is_not_a_wrong_setting(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(AwayError, match=r"MLflow at http://\*\*\*@\S+ can't be used") as error:
         Tracker(replace(CONFIG, uri=f"http://me:{SECRET}@{host}"), storage)
-    mlflow.set_tracking_uri(tracker.uri)
     assert error.value.unknown_host == unknown
     assert SECRET not in str(error.value)
 
@@ -364,7 +368,6 @@ def test_a_deleted_experiment_is_named_at_the_start(tracker: Tracker, storage: F
     restore = rf"its experiment 'gone' is deleted: restore it \(mlflow experiments restore --experiment-id {number}\)"
     with pytest.raises(ValueError, match=restore):
         Tracker(replace(CONFIG, experiment="gone"), storage)
-    mlflow.set_tracking_uri(tracker.uri)
 
 
 def test_a_locked_database_is_waited_for(tracker: Tracker) -> None:
@@ -396,6 +399,15 @@ def test_the_database_is_in_a_storage_of_any_name(tmp_path: Path, name: str) -> 
     storage = Folder(str(tmp_path / name))
     uri = tracking_uri(CONFIG, storage)
     assert make_url(uri).database == str(sqlite_file(uri)) == storage.path("mlflow.db")
+
+
+def test_a_model_is_registered_where_the_run_is_though_another_store_was_opened_later(
+    tracker: Tracker, storage: Folder, tmp_path: Path
+) -> None:
+    run_id = tracker.run("two stores", "pipeline")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/later.db")
+    _, version = tracker.register(run_id, classifier(storage / "two", seed=3), {})
+    assert tracker.client.get_model_version(CONFIG.registered_model, version).run_id == run_id
 
 
 def test_a_request_with_a_lost_answer_makes_no_second_run(tracker: Tracker) -> None:
