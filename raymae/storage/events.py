@@ -54,14 +54,23 @@ class EventWriter:
 
 
 def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
-    """Events of the steps after `after`, in order; many at once are read side by side."""
+    """Events of the steps after `after`, in order; many at once are read side by side.
+
+    A damaged one is left out, with a warning: no training or evaluation uses them.
+    """
     folder = artifact / EVENTS
 
     def read(name: str) -> Any:
         try:
-            return folder.read_json(name)
+            event = folder.read_json(name)
         except FileNotFoundError:  # a restart has just removed it
             return None
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or not {"step", "time", "metrics"} <= event.keys():
+            log.warning("%s is damaged; its metrics are left out", redact(folder.path(name)))
+            return None
+        return event
 
     names = [name for step, name in event_names(artifact) if step > after]
     if len(names) < READERS:

@@ -32,13 +32,13 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def wait_until(condition: Any, what: str, seconds: float = PATIENCE) -> None:
-    """Wait until the condition holds; TimeoutError after `seconds`."""
+def wait_until(condition: Any, what: str, seconds: float = PATIENCE, every: float = 0.1) -> None:
+    """Wait until the condition holds, asked `every` so many seconds; TimeoutError after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
             raise TimeoutError(f"{what} did not come")
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def kill_tree(pid: int) -> None:
