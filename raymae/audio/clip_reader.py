@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.decode import AudioError, load
-from raymae.audio.logmel import LogMel, fit_length
+from raymae.audio.decode import AudioError, SilentError, load
+from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.audio.sources import open_clip
 from raymae.config import AudioConfig
 from raymae.storage.io_wait import waits
@@ -26,7 +26,7 @@ TICK = 0.25
 """Seconds between looks at what a thread that reads a clip is doing."""
 
 
-class SilentError(AudioError):
+class NoAnswerError(AudioError):
     """Neither the recording nor an error came: of its storage, or because nothing happened at all. It may pass."""
 
 
@@ -60,6 +60,8 @@ class ClipReader:
     def _read(self, path: str) -> Clip:
         waveform = load(open_clip(path), self.audio.sample_rate, seconds=self.audio.clip_seconds)
         features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
+        if is_silent(features, valid_frames):
+            raise SilentError
         return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
 
     def __call__(self, path: str) -> Clip:
@@ -67,7 +69,7 @@ class ClipReader:
 
         Raises:
             AudioError: the clip can't be used, with the reason. Subclasses: UnreachableError, its storage fails
-                temporarily; SilentError, its storage doesn't answer.
+                temporarily; NoAnswerError, its storage doesn't answer; SilentError, it holds no sound.
         """
         with self._lock:  # or two callers could take each other's clips
             return self._ask(path)
@@ -89,7 +91,7 @@ class ClipReader:
 
         Raises:
             TimeLimitError: it computes for longer than `timeout`.
-            SilentError: the storage doesn't answer, or nothing happens, for as long.
+            NoAnswerError: the storage doesn't answer, or nothing happens, for as long.
         """
         began, spent, idle = time.monotonic(), computed(self._thread), 0.0
         last, busy = began, spent
@@ -110,7 +112,7 @@ class ClipReader:
         if own >= self.timeout:
             raise TimeLimitError(f"not decoded within {self.timeout:g} s of computing")
         what = "no response from its storage" if silent >= self.timeout else "nothing happened while it was read,"
-        raise SilentError(f"{what} for {self.timeout:g} s")
+        raise NoAnswerError(f"{what} for {self.timeout:g} s")
 
 
 CLOCKS = hasattr(time, "pthread_getcpuclockid")

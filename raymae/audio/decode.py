@@ -47,6 +47,13 @@ class UnreachableError(AudioError, ConnectionError):
     """The recording's storage still fails temporarily after retries; it may be readable later."""
 
 
+class SilentError(AudioError):
+    """The recording holds no sound: no band of its log-mel changes."""
+
+    def __init__(self) -> None:
+        super().__init__("silent")
+
+
 class TooLongError(AudioError):
     """The recording is too long to be read at once."""
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymae.audio.decode import FloatArray
 from raymae.audio.power_spectrum import KaldiSpectra, PowerSpectra, power_spectra
-from raymae.config import AudioConfig
+from raymae.config import CONSTANT, AudioConfig
 
 _PAPER = AudioConfig()
 
@@ -167,3 +167,12 @@ def fit_length(log_mel: FloatArray, n_frames: int, silence: float) -> tuple[Floa
     valid_frames = min(len(log_mel), n_frames)
     padding = ((0, n_frames - valid_frames), (0, 0))
     return np.pad(log_mel[:valid_frames], padding, constant_values=silence), valid_frames
+
+
+def is_silent(log_mel: NDArray[np.floating], valid_frames: int) -> bool:
+    """Whether no band of a log-mel (T, F) changes over its valid frames, as of a muted recording.
+
+    No patch of such a clip is valid (`raymae.models.patches.valid_patches`), so that a model has nothing to go by.
+    """
+    recorded = log_mel[: max(valid_frames, 2)]  # a single frame is compared with the padding after it
+    return bool((recorded.max(0) - recorded.min(0)).max() <= CONSTANT)

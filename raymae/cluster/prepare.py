@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raymae.audio.clip_reader import ClipReader
+from raymae.audio.decode import SilentError
 from raymae.cluster.errors import unwrap_errors
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
@@ -151,13 +152,16 @@ def prepare(
     computed, work_seconds = featurize(missing, tally, artifact, shards, config, progress) if missing else (0, 0.0)
     quarantine = tally.quarantine()
     artifact.write_bytes(QUARANTINE, quarantine_csv(quarantine_rows(quarantine)))
-    if len(quarantine) > config.data.max_bad_share * len(clips):
-        first = quarantine.slice(0, 1).to_pylist()[0]
+    bad = quarantine.filter(pc.not_equal(quarantine["reason"], str(SilentError())))
+    if len(bad) > config.data.max_bad_share * len(clips):
+        first = bad.slice(0, 1).to_pylist()[0]
         raise ValueError(
-            f"{len(quarantine)} of {len(clips)} files can't be read, more than data.max_bad_share = "
+            f"{len(bad)} of {len(clips)} files can't be read, more than data.max_bad_share = "
             f"{config.data.max_bad_share}; the first: {first['path']}: {first['reason']}. "
             f"All of them: {redact(artifact.url)}/{QUARANTINE}"
         )
+    if len(quarantine) == len(clips):
+        raise ValueError(f"no clip holds any sound; all of them: {redact(artifact.url)}/{QUARANTINE}")
     kept = clips.filter(pc.invert(pc.is_in(clips["clip_id"], quarantine["clip_id"].combine_chunks())))
     artifact.write_table("clips.parquet", kept)
     manifest = tally.manifest(config.audio)
@@ -165,7 +169,8 @@ def prepare(
     return {
         "clips": len(kept),
         "hours": manifest["hours"],
-        "quarantined": len(quarantine),
+        "quarantined": len(bad),
+        "silent": len(quarantine) - len(bad),
         **manifest["statistics"],
         "shards": len(plans),
         "shards_computed": computed,

@@ -5,7 +5,7 @@ by its path. Each section checks itself, and `Config` checks the sections agains
 ValueErrors that say what would be right.
 """
 
-from raymae.config.audio import FRONT_ENDS, AudioConfig
+from raymae.config.audio import CONSTANT, FRONT_ENDS, AudioConfig
 from raymae.config.augment import AugmentConfig
 from raymae.config.data import DataConfig, SplitConfig, SplitKind, SyntheticConfig
 from raymae.config.jobs import (
@@ -33,6 +33,7 @@ from raymae.config.unlabelled import ConsistencyConfig, PseudoLabelConfig
 from raymae.config.values import from_dict, redact, to_dict
 
 __all__ = [
+    "CONSTANT",
     "DECODERS",
     "FRONT_ENDS",
     "MODEL_SIZES",

@@ -17,6 +17,9 @@ MelScale = Literal["kaldi", "slaney"]
 
 LogFloor = Literal["add", "clamp"]
 
+CONSTANT = 1e-3
+"""Largest change of a band of the normalised log-mel over time that counts as none: a float16 step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioConfig:

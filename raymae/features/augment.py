@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig
+from raymae.config import CONSTANT, AudioConfig, AugmentConfig, FinetuneConfig
 
 Offsets = NDArray[np.float32]
 """(n, F): what n devices add to a normalised log-mel (`raymae.audio.impulse_responses.Responses.offsets`)."""
@@ -25,19 +25,6 @@ Geometry = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator], tup
 Coloration = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator, Offsets | None], tuple[Tensor, Tensor]]
 
 NATS_PER_DB = log(10) / 10
-
-
-def augment(
-    log_mel: Tensor,
-    valid_frames: Tensor,
-    config: AugmentConfig,
-    audio: AudioConfig,
-    generator: Generator,
-    responses: Offsets | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Apply `GEOMETRY`, then `COLORATION`."""
-    log_mel, valid_frames = apply_geometry(log_mel, valid_frames, config, audio, generator)
-    return apply_coloration(log_mel, valid_frames, config, audio, generator, responses), valid_frames
 
 
 def apply_geometry(
@@ -178,7 +165,7 @@ def freq_mixstyle(
     """Freq-MixStyle (Kim et al. 2022; Schmid et al., DCASE 2022), for each clip with probability `mixstyle_p`.
 
     The mean and standard deviation of every band over the valid frames are replaced by a mixture, with a weight from
-    Beta(alpha, alpha), of the clip's own and those of another clip of the batch.
+    Beta(alpha, alpha), of the clip's own and those of another clip of the batch, unless that one is silent.
     """
     if not config.mixstyle_p:
         return log_mel, valid_frames
@@ -187,6 +174,7 @@ def freq_mixstyle(
     partner = _permutation(log_mel, generator)
     mean = _band_means(log_mel, valid_frames)
     variance = _band_means(log_mel.square(), valid_frames) - mean.square()
+    weight = torch.where(variance.amax(1, keepdim=True)[partner] <= CONSTANT**2, 1.0, weight)
     deviation = (variance.clamp(min=0) + 1e-6).sqrt()
     scale = (weight * deviation + (1 - weight) * deviation[partner]) / deviation
     offset = weight * mean + (1 - weight) * mean[partner] - scale * mean
@@ -224,17 +212,23 @@ COLORATION: tuple[Coloration, ...] = (device_response, random_eq, freq_mixstyle,
 
 
 def mixup(
-    log_mel: Tensor, target: Tensor, valid_frames: Tensor, config: AugmentConfig, generator: Generator
+    log_mel: Tensor,
+    target: Tensor,
+    valid_frames: Tensor,
+    config: AugmentConfig,
+    generator: Generator,
+    sounding: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """mixup (Zhang et al. 2018) of a batch with probability `mixup_p`: log_mel, soft target (B, C), valid_frames.
 
     Each clip is mixed with another one of the batch with its own weight from Beta(alpha, alpha); the mixture has the
-    valid frames of the longer of the two.
+    valid frames of the longer of the two. A clip whose partner is not `sounding` (B,) keeps its own sound and target.
     """
     if torch.rand((), generator=generator, device=generator.device) >= config.mixup_p:
         return log_mel, target, valid_frames
     weight = _beta(config.mixup_alpha, log_mel, generator)
     partner = _permutation(log_mel, generator)
+    weight = torch.where(sounding[partner], weight, 1.0)
     return (
         log_mel.index_select(0, partner).lerp_(log_mel, weight[:, None, None]),
         target[partner].lerp(target, weight[:, None]),

@@ -1,4 +1,7 @@
-"""The manifest of a feature store, summed up shard by shard; of single clips only the quarantined ones are kept."""
+"""The manifest of a feature store, summed up shard by shard; of single clips only the quarantined ones are kept.
+
+Silent clips are quarantined, too, but counted apart: they are no fault of a file.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from raymae.audio.decode import SilentError
 from raymae.config import AudioConfig, to_dict
+from raymae.features.shard import SILENT
 from raymae.features.write import ShardPlan
 from raymae.storage.checksums import digest
+from raymae.storage.folder import Folder
 
 FORMAT = 2
 QUARANTINE = "quarantine.csv"
 AGAIN = ("passing", "limit")
 """Fields of a quarantined clip that a later run reads again (`raymae.features.shard.asks_again`)."""
-_SUMS = ("clips", "quarantined", "seconds", "frames", "total", "square")
+_SUMS = ("clips", "quarantined", "silent", "seconds", "frames", "total", "square")
 _BUFFERED = 10_000
 
 
@@ -48,9 +55,10 @@ class Tally:
         split = self._split[plan.start : plan.stop]
         if summary["quarantine"]:
             ids = self._clip_id.slice(plan.start, plan.stop - plan.start)
-            quarantined = pa.array([entry["clip_id"] for entry in summary["quarantine"]], pa.string())
-            bad = pc.is_in(ids, quarantined).to_numpy()
-            self._count(number, "quarantined", split[bad], np.ones(bad.sum()))
+            silent = _among(ids, [entry for entry in summary["quarantine"] if entry.get(SILENT)])
+            bad = _among(ids, summary["quarantine"])
+            self._count(number, "silent", split[silent], np.ones(silent.sum()))
+            self._count(number, "quarantined", split[bad & ~silent], np.ones((bad & ~silent).sum()))
             split = split[~bad]
             self._buffer += [{"shard": number, **entry} for entry in summary["quarantine"]]
             self._again += [one for one in ({k: e[k] for k in AGAIN if k in e} for e in summary["quarantine"]) if one]
@@ -106,11 +114,13 @@ class Tally:
             name: {
                 "clips": int(self._sum("clips", place)),
                 "hours": self._sum("seconds", place) / 3600,
-                "quarantined": int(self._sum("quarantined", place)),
+                **{key: int(self._sum(key, place)) for key in ("quarantined", "silent")},
             }
             for place, name in enumerate(self.names)
         }
-        totals = {key: sum(split[key] for split in splits.values()) for key in ("clips", "hours", "quarantined")}
+        totals = {
+            key: sum(split[key] for split in splits.values()) for key in ("clips", "hours", "quarantined", "silent")
+        }
         return {
             "format": FORMAT,
             "config_hash": digest(to_dict(audio)),
@@ -127,10 +137,24 @@ class Tally:
         }
 
 
+def _among(ids: pa.ChunkedArray, entries: list[dict[str, Any]]) -> NDArray[np.bool_]:
+    """Which of some clip_ids are among the quarantined `entries`."""
+    wanted = pa.array([entry["clip_id"] for entry in entries], pa.string())
+    return np.asarray(pc.is_in(ids, wanted).to_numpy())
+
+
 def quarantine_rows(table: pa.Table) -> Iterator[dict[str, str]]:
     """Iterate over the rows of a quarantine list, converting a few thousand at a time to Python objects."""
     for batch in table.to_batches(_BUFFERED):
         yield from batch.to_pylist()
+
+
+def silent_clips(prepared: Folder) -> pa.Array:
+    """The clip_ids of the silent clips of a store; none where nothing was quarantined."""
+    if not prepared.exists(QUARANTINE):
+        return pa.array([], pa.string())
+    rows = csv.DictReader(io.StringIO(prepared.read_bytes(QUARANTINE).decode()))
+    return pa.array([row["clip_id"] for row in rows if row["reason"] == str(SilentError())], pa.string())
 
 
 def quarantine_csv(entries: Iterable[dict[str, str]]) -> bytes:

@@ -22,6 +22,8 @@ from raymae.storage.folder import Folder
 META = b"raymae"
 DAMAGED = ".damaged"
 """Name ending of an empty file that marks the shard beside it as damaged: the next listing finds it."""
+SILENT = "silent"
+"""Field of a quarantined clip that was read, but holds no sound."""
 BLANK = "0" * 8
 _SLOT = b'"crc32": "'  # a quote within a JSON string is escaped: nothing else in the footer matches
 _TAIL = 8  # a Parquet file ends with the length of its footer and PAR1

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raymae.audio.clip_reader import Clip, ClipReader, SilentError, TimeLimitError
+from raymae.audio.clip_reader import Clip, ClipReader, NoAnswerError, TimeLimitError
 from raymae.audio.containers import storage_of
-from raymae.audio.decode import AudioError, UnreachableError
+from raymae.audio.decode import AudioError, SilentError, UnreachableError
 from raymae.config import AudioConfig, redact, to_dict
 from raymae.datasets.rows import state_columns
-from raymae.features.shard import BLANK, META, moments, seal
+from raymae.features.shard import BLANK, META, SILENT, moments, seal
 from raymae.features.store import ROW_GROUP, SHARDS, FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.retry import with_retries
@@ -29,15 +29,23 @@ from raymae.storage.retry import with_retries
 def write_store(
     folder: Folder, clips: pa.Table, audio: AudioConfig, reader: ClipReader, shard_mb: float
 ) -> FeatureStore:
-    """Write the feature store of a clip table in this process; ValueError if a file can't be read."""
+    """Write the feature store of a clip table in this process; ValueError if a file can't be read.
+
+    Silent clips are left out.
+    """
     store = FeatureStore(folder / "prepare", folder / SHARDS)
     shards = []
+    silent: list[str] = []
     for plan in plan_shards(clips, audio, shard_mb):
         summary = write_shard(store.shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
         for bad in summary["quarantine"]:
+            if bad.get(SILENT):
+                silent.append(bad["clip_id"])
+                continue
             raise ValueError(f"{bad['path']} can't be read: {bad['reason']}")
         shards.append({"name": plan.name, "rows": summary["rows"]})
-    store.folder.write_table("clips.parquet", clips)
+    kept = pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(silent, pa.string())))
+    store.folder.write_table("clips.parquet", clips.filter(kept))
     store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
     return store
 
@@ -113,12 +121,12 @@ def read_all(reader: ClipReader, paths: Sequence[str]) -> Iterator[tuple[int, Cl
             answer: Clip | AudioError = with_retries(partial(reader, paths[row]), "a clip's storage")
         except AudioError as error:
             answer = error
-        if isinstance(answer, UnreachableError) or (isinstance(answer, SilentError) and first and storage in silent):
+        if isinstance(answer, UnreachableError) or (isinstance(answer, NoAnswerError) and first and storage in silent):
             raise ConnectionError(
                 f"{redact(paths[row])} can't be reached ({answer}): run the same command again, which resumes from the "
                 "finished shards; remove a clip that stays unreachable from the table"
             )
-        if isinstance(answer, SilentError) and first:
+        if isinstance(answer, NoAnswerError) and first:
             silent.add(storage)
             again.append(row)
             continue
@@ -135,8 +143,8 @@ class _Row:
     clip_id: str
     path: str
     reason: str | None = None
-    again: dict[str, Any] = field(default_factory=dict)
-    """When a later run asks for it again, see `raymae.features.shard.asks_again`."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """When a later run asks for it again (`raymae.features.shard.asks_again`), or that it is silent."""
     log_mel: bytes = b""
     """(T, F) float16; empty without features."""
     valid_frames: int = 0
@@ -183,9 +191,10 @@ def _read_rows(clips: pa.Table, reader: ClipReader, features: bool) -> list[_Row
     for number, answer in read_all(reader, paths):
         clip_id, path = ids[number], paths[number]
         if isinstance(answer, AudioError):
-            again: dict[str, Any] = {"passing": True} if isinstance(answer, SilentError) else {}
-            again |= {"limit": reader.timeout} if isinstance(answer, TimeLimitError) else {}
-            rows.append(_Row(number, clip_id, path, str(answer), again))
+            notes: dict[str, Any] = {"passing": True} if isinstance(answer, NoAnswerError) else {}
+            notes |= {"limit": reader.timeout} if isinstance(answer, TimeLimitError) else {}
+            notes |= {SILENT: True} if isinstance(answer, SilentError) else {}
+            rows.append(_Row(number, clip_id, path, str(answer), notes))
             continue
         log_mel, valid_frames, seconds = answer
         content = log_mel.tobytes() if features else b""
@@ -201,7 +210,7 @@ def _summary(rows: list[_Row], kept: list[_Row], compression: str) -> dict[str, 
         "rows": len(kept),
         "seconds": sum(row.seconds for row in kept),
         "quarantine": [
-            {"clip_id": row.clip_id, "path": row.path, "reason": row.reason, **row.again}
+            {"clip_id": row.clip_id, "path": row.path, "reason": row.reason, **row.notes}
             for row in rows
             if row.reason is not None
         ],

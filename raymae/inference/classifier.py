@@ -16,6 +16,7 @@ from torch import nn
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.features.augment import crop_frames
 from raymae.models import build_classifier
+from raymae.models.patches import has_sound
 from raymae.models.weights_file import read_weights, save_weights
 from raymae.storage.folder import Folder, check_format
 
@@ -102,7 +103,8 @@ def class_probabilities(
 ) -> Probabilities:
     """Class probabilities (B, C) of log-mels (B, T, F), averaged over `finetune.views` crops of the training length.
 
-    With `finetune.labels` = single they sum to 1; with multi each is an independent probability.
+    With `finetune.labels` = single they sum to 1; with multi each is an independent probability. Silent crops don't
+    count; a clip without any other has an answer that means nothing (see `raymae.audio.logmel.is_silent`).
     """
     squash = torch.sigmoid if finetune.labels == "multi" else partial(torch.softmax, dim=1)
     crop = crop_frames(finetune.augment, audio)
@@ -111,12 +113,15 @@ def class_probabilities(
     else:
         starts = views(log_mel.shape[1], crop, np.asarray(valid_frames, np.int32), finetune.views)
     total: Any = 0.0
+    counted: Any = 0.0
     for start in starts:
         part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
         x = torch.from_numpy(part).to(torch_device).float()
         frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
-        total = total + squash(model(x, frames).float())
-    return np.asarray((total / len(starts)).cpu().numpy(), np.float32)
+        # the smallest weight that float32 adds to 1 without a trace, for clips of which all crops are silent
+        weight = has_sound(x, frames).float().clamp(min=2.0**-60)[:, None]
+        total, counted = total + weight * squash(model(x, frames).float()), counted + weight
+    return np.asarray((total / counted).cpu().numpy(), np.float32)
 
 
 def check_teacher(teacher: Folder, class_names: Sequence[str]) -> None:

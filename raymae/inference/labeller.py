@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymae.audio.decode import AudioError, UnreachableError
+from raymae.audio.decode import AudioError, SilentError, UnreachableError
 from raymae.audio.sources import open_clip
 from raymae.config import LabelLevel
 
@@ -39,7 +39,10 @@ def schema(class_names: Sequence[str], level: LabelLevel) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Result for a file: times and probabilities of its windows or of the whole file, or an error and NaN (n = 1)."""
+    """Result for a file: times and probabilities of its windows or of the whole file, or an error and NaN (n = 1).
+
+    The probabilities of silent windows are NaN.
+    """
 
     times: NDArray[np.float64]
     """(n, 2), seconds."""
@@ -84,18 +87,20 @@ class Labeller:
             return Labelled(np.full((1, 2), np.nan), np.full(shape, np.nan, np.float32), windows)
         times = np.array([(start, end) for start, end, _ in windows])
         if self.level == "window":
-            return Labelled(times, np.stack([value for _, _, value in windows]))
+            unknown = np.full(len(self.predictor.class_names), np.nan, np.float32)
+            return Labelled(times, np.stack([unknown if value is None else value for _, _, value in windows]))
         return Labelled(
             np.array([[times[0, 0], times[-1, 1]]]), self.predictor.average(windows)[None].astype(np.float32)
         )
 
     def _table(self, paths: Sequence[str], found: Sequence[Labelled]) -> pa.Table:
         rows = np.repeat(np.arange(len(paths)), [len(one.values) for one in found])
-        errors = [found[row].error for row in rows.tolist()]
         times, values = (np.concatenate([getattr(one, name) for one in found]) for name in ("times", "values"))
-        failed = np.array([error is not None for error in errors])
+        failed = np.isnan(values).any(1)
+        silent = SilentError()
+        errors = [found[row].error or (silent if bad else None) for row, bad in zip(rows.tolist(), failed, strict=True)]
         labels = [(None, None) if bad else self.predictor.label(one) for bad, one in zip(failed, values, strict=True)]
-        windows = [pa.array(times[:, side], mask=failed) for side in (0, 1)] if self.level == "window" else []
+        windows = [pa.array(times[:, side], from_pandas=True) for side in (0, 1)] if self.level == "window" else []
         columns = [
             pa.array(paths, pa.string()).take(pa.array(rows)),
             *windows,
@@ -105,6 +110,6 @@ class Labeller:
             *(pa.array(column, mask=failed) for column in values.T),
         ]
         unreachable = sum(isinstance(error, UnreachableError) for error in errors)
-        counts = {FILES: len(paths), FAILED: int(failed.sum()), UNREACHABLE: unreachable}
+        counts = {FILES: len(paths), FAILED: sum(one.error is not None for one in found), UNREACHABLE: unreachable}
         metadata = {name: str(count).encode() for name, count in counts.items()}
         return pa.table(columns, schema(self.predictor.class_names, self.level).with_metadata(metadata))

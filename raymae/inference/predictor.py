@@ -17,8 +17,8 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, load
-from raymae.audio.logmel import LogMel, fit_length
+from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, SilentError, load
+from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.datasets.labels import SEPARATOR
 from raymae.inference.classifier import Probabilities, class_probabilities, read_classifier
 from raymae.storage.folder import Folder
@@ -36,8 +36,8 @@ Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
 
 Named = TypeVar("Named")
 
-Window = tuple[float, float, Probabilities]
-"""Start and end in seconds, and class probabilities (C,) of a window of a recording."""
+Window = tuple[float, float, Probabilities | None]
+"""Start and end in seconds, and class probabilities (C,) of a window of a recording; None for a silent one."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Clip:
     log_mel: FloatArray
     """(n_frames, F), padded at its end."""
     valid_frames: int
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it holds no sound, so that it isn't classified."""
+        return is_silent(self.log_mel, self.valid_frames)
 
 
 def as_it_is(source: Any) -> Any:
@@ -83,7 +88,7 @@ class Predictor:
 
         `source` is a path, an encoded file's bytes, an open file, or (waveform (n_samples,), sample_rate); a waveform
         of 16 or 32 bit integers is divided by its full scale. A rest at the end that is shorter than an FFT is ignored.
-        Raises AudioError for a recording that can't be read.
+        Raises AudioError for a recording that can't be read, of it SilentError for one without sound.
         """
         (found,) = self.each([source])
         if isinstance(found, AudioError):
@@ -118,17 +123,20 @@ class Predictor:
     def _parts(self, source: Source, recording: _Recording) -> Iterator[_Part]:
         """The windows of a recording; sets how many of them are waiting."""
         waveform = self.waveform(source)
-        recording.waiting = len(self._starts(waveform))
-        for clip in self.clips(waveform):
-            yield _Part(recording, clip)
+        recording.windows = [None] * len(self._starts(waveform))
+        recording.waiting = len(recording.windows)
+        for place, clip in enumerate(self.clips(waveform)):
+            if clip.is_silent:
+                recording.add(place, (clip.start, clip.end, None))
+            else:
+                yield _Part(recording, place, clip)
 
     def _forward(self, batch: list[_Part]) -> None:
         """Classify a batch, append the results to their recordings and clear the batch."""
         if not batch:
             return
         for part, value in zip(batch, self.of_clips([part.clip for part in batch]), strict=True):
-            part.recording.windows.append((part.clip.start, part.clip.end, value))
-            part.recording.waiting -= 1
+            part.recording.add(part.place, (part.clip.start, part.clip.end, value))
         batch.clear()
 
     def _starts(self, waveform: FloatArray) -> range:
@@ -176,9 +184,15 @@ class Predictor:
 
     @staticmethod
     def average(windows: list[Window]) -> NDArray[np.float64]:
-        """Class probabilities (C,) of a recording: the average over its windows, weighted by length."""
-        lengths = np.array([end - start for start, end, _ in windows])
-        return np.average([value for _, _, value in windows], axis=0, weights=lengths)
+        """Class probabilities (C,) of a recording: the average over its windows with sound, weighted by length.
+
+        Raises SilentError if there are none.
+        """
+        sounding = [(end - start, value) for start, end, value in windows if value is not None]
+        if not sounding:
+            raise SilentError
+        lengths, values = zip(*sounding, strict=True)
+        return np.average(values, axis=0, weights=lengths)
 
     def label(self, probabilities: NDArray[np.floating]) -> tuple[str, float]:
         """The predicted label for probabilities (C,), and the largest of them.
@@ -217,14 +231,20 @@ class Predictor:
 class _Recording:
     """Results of a recording so far."""
 
-    windows: list[Window] = field(default_factory=list)
+    windows: list[Window | None] = field(default_factory=list)
     waiting: int = 0
     """Windows that have not been classified yet."""
     error: AudioError | None = None
 
+    def add(self, place: int, window: Window) -> None:
+        self.windows[place] = window
+        self.waiting -= 1
+
     @property
     def found(self) -> list[Window] | AudioError:
-        return self.error or self.windows
+        windows = [window for window in self.windows if window]
+        silent = windows and all(value is None for _, _, value in windows)
+        return self.error or (SilentError() if silent else windows)
 
 
 @dataclass(frozen=True)
@@ -232,4 +252,5 @@ class _Part:
     """A window waiting to be classified."""
 
     recording: _Recording
+    place: int
     clip: Clip

@@ -87,9 +87,12 @@ def choose_structured(
 
 @torch.compiler.disable
 def index(kept: Tensor, device: torch.device) -> Masking:
-    """The masking on `device` that keeps the patches `kept` (B, L), a bool tensor on the CPU."""
+    """The masking on `device` that keeps the patches `kept` (B, L), a bool tensor on the CPU.
+
+    Where no clip keeps any, as of a batch of muted recordings, K is 1 and that patch isn't attended to.
+    """
     order = torch.argsort(kept, dim=1, descending=True, stable=True)
-    ids_keep = order[:, : int(kept.sum(1).max())]
+    ids_keep = order[:, : max(1, int(kept.sum(1).max()))]
     attend = unless_all(kept.gather(1, ids_keep), device)
     return Masking((~kept).float().to(device), ids_keep.to(device), order.argsort(dim=1).to(device), attend)
 

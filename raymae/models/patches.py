@@ -14,10 +14,9 @@ from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
-Grid = tuple[int, int]
+from raymae.config import CONSTANT
 
-CONSTANT = 1e-3
-"""Largest change of any band over time in a constant patch, in units of the normalised log-mel: a float16 step."""
+Grid = tuple[int, int]
 
 
 class Patches(NamedTuple):
@@ -71,6 +70,18 @@ def valid_patches(patches: Tensor, patch_size: tuple[int, int], n_rows: int, val
     recorded_columns = (valid_frames // patch_size[0]).clamp(min=1)
     column = torch.arange(patches.shape[1], device=patches.device) // n_rows
     return moving & (column < recorded_columns[:, None])
+
+
+def has_sound(log_mel: Tensor, valid_frames: Tensor) -> Tensor:
+    """(B, T, F) -> (B,) bool: the clips of which a band changes over the valid frames.
+
+    Random crops of a recording with a dropout may hold none. Before random EQ and masks only: those change silence.
+    """
+    frames = torch.arange(log_mel.shape[1], device=log_mel.device)
+    recorded = (frames < valid_frames.clamp(min=2)[:, None])[:, :, None]
+    highest = log_mel.masked_fill(~recorded, -torch.inf).amax(1)
+    lowest = log_mel.masked_fill(~recorded, torch.inf).amin(1)
+    return (highest - lowest).amax(1) > CONSTANT
 
 
 class Positions(nn.Module):

@@ -21,6 +21,7 @@ from raymae.datasets.synthetic import STAMP
 from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
 from raymae.evaluation.report import write_report
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
+from raymae.features.manifest import silent_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import Reading
 from raymae.pipeline.plan.plan import Plan
@@ -86,8 +87,8 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     Returns the content of `report.json`, and work_seconds:
         split: the name of the split; labels: single or multi; classes; note: `STAMP` for synthetic data, else None.
         metrics: model → split → scores (`scores.evaluation`); train_seconds: by model; val_chose: models whose weights
-            were selected on split val; trained_on: devices and cities of train and pool; quarantined: by split, number
-            of labelled clips that couldn't be read.
+            were selected on split val; trained_on: devices and cities of train and pool; quarantined, silent: by split,
+            number of labelled clips that couldn't be read, and that hold no sound.
         comparisons: other model → split → the final model (first) against it (`scores.comparisons`).
         mistakes: of the final model, by split (`scores.mistakes`).
         embeddings: accuracies of probes by stage (`probes.read_out`), or None.
@@ -124,7 +125,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         "note": STAMP if config.data.dataset == "synthetic" else None,
         "train_seconds": seconds,
         "val_chose": [name for name in order if name in folders and chose_by_val(folders[name])],
-        "quarantined": quarantined(plan.clips, store.clips),
+        **left_out(plan),
         "embeddings": embeddings,
         "ablation": plan.ablation_models,
     }
@@ -172,10 +173,12 @@ def read_embeddings(plan: Plan, rows: Rows, reader: Reader) -> tuple[dict[str, A
     return found, seconds + time.perf_counter() - started
 
 
-def quarantined(clips: pa.Table, readable: pa.Table) -> dict[str, int]:
-    """Number of labelled clips that are not among the `readable` ones, by held-out split."""
-    unreadable = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=readable["clip_id"])))
-    return {split: len(some) for split, some in held_out(unreadable).items()}
+def left_out(plan: Plan) -> dict[str, dict[str, int]]:
+    """Number of labelled clips that aren't in the store, by held-out split: "quarantined" and "silent"."""
+    lost = plan.clips.filter(pc.invert(pc.is_in(plan.clips["clip_id"], value_set=plan.store.clips["clip_id"])))
+    is_silent = pc.is_in(lost["clip_id"], silent_clips(plan.store.folder))
+    parts = {"quarantined": lost.filter(pc.invert(is_silent)), "silent": lost.filter(is_silent)}
+    return {name: {split: len(some) for split, some in held_out(part).items()} for name, part in parts.items()}
 
 
 def chose_by_val(classifier: Folder) -> bool:

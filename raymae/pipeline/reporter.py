@@ -8,6 +8,7 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import STAGES
 from raymae.datasets.splits.split_file import DESCRIPTION
+from raymae.features.manifest import QUARANTINE
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
@@ -75,7 +76,7 @@ def place(node: Node) -> str:
 def reports(node: Node, result: dict[str, Any]) -> tuple[str, ...]:
     """The pages that a stage has written, beside its figures."""
     if node.stage == "prepare":
-        return ("quarantine.csv",) if result["quarantined"] else ()
+        return (QUARANTINE,) if result["quarantined"] or result["silent"] else ()
     return STAGES[node.stage].reports
 
 

@@ -17,6 +17,7 @@ from raymae.config.stages import STAGES, Target, requires
 from raymae.datasets.clips import load, load_nominal, own_folder
 from raymae.datasets.published.nominal import absent
 from raymae.datasets.splits.assign import write_split
+from raymae.features.manifest import QUARANTINE
 from raymae.pipeline.console import print_plan, print_result, round_lines
 from raymae.pipeline.inventory import STAGES_FILE
 from raymae.pipeline.plan.init_weights import bring, find
@@ -206,7 +207,9 @@ class Run:
         with self._bar(node.name, len(plan.clips)) as progress:
             result = prepare(plan.clips, node.artifact, plan.shards, plan.config, progress)
         if result["quarantined"]:
-            print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/quarantine.csv")
+            print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/{QUARANTINE}")
+        if result["silent"]:
+            print(f"  {result['silent']} silent clips, neither trained on nor scored; listed there, too")
         if result["mean"] is not None:
             print(f"  log-mels of split {result['split']}: mean {result['mean']:.3f}, deviation {result['std']:.3f}")
         return result

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from raymae.audio import clip_reader
-from raymae.audio.clip_reader import ClipReader, SilentError, TimeLimitError
+from raymae.audio.clip_reader import ClipReader, NoAnswerError, TimeLimitError
 from raymae.cluster.prepare import missing_shards
 from raymae.config import DataConfig
 from raymae.features.manifest import Tally
@@ -34,7 +34,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch, seconds: float, computing: float) -
             while time.thread_time() - began < 0.02 * computing:
                 pass
             time.sleep(0.02 * (1 - computing))
-        return np.zeros(8000, np.float32)
+        return np.random.default_rng(0).normal(size=8000).astype(np.float32)
 
     monkeypatch.setattr(clip_reader, "open_clip", lambda path: b"")
     monkeypatch.setattr(clip_reader, "load", load)
@@ -54,7 +54,7 @@ def test_a_decoder_that_does_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) 
     reader = decoder(monkeypatch, 0, 0.0)
     monkeypatch.setattr(clip_reader, "load", lambda *_, **__: time.sleep(6))
     began = time.monotonic()
-    with pytest.raises(SilentError, match=f"^nothing happened while it was read, for {LIMIT} s$"):
+    with pytest.raises(NoAnswerError, match=f"^nothing happened while it was read, for {LIMIT} s$"):
         reader("a.wav")
     assert time.monotonic() - began < 6
 
@@ -68,7 +68,7 @@ def test_compiling_counts_for_no_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "again", "with_more_time"),
-    [(SilentError("why"), True, True), (TimeLimitError("why"), False, True), (None, False, False)],
+    [(NoAnswerError("why"), True, True), (TimeLimitError("why"), False, True), (None, False, False)],
 )
 def test_what_was_refused_for_a_passing_reason_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception | None, again: bool, with_more_time: bool

@@ -94,6 +94,7 @@ def pages(predictions: dict[str, pa.Table], folder: Path) -> tuple[str, dict[str
         "train_seconds": dict.fromkeys(predictions, 61.6),
         "val_chose": [],
         "quarantined": {},
+        "silent": {},
         "embeddings": None,
     }
     report = dict(to_dict(found | extra))

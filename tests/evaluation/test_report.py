@@ -91,6 +91,7 @@ def report() -> dict[str, Any]:
                 "train_seconds": {"svm": 0.2, "svm_robust": 1.0, "cnn": 61.4, "student": 61.6},
                 "val_chose": ["cnn"],
                 "quarantined": {"val": 2},
+                "silent": {"test": 3},
                 "embeddings": {
                     "layer": 6,
                     "targets": {"device": {"names": ["a", "b"], "clips": 180, "groups": 18, "chance": 0.5}},
@@ -157,7 +158,14 @@ def test_pages_escape_what_a_table_brings(written: tuple[Path, list[str]]) -> No
 def test_missing_classes_are_named(tmp_path: Path) -> None:
     table = SMALL.append_column("path", SMALL["clip_id"])
     found = score_predictions({"cnn": table}, NAMES, "single", table)
-    extra = {"split": "s", "note": None, "train_seconds": {"cnn": 3.0}, "val_chose": [], "quarantined": {}}
+    extra = {
+        "split": "s",
+        "note": None,
+        "train_seconds": {"cnn": 3.0},
+        "val_chose": [],
+        "quarantined": {},
+        "silent": {},
+    }
     write_report(dict(to_dict(found | extra | {"embeddings": None})), Folder(str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
     assert "val has no clip of park: its score is the mean over the other classes." in text

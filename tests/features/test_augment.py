@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.signal import firwin2, lfilter
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from raymae.config import AudioConfig, AugmentConfig
 from raymae.features.augment import (
     COLORATION,
     GEOMETRY,
-    augment,
+    apply_coloration,
+    apply_geometry,
     crop,
     device_response,
     freq_mixstyle,
@@ -39,6 +41,7 @@ ALL = AugmentConfig(
     time_mask_param=8,
 )
 VALID = torch.tensor([64, 40, 10, 1, 64, 33])
+SOUNDING = torch.ones(6, dtype=torch.bool)
 RESPONSES = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
 DEVICES = AugmentConfig(responses=("devices/",), response_p=1.0)
 SWITCHES = {
@@ -51,6 +54,19 @@ SWITCHES = {
 }
 """The settings that switch each augmentation on."""
 AUGMENTATIONS = {one.__name__: one for one in (*GEOMETRY, *COLORATION) if one is not device_response}
+
+
+def augment(
+    log_mel: Tensor,
+    valid_frames: Tensor,
+    config: AugmentConfig,
+    audio: AudioConfig,
+    generator: torch.Generator,
+    responses: NDArray[np.float32] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All augmentations of a clip, in their order."""
+    log_mel, valid_frames = apply_geometry(log_mel, valid_frames, config, audio, generator)
+    return apply_coloration(log_mel, valid_frames, config, audio, generator, responses), valid_frames
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +159,7 @@ def test_one_of_two_stripes_can_be_off(batch: Tensor) -> None:
 
 def test_mixup_off_is_the_identity(batch: Tensor) -> None:
     target = torch.eye(6)
-    found = mixup(batch, target, VALID, OFF, seeded())
+    found = mixup(batch, target, VALID, OFF, seeded(), SOUNDING)
     assert all(torch.equal(one, other) for one, other in zip(found, (batch, target, VALID), strict=True))
 
 
@@ -309,7 +325,7 @@ def test_mixup_mixes_inputs_and_targets_alike() -> None:
     values = torch.arange(6.0)
     batch = values[:, None, None].repeat(1, 64, 32)
     for seed in range(10):
-        log_mel, target, valid_frames = mixup(batch, torch.eye(6), VALID, ALL, seeded(seed))
+        log_mel, target, valid_frames = mixup(batch, torch.eye(6), VALID, ALL, seeded(seed), SOUNDING)
         torch.testing.assert_close(target.sum(1), torch.ones(6))
         torch.testing.assert_close(log_mel, (target @ values)[:, None, None].expand_as(log_mel))
         assert ((target > 0).sum(1) <= 2).all()

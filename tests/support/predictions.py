@@ -18,7 +18,11 @@ def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0"
     tables = {"cnn": make_guesses(0.5, 9), "student": make_guesses(share, seed)}
     tables = {name: table.slice(drop) for name, table in tables.items()}
     extra = {"split": split, "note": None, "train_seconds": dict.fromkeys(tables, 1.0), "val_chose": []}
-    found = score_predictions(tables, NAMES, "single", tables["cnn"]) | extra | {"quarantined": {}, "embeddings": None}
+    found = (
+        score_predictions(tables, NAMES, "single", tables["cnn"])
+        | extra
+        | {"quarantined": {}, "silent": {}, "embeddings": None}
+    )
     for name, table in tables.items():
         folder.write_table(f"predictions/{name}.parquet", table)
     report = dict(to_dict(found))

@@ -88,6 +88,9 @@ def scores_section(report: Report) -> Section:
     if report["quarantined"]:
         lost = ", ".join(f"{count} of {split}" for split, count in report["quarantined"].items())
         notes.append(f"Labelled clips that couldn't be read and are not scored: {lost}.")
+    if report["silent"]:
+        lost = ", ".join(f"{count} of {split}" for split, count in report["silent"].items())
+        notes.append(f"Labelled clips without any sound, which are not scored: {lost}.")
     few = {split: classes for split, found in splits.items() if (classes := _few_groups(found))}
     notes += [f"No interval of {split}: {', '.join(classes)}." for split, classes in few.items()]
     meaning = f"{kind.MEANING}; in brackets the 95 % bootstrap interval over groups."

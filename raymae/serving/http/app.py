@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from raymae.audio.decode import AudioError, TooLongError
+from raymae.audio.decode import AudioError, SilentError, TooLongError
 from raymae.serving.http.guard import Guard
 from raymae.serving.http.service import OverloadedError, Service
 from raymae.serving.http.upload import FullError, StalledError, TooLargeError, UploadError, read_body
@@ -28,6 +28,7 @@ RETRY_SECONDS = 1
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 STATUS: dict[type[Exception], int] = {
     TooLongError: 422,
+    SilentError: 422,
     AudioError: 400,
     UploadError: 400,
     TooLargeError: 413,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymae.audio.decode import SilentError
 from raymae.config import ServeConfig
 from raymae.inference.predictor import Clip, Predictor
 from raymae.serving.http.batching import Batcher
@@ -26,6 +27,11 @@ WAITING = 2
 """Batches of clips that may wait for a forward pass, 0.7 MB a clip at the defaults."""
 
 
+NO_SOUND: Future[NDArray[np.float32] | None] = Future()
+"""The result of a silent clip."""
+NO_SOUND.set_result(None)
+
+
 class OverloadedError(Exception):
     """The queue is full."""
 
@@ -35,7 +41,7 @@ class Recording:
     """A recording that is being processed by the threads."""
 
     duration: float = 0.0
-    windows: list[tuple[float, float, Future[NDArray[np.float32]]]] = field(default_factory=list)
+    windows: list[tuple[float, float, Future[NDArray[np.float32] | None]]] = field(default_factory=list)
     spectrogram: dict[str, Any] | None = None
     dropped: bool = False
 
@@ -58,7 +64,7 @@ class Service:
         self.predictor, self.settings, self.name = predictor, settings, name
         self.ongoing = 0
         self.uploads = Uploads(UPLOADS * settings.max_bytes)
-        self.batcher: Batcher[Clip, NDArray[np.float32]] = Batcher(
+        self.batcher: Batcher[Clip, NDArray[np.float32] | None] = Batcher(
             predictor.of_clips, settings.batch, WAITING * settings.batch
         )
         self.decoders = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
@@ -77,8 +83,8 @@ class Service:
     async def classify(self, body: bytes, content_type: str, with_spectrogram: bool = False) -> dict[str, Any]:
         """Classify the recording in a request's body; returns the answer for JSON (see jobs/README.md).
 
-        A cancelled call leaves no work behind. Raises AudioError, TooLongError for a recording longer than
-        `serve.max_minutes`, and UploadError.
+        A cancelled call leaves no work behind. Raises AudioError, SilentError for a recording without sound,
+        TooLongError for one longer than `serve.max_minutes`, and UploadError.
         """
         recording = Recording()
         try:
@@ -96,8 +102,7 @@ class Service:
             "probabilities": self._named(mean),
             "duration": round(recording.duration, 3),
             "windows": [
-                {"start": round(start, 3), "end": round(end, 3), "probabilities": self._named(value)}
-                for start, end, value in windows
+                {"start": round(start, 3), "end": round(end, 3), **self._answer(value)} for start, end, value in windows
             ],
         }
         return result | ({"spectrogram": recording.spectrogram} if with_spectrogram else {})
@@ -112,13 +117,16 @@ class Service:
         for clip in self.predictor.clips(waveform):
             if recording.dropped:
                 break
-            recording.windows.append((clip.start, clip.end, self.batcher.submit(clip)))
+            recording.windows.append((clip.start, clip.end, NO_SOUND if clip.is_silent else self.batcher.submit(clip)))
             if picture:
                 picture.add(clip)
         if recording.dropped:
             recording.drop()  # cancels the clips submitted meanwhile
         elif picture:
             recording.spectrogram = picture.to_json()
+
+    def _answer(self, value: NDArray[np.float32] | None) -> dict[str, Any]:
+        return {"error": str(SilentError())} if value is None else {"probabilities": self._named(value)}
 
     def _named(self, values: Any) -> dict[str, float]:
         return {name: round(float(value), 6) for name, value in zip(self.predictor.class_names, values, strict=True)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raymae.features.augment import apply_coloration, apply_geometry, mixup
 from raymae.models import AudioClassifier, Cnn
+from raymae.models.patches import has_sound
 from raymae.training.batches.order import PairedOrder, mix
 from raymae.training.batches.windows import MicroBatch
 from raymae.training.parallel import reshard
@@ -80,9 +81,12 @@ class ConsistencyTask(FinetuneTask):
         log_mel, valid_frames = batch.to_torch(device)
         log_mel, valid_frames = apply_geometry(log_mel, valid_frames, config.augment, self.audio, generator)
         target = torch.from_numpy(self.targets[batch.rows[:count]].toarray()).to(device)
+        sounding = has_sound(log_mel, valid_frames)
         settings = config.augment, self.audio, generator, self.spec.responses
         labelled = apply_coloration(log_mel[:count], valid_frames[:count], *settings)
-        labelled, target, frames = mixup(labelled, target, valid_frames[:count], config.augment, generator)
+        labelled, target, frames = mixup(
+            labelled, target, valid_frames[:count], config.augment, generator, sounding[:count]
+        )
         weak = log_mel[count:], valid_frames[count:]
         views = self._strong(*weak, generator) if self.paired else weak[0]
         inputs = torch.cat([labelled, views]), torch.cat([frames, weak[1]]), generator
@@ -92,11 +96,11 @@ class ConsistencyTask(FinetuneTask):
             with torch.no_grad():
                 weak_logits, _ = self.averaged_teacher(*weak)
             reshard(self.averaged_teacher)
-        loss, metrics = single_loss(logits[:count], target, config.label_smoothing)
+        loss, metrics = single_loss(logits[:count], target, config.label_smoothing, sounding[:count])
         metrics["supervised_loss"] = loss.detach()
         if weak_logits is None:
             return loss, metrics
-        more, found = self._unsupervised(logits[count:], weak_logits.float().softmax(1))
+        more, found = self._unsupervised(logits[count:], weak_logits.float().softmax(1), sounding[count:])
         return loss + more, metrics | found
 
     @property
@@ -109,10 +113,15 @@ class ConsistencyTask(FinetuneTask):
         settings, responses = self.settings.strong, self.spec.strong_responses
         return apply_coloration(log_mel, valid_frames, settings, self.audio, generator, responses)
 
-    def _unsupervised(self, logits: Tensor, probabilities: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the strong views' logits (n, C) against the weak views' probabilities (n, C), and its metrics."""
+    def _unsupervised(
+        self, logits: Tensor, probabilities: Tensor, sounding: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the strong views' logits (n, C) against the weak views' probabilities (n, C), and its metrics.
+
+        Clips that are not `sounding` (n,) add nothing.
+        """
         metrics = {"threshold": self.weighting.threshold.clone().to(logits.device, torch.float32)}
-        weights = self.weighting(probabilities)
+        weights = self.weighting(probabilities) * sounding
         loss = consistency_loss(logits, probabilities.argmax(1), weights)
         metrics |= {"unsupervised_loss": loss.detach(), "mask_share": weights.mean()}
         total = self.settings.weight * loss

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import class_names, rows_of
 from raymae.evaluation.metrics import Probabilities, macro_accuracy, mean_average_precision
-from raymae.features.augment import augment, mixup
+from raymae.features.augment import apply_coloration, apply_geometry, mixup
 from raymae.features.store import iterate
 from raymae.inference.classifier import check_teacher, class_probabilities, write_classifier
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
+from raymae.models.patches import has_sound
 from raymae.models.weights_file import load_weights
 from raymae.training.batches.order import mix
 from raymae.training.batches.windows import MicroBatch
@@ -33,18 +34,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def single_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of logits (B, C) against targets whose rows sum to 1, and the accuracy."""
-    loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
-    return loss, {"train_accuracy": (logits.argmax(1) == target.argmax(1)).float().mean()}
+def single_loss(logits: Tensor, target: Tensor, smoothing: float, sounding: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of logits (B, C) against targets whose rows sum to 1, and the accuracy.
+
+    The mean over the batch, to which clips that are not `sounding` (B,) add nothing.
+    """
+    loss = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+    return torch.where(sounding, loss, 0).mean(), {
+        "train_accuracy": (logits.argmax(1) == target.argmax(1)).float().mean()
+    }
 
 
-def multi_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
+def multi_loss(logits: Tensor, target: Tensor, smoothing: float, sounding: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Binary cross-entropy of logits (B, C) against targets in [0, 1], averaged over clips and classes, and the share
-    of the clips whose most probable class is one of theirs (precision at 1)."""
+    of the clips whose most probable class is one of theirs (precision at 1); `sounding` as in `single_loss`."""
     smooth = target * (1 - smoothing) + smoothing / 2
-    loss = F.binary_cross_entropy_with_logits(logits.float(), smooth)
-    return loss, {"train_precision_at_1": (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean()}
+    loss = F.binary_cross_entropy_with_logits(logits.float(), smooth, reduction="none").mean(1)
+    return torch.where(sounding, loss, 0).mean(), {
+        "train_precision_at_1": (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean()
+    }
 
 
 def single_score(truth: NDArray[np.float32], probabilities: Probabilities) -> dict[str, float]:
@@ -114,12 +122,13 @@ class FinetuneTask:
         generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
         log_mel, valid_frames = batch.to_torch(device)
         target = torch.from_numpy(self.targets[batch.rows].toarray()).to(device)
-        log_mel, valid_frames = augment(
-            log_mel, valid_frames, self.config.augment, self.audio, generator, self.spec.responses
-        )
-        log_mel, target, valid_frames = mixup(log_mel, target, valid_frames, self.config.augment, generator)
+        settings = self.config.augment, self.audio, generator
+        log_mel, valid_frames = apply_geometry(log_mel, valid_frames, *settings)
+        sounding = has_sound(log_mel, valid_frames)
+        log_mel = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
+        log_mel, target, valid_frames = mixup(log_mel, target, valid_frames, self.config.augment, generator, sounding)
         logits = model(log_mel, valid_frames, generator)
-        return LOSSES[self.config.labels](logits, target, self.config.label_smoothing)
+        return LOSSES[self.config.labels](logits, target, self.config.label_smoothing, sounding)
 
     def after_update(self, share: float) -> None:
         """Nothing to do: only the loop's EMA follows the weights."""

@@ -14,6 +14,7 @@ from raymae.config import to_dict
 from raymae.features.augment import apply_coloration, apply_geometry, crop_frames
 from raymae.inference.embedder import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
+from raymae.models.patches import has_sound
 from raymae.models.weights_file import save_weights
 from raymae.storage.png import png
 from raymae.training.batches.order import mix
@@ -65,7 +66,9 @@ class PretrainTask:
         log_mel, valid_frames = batch.to_torch(device)
         settings = self.config.augment, self.audio, generator
         log_mel, valid_frames = apply_geometry(log_mel, valid_frames, *settings)
-        student = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
+        colored = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
+        # SpecAugment's edges would give silence patches to predict
+        student = torch.where(has_sound(log_mel, valid_frames)[:, None, None], colored, log_mel)
         views = {}
         if self.teacher_view != "same":
             views["teacher_view"] = log_mel
