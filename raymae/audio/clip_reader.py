@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.decode import AudioError, SilentError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.audio.sources import open_clip
 from raymae.config import AudioConfig

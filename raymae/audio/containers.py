@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from raymae.audio.decode import AudioError, UnreachableError
+from raymae.audio.errors import AudioError, UnreachableError
 from raymae.config import redact
 from raymae.storage.folder import change_time
 from raymae.storage.io_wait import asking, waiting

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import ceil, inf
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +19,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from raymae.audio.headers import find_fault
+from raymae.audio.errors import AudioError, TooLongError, UnreachableError
+from raymae.audio.reader import UNKNOWN_FRAMES, Reader, open_reader
 from raymae.storage.retry import is_transient
 
 FloatArray = NDArray[np.float32]
@@ -36,33 +39,22 @@ _BLOCK_VALUES = 2**20
 
 _LEAD_FRAMES = 2**14  # decoded before a part and dropped: MP3 frames need the bit reservoir of earlier ones
 
-_UNKNOWN_FRAMES = 2**63 - 1
 
-
-class AudioError(ValueError):
-    """Why a recording can't be used, in one line and without its path."""
-
-
-class UnreachableError(AudioError, ConnectionError):
-    """The recording's storage still fails temporarily after retries; it may be readable later."""
-
-
-class SilentError(AudioError):
-    """The recording holds no sound: no band of its log-mel changes."""
-
-    def __init__(self) -> None:
-        super().__init__("silent")
-
-
-class TooLongError(AudioError):
-    """The recording is too long to be read at once."""
-
-
-class _SequentialFile(soundfile.SoundFile):
-    """Without the seek that soundfile adds to every read, which fails at the end of a FLAC of unknown length."""
-
-    def seekable(self) -> bool:
-        return False
+@contextmanager
+def open_audio(source: str | Path | bytes | BinaryIO) -> Iterator[Reader]:
+    """Open a file, the bytes of an encoded file or an open file; raises AudioError as `load`, also while it is read."""
+    stream = None
+    try:
+        with _open(source) as stream, open_reader(stream) as file:
+            if file.channels > MAX_CHANNELS or not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
+                raise AudioError(f"{file.channels} channels at {file.samplerate} Hz are not supported")
+            if not file.frames:
+                raise AudioError("no samples")
+            yield file
+            if hidden := _hidden_error(stream):
+                raise hidden
+    except (soundfile.LibsndfileError, OSError, AudioError) as error:
+        raise _as_audio_error(error, stream) from None
 
 
 def load(
@@ -92,23 +84,11 @@ def load(
         TooLongError: it is longer than `MAX_SAMPLES` or `max_seconds`; before decoding if the header says so.
         UnreachableError: its storage fails temporarily.
     """
-    stream = None
-    try:
-        with _open(source) as stream:
-            fault = find_fault(stream)
-            if fault:
-                raise AudioError(fault)
-            # a file descriptor if there is one: decoding through a Python object's reads and seeks takes a tenth longer
-            direct = isinstance(stream, io.FileIO)
-            with _SequentialFile(stream.fileno() if direct else stream, closefd=False) as file:
-                native_rate = file.samplerate
-                longest = inf if max_seconds is None else max_seconds * native_rate
-                limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), longest)
-                waveform = _read_part(file, int(limit), start_seconds, seconds)
-            if hidden := _hidden_error(stream):
-                raise hidden
-    except (soundfile.LibsndfileError, OSError, AudioError) as error:
-        raise _as_audio_error(error, stream) from None
+    with open_audio(source) as file:
+        native_rate = file.samplerate
+        longest = inf if max_seconds is None else max_seconds * native_rate
+        limit = min(MAX_SAMPLES * min(1.0, native_rate / sample_rate), longest)
+        waveform = _read_part(file, int(limit), start_seconds, seconds)
     waveform = _to_full_scale(waveform)
     if native_rate != sample_rate:
         waveform = soxr.resample(waveform, native_rate, sample_rate, quality="HQ")
@@ -146,13 +126,9 @@ def _open(source: str | Path | bytes | BinaryIO) -> BinaryIO:
     return io.FileIO(source)
 
 
-def _read_part(file: soundfile.SoundFile, limit: int, start_seconds: float, seconds: float | None) -> FloatArray:
+def _read_part(file: Reader, limit: int, start_seconds: float, seconds: float | None) -> FloatArray:
     """Mono mix of a part, at most `limit` frames long, of an open file at the file's own rate."""
     rate, frames = file.samplerate, file.frames
-    if file.channels > MAX_CHANNELS or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise AudioError(f"{file.channels} channels at {rate} Hz are not supported")
-    if not frames:
-        raise AudioError("no samples")
     start = round(start_seconds * rate)
     if start >= frames:
         raise AudioError(f"only {frames / rate:.2f} s long, but the part starts at {start_seconds:g} s")
@@ -160,15 +136,15 @@ def _read_part(file: soundfile.SoundFile, limit: int, start_seconds: float, seco
     if start:
         file.seek(start - lead)
     wanted = frames - start if seconds is None else min(frames - start, ceil(seconds * rate))
-    if limit < wanted and frames != _UNKNOWN_FRAMES:
+    if limit < wanted and frames != UNKNOWN_FRAMES:
         raise _too_long(limit, rate)
     waveform = _read_mono(file, lead + wanted, lead + limit)[lead:]
-    if len(waveform) < wanted and frames != _UNKNOWN_FRAMES:
+    if len(waveform) < wanted and frames != UNKNOWN_FRAMES:
         raise AudioError(f"truncated: {len(waveform)} of {wanted} frames")
     return waveform
 
 
-def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArray:
+def _read_mono(file: Reader, n_frames: int, limit: int) -> FloatArray:
     """Mean of the channels over the next `n_frames` frames, fewer at the end, decoded in blocks of bounded size."""
     block_frames = _BLOCK_VALUES // file.channels
     blocks: list[FloatArray] = []
@@ -181,7 +157,8 @@ def _read_mono(file: soundfile.SoundFile, n_frames: int, limit: int) -> FloatArr
             blocks.append(block[:, 0])
         else:
             with np.errstate(over="ignore", invalid="ignore"):  # non-finite samples are refused later
-                blocks.append(sum(block.T) / np.float32(file.channels))  # 30 times faster than mean(axis=1)
+                mean: FloatArray = sum(block.T) / np.float32(file.channels)  # type: ignore[assignment]
+                blocks.append(mean)  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
             raise _too_long(limit, file.samplerate)

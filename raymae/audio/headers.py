@@ -6,9 +6,13 @@ import os
 import struct
 from typing import BinaryIO, NamedTuple
 
+from raymae.audio.splice import Part
+
 _UNKNOWN_SIZE = 2**32 - 1
 _MAX_CHUNKS = 1_000
 _OGG_PAGE = 65_307  # bytes of the largest page
+_PLACEHOLDERS = ((0x7FFF0000, 0x80010000), (0xFFFF0000, _UNKNOWN_SIZE))
+"""Sizes that programs write to a pipe, before they know it: the largest multiple of something below 2^31 or 2^32."""
 
 
 class _Chunks(NamedTuple):
@@ -32,34 +36,62 @@ _FORMATS = {
 }
 
 
-def find_fault(stream: BinaryIO) -> str | None:
-    """Fault of a file as a whole, or None; the stream is rewound.
+class AudioChunk(NamedTuple):
+    """The chunk of a file that holds its audio."""
+
+    magic: bytes
+    """The first four bytes of the file."""
+    start: int
+    """Offset of the audio, in bytes."""
+    size: int
+    """Bytes of audio that the header claims."""
+    file_size: int
+    codec: int = 0
+    """WAV's format tag."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes by which the audio ends beyond the file, if its size was filled in at all."""
+        return 0 if self.is_open else max(0, self.start + self.size - self.file_size)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the size is what a program writes before it knows the size."""
+        if self.magic not in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+            return False
+        return any(low <= self.size <= high for low, high in _PLACEHOLDERS)
+
+
+def find_fault(stream: BinaryIO, chunk: AudioChunk | None) -> str | None:
+    """Fault of a file with an audio chunk as a whole, or None; the stream is rewound.
 
     Faults are an empty file, an audio chunk that by its size ends beyond the end of the file (WAV in all variants,
     AIFF, AU, W64, CAF), and chained Ogg streams, of which libsndfile reads only the first.
     """
-    size = stream.seek(0, os.SEEK_END)
-    missing = _audio_end(stream, size) - size
-    chained = _is_chained(stream, size)
+    size = stream.seek(0, os.SEEK_END) if chunk is None else chunk.file_size
+    chained = chunk is None and _is_chained(stream, size)
     stream.seek(0)
     if not size:
         return "empty file"
-    if missing > 0:
-        return f"truncated: {missing} bytes of its data chunk are missing"
+    if chunk and chunk.missing:
+        return f"truncated: {chunk.missing} bytes of its data chunk are missing"
     return "several Ogg streams one after the other" if chained else None
 
 
-def _audio_end(stream: BinaryIO, file_size: int) -> int:
-    """End of the audio, in bytes, according to the header; 0 if the header doesn't say."""
+def find_audio(stream: BinaryIO) -> AudioChunk | None:
+    """The audio chunk of a WAV (in all variants), AIFF, AU, W64 or CAF file; None for others and where it has none."""
+    file_size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     magic = stream.read(4)
     if magic in (b".snd", b"dns."):  # AU, in either byte order
         start, size = struct.unpack(">II" if magic == b".snd" else "<II", stream.read(8).ljust(8, b"\0"))
-        return 0 if size == _UNKNOWN_SIZE else start + size
+        return None if size == _UNKNOWN_SIZE else AudioChunk(magic, start, size, file_size)
     chunks = _FORMATS.get(magic)
-    if chunks is None:
-        return 0
-    position, long_size = chunks.first, 0
+    return None if chunks is None else _find_chunk(stream, magic, chunks, file_size)
+
+
+def _find_chunk(stream: BinaryIO, magic: bytes, chunks: _Chunks, file_size: int) -> AudioChunk | None:
+    position, long_size, codec = chunks.first, None, 0
     for _ in range(_MAX_CHUNKS):
         stream.seek(min(position, file_size))
         header = stream.read(struct.calcsize(chunks.header))
@@ -71,11 +103,46 @@ def _audio_end(stream: BinaryIO, file_size: int) -> int:
         if size < 0:
             break
         if name[:4] == chunks.audio:
-            return position + (long_size if size == _UNKNOWN_SIZE else size)
+            known = size if size != _UNKNOWN_SIZE or long_size is None else long_size
+            return AudioChunk(magic, position, known, file_size, codec)
         if name == b"ds64":  # 64-bit sizes of an RF64 file: of the file, then of its data
             long_size = int.from_bytes(stream.read(16)[8:], "little")
+        if name == b"fmt ":
+            codec = int.from_bytes(stream.read(2), "big" if magic == b"RIFX" else "little")
         position += size + -size % chunks.align
-    return 0
+    return None
+
+
+def with_size(stream: BinaryIO, chunk: AudioChunk) -> list[Part] | None:
+    """A WAV file whose size was never filled in, with its size; None where libsndfile finds the end by itself."""
+    size, rest = chunk.file_size - chunk.start, chunk.start + chunk.size < chunk.file_size
+    if chunk.magic not in (b"RIFF", b"RIFX", b"RF64") or not rest:
+        return None  # libsndfile cuts a size to the file
+    if (chunk.size and not chunk.is_open) or _is_chunks(stream, chunk):
+        return None
+    order = ">I" if chunk.magic == b"RIFX" else "<I"
+    if size < _UNKNOWN_SIZE:
+        head = b"RIFX" if order == ">I" else b"RIFF"
+        start = head + struct.pack(order, min(chunk.file_size - 8, _UNKNOWN_SIZE)) + b"WAVE"
+        return [start, (12, chunk.start - 4), struct.pack(order, size), (chunk.start, chunk.file_size)]
+    if order == ">I":
+        return None
+    long_sizes = b"ds64" + struct.pack("<IQQQI", 28, chunk.file_size + 28, size, 0, 0)
+    start = b"RF64" + b"\xff" * 4 + b"WAVE" + long_sizes
+    return [start, (12, chunk.start - 4), b"\xff" * 4, (chunk.start, chunk.file_size)]
+
+
+def _is_chunks(stream: BinaryIO, chunk: AudioChunk) -> bool:
+    """Whether other chunks, up to the end of the file, follow an audio chunk of the size that its header claims."""
+    order = ">4sI" if chunk.magic == b"RIFX" else "<4sI"
+    position = chunk.start + chunk.size + chunk.size % 2
+    while position + 8 <= chunk.file_size:
+        stream.seek(position)
+        name, size = struct.unpack(order, stream.read(8).ljust(8, b"\0"))
+        if not name.isascii() or not name.decode("ascii").isprintable():
+            return False
+        position += 8 + size + size % 2
+    return position - 1 <= chunk.file_size
 
 
 def _is_chained(stream: BinaryIO, file_size: int) -> bool:

@@ -21,7 +21,8 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from raymae.audio.containers import AUDIO
-from raymae.audio.decode import AudioError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError
 from raymae.audio.logmel import hann_window, mel_bank
 from raymae.config import AudioConfig, redact
 

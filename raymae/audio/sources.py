@@ -32,7 +32,7 @@ from raymae.audio.containers import (
     reason_of,
     tar_contents,
 )
-from raymae.audio.decode import AudioError, UnreachableError
+from raymae.audio.errors import AudioError, UnreachableError
 from raymae.config import redact
 from raymae.storage.retry import is_transient
 

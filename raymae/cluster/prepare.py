@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.audio.decode import SilentError
+from raymae.audio.errors import SilentError
 from raymae.cluster.errors import unwrap_errors
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.audio.decode import SilentError
+from raymae.audio.errors import SilentError
 from raymae.config import AudioConfig, to_dict
 from raymae.features.shard import SILENT
 from raymae.features.write import ShardPlan

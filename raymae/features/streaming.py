@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.audio.decode import AudioError
+from raymae.audio.errors import AudioError
 from raymae.config import redact
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raymae.audio.clip_reader import Clip, ClipReader, NoAnswerError, TimeLimitError
 from raymae.audio.containers import storage_of
-from raymae.audio.decode import AudioError, SilentError, UnreachableError
+from raymae.audio.errors import AudioError, SilentError, UnreachableError
 from raymae.config import AudioConfig, redact, to_dict
 from raymae.datasets.rows import state_columns
 from raymae.features.shard import BLANK, META, SILENT, moments, seal

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymae.audio.decode import AudioError, SilentError, UnreachableError
+from raymae.audio.errors import AudioError, SilentError, UnreachableError
 from raymae.audio.sources import open_clip
 from raymae.config import LabelLevel
 

@@ -17,7 +17,8 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, AudioError, FloatArray, SilentError, load
+from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, FloatArray, load
+from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.datasets.labels import SEPARATOR
 from raymae.inference.classifier import Probabilities, class_probabilities, read_classifier

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from raymae.audio.decode import MAX_CHANNELS, AudioError, TooLongError, load
+from raymae.audio.decode import MAX_CHANNELS, load
+from raymae.audio.errors import AudioError, TooLongError
 from raymae.audio.logmel import LogMel, fit_length, mel_bank
 from raymae.config import AudioConfig
 from tests.support.odd_audio import ODD, REFUSED_BY_RAYMAE, flac_of_count, odd_files

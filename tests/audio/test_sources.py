@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from raymae.audio import containers, sources
 from raymae.audio.containers import Container, holds_audio
-from raymae.audio.decode import AudioError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError
 from raymae.audio.sources import look_into, open_clip
 from tests.support.audio_files import encoded, tar
 

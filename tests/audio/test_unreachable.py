@@ -23,7 +23,8 @@ import pytest
 from raymae.audio import clip_reader, containers, decode, sources
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.containers import WHOLE
-from raymae.audio.decode import AudioError, UnreachableError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError, UnreachableError
 from raymae.audio.sources import open_clip
 from raymae.features.write import write_shard
 from raymae.storage import retry

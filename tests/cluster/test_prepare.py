@@ -230,7 +230,7 @@ def test_a_source_that_does_not_answer_loses_only_its_own_clips(
 
 def test_a_process_with_a_stuck_file_can_end(server: Server) -> None:
     code = f"""
-from raymae.audio.decode import AudioError
+from raymae.audio.errors import AudioError
 from raymae.audio.clip_reader import ClipReader
 from tests.support.audio_files import TINY_AUDIO
 

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.audio.decode import AudioError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError
 from raymae.cluster.prepare import missing_shards
 from raymae.config import AudioConfig
 from raymae.features.manifest import Tally, quarantine_csv

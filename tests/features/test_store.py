@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.audio.decode import AudioError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError
 from raymae.audio.logmel import LogMel
 from raymae.features.shard import read_summary
 from raymae.features.store import FeatureStore

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.audio.decode import AudioError, UnreachableError
+from raymae.audio.errors import AudioError, UnreachableError
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.inference.predictor import BATCH, Predictor
 from raymae.storage.folder import Folder

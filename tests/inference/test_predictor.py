@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
-from raymae.audio.decode import AudioError
+from raymae.audio.errors import AudioError
 from raymae.audio.logmel import LogMel, fit_length
 from raymae.config import AugmentConfig, from_dict
 from raymae.inference.classifier import FORMAT, class_probabilities, read_classifier, views, write_classifier

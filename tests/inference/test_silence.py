@@ -12,7 +12,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from raymae.audio.decode import SilentError
+from raymae.audio.errors import SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.config import FinetuneConfig
 from raymae.inference.embedder import Pool, make_embedder

@@ -27,7 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from raymae.audio.decode import AudioError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError
 from raymae.audio.sources import look_into, open_clip
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table

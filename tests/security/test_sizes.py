@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from raymae.audio.decode import MAX_SAMPLES, AudioError, load
+from raymae.audio.decode import MAX_SAMPLES, load
+from raymae.audio.errors import AudioError
 from raymae.audio.sources import look_into
 from raymae.cli.arguments import read_settings
 from raymae.inference.classifier import read_classifier, write_classifier

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
-from raymae.audio.decode import UnreachableError
+from raymae.audio.errors import UnreachableError
 from raymae.cluster import connect
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.pipeline.plan.plan import Plan

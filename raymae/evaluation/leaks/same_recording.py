@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.ndimage import gaussian_filter1d
 
-from raymae.audio.decode import AudioError, load
+from raymae.audio.decode import load
+from raymae.audio.errors import AudioError
 from raymae.audio.logmel import LogMel
 from raymae.audio.sources import open_clip
 from raymae.config import AudioConfig

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from raymae.audio.decode import AudioError, SilentError, TooLongError
+from raymae.audio.errors import AudioError, SilentError, TooLongError
 from raymae.serving.http.guard import Guard
 from raymae.serving.http.service import OverloadedError, Service
 from raymae.serving.http.upload import FullError, StalledError, TooLargeError, UploadError, read_body

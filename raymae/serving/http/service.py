@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.decode import SilentError
+from raymae.audio.errors import SilentError
 from raymae.config import ServeConfig
 from raymae.inference.predictor import Clip, Predictor
 from raymae.serving.http.batching import Batcher
