@@ -1,4 +1,7 @@
-"""Read clips one after the other, from address to log-mel, with a time limit for each."""
+"""Read clips one after the other, from address to log-mel, with a time limit for each.
+
+The clips of one recording are read in one go: it is decoded once.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import math
 import queue
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +22,7 @@ from raymae.audio.decode import load
 from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.audio.sources import open_clip
+from raymae.audio.windows import WHOLE, Span, read_spans
 from raymae.config import AudioConfig
 from raymae.storage.io_wait import waits
 
@@ -51,48 +58,60 @@ class ClipReader:
 
     def _start(self) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._requests, self._answers), daemon=True)
+        self._thread = threading.Thread(target=_serve, args=(self._requests,), daemon=True)
         self._thread.start()
 
     def __del__(self) -> None:
         self._requests.put(None)
 
-    def _read(self, path: str) -> Clip:
-        waveform = load(open_clip(path), self.audio.sample_rate, seconds=self.audio.clip_seconds)
-        features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
-        if is_silent(features, valid_frames):
-            raise SilentError
-        return features.astype(np.float16), valid_frames, len(waveform) / self.audio.sample_rate
+    def _read(self, path: str, spans: Sequence[Span]) -> Iterator[Clip | SilentError]:
+        source, audio = open_clip(path), self.audio
+        if list(spans) == [WHOLE]:
+            waveforms = iter([load(source, audio.sample_rate, seconds=audio.clip_seconds)])
+        else:
+            waveforms = read_spans(source, audio, spans)
+        for waveform in waveforms:
+            features, valid_frames = fit_length(self.log_mel(waveform), audio.n_frames, audio.silence)
+            if is_silent(features, valid_frames):
+                yield SilentError()
+            else:
+                yield features.astype(np.float16), valid_frames, len(waveform) / audio.sample_rate
 
-    def __call__(self, path: str) -> Clip:
-        """Log-mel (T, F) float16, its frames before padding and the seconds read.
+    def __call__(self, path: str, span: Span = WHOLE) -> Clip:
+        """Log-mel (T, F) float16, its frames before padding and the seconds read; of a whole recording, its beginning.
 
         Raises:
             AudioError: the clip can't be used, with the reason. Subclasses: UnreachableError, its storage fails
                 temporarily; NoAnswerError, its storage doesn't answer; SilentError, it holds no sound.
         """
-        with self._lock:  # or two callers could take each other's clips
-            return self._ask(path)
-
-    def _ask(self, path: str) -> Clip:
-        before = waits(self._thread).total(time.monotonic())
-        self._requests.put((self._read, path))
-        answer = self._answer(before)
-        if isinstance(answer, OSError) and not isinstance(answer, AudioError):
-            raise AudioError(answer.strerror or str(answer)) from None
-        if isinstance(answer, BaseException):
+        (answer,) = self.each(path, [span])
+        if isinstance(answer, AudioError):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
-    def _answer(self, before: float) -> Any:
-        """Wait for the thread's answer: the clip or an error.
+    def each(self, path: str, spans: Sequence[Span]) -> Iterator[Clip | AudioError]:
+        """The clips that are parts of one recording, in ascending order, each one or its error (see `__call__`)."""
+        with self._lock:  # or two callers could take each other's clips
+            answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            before = waits(self._thread).total(time.monotonic())
+            self._requests.put((partial(self._read, path, spans), answers))
+            failed: AudioError | None = None
+            for _ in spans:
+                if failed is None:
+                    answer = self._answer(answers, before)
+                    before = waits(self._thread).total(time.monotonic())
+                    failed = answer.error if isinstance(answer, _Failure) else None
+                yield failed or answer
+
+    def _answer(self, answers: queue.SimpleQueue[Any], before: float) -> Any:
+        """Wait for the thread's next answer: the clip, its error or the `_Failure` of the whole recording.
+
+        Anything else that a decoder may raise is raised.
 
         What counts is the thread's computing, which neither a busy machine nor a slow storage stretches.
 
-        Raises:
-            TimeLimitError: it computes for longer than `timeout`.
-            NoAnswerError: the storage doesn't answer, or nothing happens, for as long.
+        That it computes for longer than `timeout` is a TimeLimitError; that the storage doesn't answer, or nothing
+        happens, for as long, a NoAnswerError.
         """
         began, spent, idle = time.monotonic(), computed(self._thread), 0.0
         last, busy = began, spent
@@ -105,15 +124,31 @@ class ClipReader:
             last, busy = now, doing
             left = self.timeout - max(silent, own, idle)
             with suppress(queue.Empty):
-                return self._answers.get(timeout=min(max(left, 0.0), TICK))
+                return _usable(answers.get(timeout=min(max(left, 0.0), TICK)))
             if left <= 0:
                 break
         self._requests.put(None)  # the stuck thread is abandoned; the next file gets a new one
         self._start()
         if own >= self.timeout:
-            raise TimeLimitError(f"not decoded within {self.timeout:g} s of computing")
+            return _Failure(TimeLimitError(f"not decoded within {self.timeout:g} s of computing"))
         what = "no response from its storage" if silent >= self.timeout else "nothing happened while it was read,"
-        raise NoAnswerError(f"{what} for {self.timeout:g} s")
+        return _Failure(NoAnswerError(f"{what} for {self.timeout:g} s"))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The error of a recording after which no more of it is read."""
+
+    error: AudioError
+
+
+def _usable(answer: Any) -> Any:
+    """The answer of the thread, errors of the file system as those of a recording; raises all others."""
+    if isinstance(answer, BaseException) and not isinstance(answer, OSError | AudioError):
+        raise answer
+    if isinstance(answer, OSError) and not isinstance(answer, AudioError):
+        return _Failure(AudioError(answer.strerror or str(answer)))
+    return _Failure(answer) if isinstance(answer, AudioError) and not isinstance(answer, SilentError) else answer
 
 
 CLOCKS = hasattr(time, "pthread_getcpuclockid")
@@ -125,12 +160,13 @@ def computed(thread: threading.Thread) -> float:
     return time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)) if CLOCKS and thread.is_alive() else 0.0
 
 
-def _serve(requests: queue.SimpleQueue[Any], answers: queue.SimpleQueue[Any]) -> None:
+def _serve(requests: queue.SimpleQueue[Any]) -> None:
     while (request := requests.get()) is not None:
-        read, path = request
+        read, answers = request
         del request  # or this thread would keep the reader alive while it waits
         try:
-            answers.put(read(path))
-        except BaseException as error:  # the caller raises it
+            for answer in read():
+                answers.put(answer)
+        except BaseException as error:  # the caller gets it
             answers.put(error)
-        del read
+        del read, answers

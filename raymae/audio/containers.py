@@ -206,6 +206,17 @@ _locks: dict[Container, threading.Lock] = {}
 
 def open_member(tar: Container, name: str) -> bytes | BinaryIO:
     """Content of a member of a tar, or a file object if it is longer than `WHOLE`; AudioError if it can't be read."""
+    start, size = _find_member(tar, name)
+    return tar.read(start, start + size) if size <= WHOLE else tar.part(start, size)
+
+
+def member_part(tar: Container, name: str, buffer: int) -> BinaryIO:
+    """A member of a tar as a file object that reads on demand, `buffer` bytes at a time."""
+    return tar.part(*_find_member(tar, name), buffer)
+
+
+def _find_member(tar: Container, name: str) -> tuple[int, int]:
+    """Offset and size of a member; AudioError if there is none, or not all of it."""
     lock = _locks.setdefault(tar, threading.Lock())  # a second thread waits for the index instead of building it again
     with waiting():  # includes tarfile's own work: the time limit is for the clip
         asking(lock.acquire)
@@ -220,7 +231,7 @@ def open_member(tar: Container, name: str) -> bytes | BinaryIO:
         raise AudioError("not a regular file")
     if start + size > tar.size:
         raise AudioError(f"truncated: {start + size - tar.size} bytes are missing in the archive")
-    return tar.read(start, start + size) if size <= WHOLE else tar.part(start, size)
+    return start, size
 
 
 # Columns of Parquet files -------------------------------------------------------------------------------------------

@@ -137,15 +137,18 @@ def _read_part(file: Reader, limit: int, start_seconds: float, seconds: float | 
         file.seek(start - lead)
     wanted = frames - start if seconds is None else min(frames - start, ceil(seconds * rate))
     if limit < wanted and frames != UNKNOWN_FRAMES:
-        raise _too_long(limit, rate)
-    waveform = _read_mono(file, lead + wanted, lead + limit)[lead:]
+        raise too_long(limit, rate)
+    waveform = read_mono(file, lead + wanted, lead + limit)[lead:]
     if len(waveform) < wanted and frames != UNKNOWN_FRAMES:
         raise AudioError(f"truncated: {len(waveform)} of {wanted} frames")
     return waveform
 
 
-def _read_mono(file: Reader, n_frames: int, limit: int) -> FloatArray:
-    """Mean of the channels over the next `n_frames` frames, fewer at the end, decoded in blocks of bounded size."""
+def read_mono(file: Reader, n_frames: int, limit: float = inf) -> FloatArray:
+    """Mean of the channels over the next `n_frames` frames, fewer at the end, decoded in blocks of bounded size.
+
+    TooLongError for more than `limit`.
+    """
     block_frames = _BLOCK_VALUES // file.channels
     blocks: list[FloatArray] = []
     count = 0
@@ -161,22 +164,29 @@ def _read_mono(file: Reader, n_frames: int, limit: int) -> FloatArray:
                 blocks.append(mean)  # 30 times faster than mean(axis=1)
         count += len(block)
         if count > limit:
-            raise _too_long(limit, file.samplerate)
+            raise too_long(int(limit), file.samplerate)
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
 
 
-def _too_long(limit: int, rate: int) -> TooLongError:
+def too_long(limit: int, rate: int) -> TooLongError:
+    """The error of a recording of more than `limit` frames at `rate`."""
     return TooLongError(f"longer than {limit / rate / 60:.3g} minutes: read it in parts")
 
 
 def _to_full_scale(waveform: FloatArray) -> FloatArray:
-    """Scale `waveform` to units of full scale (see `load`); AudioError for NaN, infinity and values beyond 2^31."""
-    peak = max(waveform.max(initial=0), -waveform.min(initial=0))
+    """Scale `waveform` to units of full scale; AudioError as of `full_scale`."""
+    scale = full_scale(max(waveform.max(initial=0), -waveform.min(initial=0)))
+    return waveform if scale == 1 else waveform / np.float32(scale)
+
+
+def full_scale(peak: float) -> float:
+    """What the samples of a recording with this peak are divided by (see `load`).
+
+    Raises AudioError for NaN, infinity and values beyond 2^31.
+    """
     if not np.isfinite(peak):
         raise AudioError("NaN or infinite samples")
-    if peak <= HEADROOM:
-        return waveform
-    for full_scale in (2**15, 2**23, 2**31):
-        if peak <= full_scale:
-            return waveform / np.float32(full_scale)
+    for scale in (1, 2**15, 2**23, 2**31):
+        if peak <= (HEADROOM if scale == 1 else scale):
+            return float(scale)
     raise AudioError(f"samples up to {peak:.3g} are not a waveform")

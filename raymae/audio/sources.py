@@ -24,6 +24,7 @@ from raymae.audio.containers import (
     Container,
     Contents,
     find_container,
+    member_part,
     open_member,
     open_row,
     parquet_contents,
@@ -35,6 +36,9 @@ from raymae.audio.containers import (
 from raymae.audio.errors import AudioError, UnreachableError
 from raymae.config import redact
 from raymae.storage.retry import is_transient
+
+HEADER = 2**16
+"""Bytes that are read at a time of a recording of which only the length is asked for."""
 
 
 def open_clip(path: str) -> str | bytes | BinaryIO:
@@ -57,6 +61,21 @@ def open_clip(path: str) -> str | bytes | BinaryIO:
         raise
     except Exception as error:  # file systems and archives have their own exceptions
         raise (UnreachableError if is_transient(error) else AudioError)(reason_of(error)) from None
+
+
+def open_in_parts(path: str) -> str | bytes | BinaryIO:
+    """Open the clip at an address as `open_clip`, but read of it only what is asked for: its header, not its audio."""
+    packed = re.match(PACKED, path)
+    try:
+        if packed and path.startswith("tar://"):
+            return member_part(find_container(packed["outer"]), packed["inner"].partition("://")[2], HEADER)
+        if "://" in path and not packed:
+            return find_container(path).part(0, find_container(path).size, HEADER)
+    except AudioError:
+        raise
+    except Exception as error:  # file systems and archives have their own exceptions
+        raise (UnreachableError if is_transient(error) else AudioError)(reason_of(error)) from None
+    return open_clip(path)
 
 
 def look_into(kind: str, url: str) -> tuple[Contents, float]:

@@ -25,6 +25,7 @@ from raymae.storage.folder import Folder
 
 ASKED = "asked.parquet"
 """The clips of the clip table, bad ones included, as the workers read them: a row group per shard."""
+ASKED_COLUMNS = ["clip_id", "path", "start_seconds", "end_seconds"]
 _THREADS = 32
 _READ_AHEAD = 1024
 _BLOCKS = 4096
@@ -63,7 +64,8 @@ class ShardWriter:
 
 def ask(clips: pa.Table, plans: list[ShardPlan], artifact: Folder) -> None:
     """Write `ASKED`, the clips of all shards, for the workers."""
-    artifact.write_table(ASKED, clips.select(["clip_id", "path"]), row_group_size=plans[0].stop - plans[0].start)
+    columns = [name for name in ASKED_COLUMNS if name in clips.column_names]
+    artifact.write_table(ASKED, clips.select(columns), row_group_size=plans[0].stop - plans[0].start)
 
 
 def featurize(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from raymae.datasets.labels import Labels, class_set
 
-FILE = ("clip_id", "size", "mtime", "content")
-"""Columns that name a recording and its state; of clips without files, as in a benchmark, content isn't known."""
+FILE = ("clip_id", "size", "mtime", "content", "start_seconds", "end_seconds")
+"""Columns that name a part of a recording and its state; clips without files, as in a benchmark, don't have all."""
 
 
 def state_columns(clips: pa.Table) -> list[str]:

@@ -84,6 +84,17 @@ class FeatureStore:
         return pa.concat_arrays(self.clips["clip_id"].cast(pa.large_string()).chunks)
 
     @cached_property
+    def recordings(self) -> tuple[Rows, Rows]:
+        """Of every clip, the row of the first clip of its recording and their number, (n,) each."""
+        rows = np.arange(len(self.clips))
+        if "recording" not in self.clips.column_names:
+            return rows, np.ones(len(rows), np.int64)
+        number = self.clips["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
+        begins = np.flatnonzero(np.diff(number, prepend=-1))
+        counts = np.diff(begins, append=len(rows))
+        return np.repeat(begins, counts), np.repeat(counts, counts)
+
+    @cached_property
     def _starts(self) -> Rows:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]], dtype=np.int64)
 

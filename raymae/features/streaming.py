@@ -7,20 +7,24 @@ quarantine are those of a feature store. The features are the same to the bit.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.clip_reader import ClipReader
+from raymae.audio.clip_reader import Clip, ClipReader
 from raymae.audio.errors import AudioError
+from raymae.audio.windows import Span
 from raymae.config import redact
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
+from raymae.features.write import runs_of, spans_of
 
 CHECKED = "artifacts/checked"
 """Folder of the shards without features."""
+PLACE = ("path", "start_seconds", "end_seconds")
 RETRIES = (1.0, 10.0)
 """Pauses before a file is read again, s: storage at a URL fails at times."""
 
@@ -43,20 +47,33 @@ class StreamedClips(FeatureStore):
         """
         log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
         valid_frames = np.empty(len(rows), np.int32)
-        for place, path in enumerate(self.clips["path"].take(rows).to_pylist()):
-            log_mel[place], valid_frames[place] = self._read_clip(path)
+        clips = self.clips.select([name for name in PLACE if name in self.clips.column_names]).take(rows)
+        paths, spans = clips["path"].to_pylist(), spans_of(clips)
+        for run in ascending(paths, spans):
+            for place, answer in zip(run, self._read_run(paths[run.start], spans[run.start : run.stop]), strict=True):
+                log_mel[place], valid_frames[place] = answer[:2]
         return log_mel, valid_frames
 
-    def _read_clip(self, path: str) -> tuple[NDArray[np.float16], int]:
-        for pause in RETRIES:
-            try:
-                return self._reader(path)[:2]
-            except AudioError:
-                time.sleep(pause)
-        try:
-            return self._reader(path)[:2]
-        except AudioError as error:
-            raise ValueError(
-                f"{redact(path)} could be read when it was prepared but can't be read now: {error}; restore it and run "
-                "the same command again, or remove it from the table"
-            ) from None
+    def _read_run(self, path: str, spans: Sequence[Span]) -> list[Clip]:
+        for pause in (*RETRIES, None):
+            answers = list(self._reader.each(path, spans))
+            errors = [answer for answer in answers if isinstance(answer, AudioError)]
+            if not errors:
+                break
+            if pause is None:
+                raise ValueError(
+                    f"{redact(path)} could be read when it was prepared but can't be read now: {errors[0]}; restore it "
+                    "and run the same command again, or remove it from the table"
+                )
+            time.sleep(pause)
+        return [answer for answer in answers if not isinstance(answer, AudioError)]
+
+
+def ascending(paths: Sequence[str], spans: Sequence[Span]) -> Iterator[range]:
+    """The runs of neighbouring parts of one recording whose order is that of time, which are read in one go."""
+    for run in runs_of(paths):
+        start = run.start
+        for place in range(run.start + 1, run.stop + 1):
+            if place == run.stop or (spans[place][0] or 0) <= (spans[place - 1][0] or 0):
+                yield range(start, place)
+                start = place

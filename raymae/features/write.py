@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from raymae.audio.clip_reader import Clip, ClipReader, NoAnswerError, TimeLimitError
 from raymae.audio.containers import storage_of
 from raymae.audio.errors import AudioError, SilentError, UnreachableError
+from raymae.audio.windows import WHOLE, Span
 from raymae.config import AudioConfig, redact, to_dict
 from raymae.datasets.rows import state_columns
 from raymae.features.shard import BLANK, META, SILENT, moments, seal
@@ -75,7 +75,7 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
     """Divide a clip table into shards, each named by a hash of its content."""
     size = shard_rows(len(clips), audio, shard_mb)
-    front_end = json.dumps([3, to_dict(audio)], sort_keys=True).encode()
+    front_end = json.dumps([4, to_dict(audio)], sort_keys=True).encode()
     plans = []
     for start in range(0, len(clips), size):
         part = clips.slice(start, size)
@@ -104,34 +104,66 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
         state.update(numbers.astype("<f8" if numbers.dtype.kind == "f" else "<i8").tobytes())
 
 
-def read_all(reader: ClipReader, paths: Sequence[str]) -> Iterator[tuple[int, Clip | AudioError]]:
-    """Read the clips at `paths`; yields the number and the clip or its AudioError.
+def read_all(reader: ClipReader, clips: pa.Table) -> Iterator[tuple[int, Clip | AudioError]]:
+    """Read clips (columns path and, for parts of a recording, start_seconds and end_seconds).
 
-    A clip whose storage doesn't answer is retried after all others: if that storage returned others in the meantime,
+    Yields the number and the clip or its AudioError. Neighbours that are parts of one recording are read in one go. A
+    recording whose storage doesn't answer is retried after all others: if that storage returned others in the meantime,
     only its address is bad.
 
     Raises:
-        ConnectionError: a storage still fails after retries, or doesn't answer for two clips in a row.
+        ConnectionError: a storage still fails after retries, or doesn't answer for two recordings in a row.
     """
+    paths, spans = clips["path"].to_pylist(), spans_of(clips)
     silent: set[str] = set()
-    again: list[int] = []
-    for row in itertools.chain(range(len(paths)), again):  # `again` grows during the loop
-        storage, first = storage_of(paths[row]), row not in again
-        try:
-            answer: Clip | AudioError = with_retries(partial(reader, paths[row]), "a clip's storage")
-        except AudioError as error:
-            answer = error
-        if isinstance(answer, UnreachableError) or (isinstance(answer, NoAnswerError) and first and storage in silent):
+    again: list[range] = []
+    for run in itertools.chain(runs_of(paths), again):  # `again` grows during the loop
+        path = paths[run.start]
+        storage, first = storage_of(path), run not in again
+        answers = read_run(reader, path, [spans[row] for row in run])
+        unanswered = isinstance(answers[-1], NoAnswerError)
+        if isinstance(answers[-1], UnreachableError) or (unanswered and first and storage in silent):
             raise ConnectionError(
-                f"{redact(paths[row])} can't be reached ({answer}): run the same command again, which resumes from the "
+                f"{redact(path)} can't be reached ({answers[-1]}): run the same command again, which resumes from the "
                 "finished shards; remove a clip that stays unreachable from the table"
             )
-        if isinstance(answer, NoAnswerError) and first:
+        if unanswered and first:
             silent.add(storage)
-            again.append(row)
+            again.append(run)
             continue
         silent.discard(storage)
-        yield row, answer
+        yield from zip(run, answers, strict=True)
+
+
+def read_run(reader: ClipReader, path: str, spans: Sequence[Span]) -> list[Clip | AudioError]:
+    """Parts of one recording, each a clip or its error; retried while its storage fails temporarily."""
+
+    def read() -> list[Clip | AudioError]:
+        answers = list(reader.each(path, spans))
+        if isinstance(answers[-1], UnreachableError):
+            raise answers[-1]
+        return answers
+
+    try:
+        return with_retries(read, "a clip's storage")
+    except UnreachableError as error:
+        return [error] * len(spans)
+
+
+def spans_of(clips: pa.Table) -> list[Span]:
+    """The part of its recording that each clip is."""
+    if "start_seconds" not in clips.column_names:
+        return [WHOLE] * len(clips)
+    return list(zip(clips["start_seconds"].to_pylist(), clips["end_seconds"].to_pylist(), strict=True))
+
+
+def runs_of(paths: Sequence[str]) -> Iterator[range]:
+    """The runs of neighbouring rows with the same path."""
+    start = 0
+    for row in range(1, len(paths) + 1):
+        if row == len(paths) or paths[row] != paths[start]:
+            yield range(start, row)
+            start = row
 
 
 @dataclass(frozen=True)
@@ -188,7 +220,7 @@ def _read_rows(clips: pa.Table, reader: ClipReader, features: bool) -> list[_Row
     """Read the clips of a shard; a row for each, in the table's order."""
     ids, paths = clips["clip_id"].to_pylist(), clips["path"].to_pylist()
     rows = []
-    for number, answer in read_all(reader, paths):
+    for number, answer in read_all(reader, clips):
         clip_id, path = ids[number], paths[number]
         if isinstance(answer, AudioError):
             notes: dict[str, Any] = {"passing": True} if isinstance(answer, NoAnswerError) else {}

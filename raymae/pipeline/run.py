@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import STAGES, Target, requires
-from raymae.datasets.clips import load, load_nominal, own_folder
+from raymae.datasets.clips import load_nominal, own_folder
 from raymae.datasets.published.nominal import absent
+from raymae.datasets.recordings import load_clips
 from raymae.datasets.splits.assign import write_split
 from raymae.features.manifest import QUARANTINE
 from raymae.pipeline.console import print_plan, print_result, round_lines
@@ -40,8 +41,7 @@ def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
     missing = absent(config.data) if config.dry_run else []
     if missing:
         print(f"missing here: {', '.join(missing)}; the dry run generates clips of the same names and counts")
-    folder = own_folder(storage)
-    clips = (load_nominal if missing else load)(config.data, folder, labels)
+    clips = load_nominal(config.data, own_folder(storage), labels) if missing else load_clips(config, storage, labels)
     plan = Plan(config, clips, storage, target, find(config, storage, target))
     if plan.to_do:
         for section, given in plan.given.items():

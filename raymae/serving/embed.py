@@ -75,6 +75,7 @@ def embed_clips(config: Config) -> dict[str, Any]:
             another front end.
     """
     from raymae.cluster.connect import start_ray
+    from raymae.datasets.recordings import load_clips
     from raymae.pipeline.run import run_plan
 
     if config.embed.output is None:
@@ -116,17 +117,12 @@ def embed_clips(config: Config) -> dict[str, Any]:
     return result
 
 
-def load_clips(config: Config, storage: Folder) -> pa.Table:
-    """The clip table of a run."""
-    from raymae.datasets.clips import load, own_folder
-
-    return load(config.data, own_folder(storage))
-
-
 def find_encoder(config: Config, storage: Folder) -> Folder:
     """The folder of the encoder: a given folder or registry URI, or the recipe's own pre-training."""
     model = config.embed.model
     if model is None:
+        from raymae.datasets.recordings import load_clips
+
         given = find(config, storage, "pretrain")
         node = Plan(config, load_clips(config, storage), storage, "pretrain", given).nodes["pretrain"]
         if not node.reused:

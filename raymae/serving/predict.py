@@ -132,11 +132,11 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
     """The folder of a job's classifier: the one given with `option`, a folder or registry URI, or the final one of the
     recipe's pipeline."""
     if model is None:
-        from raymae.datasets.clips import load, own_folder
+        from raymae.datasets.recordings import load_clips
         from raymae.pipeline.plan.plan import Plan
 
         storage = open_storage(config.storage)
-        clips = load(config.data, own_folder(storage))
+        clips = load_clips(config, storage)
         plan = Plan(config, clips, storage, "register", find(config, storage, "register"))
         final = plan.nodes[plan.final]
         if not final.reused:

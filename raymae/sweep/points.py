@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from raymae.config import Config, changed, to_dict
-from raymae.datasets.clips import load, own_folder
+from raymae.datasets.recordings import load_clips
 from raymae.datasets.rows import fingerprint, rows_of
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Plan
@@ -49,10 +49,9 @@ class Planner:
 
     def clips_of(self, config: Config) -> pa.Table:
         """The clip table of a configuration; each is read once."""
-        key = digest([to_dict(config.data, secret=True), config.finetune.labels])
+        key = digest([to_dict(config.data, secret=True), to_dict(config.audio), config.finetune.labels])
         if key not in self.clips:
-            folder = own_folder(self.storage)
-            self.clips[key] = load(config.data, folder, config.finetune.labels)
+            self.clips[key] = load_clips(config, self.storage, config.finetune.labels)
         return self.clips[key]
 
     def plan(self, values: Values) -> Plan:

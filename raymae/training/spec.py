@@ -103,6 +103,7 @@ class StageSpec:
             global_batch_size=batch * train.global_batch_size,
             micro_batch_size=batch * train.micro_batch_size,
             chunk=1 if self.is_balanced else self.config.data.shuffle_chunk,  # neighbours would be of the same cell
+            shifted=self.kind == "pretrain",
             **more,
         )
 

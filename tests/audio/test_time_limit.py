@@ -79,14 +79,12 @@ def test_what_was_refused_for_a_passing_reason_is_asked_for_again(
     reader = ClipReader(TINY_AUDIO, config.data.file_timeout)
     if fault is None:
         Path(first).write_bytes(b"no audio")
-    real = ClipReader.__call__
+    real = ClipReader.each
 
-    def read(self: ClipReader, path: str) -> Any:
-        if fault is not None and path == first:
-            raise fault
-        return real(self, path)
+    def read(self: ClipReader, path: str, spans: Any) -> Any:
+        return [fault] if fault is not None and path == first else real(self, path, spans)
 
-    monkeypatch.setattr(ClipReader, "__call__", read)
+    monkeypatch.setattr(ClipReader, "each", read)
     plan = Plan(config, clips, Folder(str(tmp_path)), "prepare")
     artifact, plans = plan.nodes["prepare"].artifact, plan_shards(clips, TINY_AUDIO, 0.1)
     tally = Tally(clips, plans)

@@ -38,6 +38,7 @@ SETTINGS = {
     "--compute.torch-threads": 1,
     "--compute.max-failures": 6,  # a removed shard ends the job after so many; every checkpoint refills it
     "--compute.wait-minutes": 2,
+    "--compute.stall-minutes": 1,  # three for the first step: Ray sometimes starts no reader after a kill
 }
 REPAIRS = "the same command computes it again"
 UNDONE = re.compile(r"(\S+)/[^/\s]+ is damaged: it doesn't have the checksum")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.clip_reader import ClipReader
+from raymae.audio.clip_reader import Clip, ClipReader
+from raymae.audio.windows import Span
 from raymae.benchmark.harness.memory import PeakMemory
 from raymae.benchmark.harness.own_ray import OBJECT_STORE_MB, own_ray
 from raymae.benchmark.harness.result import Result, Row
@@ -170,11 +171,12 @@ class NoiseReader(ClipReader):
         bits = np.random.default_rng(0).integers(0, 0x3C00, 1_000_000, dtype=np.uint16)
         self.noise = bits.view(np.float16)
 
-    def __call__(self, path: str) -> tuple[NDArray[np.float16], int, float]:
+    def each(self, path: str, spans: Sequence[Span]) -> Iterator[Clip]:
         """Features (T, F), frames and seconds."""
         shape = (self.audio.n_frames, self.audio.n_mels)
         start = int(path) % (len(self.noise) - shape[0] * shape[1])
-        return self.noise[start : start + shape[0] * shape[1]].reshape(shape), shape[0], self.audio.clip_seconds
+        features = self.noise[start : start + shape[0] * shape[1]].reshape(shape)
+        yield from [(features, shape[0], self.audio.clip_seconds)] * len(spans)
 
 
 def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> StageSpec:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from raymae.audio.clip_reader import ClipReader
 from raymae.benchmark.harness.result import Result
-from raymae.config import AudioConfig, DataConfig
-from raymae.datasets.clips import load
+from raymae.config import AudioConfig, Config, DataConfig
+from raymae.datasets.recordings import load_clips
 from raymae.datasets.rows import Rows, class_names, find_rows
 from raymae.features.store import FeatureStore
 from raymae.features.write import write_store
@@ -33,7 +33,7 @@ STATISTICS = "log-mel statistics"
 def tables_store(folder: Folder, audio: AudioConfig, tables: Sequence[str], pools: Sequence[str] = ()) -> FeatureStore:
     """Write the feature store of some tables in this process."""
     data = DataConfig(dataset="table", tables=tuple(tables), pool_tables=tuple(pools))
-    clips = load(data, None)
+    clips = load_clips(Config(data=data, audio=audio), folder)
     return write_store(folder, clips, audio, ClipReader(audio, data.file_timeout), data.shard_mb)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from raymae.cluster.connect import start_ray
 from raymae.config import Config
 from raymae.config.stages import Target
-from raymae.datasets.clips import load, own_folder
+from raymae.datasets.recordings import load_clips
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.init_weights import find
 from raymae.pipeline.plan.plan import Plan
@@ -60,8 +60,7 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
 
 def plan_of(config: Config, storage: Folder) -> Plan:
     """Plan of a run, with its clips."""
-    folder = own_folder(storage)
-    clips = load(config.data, folder, config.finetune.labels)
+    clips = load_clips(config, storage, config.finetune.labels)
     return Plan(config, clips, storage, "evaluate", find(config, storage, "evaluate"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from raymae.audio.clip_reader import Clip, ClipReader
 from raymae.audio.logmel import fit_length
+from raymae.audio.windows import Span
 from raymae.config import Config
 from raymae.config.recipes import native_precision
 from raymae.datasets.rows import rows_of
@@ -75,10 +77,12 @@ class TrialSteps:
 class GeneratedReader(ClipReader):
     """Returns the log-mel of a generated recording, another one for each name."""
 
-    def _read(self, path: str) -> Clip:
-        waveform = recording(self.audio.clip_seconds, sum(path.encode()), self.audio.sample_rate)
-        features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
-        return features.astype(np.float16), valid_frames, self.audio.clip_seconds
+    def each(self, path: str, spans: Sequence[Span]) -> Iterator[Clip]:
+        """A clip for each of some parts of a recording."""
+        for span in spans:
+            waveform = recording(self.audio.clip_seconds, sum(f"{path}{span}".encode()), self.audio.sample_rate)
+            features, valid_frames = fit_length(self.log_mel(waveform), self.audio.n_frames, self.audio.silence)
+            yield features.astype(np.float16), valid_frames, self.audio.clip_seconds
 
 
 def run_trial(config: Config, kind: str, clips: pa.Table) -> TrialSteps | None:

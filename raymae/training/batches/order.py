@@ -56,7 +56,8 @@ def mix(*values: int) -> int:
     return state
 
 
-def _hash(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+def hashed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    """64 well-mixed bits of each of some integers, by a key."""
     values = values + np.uint64(key)
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -74,7 +75,7 @@ def permute(index: Rows, n: int, key: int) -> Rows:
     while len(outside):
         left, right = result[outside] >> shift, result[outside] & low
         for turn_key in keys:
-            left, right = right, left ^ (_hash(right, turn_key) & low)
+            left, right = right, left ^ (hashed(right, turn_key) & low)
         result[outside] = left << shift | right
         outside = outside[result[outside] >= np.uint64(n)]
     return result.astype(np.int64)
@@ -93,6 +94,8 @@ class Order:
     global_batch_size: int
     micro_batch_size: int
     chunk: int = 8
+    shifted: bool = False
+    """Whether the clips of long recordings begin elsewhere in every epoch (`raymae.training.batches.shifts`)."""
 
     def __post_init__(self) -> None:
         if not self.rows_per_epoch:
@@ -146,8 +149,12 @@ class Order:
         length = len(steps) * self.micro_batch_size
         start = steps.start * self.global_batch_size + slot * length
         positions = np.arange(start, start + length, dtype=np.int64)
-        draw = _hash(positions.astype(np.uint64), mix(self.seed, 1))
+        draw = hashed(positions.astype(np.uint64), mix(self.seed, 1))
         return positions[np.lexsort((draw, positions // self.rows_per_epoch))]
+
+    def epochs_at(self, positions: Rows) -> Rows:
+        """The epochs of some positions of the stream."""
+        return positions // self.rows_per_epoch
 
     def rows_at(self, positions: Rows) -> Rows:
         """The rows at some positions of the stream."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
 from raymae.training.batches.order import Order, mix
+from raymae.training.batches.shifts import read_shifted
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,8 @@ def read_window(store: FeatureStore, order: Order, number: int) -> Window:
     """Read window `number` of the order from the store."""
     positions = order.window_positions(number)
     rows = order.rows_at(positions)
+    if order.shifted:
+        return Window(positions, rows, *read_shifted(store, rows, order.epochs_at(positions), order.seed))
     return Window(positions, rows, *store.read(rows))
 
 
