@@ -16,6 +16,10 @@ elsewhere."""
 
 OWN = ("synthetic", "table")
 """Data sets without a published folder."""
+FOLDED = ("esc50", "esc10", "urbansound8k")
+"""Published data sets with folds."""
+SUBSETS = (5, 10, 25, 50, 100)
+"""Percent of TAU 2022 Mobile's training clips in the training subsets of DCASE 2024 task 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +122,21 @@ class DataConfig:
 
     dataset: str = "synthetic"
     """Name of the data set, one of raymae.datasets.clips.DATASETS: synthetic, table, cas2023, cas2023_eval, tau2019,
-    tau2020_mobile, tau2022_mobile, audioset."""
+    tau2020_mobile, tau2022_mobile, dcase2024_task1, dcase2025_task1, audioset, esc50, esc10, urbansound8k, fsd50k,
+    folders (a folder per class)."""
     root: str | None = None
     """Folder or URL of a published data set, as it is distributed (every dataset but synthetic and table)."""
+    test_fold: str | None = None
+    """The fold that is split test, of data sets with folds; the others are train. None: the last one."""
+    subset: int | None = None
+    """Percent of the training clips to use, 5, 10, 25, 50 or 100 (dataset = dcase2024_task1); None: 100."""
     tables: tuple[str, ...] = ()
     """CSV or Parquet tables with the column filename and optional scene_label, city, device, group and split
-    (dataset = table).
+    (dataset = table). A folder or tar of recordings is read without labels, for pre-training.
 
     A filename may be tar://member::shard.tar; a Parquet table may hold the encoded files themselves, in a column audio.
+    A data set of Hugging Face's hub is named by hf://datasets/OWNER/NAME[@REVISION][/FOLDER], or by a local folder with
+    the same Parquet files; files named train…, validation… and test… are those splits.
     """
     pool_tables: tuple[str, ...] = ()
     """Further tables, folders or tars whose clips are used in pre-training alone; their labels are ignored."""
@@ -186,6 +197,20 @@ class DataConfig:
         require(
             self.root is None or self.dataset not in OWN,
             f"data.root = {self.root!r} has no effect with data.dataset = {self.dataset}: name the data set there",
+        )
+        require(
+            self.test_fold is None or self.dataset in FOLDED,
+            f"data.test_fold = {self.test_fold!r} has no effect with data.dataset = {self.dataset}: "
+            f"{', '.join(FOLDED)} have folds",
+        )
+        require(
+            self.subset is None or self.dataset == "dcase2024_task1",
+            f"data.subset = {self.subset} has no effect with data.dataset = {self.dataset}: it chooses among the "
+            "training subsets of dcase2024_task1",
+        )
+        require(
+            self.subset in (None, *SUBSETS),
+            f"data.subset = {self.subset} must be one of {', '.join(map(str, SUBSETS))}",
         )
         require(
             not self.tables or self.dataset == "table",

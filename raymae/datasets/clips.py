@@ -14,17 +14,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.config import DataConfig
+from raymae.config import DataConfig, redact
 from raymae.datasets import synthetic
 from raymae.datasets.checks import check_files, check_groups, check_labels, evaluated
 from raymae.datasets.content import with_content
 from raymae.datasets.labels import Labels
-from raymae.datasets.published import audioset, cas2023, tau
+from raymae.datasets.published import audioset, cas2023, dcase_task1, esc50, folders, fsd50k, tau, urbansound8k
 from raymae.datasets.published.nominal import SHAPES, absent, nominal
 from raymae.datasets.published.official import differences
 from raymae.datasets.splits.assign import assign, settings
-from raymae.datasets.tables.table import CLIPS, read_table
+from raymae.datasets.tables.hugging_face import is_hub_table, read_hub_table
+from raymae.datasets.tables.table import CLIPS, holds_recordings, read_table
 from raymae.storage.folder import Folder
+from raymae.storage.hub import reading
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,32 @@ def load_synthetic(config: DataConfig, folder: Path | None) -> pa.Table:
 def load_tables(config: DataConfig, folder: Path | None) -> pa.Table:
     """The rows of the user's own tables."""
     if not config.tables:
-        raise ValueError("data.dataset = table needs --data.tables: CSV or Parquet files with a column filename")
-    return join([read_table(url, labels=(config.label_column, config.label_separator)) for url in config.tables])
+        raise ValueError(
+            "data.dataset = table needs --data.tables: CSV or Parquet files with a column filename, or for pre-training "
+            "a folder of recordings"
+        )
+    return join([load_table(url, (config.label_column, config.label_separator)) for url in config.tables])
+
+
+def load_table(url: str, labels: tuple[str, str]) -> pa.Table:
+    """The rows of a table of the user's, of Hugging Face's hub, or of a folder or tar, which has no labels."""
+    if is_hub_table(url):
+        return read_hub_table(url, *labels)
+    if not holds_recordings(url):
+        return read_table(url, labels=labels)
+    rows = load_pool(url, 1.0)
+    log.warning(
+        "%s is a folder or tar, without labels: its %d recordings are for pre-training; for labels, name the table in it, "
+        "or give a folder per class by --data.dataset folders --data.root",
+        *(redact(url), len(rows)),
+    )
+    return rows.set_column(rows.schema.get_field_index("split"), "split", pa.repeat("train", len(rows)))
+
+
+def load_pool(url: str, weight: float) -> pa.Table:
+    """The rows of a pool table."""
+    with reading(url):
+        return read_table(url, pool=True, weight=weight)
 
 
 DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
@@ -56,7 +82,14 @@ DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
     "tau2019": tau.loader("tau2019"),
     "tau2020_mobile": tau.loader("tau2020_mobile"),
     "tau2022_mobile": tau.loader("tau2022_mobile"),
+    "dcase2024_task1": dcase_task1.loader("dcase2024_task1"),
+    "dcase2025_task1": dcase_task1.loader("dcase2025_task1"),
     "audioset": audioset.load,
+    "esc50": esc50.loader("esc50"),
+    "esc10": esc50.loader("esc10"),
+    "urbansound8k": urbansound8k.load,
+    "fsd50k": fsd50k.load,
+    "folders": folders.load,
 }
 
 
@@ -89,7 +122,7 @@ def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None 
     name = config.dataset
     own = nominal(name) if name in absent(config) else find_dataset("data.dataset =", name)(config, folder)
     tables, named = pools_of(config)
-    pools = [read_table(url, pool=True, weight=weight) for url, weight in tables]
+    pools = [load_pool(url, weight) for url, weight in tables]
     pools += [nominal_pool(pool, weight) for pool, weight in named]
     rows = assign(join([own, *pools]), config.split)
     if labels:
@@ -121,7 +154,7 @@ def gather(config: DataConfig, folder: Path | None) -> tuple[pa.Table, list[str]
     own = find_dataset("data.dataset =", config.dataset)(config, folder)
     tables, named = pools_of(config)
     incomplete = differences(config.dataset, own)
-    pools = [read_table(url, pool=True, weight=weight) for url, weight in tables]
+    pools = [load_pool(url, weight) for url, weight in tables]
     for pool, weight in named:
         name, _, root = pool.partition(":")
         whole = find_dataset("data.pool_datasets:", name)(pool_config(config, name, root), folder)

@@ -55,7 +55,8 @@ class Folder:
     def _located(self) -> tuple[AbstractFileSystem, str]:
         fs, path = url_to_fs(self.url)
         # other processes write here: a cached listing may be out of date
-        fs.dircache.use_listings_cache = False
+        if hasattr(fs.dircache, "use_listings_cache"):  # the hub's is a plain dict
+            fs.dircache.use_listings_cache = False
         fs.dircache.clear()
         return fs, path.rstrip("/")
 

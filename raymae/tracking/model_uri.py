@@ -1,4 +1,4 @@
-"""Open a model by its folder, URL or MLflow URI."""
+"""Open a model by its folder, URL, MLflow URI or address on Hugging Face's hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from raymae.config import Config, redact
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.hub import download, is_on_hub
 
 CARDS = ("model.json", "classifier.json")
 """The description files of a pre-training folder and a classifier folder."""
@@ -20,7 +21,9 @@ REGISTERED = re.compile("(models|runs):/")
 
 
 def open_artifact(source: str, config: Config) -> Folder:
-    """The folder of a path, a URL or an MLflow URI (models:/, runs:/); only the last is checked, and downloaded."""
+    """The folder of a path, a URL, an MLflow URI (models:/, runs:/) or hf://; the last two are checked and downloaded."""
+    if is_on_hub(source):
+        return Folder(download(source, (*CARDS, EXPORTED, WEIGHTS)))
     if REGISTERED.match(source):
         from raymae.tracking.tracker import Tracker
 
@@ -29,9 +32,10 @@ def open_artifact(source: str, config: Config) -> Folder:
 
 
 def open_shared(source: str, config: Config) -> Folder:
-    """As `open_artifact`, but on a storage that all nodes can read: MLflow downloads to the driver's disk."""
+    """As `open_artifact`, but on a storage that all nodes can read: downloads are on the driver's disk."""
     folder = open_artifact(source, config)
-    return share(folder, open_storage(config.storage)) if REGISTERED.match(source) else folder
+    is_download = REGISTERED.match(source) or is_on_hub(source)
+    return share(folder, open_storage(config.storage)) if is_download else folder
 
 
 def share(folder: Folder, storage: Folder) -> Folder:

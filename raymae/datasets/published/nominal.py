@@ -109,7 +109,50 @@ CAS2023 = {
         groups=328,
     )
 }
-SHAPES: dict[str, Mapping[str, Part]] = {"cas2023": CAS2023, "tau2020_mobile": TAU2020}
+ESC10 = (
+    *("dog", "rooster", "rain", "sea_waves", "crackling_fire", "crying_baby", "sneezing", "clock_tick", "helicopter"),
+    "chainsaw",
+)
+ESC50 = (
+    *ESC10,
+    *("airplane", "breathing", "brushing_teeth", "can_opening", "car_horn", "cat", "chirping_birds", "church_bells"),
+    *("clapping", "clock_alarm", "coughing", "cow", "crickets", "crow", "door_wood_creaks", "door_wood_knock"),
+    *("drinking_sipping", "engine", "fireworks", "footsteps", "frog", "glass_breaking", "hand_saw", "hen", "insects"),
+    *("keyboard_typing", "laughing", "mouse_click", "pig", "pouring_water", "sheep", "siren", "snoring"),
+    *("thunderstorm", "toilet_flush", "train", "vacuum_cleaner", "washing_machine", "water_drops", "wind"),
+)
+URBANSOUND8K = {
+    "air_conditioner": (900, 100),
+    "car_horn": (396, 33),
+    "children_playing": (900, 100),
+    "dog_bark": (900, 100),
+    "drilling": (900, 100),
+    "engine_idling": (907, 93),
+    "gun_shot": (342, 32),
+    "jackhammer": (904, 96),
+    "siren": (846, 83),
+    "street_music": (900, 100),
+}
+"""Clips of folds 1 to 9 and of fold 10, by class."""
+
+
+def folds(counts: Mapping[str, tuple[int, int]], groups: tuple[int, int]) -> dict[str, Part]:
+    """The splits of a data set whose last fold is test, from the clips of train and test by class."""
+    parts = {}
+    for index, split in enumerate(("train", "test")):
+        labels = {name: pair[index] for name, pair in counts.items()}
+        parts[split] = Part(labels=labels, cities={"": sum(labels.values())}, groups=groups[index])
+    return parts
+
+
+SHAPES: dict[str, Mapping[str, Part]] = {
+    "cas2023": CAS2023,
+    "tau2020_mobile": TAU2020,
+    "esc50": folds(dict.fromkeys(ESC50, (32, 8)), (1_200, 300)),
+    "esc10": folds(dict.fromkeys(ESC10, (32, 8)), (240, 60)),
+    "urbansound8k": folds(URBANSOUND8K, (1_150, 130)),
+}
+"""The shapes of the data sets; of those with folds at the default `data.test_fold`."""
 
 
 def absent(config: DataConfig) -> list[str]:

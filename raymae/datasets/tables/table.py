@@ -106,6 +106,11 @@ def with_labels(name: str, rows: pa.Table, column: str, separator: str) -> pa.Ta
     return rows.set_column(rows.schema.get_field_index(column), "scene_label", values)
 
 
+def holds_recordings(url: str) -> bool:
+    """Whether a path or URL is a folder or a tar file: recordings without a table."""
+    return MetadataTable.open(url).is_corpus
+
+
 def read_filenames(url: str | Path) -> list[str]:
     """Path or URL of every clip of a table, folder or shard, in its order; raises like `read_table`."""
     paths: list[str] = MetadataTable.open(str(url)).clips(("filename",), pool=True)["path"].to_pylist()
@@ -143,6 +148,11 @@ class MetadataTable:
             return bool(not self.whole.fs.isfile(path) and self.whole.fs.isdir(path))  # over HTTP a page is both
 
     @property
+    def is_corpus(self) -> bool:
+        """Whether it is a folder or tar file instead of a table."""
+        return self.file.lower().endswith(".tar") or self._is_folder
+
+    @property
     def source(self) -> str:
         """The value of column source of its clips."""
         return self.file if self._is_folder else PurePosixPath(self.file).stem
@@ -152,8 +162,7 @@ class MetadataTable:
 
         `row` is the line of a CSV file or the row of a Parquet file. Folders and tar files can only be a pool.
         """
-        is_tar = self.file.lower().endswith(".tar")
-        if not (is_tar or self._is_folder):
+        if not self.is_corpus:
             rows = self._read(columns)
             return rows if "path" in rows.column_names else locate(self.name, self.folder, rows)
         if not pool:
@@ -161,7 +170,7 @@ class MetadataTable:
                 f"{self.name} can't be read: a folder or tar holds no labels; "
                 "give it as data.pool_tables, or give a table with a column filename here"
             )
-        clips = self._read_tar() if is_tar else read_folder(self.name, self.whole)
+        clips = read_folder(self.name, self.whole) if self._is_folder else self._read_tar()
         texts = [clips["filename"], *(pa.nulls(len(clips), pa.string()) for _ in columns[1:])]
         located = [clips[name] for name in LOCATED]
         return pa.table([*texts, *located, pa.array(range(1, len(clips) + 1))], [*columns, *LOCATED, "row"])

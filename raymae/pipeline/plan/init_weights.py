@@ -19,6 +19,7 @@ from raymae.config.stages import Target, requires
 from raymae.pipeline.plan.plan import Given
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
+from raymae.storage.hub import is_on_hub
 from raymae.tracking.model_uri import CARDS, EXPORTED, WEIGHTS, open_artifact
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def find(config: Config, storage: Folder, target: Target) -> dict[str, Given]:
 
 def _find(setting: str, source: str, config: Config, storage: Folder) -> Found:
     setting = f"{setting} {redact(source)}"
-    folder = open_artifact(source, config)
+    try:
+        folder = open_artifact(source, config)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {redact(str(error))}") from None
     try:
         if source.endswith(FILES):
             parent, _, file = folder.url.rpartition("/")
@@ -75,7 +79,8 @@ def _find(setting: str, source: str, config: Config, storage: Folder) -> Found:
             card = EXPORTED if folder.exists(EXPORTED) and folder.read_json(EXPORTED)["vit"]["file"] == file else None
         else:
             file, card = WEIGHTS, next((name for name in CARDS if folder.exists(name)), None)
-            if card is None or not folder.exists(WEIGHTS):
+            bare = card is None and is_on_hub(source)  # the hub's models are commonly a state dict of this name
+            if not folder.exists(WEIGHTS) or (card is None and not bare):
                 raise ValueError(
                     f"neither a pre-training ({CARDS[0]}) nor a classifier ({CARDS[1]}) with its {WEIGHTS}; "
                     f"a bare state dict is named by its file ({', '.join(FILES)})"
