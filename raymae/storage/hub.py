@@ -14,6 +14,7 @@ PROTOCOL = "hf://"
 MODEL = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
 """hf://OWNER/NAME[@REVISION][/PATH]; a / in a revision is written %2F."""
 NOT_MODELS = ("datasets/", "spaces/", "buckets/")
+NOT_FOUND = {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"}
 SAFETENSORS = ".safetensors"
 OTHER_WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".h5")
 
@@ -33,7 +34,9 @@ def reading(url: str) -> Iterator[None]:
     except ImportError as error:
         if not is_on_hub(url):
             raise
-        raise ValueError(f"{redact(url)} needs the package huggingface_hub ({error}): pip install huggingface_hub") from None
+        raise ValueError(
+            f"{redact(url)} needs the package huggingface_hub ({error}): pip install huggingface_hub"
+        ) from None
     except Exception as error:  # of huggingface_hub and of its HTTP client
         if not is_on_hub(url):
             raise
@@ -48,7 +51,7 @@ def explained(error: Exception) -> str:
         return f"the hub can't be reached, and there is no copy in its cache ({reason})"
     if "GatedRepoError" in names or isinstance(error, PermissionError):
         return f"it asks for access: accept its terms on its page and set HF_TOKEN ({reason})"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or names & NOT_FOUND:
         return f"there is no such repository, revision or file, or it is private: then set HF_TOKEN ({reason})"
     return f"{type(error).__name__}: {reason}"
 
@@ -56,8 +59,8 @@ def explained(error: Exception) -> str:
 def download(source: str, files: tuple[str, ...]) -> str:
     """Download from a repository of models: the file that `source` names, or of its folder those of `files` there are.
 
-    Returns the local path of the file or folder; `EXPORTED`-like files beside a named file come with it, if they are
-    among `files`. What is in the hub's cache is not downloaded again, and is used where the hub can't be reached.
+    Returns the local path of the file or folder; what `files` name beside a named file is downloaded, too. What is in
+    the cache of the hub's library is not downloaded again, and is used where the hub can't be reached.
 
     Raises:
         ValueError: no address of a model, another format than safetensors, or it can't be downloaded.
@@ -80,6 +83,7 @@ def download(source: str, files: tuple[str, ...]) -> str:
         local = Path(snapshot_download(address["repo"], revision=revision, allow_patterns=wanted))
     found = local / path
     if not found.exists() or (not is_file and not any((found / name).exists() for name in files)):
-        inside = "no such file" if is_file else f"none of {', '.join(files)}; name the file itself"
-        raise ValueError(f"{redact(source)}: there is {inside} in the repository")
+        where = f"the folder {path}" if path else "the repository"
+        lacking = f"{where} has none of {', '.join(files)}: name the {SAFETENSORS} file itself"
+        raise ValueError(f"{redact(source)}: " + ("the repository has no such file" if is_file else lacking))
     return str(found)

@@ -172,7 +172,7 @@ def test_one_file_of_the_hub(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_read(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    assert f"{URL} can't be read: there is no such file" in message(URL)
+    assert f"{URL} can't be read: there is no such repository, revision or file, or it is private" in message(URL)
     use(UnreachableHub, monkeypatch)
     for settings in ({"tables": (URL,)}, {"tables": (URL,), "pool_tables": (URL,)}):
         with pytest.raises(ValueError, match=rf"{URL} can't be read: the hub can't be reached.*Name or service"):

@@ -6,11 +6,12 @@ import io
 import json
 from typing import Any, ClassVar
 
-import fsspec
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as fsspec_registry
 
 
 class MemoryHub(MemoryFileSystem):
@@ -19,6 +20,10 @@ class MemoryHub(MemoryFileSystem):
     protocol = "hf"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> str:
+        return str(super()._strip_protocol(str(path).removeprefix("hf://")))
 
 
 class UnreachableHub(MemoryHub):
@@ -55,7 +60,7 @@ def use(kind: type[MemoryHub], monkeypatch: pytest.MonkeyPatch) -> None:
     kind.clear_instance_cache()
     monkeypatch.setattr(MemoryHub, "store", {})
     monkeypatch.setattr(MemoryHub, "pseudo_dirs", [""])
-    monkeypatch.setitem(fsspec.registry.target, "hf", kind)
+    monkeypatch.setitem(fsspec_registry, "hf", kind)
 
 
 def hub_table(columns: dict[str, Any], features: dict[str, Any] | None = None) -> bytes:

@@ -46,7 +46,10 @@ def is_hub_table(url: str) -> bool:
             whole = opened(url)
             if whole.fs.isfile(whole.path()):
                 return is_table(url) and METADATA in metadata_of(whole)
-            names = list(names_below(whole, Counter())) if whole.fs.isdir(whole.path()) else []
+            is_folder = whole.fs.isdir(whole.path())
+            if is_on_hub(url) and not is_folder:
+                raise FileNotFoundError(url)
+            names = list(names_below(whole, Counter())) if is_folder else []
     except (OSError, ImportError, ValueError):
         if is_on_hub(url):
             raise
