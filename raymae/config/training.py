@@ -24,7 +24,7 @@ class TrainConfig:
     """Weights to start from, instead of random ones: the folder (or URL) of a pre-training or of a classifier, a
     registered classifier (models:/…, runs:/…), or a file .safetensors, .pth, .pt or .bin with a state dict in the names
     of timm's VisionTransformer or of Audio-MAE's public code, whose positions stay fixed in the model. On Hugging
-    Face's hub, hf://OWNER/NAME[@REVISION] is such a folder, or its model.safetensors, and with /FILE.safetensors a file.
+    Face's hub, hf://OWNER/NAME[@REVISION] is such a folder, or a model.safetensors; /FILE.safetensors names another.
     pretrain.init_from continues pre-training from them (with a new decoder if they hold none that fits);
     finetune.init_from takes the place of pre-training: the plan has no such stage, and pretrain.* has no effect; random
     there means no pre-training at all (a folder of that name is ./random)."""

@@ -47,8 +47,8 @@ def load_tables(config: DataConfig, folder: Path | None) -> pa.Table:
     """The rows of the user's own tables."""
     if not config.tables:
         raise ValueError(
-            "data.dataset = table needs --data.tables: CSV or Parquet files with a column filename, or for pre-training "
-            "a folder of recordings"
+            "data.dataset = table needs --data.tables: CSV or Parquet files with a column filename, or for "
+            "pre-training a folder of recordings"
         )
     return join([load_table(url, (config.label_column, config.label_separator)) for url in config.tables])
 
@@ -61,8 +61,8 @@ def load_table(url: str, labels: tuple[str, str]) -> pa.Table:
         return read_table(url, labels=labels)
     rows = load_pool(url, 1.0)
     log.warning(
-        "%s is a folder or tar, without labels: its %d recordings are for pre-training; for labels, name the table in it, "
-        "or give a folder per class by --data.dataset folders --data.root",
+        "%s is a folder or tar, without labels: its %d recordings are for pre-training; for labels, name the table in "
+        "it, or give a folder per class by --data.dataset folders --data.root",
         *(redact(url), len(rows)),
     )
     return rows.set_column(rows.schema.get_field_index("split"), "split", pa.repeat("train", len(rows)))

@@ -21,7 +21,7 @@ REGISTERED = re.compile("(models|runs):/")
 
 
 def open_artifact(source: str, config: Config) -> Folder:
-    """The folder of a path, a URL, an MLflow URI (models:/, runs:/) or hf://; the last two are checked and downloaded."""
+    """The folder of a path, URL, MLflow URI (models:/, runs:/) or hf://; the last two are checked and downloaded."""
     if is_on_hub(source):
         return Folder(download(source, (*CARDS, EXPORTED, WEIGHTS)))
     if REGISTERED.match(source):

@@ -56,7 +56,9 @@ def message(place: str, **settings: Any) -> str:
 def one(values: Any, feature: Any = None, column: str = "label") -> dict[str, bytes]:
     """A data set of one file, with one column of labels."""
     sounds = audio(*(SOUNDS[0] for _ in range(len(values))))
-    return {"data/train-0.parquet": hub_table({"audio": sounds, column: values}, {column: feature} if feature else None)}
+    return {
+        "data/train-0.parquet": hub_table({"audio": sounds, column: values}, {column: feature} if feature else None)
+    }
 
 
 def test_a_data_set_as_the_hub_lays_it_out(place: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,7 +115,9 @@ def test_labels_that_are_no_classes(tmp_path: Path, values: Any, feature: Any, e
 
 def test_the_column_of_labels_is_found_or_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     two = {"fine": class_label("a"), "coarse": class_label("b")}
-    place = put(str(tmp_path / "two"), {"train.parquet": hub_table({"audio": audio(b"x"), "fine": [0], "coarse": [0]}, two)})
+    place = put(
+        str(tmp_path / "two"), {"train.parquet": hub_table({"audio": audio(b"x"), "fine": [0], "coarse": [0]}, two)}
+    )
     assert "several columns of classes, coarse, fine: choose by --data.label-column" in message(place)
     assert read_hub_table(place, "coarse")["scene_label"].to_pylist() == ["b"]
     assert "train.parquet has no column label; its columns are 'audio', 'fine', 'coarse'" in message(
@@ -126,7 +130,10 @@ def test_the_column_of_labels_is_found_or_asked_for(tmp_path: Path, caplog: pyte
 
 
 def test_names_of_clips_are_unique(tmp_path: Path) -> None:
-    same = {f"{split}.parquet": hub_table({"audio": audio(b"x"), "filename": [f"{split}.wav"]}) for split in ("train", "test")}
+    same = {
+        f"{split}.parquet": hub_table({"audio": audio(b"x"), "filename": [f"{split}.wav"]})
+        for split in ("train", "test")
+    }
     assert read_hub_table(put(str(tmp_path / "a"), same))["clip_id"].to_pylist() == ["test.wav", "train.wav"]
     for split in ("train", "test"):
         same[f"{split}.parquet"] = hub_table({"audio": audio(b"x"), "filename": ["0.wav"]})

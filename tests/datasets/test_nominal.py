@@ -61,7 +61,7 @@ def test_only_absent_data_sets_are_generated(tmp_path: Path) -> None:
     assert absent(config) == ["cas2023", "tau2020_mobile"]
     assert absent(replace(config, root=str(tmp_path))) == ["tau2020_mobile"]
     assert absent(RECIPES["small"]().data) == absent(RECIPES["synthetic"]().data) == []
-    with pytest.raises(ValueError, match="knows cas2023, tau2020_mobile, not 'other'"):
+    with pytest.raises(ValueError, match=r"knows cas2023, tau2020_mobile, .*, not 'other'"):
         load_nominal(replace(config, pool_datasets=("other:x",)), None)
 
 

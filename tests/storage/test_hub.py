@@ -76,7 +76,10 @@ def test_what_cannot_be_downloaded_is_said(asked: list[Any], address: str, error
 
 
 def test_without_the_library_its_name_is_said() -> None:
-    with pytest.raises(ValueError, match="hf://a/b needs the package huggingface_hub .*pip install"), reading("hf://a/b"):
+    with (
+        pytest.raises(ValueError, match=r"hf://a/b needs the package huggingface_hub .*pip install"),
+        reading("hf://a/b"),
+    ):
         raise ImportError("No module named 'huggingface_hub'")
     with pytest.raises(ImportError), reading("s3://a/b"):
         raise ImportError

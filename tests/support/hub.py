@@ -6,7 +6,6 @@ import io
 import json
 from typing import Any, ClassVar
 
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

@@ -22,7 +22,7 @@ DEV, DEV_TIMED = "ICME2024_ASC_dev_label.csv", "APSIPA2025_GC_ASC_dev_metadata.c
 EVAL, EVAL_TIMED = "ICME2024_ASC_eval.csv", "APSIPA2025_GC_ASC_eval_metadata.csv"
 
 
-def rows_of(dataset: str, root: Path, **settings: float) -> pa.Table:
+def rows_of(dataset: str, root: Path, **settings: object) -> pa.Table:
     """The rows of a folder, with or without the recordings."""
     return gather(DataConfig(dataset=dataset, root=str(root), **settings), None)[0]  # type: ignore[arg-type]
 

@@ -1,8 +1,8 @@
 """DCASE 2024 and 2025 task 1: TAU Urban Acoustic Scenes 2022 Mobile with the training subsets of the 2024 task.
 
 The folder is that of TAU 2022 Mobile (`raymae.datasets.published.tau`); the task's `split5.csv`, `split10.csv`,
-`split25.csv`, `split50.csv` and `split100.csv` (column `filename`, tab-separated) are in it, or in its `split_setup/` or
-`evaluation_setup/`. Of 2025 the 25 % subset is the training set.
+`split25.csv`, `split50.csv` and `split100.csv` (column `filename`, tab-separated) are in it, or in its `split_setup/`
+or `evaluation_setup/`. Of 2025 the 25 % subset is the training set.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def names_in(feature: object) -> list[str] | None:
 
 
 def choose_column(name: str, schemas: dict[str, pa.Schema], wanted: str) -> str | None:
-    """The column of labels of some files (by name): `wanted`, or by default the only column of classes; None: no labels.
+    """The column of labels of some files (by name): `wanted`, or by default the only one of classes; None: no labels.
 
     Raises ValueError where a file doesn't have the column, and where there are several columns of classes.
     """
