@@ -275,7 +275,7 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("prepare", "small --data.tables gone.csv", r"gone\.csv can't be read: there is no such file"),
         ("prepare", "small --data.tables own/a.wav", r"own/a\.wav, row 1: .* is not UTF-8"),
         ("prepare", "small", r"needs --data\.tables"),
-        ("prepare", "--data.dataset esc50", "'esc50' is unknown; valid: synthetic, table"),
+        ("prepare", "--data.dataset esc51", "'esc51' is unknown; valid: synthetic, table"),
         ("pipeline", "--storage own/a.wav/below", r"--storage .*own/a\.wav/below can't be written: .*Not a directory"),
         ("pipeline", "--storage nonsense://me:hunter2@bucket", r"--storage nonsense://\*\*\*@bucket can't be written"),
         ("pipeline", "--json gone/result.json", r"--json gone/result\.json can't be written: there is no folder gone"),
