@@ -53,10 +53,10 @@ def main(job: Callable[[Config], dict[str, Any]], doc: str) -> None:
 
 
 def is_unregistered(result: dict[str, Any]) -> bool:
-    """Whether a pipeline (of any seed) could not register its model because MLflow was down."""
+    """Whether a pipeline (of any seed or fold) could not register its model because MLflow was down."""
     return any(
         one.get("job") == "pipeline" and "undelivered" in one and "model_uri" not in one
-        for one in result.get("seeds", {"": result}).values()
+        for one in (result.get("seeds") or result.get("folds") or {"": result}).values()
     )
 
 

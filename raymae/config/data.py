@@ -14,10 +14,21 @@ MAX_FFT, MAX_MELS, MAX_CLIP_SAMPLES, MAX_VALUES = 2**16, 2**11, 2**27, 2**28
 """Largest FFT length, mel bands, samples and values (frames x bands) of a clip: settings also come with models from
 elsewhere."""
 
+DESCRIBE_TABLES = (
+    "label_column",
+    "label_separator",
+    "merge_labels",
+    "audio_root",
+    "filename_column",
+    "filename_suffix",
+    "fold_column",
+)
+"""Settings that say how data.tables are read."""
+
 OWN = ("synthetic", "table")
 """Data sets without a published folder."""
-FOLDED = ("esc50", "esc10", "urbansound8k")
-"""Published data sets with folds."""
+FOLDED = {"esc50": 5, "esc10": 5, "urbansound8k": 10}
+"""Published data sets with folds and their numbers of folds, which are named 1, 2, …"""
 SUBSETS = (5, 10, 25, 50, 100)
 """Percent of TAU 2022 Mobile's training clips in the training subsets of DCASE 2024 task 1."""
 
@@ -126,8 +137,6 @@ class DataConfig:
     folders (a folder per class)."""
     root: str | None = None
     """Folder or URL of a published data set, as it is distributed (every dataset but synthetic and table)."""
-    test_fold: str | None = None
-    """The fold that is split test, of data sets with folds; the others are train. None: the last one."""
     subset: int | None = None
     """Percent of the training clips to use, 5, 10, 25, 50 or 100 (dataset = dcase2024_task1); None: 100."""
     tables: tuple[str, ...] = ()
@@ -149,6 +158,22 @@ class DataConfig:
     """Column of the tables that holds the labels (dataset = table)."""
     label_separator: str = ";"
     """Separator of a multi-label clip's classes in that column (dataset = table)."""
+    merge_labels: bool = False
+    """Give labels that are equal up to case, blanks or Unicode form the most frequent of their spellings, the first one
+    on ties (dataset = table); off: they are an error."""
+    audio_root: str | None = None
+    """Folder or URL below which the filenames of `tables` are looked up, absolute ones too; None: each table's own
+    folder."""
+    filename_column: str = "filename"
+    """Column of `tables` that holds the filenames."""
+    filename_suffix: str = ""
+    """Text that is appended to every filename of `tables`, such as .wav where they hold bare ids."""
+    fold_column: str | None = None
+    """Column of `tables` that holds each clip's fold, in place of a column split: the clips of test_fold are split
+    test, the others train, of which data.split.val_share draws a val."""
+    test_fold: str | None = None
+    """The fold that is split test, of tables with a fold_column and of esc50, esc10 and urbansound8k, where None is the
+    last one; for every fold in turn see `folds`."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded data set."""
     check: bool = False
@@ -199,11 +224,6 @@ class DataConfig:
             f"data.root = {self.root!r} has no effect with data.dataset = {self.dataset}: name the data set there",
         )
         require(
-            self.test_fold is None or self.dataset in FOLDED,
-            f"data.test_fold = {self.test_fold!r} has no effect with data.dataset = {self.dataset}: "
-            f"{', '.join(FOLDED)} have folds",
-        )
-        require(
             self.subset is None or self.dataset == "dcase2024_task1",
             f"data.subset = {self.subset} has no effect with data.dataset = {self.dataset}: it chooses among the "
             "training subsets of dcase2024_task1",
@@ -217,19 +237,8 @@ class DataConfig:
             f"data.tables = {', '.join(map(redact, self.tables))} has no effect with data.dataset = {self.dataset}: "
             "your own tables need data.dataset = table (more clips for pre-training go to data.pool_tables)",
         )
-        for name, value, default in (
-            ("label_column", self.label_column, "scene_label"),
-            ("label_separator", self.label_separator, ";"),
-        ):
-            require(value.strip() != "", f"data.{name} = {value!r} must not be blank")
-            require(
-                value == default or self.dataset == "table",
-                f"data.{name} = {value!r} has no effect with data.dataset = {self.dataset}: it describes data.tables",
-            )
-        require(
-            self.label_column not in COLUMNS,
-            f"data.label_column = {self.label_column!r} must be another column than {', '.join(COLUMNS)}",
-        )
+        self._check_tables()
+        self._check_folds()
         for pool in self.pool_datasets:
             name, colon, folder = pool.partition(":")
             require(
@@ -237,3 +246,45 @@ class DataConfig:
                 f"data.pool_datasets: {pool!r} must be the name of a published data set and its folder, as in "
                 "tau2020_mobile:/data/tau (tables and folders go to data.pool_tables)",
             )
+
+    def _check_tables(self) -> None:
+        """Check the settings that describe `tables`."""
+        for name in DESCRIBE_TABLES:
+            value, default = getattr(self, name), getattr(type(self), name)
+            blank = isinstance(value, str) and not value.strip() and value != default
+            require(not blank, f"data.{name} = {value!r} must not be blank")
+            shown = repr(redact(value) if isinstance(value, str) else value)
+            require(
+                value == default or self.dataset == "table",
+                f"data.{name} = {shown} has no effect with data.dataset = {self.dataset}: it describes data.tables",
+            )
+        require(
+            self.label_column not in COLUMNS,
+            f"data.label_column = {self.label_column!r} must be another column than {', '.join(COLUMNS)}",
+        )
+        others = (self.label_column, *COLUMNS[1:])
+        require(
+            self.filename_column not in others,
+            f"data.filename_column = {self.filename_column!r} must be another column than {', '.join(others)}",
+        )
+
+    def _check_folds(self) -> None:
+        """Check `fold_column` and `test_fold` against each other and against the split."""
+        if self.fold_column is None:
+            require(
+                self.test_fold is None or self.dataset in FOLDED,
+                f"data.test_fold = {self.test_fold!r} needs data.fold_column: the column of data.tables that holds the "
+                f"folds (data.dataset = {', '.join(FOLDED)} have their own)",
+            )
+            return
+        others = (self.filename_column, self.label_column, "city", "device", "group")
+        require(
+            self.fold_column not in others,
+            f"data.fold_column = {self.fold_column!r} must be another column than {', '.join(others)}",
+        )
+        file = self.split.file
+        given = f"data.split.file = {redact(file)}" if file else f"data.split.kind = {self.split.kind}"
+        require(
+            self.split.kind == "table" and file is None,
+            f"data.fold_column = {self.fold_column!r} and {given} both decide the split: leave one of them out",
+        )

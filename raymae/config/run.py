@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from raymae.config.audio import AudioConfig
-from raymae.config.data import DataConfig
+from raymae.config.data import FOLDED, DataConfig
 from raymae.config.jobs import (
     AuditConfig,
     EmbedConfig,
@@ -95,6 +95,10 @@ class Config:
     """Run jobs/evaluate.py or jobs/pipeline.py for this many seeds, `seed` and those after it, on the same splits, and
     write mean and standard deviation of every score as a table, CSV and LaTeX. In a pipeline the last seed's model
     keeps the alias."""
+    folds: bool = False
+    """Run jobs/evaluate.py or jobs/pipeline.py once for every fold in data.fold_column, each time with that fold as
+    split test, and write mean and standard deviation of every score as with `seeds` (folds.csv, folds.tex). In a
+    pipeline the last fold's model keeps the alias."""
     unlabelled: tuple[Unlabelled, ...] = ("pseudo_labels",)
     """Uses of the unlabelled training clips after fine-tuning. Each gives a classifier that is evaluated; the last one
     named gives the final one. pseudo_labels: the teacher labels the clips, and a student is trained on all clips;
@@ -146,6 +150,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
+        self._check_folds()
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         self._check_unlabelled()
         require(
@@ -192,6 +197,24 @@ class Config:
 
     def __repr__(self) -> str:
         return f"Config({to_dict(self)})"  # without credentials: Ray's dashboard shows arguments
+
+    def _check_folds(self) -> None:
+        """Check `folds` against the settings that say what is run."""
+        if not self.folds:
+            return
+        require(
+            self.data.fold_column is not None or self.data.dataset in FOLDED,
+            "folds needs data.fold_column: the column of data.tables that holds each clip's fold; or a data set with "
+            f"folds ({', '.join(FOLDED)})",
+        )
+        require(
+            self.data.test_fold is None,
+            f"folds tests on every fold in turn, so data.test_fold = {self.data.test_fold!r} has no effect with it: "
+            "leave one of them out",
+        )
+        require(
+            self.seeds == 1, f"folds and seeds = {self.seeds}: run either all folds with one seed, or several seeds"
+        )
 
     def _check_unlabelled(self) -> None:
         """Check `unlabelled`, and consistency training against fine-tuning."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymae.config import DataConfig
 from raymae.datasets.labels import SEPARATOR, Labels, class_set, label_lists
+from raymae.datasets.tables.header import label_column
 from raymae.datasets.tables.locate import EXAMPLES
-from raymae.datasets.tables.table import repeats
+from raymae.datasets.tables.settings import TableSettings
+from raymae.datasets.tables.table import MetadataTable, repeats
 
 
 def check_files(rows: pa.Table, max_bad_share: float) -> None:
@@ -26,7 +31,8 @@ def check_files(rows: pa.Table, max_bad_share: float) -> None:
         more = f" and {len(missing) - EXAMPLES} more" if len(missing) > EXAMPLES else ""
         raise ValueError(
             f"{len(missing)} of {len(rows)} files are missing, more than data.max_bad_share = {max_bad_share}; "
-            f"filenames are relative to their table's folder and keep their extension: {examples}{more}"
+            "filenames are relative to their table's folder, or to --data.audio-root, and keep their extension, or get "
+            f"it by --data.filename-suffix: {examples}{more}"
         )
 
 
@@ -52,9 +58,19 @@ def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
         )
 
 
-def check_labels(rows: pa.Table, labels: Labels) -> None:
+def unlabelled_hint(rows: pa.Table, config: DataConfig) -> str:
+    """The end of a message that there are no labels: the option that names the column that likely holds them."""
+    if config.dataset != "table" or rows["scene_label"].null_count < len(rows):
+        return ""
+    tables = (MetadataTable.open(url, settings=TableSettings.of(config)) for url in config.tables)
+    column = next(filter(None, (label_column(table.header(), config.label_column) for table in tables)), None)
+    return f"; --data.label-column {shlex.quote(column)} reads the labels from column {column!r}" if column else ""
+
+
+def check_labels(rows: pa.Table, labels: Labels, hint: str = "") -> None:
     """Raise ValueError when no classifier can be trained or evaluated on `rows` (`ROWS`), scene_label read as `labels`.
 
+    `hint` is the end of the message that there are no labels.
     Causes: no labelled training clip; a label that doesn't fit `labels`; a held-out class without a training clip; a
     single class in multi-label data.
     """
@@ -64,7 +80,7 @@ def check_labels(rows: pa.Table, labels: Labels) -> None:
     if not train_classes:
         raise ValueError(
             "no clip of split train has a scene_label, so there is nothing to train a classifier on; "
-            "jobs/pretrain.py needs no labels"
+            f"jobs/pretrain.py needs no labels{hint}"
         )
     if labels == "multi" and len(train_classes) == 1:
         raise ValueError(

@@ -15,15 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import DataConfig, redact
+from raymae.config.data import FOLDED
 from raymae.datasets import synthetic
-from raymae.datasets.checks import check_files, check_groups, check_labels, evaluated
+from raymae.datasets.checks import check_files, check_groups, check_labels, evaluated, unlabelled_hint
 from raymae.datasets.content import with_content
+from raymae.datasets.folds import fold_names, with_test_fold
 from raymae.datasets.labels import Labels
 from raymae.datasets.published import audioset, cas2023, dcase_task1, esc50, folders, fsd50k, tau, urbansound8k
 from raymae.datasets.published.nominal import SHAPES, absent, nominal
 from raymae.datasets.published.official import differences
+from raymae.datasets.rows import held_out
+from raymae.datasets.spellings import check_spellings, merge_spellings
 from raymae.datasets.splits.assign import assign, settings
 from raymae.datasets.tables.hugging_face import is_hub_table, read_hub_table
+from raymae.datasets.tables.settings import TableSettings
 from raymae.datasets.tables.table import CLIPS, holds_recordings, read_table
 from raymae.storage.folder import Folder
 from raymae.storage.hub import reading
@@ -44,21 +49,36 @@ def load_synthetic(config: DataConfig, folder: Path | None) -> pa.Table:
 
 
 def load_tables(config: DataConfig, folder: Path | None) -> pa.Table:
-    """The rows of the user's own tables."""
+    """The rows of the user's own tables; with folds, their split."""
+    rows = read_tables(config)
+    if config.fold_column is None:
+        return rows
+    if config.test_fold is None:
+        raise ValueError(
+            f"data.fold_column = {config.fold_column!r} needs data.test_fold, the fold that is split test, one of "
+            f"{', '.join(fold_names(rows))}; --folds tests on each in turn (jobs/evaluate.py and jobs/pipeline.py)"
+        )
+    return with_test_fold(rows, config.test_fold)
+
+
+def read_tables(config: DataConfig) -> pa.Table:
+    """The rows of `data.tables` one after the other, as they say."""
     if not config.tables:
         raise ValueError(
             "data.dataset = table needs --data.tables: CSV or Parquet files with a column filename, or for "
             "pre-training a folder of recordings"
         )
-    return join([load_table(url, (config.label_column, config.label_separator)) for url in config.tables])
+    table = TableSettings.of(config)
+    rows = join([load_table(url, table) for url in config.tables])
+    return merge_spellings(rows) if config.merge_labels else rows
 
 
-def load_table(url: str, labels: tuple[str, str]) -> pa.Table:
+def load_table(url: str, settings: TableSettings) -> pa.Table:
     """The rows of a table of the user's, of Hugging Face's hub, or of a folder or tar, which has no labels."""
     if is_hub_table(url):
-        return read_hub_table(url, *labels)
+        return read_hub_table(url, settings.label, settings.separator)
     if not holds_recordings(url):
-        return read_table(url, labels=labels)
+        return read_table(url, settings=settings)
     rows = load_pool(url, 1.0)
     log.warning(
         "%s is a folder or tar, without labels: its %d recordings are for pre-training; for labels, name the table in "
@@ -72,6 +92,24 @@ def load_pool(url: str, weight: float) -> pa.Table:
     """The rows of a pool table."""
     with reading(url):
         return read_table(url, pool=True, weight=weight)
+
+
+def load_folds(config: DataConfig, labels: Labels) -> list[str]:
+    """The folds of a data set or of `data.tables`, in order; ValueError where one can't be tested on, before training."""
+    if config.dataset in FOLDED:
+        return [str(number + 1) for number in range(FOLDED[config.dataset])]
+    rows = read_tables(config)
+    check_spellings(rows)
+    names = fold_names(rows)
+    if len(names) < 2:
+        raise ValueError(f"column {config.fold_column}: {names[0]!r} is the only fold; folds needs two or more")
+    for name in names:
+        split = with_test_fold(rows, name)
+        if not held_out(split):
+            raise ValueError(f"column {config.fold_column}: no clip of fold {name!r} has a label to be scored by")
+        check_groups(split)
+        check_labels(assign(split, config.split), labels, unlabelled_hint(rows, config))
+    return names
 
 
 DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
@@ -101,7 +139,10 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     clips to train on and clips to evaluate on, when more files are missing than `max_bad_share` allows, and for what
     `check_labels` rejects.
     """
-    rows = assign(load_rows(config, folder), config.split)
+    rows = load_rows(config, folder)
+    if labels:
+        check_spellings(rows)  # before a split leaves out held-out clips of a class that training lacks
+    rows = assign(rows, config.split)
     check_files(rows, config.max_bad_share)
     used = settings(config.split)
     if used.kind == "random":
@@ -109,7 +150,7 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
     else:
         check_groups(rows, transductive=used.transductive)
     if labels:
-        check_labels(rows, labels)
+        check_labels(rows, labels, unlabelled_hint(rows, config))
     return with_content(rows).select(CLIPS.names)
 
 
@@ -124,9 +165,12 @@ def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None 
     tables, named = pools_of(config)
     pools = [load_pool(url, weight) for url, weight in tables]
     pools += [nominal_pool(pool, weight) for pool, weight in named]
-    rows = assign(join([own, *pools]), config.split)
+    rows = join([own, *pools])
     if labels:
-        check_labels(rows, labels)
+        check_spellings(rows)
+    rows = assign(rows, config.split)
+    if labels:
+        check_labels(rows, labels, unlabelled_hint(rows, config))
     return rows.append_column("content", pa.nulls(len(rows), pa.string())).select(CLIPS.names)
 
 

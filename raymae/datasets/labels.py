@@ -16,6 +16,23 @@ Labels = Literal["single", "multi"]
 SEPARATOR = ";"
 
 
+def probability_columns(class_names: Sequence[str]) -> list[str]:
+    """The columns of probabilities in flat tables, `p_<class>`: no class can have the name of another column."""
+    return [f"p_{name}" for name in class_names]
+
+
+def stripped(texts: pa.ChunkedArray, separator: str | None = None) -> pa.ChunkedArray:
+    """Texts (n,) without outer blanks, null where nothing is left; given a `separator`, its parts, by `SEPARATOR`."""
+    if separator is None:
+        joined = pc.utf8_trim_whitespace(texts)
+    else:
+        parts = pc.split_pattern(texts.combine_chunks(), separator)
+        values = pc.utf8_trim_whitespace(parts.values)
+        lists = pa.ListArray.from_arrays(parts.offsets, values, mask=pc.is_null(parts))
+        joined = pa.chunked_array([pc.binary_join(lists, SEPARATOR)])
+    return pc.if_else(pc.equal(joined, ""), pa.scalar(None, pa.string()), joined)
+
+
 def label_lists(scene_label: pa.ChunkedArray, labels: Labels) -> pa.ListArray:
     """The classes of every clip (n,), in the order of the text; null for an unlabelled clip.
 

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import soundfile as sf
 
 from raymae.config import DataConfig
-from raymae.datasets.checks import check_files, check_groups, check_labels, place
+from raymae.datasets.checks import check_files, check_groups, check_labels, place, unlabelled_hint
 from raymae.datasets.clips import gather
 from raymae.datasets.labels import Labels, label_lists
 from raymae.datasets.published import cas2023
+from raymae.datasets.spellings import check_spellings
 from raymae.datasets.splits.assign import assign, settings, split_name
 from raymae.datasets.tables.locate import EXAMPLES
 
@@ -77,7 +78,8 @@ def check(config: DataConfig, folder: Path | None, labels: Labels, with_labels: 
     except ValueError as error:
         problems.append(str(error))
     if with_labels:
-        tests.append(lambda: check_labels(rows, labels))
+        tests.append(lambda: check_spellings(whole))
+        tests.append(lambda: check_labels(rows, labels, unlabelled_hint(rows, config)))
     for test in tests:
         try:
             test()

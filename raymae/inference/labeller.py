@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from raymae.audio.errors import AudioError, SilentError, UnreachableError
 from raymae.audio.sources import open_clip
 from raymae.config import LabelLevel
+from raymae.datasets.labels import probability_columns
 
 if TYPE_CHECKING:
     from raymae.inference.predictor import Predictor
@@ -31,10 +32,11 @@ FAILED = b"failed"
 
 
 def schema(class_names: Sequence[str], level: LabelLevel) -> pa.Schema:
-    """The schema of a label table."""
+    """The schema of a label table; the probabilities are in columns `p_<class>`."""
     times = [("start_seconds", pa.float64()), ("end_seconds", pa.float64())] if level == "window" else []
     labels = [("scene_label", pa.string()), ("confidence", pa.float32()), ("error", pa.string())]
-    return pa.schema([("path", pa.string()), *times, *labels, *((name, pa.float32()) for name in class_names)])
+    probabilities = [(name, pa.float32()) for name in probability_columns(class_names)]
+    return pa.schema([("path", pa.string()), *times, *labels, *probabilities])
 
 
 @dataclass(frozen=True)

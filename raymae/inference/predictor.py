@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, FloatArray, load
 from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
-from raymae.datasets.labels import SEPARATOR
+from raymae.datasets.labels import SEPARATOR, probability_columns
 from raymae.inference.classifier import Probabilities, class_probabilities, read_classifier
 from raymae.storage.folder import Folder
 
@@ -208,8 +208,8 @@ class Predictor:
         return label, float(probabilities[ranked[0]])
 
     def row(self, path: str, open_source: Callable[[str], Source] = as_it_is) -> dict[str, Any]:
-        """A row of a result table: path, scene_label, confidence (both from `label`), error, and a probability per
-        class. For a file that can't be read, only path and error are set."""
+        """A row of a result table: path, scene_label, confidence (both from `label`), error, and for every class its
+        probability in `p_<class>`. For a file that can't be read, only path and error are set."""
         (found,) = self.rows([path], open_source)
         return {"path": path, **found}
 
@@ -217,14 +217,15 @@ class Predictor:
         self, sources: Iterable[Named], open_source: Callable[[Named], Source] = as_it_is
     ) -> Iterator[dict[str, Any]]:
         """The rows of many recordings, as in `row` without path, in their order."""
+        columns = probability_columns(self.class_names)
         for windows in self.each(sources, open_source):
             if isinstance(windows, AudioError):
-                missing = dict.fromkeys(self.class_names)
+                missing = dict.fromkeys(columns)
                 yield {"scene_label": None, "confidence": None, "error": str(windows), **missing}
                 continue
             mean = self.average(windows)
             label, confidence = self.label(mean)
-            values = dict(zip(self.class_names, mean.tolist(), strict=True))
+            values = dict(zip(columns, mean.tolist(), strict=True))
             yield {"scene_label": label, "confidence": confidence, "error": None, **values}
 
 

@@ -24,7 +24,8 @@ def run_job(target: Target, config: Config) -> dict[str, Any]:
     if config.data.check:
         from raymae.datasets.overview import check
 
-        return check(config.data, own_folder(storage), config.finetune.labels, requires(target, "finetune"))
+        one = first_run(config)
+        return check(one.data, own_folder(storage), one.finetune.labels, requires(target, "finetune"))
     if config.evaluate.compare:
         from raymae.evaluation.report.compared import compare_evaluations
 
@@ -33,6 +34,15 @@ def run_job(target: Target, config: Config) -> dict[str, Any]:
         from raymae.pipeline.dry_run.dry_run import dry_run
 
         return dry_run(config, target, storage)
-    from raymae.pipeline.seeds import run_seeds
+    from raymae.pipeline.repeats import run_repeats
 
-    return run_seeds(config, target, storage)
+    return run_repeats(config, target, storage)
+
+
+def first_run(config: Config) -> Config:
+    """The settings of the first fold with `folds`, after all were checked; else the settings themselves."""
+    if not config.folds:
+        return config
+    from raymae.pipeline.repeats import runs_of
+
+    return next(iter(runs_of(config).values()))

@@ -12,6 +12,7 @@ from fsspec.core import url_to_fs
 
 from raymae.audio.containers import AUDIO, PACKED
 from raymae.config import redact
+from raymae.datasets.tables.settings import PLAIN, TableSettings
 from raymae.datasets.tables.table import LOCATED, MetadataTable
 from raymae.storage.folder import change_time
 from raymae.storage.retry import READ_SECONDS, with_retries
@@ -22,21 +23,25 @@ INPUTS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.fl
 Row = tuple[str, int, float]
 
 
-def find_files(inputs: tuple[str, ...]) -> pa.Table:
-    """Every recording (`INPUTS`) in the order of the inputs and of their content; one named twice has two rows."""
+def find_files(inputs: tuple[str, ...], settings: TableSettings = PLAIN) -> pa.Table:
+    """Every recording (`INPUTS`) in the order of the inputs and of their content; one named twice has two rows.
+
+    `settings` say how tables are read.
+    """
     if not inputs:
         raise ValueError("--predict.inputs names no file: give audio files, folders, or tables with a filename column")
-    return pa.concat_tables([found for name in inputs for found in _find(name)]).combine_chunks()
+    return pa.concat_tables([found for name in inputs for found in _find(name, settings)]).combine_chunks()
 
 
-def _find(name: str) -> Iterator[pa.Table]:
+def _find(name: str, settings: TableSettings) -> Iterator[pa.Table]:
     """The recordings that one input names."""
     if packed := re.match(PACKED, name):
         yield _table([(name, *_look(packed["outer"])[1:])])
     elif "://" not in name and Path(name).expanduser().is_dir():
         yield _table(sorted(_below(os.path.realpath(os.path.expanduser(name)))), name)
     elif name.lower().endswith(TABLES) or ("://" in name and not name.lower().endswith(AUDIO)):
-        yield MetadataTable.open(name).clips(("filename",), pool=True).select(LOCATED).cast(INPUTS)
+        table = MetadataTable.open(name, ("filename",), settings)
+        yield table.clips(("filename",), pool=True).select(LOCATED).cast(INPUTS)
     else:
         yield _table([_look(name)])
 

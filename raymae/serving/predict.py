@@ -24,6 +24,7 @@ from tqdm import tqdm
 from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
 from raymae.cluster.pools import label_pool, torch_device
 from raymae.config import Config, LabelLevel, redact
+from raymae.datasets.tables.settings import TableSettings
 from raymae.features.write import hash_column
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
 from raymae.pipeline.plan.init_weights import find
@@ -34,7 +35,7 @@ from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_shared
 
-VERSION = 1
+VERSION = 2
 """Part of every key; raised when the labels of a file change."""
 
 PART = 2048
@@ -186,7 +187,7 @@ def label_files(config: Config) -> dict[str, Any]:
 
     output = open_output("--predict.output", config.predict.output)
     submission = open_submission(config, output)
-    files = find_files(config.predict.inputs)
+    files = find_files(config.predict.inputs, TableSettings.of(config.data))
     if submission:
         paths = files["path"].to_pylist()
         place = {path: row for row, path in enumerate(paths)}

@@ -19,7 +19,7 @@ from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
 
 TRIALS, CSV, TABLE, BEST = "trials", "sweep.csv", "sweep.md", "best.json"
-NOT_SET = ("recipe", "json", "dry_run", "max_hours", "seeds")
+NOT_SET = ("recipe", "json", "dry_run", "max_hours", "seeds", "folds")
 """Fields that a file of settings leaves to the command that reads it."""
 
 Status = Literal["finished", "stopped", "failed", "refused"]

@@ -75,6 +75,8 @@ class Sweep:
         self.started, self.config, self.storage = time.time(), config, storage
         if config.seeds > 1:
             raise ValueError(f"seeds = {config.seeds}: a sweep runs one seed; run the best settings with several")
+        if config.folds:
+            raise ValueError("folds: a sweep is judged by one split val; run the best settings with --folds")
         self.deadline = Deadline(config.max_hours, self.started)
         axes = parse_space(config)
         self.planner = Planner(config, storage)

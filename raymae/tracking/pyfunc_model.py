@@ -24,12 +24,14 @@ class SceneClassifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Build the model from the artifact."""
+        from raymae.datasets.labels import probability_columns
         from raymae.inference.predictor import Predictor
 
         self.predictor = Predictor(context.artifacts[CLASSIFIER])
+        self.columns = ["scene_label", "confidence", "error", *probability_columns(self.predictor.class_names)]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row per recording: scene_label, confidence, error, and a column of probabilities per class.
+        """One row per recording: scene_label, confidence, error, and the probability of every class in `p_<class>`.
 
         Args:
             context: MLflow's.
@@ -42,8 +44,7 @@ class SceneClassifier(PythonModel):
         """
         column = model_input.iloc[:, 0]
         sources = [source_of(value, row) for row, value in enumerate(column)]
-        columns = ["scene_label", "confidence", "error", *self.predictor.class_names]
-        return pd.DataFrame(list(self.predictor.rows(sources)), columns=columns, index=model_input.index)
+        return pd.DataFrame(list(self.predictor.rows(sources)), columns=self.columns, index=model_input.index)
 
 
 def source_of(value: Any, row: int) -> Any:

@@ -20,6 +20,7 @@ from mlflow.types.schema import AnyType, ColSpec, Schema
 
 import raymae
 from raymae.config import TrackingConfig, redact
+from raymae.datasets.labels import probability_columns
 from raymae.storage.folder import Folder
 from raymae.tracking import pyfunc_model
 
@@ -185,12 +186,12 @@ def clean(name: str) -> str:
 
 
 def signature(class_names: list[str]) -> ModelSignature:
-    """The signature: a recording in; label, confidence, error and a probability per class out.
+    """The signature: a recording in; label, confidence, error and the probability of every class in `p_<class>` out.
 
     The input column has no name, so that a list of paths is accepted, and type any, because MLflow has no type for
     paths, bytes or waveforms: `pyfunc_model.source_of` checks the values.
     """
-    probabilities = [ColSpec("float", name) for name in class_names]
+    probabilities = [ColSpec("float", name) for name in probability_columns(class_names)]
     first = [ColSpec("string", "scene_label", required=False), ColSpec("float", "confidence", required=False)]
     error = ColSpec("string", "error", required=False)
     return ModelSignature(Schema([ColSpec(AnyType())]), Schema([*first, error, *probabilities]))

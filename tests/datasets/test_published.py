@@ -140,7 +140,7 @@ LABELLED = "filename,scene_label"
             "no column filename; its columns are 'file', 'scene_label'; rename 'file'",
         ),
         (DEV, ["filename,label", "a,Bus"], "no column scene_label; its columns are 'filename', 'label'"),
-        (DEV, ["filename;scene_label", "a;Bus"], "separate them by commas or tabs"),
+        (DEV, ["filename|scene_label", "a|Bus"], "separate them by commas, tabs or semicolons"),
         (DEV_TIMED, [LABELLED, "a,Bus"], "no column location"),
         (
             DEV,

@@ -241,7 +241,7 @@ def test_unknown_dataset_and_no_table() -> None:
         (b"Filename,city\na.wav,x\n", "has no column filename; its columns are 'Filename', 'city'; rename 'Filename'"),
         (b"file_name\na.wav\n", "rename 'file_name'"),
         (b"path,x\na.wav,1\n", "rename 'path'"),
-        (b"a,b\nc,d\n", "has no column filename; its columns are 'a', 'b'$"),
+        (b"a,b\nc,d\n", "has no column filename; its columns are 'a', 'b'; --data.filename-column names"),
     ],
 )
 def test_unreadable_tables(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -16,8 +16,8 @@ from safetensors.torch import load
 from raymae.cli import main as cli
 from raymae.config import Config, DataConfig
 from raymae.features.store import FeatureStore
+from raymae.pipeline import repeats
 from raymae.pipeline import run as pipeline
-from raymae.pipeline import seeds
 from raymae.pipeline.job import run_job
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.commits import latest_step
@@ -76,7 +76,7 @@ def test_the_job_reports_it_and_has_its_own_exit_status(
     def stop(*_: object) -> None:
         raise OVER.error("at step 3 of pretrain")
 
-    monkeypatch.setattr(seeds, "run_plan", stop)
+    monkeypatch.setattr(repeats, "run_plan", stop)
     monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "--storage", "/tmp", "--max-hours", "1"])
     with pytest.raises(SystemExit) as end:
         cli.main(partial(run_job, "pretrain"), "A job.")

@@ -231,6 +231,7 @@ def pace_of(arrived: Sequence[Arrival], skipped: int, started: float) -> JobPace
 
 def check(classifier: Folder, folder: Folder, files: pa.Table) -> None:
     """Raise ValueError if the probabilities of the job and the plain loop differ."""
+    from raymae.datasets.labels import probability_columns
     from raymae.inference.labeller import schema
     from raymae.inference.predictor import Predictor
     from raymae.serving.predict import Labels, plan_parts
@@ -238,5 +239,6 @@ def check(classifier: Folder, folder: Folder, files: pa.Table) -> None:
     predictor = Predictor(classifier, threads=1)
     table = next(Labels(folder, plan_parts(files), schema(predictor.class_names, "file")).tables())
     plain = plain_loop(predictor, table["path"].to_pylist()[:4])
-    differences = [abs(table[name][row].as_py() - one[name]) for row, one in enumerate(plain) for name in one]
+    columns = dict(zip(predictor.class_names, probability_columns(predictor.class_names), strict=True))
+    differences = [abs(table[columns[name]][row].as_py() - one[name]) for row, one in enumerate(plain) for name in one]
     require_equal("predict", max(differences), TOLERANCE)

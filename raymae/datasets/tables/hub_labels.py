@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.datasets.labels import SEPARATOR
+from raymae.datasets.tables.header import some
 from raymae.datasets.tables.locate import reject
-from raymae.datasets.tables.table import some, with_labels
+from raymae.datasets.tables.settings import TableSettings
+from raymae.datasets.tables.values import with_labels
 
 METADATA = b"huggingface"
 """Key of the features in a Parquet file's metadata."""
@@ -75,7 +77,8 @@ def label_texts(name: str, values: pa.Array, column: str, classes: list[str] | N
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         texts = single(name, values, np.arange(len(values)), column, classes)
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            texts = with_labels(name, numbered(texts, column), column, separator)["scene_label"].combine_chunks()
+            settings = TableSettings(label=column, separator=separator)
+            texts = with_labels(name, numbered(texts, "scene_label"), settings)["scene_label"].combine_chunks()
         return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
     lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
     of_row = np.repeat(np.arange(len(values)), lengths)

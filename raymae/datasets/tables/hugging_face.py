@@ -22,9 +22,10 @@ from raymae.audio.containers import AUDIO, holds_audio
 from raymae.config import redact
 from raymae.datasets.labels import SEPARATOR
 from raymae.datasets.tables.corpus import log_left_out, names_below, read_shard
+from raymae.datasets.tables.header import some
 from raymae.datasets.tables.hub_labels import METADATA, choose_column, class_labels, label_texts
 from raymae.datasets.tables.locate import LISTINGS, reject
-from raymae.datasets.tables.table import LOCATED, MOST_ROWS_PER_BYTE, ROWS, repeats, some
+from raymae.datasets.tables.table import LOCATED, MOST_ROWS_PER_BYTE, ROWS, repeats
 from raymae.storage.folder import Folder
 from raymae.storage.hub import is_on_hub, reading
 from raymae.storage.plain import check_plain

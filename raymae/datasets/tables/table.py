@@ -2,8 +2,8 @@
 
 Columns: `filename` (relative to the table's folder) and, optionally, `scene_label` (empty = unlabelled; one class or
 several: `raymae.datasets.labels`), `city`, `device`, `group` (recordings that belong together) and `split` (train, val,
-pool = pre-training only, or any name beginning with test). Values stay text: the device "007" is not 7. Tables may be
-local or at a URL.
+pool = pre-training only, or any name beginning with test). `TableSettings` names other columns and another folder.
+Values stay text: the device "007" is not 7. Tables may be local or at a URL.
 
 Audio may be packed. A filename `tar://clip.flac::shard-000.tar` is a member of a tar file in the table's folder. A
 Parquet table with a column `audio` (encoded files: binary, or the struct {bytes, path} of Hugging Face) holds the clips
@@ -14,38 +14,35 @@ loose or in shards, and a tar file gives all its members (side files with labels
 from __future__ import annotations
 
 import csv
-import difflib
-import io
 import logging
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from raymae.audio.containers import AUDIO, holds_audio
 from raymae.audio.sources import look_into
 from raymae.config import redact
-from raymae.datasets.labels import SEPARATOR
 from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard
+from raymae.datasets.tables.delimited import find_delimiter, header_of, lines_of, read_text, records
+from raymae.datasets.tables.header import no_column, no_filenames, repeated, some
 from raymae.datasets.tables.locate import locate, reject
+from raymae.datasets.tables.settings import PLAIN, TableSettings
+from raymae.datasets.tables.values import check_splits, with_folds, with_labels
 from raymae.storage.folder import Folder
 from raymae.storage.plain import check_plain
 
 log = logging.getLogger(__name__)
 
-TEXT_COLUMNS = ("filename", "scene_label", "city", "device", "group", "split")
 _NAMED = pa.schema(
     [(name, pa.string()) for name in ("clip_id", "path", "scene_label", "city", "device", "group", "split", "source")]
     + [("weight", pa.float64()), ("size", pa.int64()), ("mtime", pa.float64())]
@@ -54,31 +51,28 @@ CLIPS = _NAMED.append(pa.field("content", pa.string()))
 """Schema of a clip table: size in bytes (-1: no such file), mtime in seconds since 1970, content as in `content_of`."""
 ROWS = _NAMED.append(pa.field("row", pa.int64()))
 """Schema of the rows of a metadata table: each one's line in it, and nothing of its content."""
+FOLD = pa.field("fold", pa.string())
+"""One column more, where the table has folds."""
 MOST_ROWS_PER_BYTE = 32
 """Rows of a Parquet table: names in a sequence, compressed as well as they can be, take a byte for eleven."""
-MOST_NAMES = 20
-"""Columns that a message names."""
 LOCATED = ("path", "size", "mtime")
 
 
-def read_table(
-    url: str, *, pool: bool = False, weight: float = 1.0, labels: tuple[str, str] = ("scene_label", SEPARATOR)
-) -> pa.Table:
-    """One row (`ROWS`) per clip of the table, in its order; with `pool`, all of them are for pre-training only.
+def read_table(url: str, *, pool: bool = False, weight: float = 1.0, settings: TableSettings = PLAIN) -> pa.Table:
+    """One row (`ROWS`, and `FOLD` where `settings` name a column of folds) per clip of the table, in its order.
 
-    `labels` is the column that holds the classes, and the separator between them. Missing (size -1) and empty (size 0)
-    files keep their rows. Raises ValueError for a table that can't be read, and for rows without a usable filename,
-    with a repeated filename, whose path leaves the table's folder or whose split is unknown.
+    With `pool`, all of them are for pre-training only. Missing (size -1) and empty (size 0) files keep their rows.
+    Raises ValueError for a table that can't be read, and for rows without a usable filename, with a repeated filename,
+    whose path leaves the folder of the recordings, whose split is unknown, or without a fold.
     """
-    column, separator = labels
-    table = MetadataTable.open(url, ("filename", *([] if column == "scene_label" else [column])))
-    wanted = {"scene_label": column}
-    rows = table.clips(tuple(wanted.get(name, name) for name in TEXT_COLUMNS if not (pool and name == "split")), pool)
-    rows = with_labels(table.name, rows, column, separator)
+    table = MetadataTable.open(url, settings=settings)
+    rows = table.clips(tuple(name for name in settings.columns if not (pool and name == "split")), pool)
+    rows = with_labels(table.name, rows, settings)
     if pool:
         rows = rows.append_column("split", pa.repeat("pool", len(rows)))
-    known = pc.match_substring_regex(pc.fill_null(rows["split"], "train"), "^(train|val|pool|test.*)$")
-    reject(table.name, rows, pc.invert(known), "split", "be train, val, pool (pre-training only) or begin with test")
+    if settings.fold:
+        rows = with_folds(table.name, rows, settings)
+    check_splits(table.name, rows)
     split = pc.fill_null(rows["split"], "train")
     in_pool = pc.equal(split, "pool")
     dropped = pc.sum(pc.and_(in_pool, pc.is_valid(rows["scene_label"]))).as_py()
@@ -91,19 +85,8 @@ def read_table(
         "source": pa.repeat(table.source, len(rows)),
         "weight": pa.repeat(weight, len(rows)),
     }
-    return pa.table([columns[name] for name in ROWS.names], ROWS)
-
-
-def with_labels(name: str, rows: pa.Table, column: str, separator: str) -> pa.Table:
-    """Write the labels of `column`, joined by `separator`, to scene_label with `SEPARATOR`."""
-    if (column, separator) == ("scene_label", SEPARATOR):
-        return rows
-    if separator != SEPARATOR:
-        taken = pc.match_substring(rows[column], SEPARATOR)
-        right = f"have no {SEPARATOR!r} within a class, where data.label_separator is {separator!r}"
-        reject(name, rows, pc.fill_null(taken, False), column, right)
-    values = pc.replace_substring(rows[column], separator, SEPARATOR)
-    return rows.set_column(rows.schema.get_field_index(column), "scene_label", values)
+    schema = ROWS.append(FOLD) if settings.fold else ROWS
+    return pa.table([columns[name] for name in schema.names], schema)
 
 
 def holds_recordings(url: str) -> bool:
@@ -111,15 +94,16 @@ def holds_recordings(url: str) -> bool:
     return MetadataTable.open(url).is_corpus
 
 
-def read_filenames(url: str | Path) -> list[str]:
+def read_filenames(url: str | Path, settings: TableSettings = PLAIN) -> list[str]:
     """Path or URL of every clip of a table, folder or shard, in its order; raises like `read_table`."""
-    paths: list[str] = MetadataTable.open(str(url)).clips(("filename",), pool=True)["path"].to_pylist()
+    table = MetadataTable.open(str(url), ("filename",), settings)
+    paths: list[str] = table.clips(("filename",), pool=True)["path"].to_pylist()
     return paths
 
 
 @dataclass(frozen=True)
 class MetadataTable:
-    """A CSV or Parquet file and the folder that its filenames are relative to; or a folder or tar file instead."""
+    """A CSV or Parquet file and how it is read; or a folder or tar file instead."""
 
     name: str
     """Path or URL, for messages."""
@@ -130,16 +114,18 @@ class MetadataTable:
     file: str
     """Name of the table in `folder`."""
     required: tuple[str, ...] = ("filename",)
-    """Required columns."""
+    """Required columns, the filenames first."""
+    settings: TableSettings = PLAIN
+    """Its columns, and the folder that its filenames are relative to."""
 
     @classmethod
-    def open(cls, url: str, required: tuple[str, ...] = ("filename",)) -> MetadataTable:
-        """The table at a path or URL."""
+    def open(cls, url: str, required: tuple[str, ...] = (), settings: TableSettings = PLAIN) -> MetadataTable:
+        """The table at a path or URL, with the columns that `settings` require if none are named."""
         if "://" not in url:
             url = os.path.abspath(os.path.expanduser(url))
         url = url.rstrip("/") or "/"
         folder, _, file = url.rpartition("/")
-        return cls(redact(url), Folder(url), Folder(folder or "/"), file, required)
+        return cls(redact(url), Folder(url), Folder(folder or "/"), file, required or settings.required, settings)
 
     @cached_property
     def _is_folder(self) -> bool:
@@ -164,7 +150,7 @@ class MetadataTable:
         """
         if not self.is_corpus:
             rows = self._read(columns)
-            return rows if "path" in rows.column_names else locate(self.name, self.folder, rows)
+            return rows if "path" in rows.column_names else self._located(rows)
         if not pool:
             raise ValueError(
                 f"{self.name} can't be read: a folder or tar holds no labels; "
@@ -174,6 +160,28 @@ class MetadataTable:
         texts = [clips["filename"], *(pa.nulls(len(clips), pa.string()) for _ in columns[1:])]
         located = [clips[name] for name in LOCATED]
         return pa.table([*texts, *located, pa.array(range(1, len(clips) + 1))], [*columns, *LOCATED, "row"])
+
+    def _located(self, rows: pa.Table) -> pa.Table:
+        one = self.settings
+        if one.suffix:
+            names = pc.binary_join_element_wise(rows["filename"], one.suffix, "")
+            rows = rows.set_column(rows.column_names.index("filename"), "filename", names)
+        return locate(self.name, one.audio_folder(self.folder), rows, one.filename, one.place)
+
+    def header(self) -> list[str]:
+        """The names of its columns; none for a folder or tar file."""
+        if self.file.lower().endswith(".tar") or self._is_folder:
+            return []
+        with self._open() as file:
+            if file.read(4) == b"PAR1":
+                return list(pq.ParquetFile(file).schema_arrow.names)
+            file.seek(0)
+            data = file.read()
+        return header_of(data, find_delimiter(data, self._names(self.required)))
+
+    def _names(self, columns: Iterable[str]) -> list[str]:
+        """The table's names of some columns."""
+        return [self.settings.name_of(column) for column in columns]
 
     def texts(self, columns: tuple[str, ...]) -> pa.Table:
         """The named columns as text and `row`, as in `clips`, without looking up the files."""
@@ -231,28 +239,19 @@ class MetadataTable:
             raise ValueError(f"{self.name} can't be read as a CSV or Parquet table: {reason}") from None
         if not len(rows):
             raise ValueError(f"{self.name} has no rows")
-        reject(self.name, rows, pc.is_null(rows["filename"]), "filename", "name an audio file")
-        reject(self.name, rows, repeats(rows["filename"]), "filename", "be a name that no earlier row has")
+        filename, column = rows["filename"], self.settings.filename
+        reject(self.name, rows, pc.is_null(filename), "filename", "name an audio file", column)
+        reject(self.name, rows, repeats(filename), "filename", "be a name that no earlier row has", column)
         return rows
 
     def _read_csv(self, data: bytes, columns: tuple[str, ...]) -> pa.Table:
         data.decode()
-        first_line = data.partition(b"\n")[0]
-        delimiter = "\t" if first_line.count(b"\t") > first_line.count(b",") else ","
-        _, header = next(_records(data, delimiter), (1, []))
+        delimiter = find_delimiter(data, self._names(dict.fromkeys((*self.required, *columns))))
+        _, header = next(records(data, delimiter), (1, []))
         known = self._known(header, columns, packed=False)
-        rows = pa_csv.read_csv(
-            pa.BufferReader(data),
-            read_options=pa_csv.ReadOptions(use_threads=False),  # so that the error of a malformed row has its number
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                include_columns=known,
-                column_types=dict.fromkeys(known, pa.string()),
-                null_values=[""],  # Arrow's default list would turn a label "NA" into unlabelled
-                strings_can_be_null=True,
-            ),
-        )
-        return _complete({name: rows[name] for name in known}, columns, self._lines(data, delimiter, len(rows)))
+        rows = read_text(data, delimiter, self._names(known))
+        texts = dict(zip(known, rows.columns, strict=True))
+        return _complete(texts, columns, lines_of(data, delimiter, len(rows)))
 
     def _read_parquet(self, file: BinaryIO, columns: tuple[str, ...]) -> pa.Table:
         table = pq.ParquetFile(file)
@@ -261,57 +260,35 @@ class MetadataTable:
             raise ValueError(f"{self.name} can't be read: it claims {count} rows in {size} bytes")
         packed = holds_audio(table.schema_arrow)
         known = self._known(table.schema_arrow.names, columns, packed)
-        check_plain(pa.schema([table.schema_arrow.field(name) for name in known]), self.name)
-        rows = table.read(columns=known).cast(pa.schema([(name, pa.string()) for name in known]))
-        texts = {name: pc.if_else(pc.equal(rows[name], ""), pa.scalar(None, pa.string()), rows[name]) for name in known}
+        names = self._names(known)
+        check_plain(pa.schema([table.schema_arrow.field(name) for name in names]), self.name)
+        rows = table.read(columns=names).cast(pa.schema([(name, pa.string()) for name in names]))
+        empty = pa.scalar(None, pa.string())
+        texts = {
+            name: pc.if_else(pc.equal(rows[column], ""), empty, rows[column])
+            for name, column in zip(known, names, strict=True)
+        }
         if packed:
             clips, _ = read_shard(self.file, self._path)
             texts = {name: clips[name] for name in ("filename", *LOCATED)} | texts
         rows = range(1, len(texts["filename"]) + 1)
         return _complete(texts, (*columns, *LOCATED) if packed else columns, rows)
 
-    def _lines(self, data: bytes, delimiter: str, count: int) -> Iterable[int]:
-        """The line on which every row begins; parsed only with blank lines or line breaks within quotes."""
-        if data.count(b"\n") + (not data.endswith(b"\n")) == count + 1:
-            return range(2, count + 2)
-        return [line for line, _ in _records(data, delimiter)][1:]
-
     def _known(self, header: list[str], columns: tuple[str, ...], packed: bool) -> list[str]:
         """The `columns` that the table has; columns that are not used are logged."""
-        if "filename" not in header and not packed:
-            near = difflib.get_close_matches("filename", [name.lower() for name in header], n=1, cutoff=0.5)
-            meant = [name for name in header if name.lower() in near or name.lower() in ("file", "path", "audio")]
-            hint = f"; rename {meant[0]!r}?" if meant else ""
-            if any(";" in name for name in header):
-                hint = "; separate them by commas or tabs, not by ';'"
-            raise ValueError(f"{self.name} has no column filename; its columns are {some(map(repr, header))}{hint}")
-        for name in self.required:
-            if name != "filename" and name not in header:
-                raise ValueError(f"{self.name} has no column {name}; its columns are {some(map(repr, header))}")
-        counts = Counter(header)
-        twice = sorted(name for name in columns if counts[name] > 1)
-        if twice:
+        names, there = {column: self.settings.name_of(column) for column in columns}, set(header)
+        if names["filename"] not in there and not packed:
+            raise no_filenames(self.name, header, names["filename"], self.settings.own)
+        for column in self.required:
+            if (name := self.settings.name_of(column)) not in there and column != "filename":
+                raise no_column(self.name, header, name, label=self.settings.own and column == "scene_label")
+        if twice := repeated(header, names.values()):
             raise ValueError(f"{self.name} has the column {twice[0]} more than once")
-        unused = [name for name in header if name not in columns and not (packed and name == "audio")]
+        used = set(names.values())
+        unused = [name for name in header if name not in used and not (packed and name == "audio")]
         if unused:
-            log.info("%s: columns not used: %s (used are %s)", self.name, some(unused), ", ".join(columns))
-        return [name for name in columns if name in counts]
-
-
-def some(names: Iterable[str]) -> str:
-    """The first of many names, for messages."""
-    first, rest = list(islice(names := iter(names), MOST_NAMES)), sum(1 for _ in names)
-    return ", ".join(first) + (f" and {rest} more" if rest else "")
-
-
-def _records(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file, each with the line that it begins on, without blank lines."""
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), delimiter=delimiter)
-    end = 0
-    for record in reader:
-        if record:
-            yield end + 1, record
-        end = reader.line_num
+            log.info("%s: columns not used: %s (used are %s)", self.name, some(unused), ", ".join(names.values()))
+        return [column for column, name in names.items() if name in there]
 
 
 def _complete(texts: dict[str, pa.ChunkedArray], columns: tuple[str, ...], lines: Iterable[int]) -> pa.Table:

@@ -20,6 +20,7 @@ from raymae.features.augment import crop_frames
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
 from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, TrialSteps, clips_for_each, memory_mb, micro_batch, run_trial
 from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.repeats import kind_of, runs_of
 from raymae.pipeline.run import make_plan
 from raymae.storage.folder import Folder
 
@@ -29,7 +30,9 @@ TRIED: dict[str, str] = {name: stage.kind for name, stage in STAGES.items() if s
 
 def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     """Print the plan and its estimate; returns the plan, the trial steps and the costs, for JSON."""
-    plan = make_plan(replace(config, seeds=1), target, storage)
+    runs = runs_of(config)
+    times = f" for {len(runs)} {kind_of(config)}s at most" if len(runs) > 1 else ""
+    plan = make_plan(next(iter(runs.values())), target, storage)
     stages = [plan.nodes[name].stage for name in plan.to_do]
     kinds = dict.fromkeys(TRIED[stage] for stage in stages if stage in TRIED)
     trials = {}
@@ -40,7 +43,7 @@ def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     fits = {kind: fit(config, kind, found) for kind, found in trials.items()}
     if "prepare" in plan.to_do:
         fits["disk"] = disk_fit(plan, trials)
-    for line in [*trial_lines(config, trials), *cost_lines(costs, config.seeds), *map(fit_line, fits.items())]:
+    for line in [*trial_lines(config, trials), *cost_lines(costs, len(runs), times), *map(fit_line, fits.items())]:
         print(line)
     return {
         "plan": {name: node.reused for name, node in plan.nodes.items()},
@@ -174,8 +177,8 @@ def trial_lines(config: Config, trials: Mapping[str, TrialSteps | None]) -> list
     return lines
 
 
-def cost_lines(costs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
-    """The cost of every stage, and of all."""
+def cost_lines(costs: Mapping[str, Mapping[str, Any]], repeats: int, times: str) -> list[str]:
+    """The cost of every stage, and of all; `times` says how often they are repeated."""
     lines = (
         ["cost, by clips at these rates here; by FLOPs on an H200 at 45 % of its bf16 peak, whatever the precision:"]
         if costs
@@ -188,9 +191,8 @@ def cost_lines(costs: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
         lines.append(f"  {name:20s} {cost['clips']:,.0f} clips, {steps}{here} here{gpu}")
     if costs:
         hours = [cost["hours"] for cost in costs.values()]
-        known = None if None in hours else seeds * sum(hours)
-        gpu_hours = seeds * sum(cost["gpu_hours"] for cost in costs.values())
-        times = f" for {seeds} seeds at most" if seeds > 1 else ""
+        known = None if None in hours else repeats * sum(hours)
+        gpu_hours = repeats * sum(cost["gpu_hours"] for cost in costs.values())
         lines.append(
             f"  in all{times}: {'unknown' if known is None else duration(known)} here, {duration(gpu_hours)} of one "
             "H200; pseudo-labels, baselines and evaluation come on top, and a student counts with all its pseudo-labels"

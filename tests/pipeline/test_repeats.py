@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from raymae.cluster import connect
 from raymae.config import RANDOM, Config, DataConfig, EvaluateConfig
+from raymae.pipeline.repeats import escape, latex, markdown, run_repeats, scores_csv, spreads_of, summary
 from raymae.pipeline.run import run_plan
-from raymae.pipeline.seeds import escape, latex, markdown, run_seeds, scores_csv, spreads_of, summary
 from raymae.storage.folder import Folder, open_storage
 from tests.support.audio_files import write_clips, write_table
 from tests.support.training import TINY
@@ -74,7 +74,7 @@ def test_only_jobs_with_scores_take_seeds(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"seeds = 2 is for jobs that evaluate: jobs/evaluate\.py and jobs/pipeline\.py"
     ):
-        run_seeds(replace(TINY, seeds=2), "pretrain", open_storage(str(tmp_path)))
+        run_repeats(replace(TINY, seeds=2), "pretrain", open_storage(str(tmp_path)))
     with pytest.raises(ValueError, match="seeds = 0 must be at least 1"):
         replace(TINY, seeds=0)
 
@@ -94,7 +94,7 @@ def test_finished_seeds_are_found_again(
     )
     storage = open_storage(config.storage)
     alone = run_plan(config, "evaluate", storage)
-    both = run_seeds(replace(config, seeds=2), "evaluate", storage)
+    both = run_repeats(replace(config, seeds=2), "evaluate", storage)
     zero, one = both["seeds"]["0"], both["seeds"]["1"]
     assert all(stage["reused"] for stage in zero["stages"].values())
     assert zero["metrics"] == alone["metrics"]
@@ -107,5 +107,5 @@ def test_finished_seeds_are_found_again(
     assert r"\toprule" in folder.read_bytes("scores.tex").decode()
     assert "mean ± standard deviation over seeds 0, 1" in capsys.readouterr().out
     monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
-    again = run_seeds(replace(config, seeds=2), "evaluate", storage)
+    again = run_repeats(replace(config, seeds=2), "evaluate", storage)
     assert (again["summary"], again["run_folder"]) == (both["summary"], both["run_folder"])
