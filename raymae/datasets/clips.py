@@ -95,7 +95,7 @@ def load_pool(url: str, weight: float) -> pa.Table:
 
 
 def load_folds(config: DataConfig, labels: Labels) -> list[str]:
-    """The folds of a data set or of `data.tables`, in order; ValueError where one can't be tested on, before training."""
+    """The folds of a data set or of `data.tables`, in order; ValueError where one can't be tested on."""
     if config.dataset in FOLDED:
         return [str(number + 1) for number in range(FOLDED[config.dataset])]
     rows = read_tables(config)

@@ -18,7 +18,9 @@ from tests.support.audio_files import TINY_AUDIO, write_tone
 from tests.support.classifiers import write_tiny
 from tests.support.training import TINY
 
-NAMES = ["airport", "bus", "park"]
+NAMES = ["path", "error", "scene_label"]
+"""Classes with the names of other columns."""
+P = [f"p_{name}" for name in NAMES]
 CLIP = TINY_AUDIO.clip_seconds
 LENGTHS = [CLIP, CLIP / 3, 2.5 * CLIP, (BATCH + 2) * CLIP, CLIP, CLIP, 5 * CLIP, CLIP / 2]
 """Lengths of recordings in seconds, one of them longer than the windows of a forward pass."""
@@ -50,9 +52,9 @@ def test_a_row_per_file_equals_the_predictor_s(predictor: Predictor, paths: list
         assert [row[name] for name in ("scene_label", "error")] == [alone["scene_label"], alone["error"]]
         if row["error"]:
             assert row["confidence"] is None
-            assert all(row[name] is None for name in NAMES)
+            assert all(row[name] is None for name in P)
         else:
-            assert [row[name] for name in NAMES] == pytest.approx([alone[name] for name in NAMES], abs=1e-5)
+            assert [row[name] for name in P] == pytest.approx([alone[name] for name in P], abs=1e-5)
             assert row["confidence"] == pytest.approx(alone["confidence"], abs=1e-5)
     counts = {name: int(table.schema.metadata[name]) for name in (FILES, FAILED, UNREACHABLE)}
     assert counts == {FILES: len(paths), FAILED: 2, UNREACHABLE: 0}
@@ -73,7 +75,7 @@ def test_a_row_per_window_equals_the_predictor_s(predictor: Predictor, paths: li
             if start is None:
                 assert row["error"] == str(values)
                 continue
-            assert [row[name] for name in NAMES] == pytest.approx(values.tolist(), abs=1e-5)
+            assert [row[name] for name in P] == pytest.approx(values.tolist(), abs=1e-5)
             assert (row["scene_label"], row["error"]) == (NAMES[int(np.argmax(values))], None)
     assert next(rows, None) is None
     assert int(table.schema.metadata[FILES]) == len(paths)

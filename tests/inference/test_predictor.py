@@ -248,14 +248,15 @@ def test_rows_of_a_result_table(predictor: Predictor, tmp_path: Path) -> None:
     write_tone(tmp_path / "good.wav", 440)
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
     good = predictor.row(str(tmp_path / "good.wav"))
-    assert list(good) == ["path", "scene_label", "confidence", "error", *NAMES]
+    probabilities = [f"p_{name}" for name in NAMES]
+    assert list(good) == ["path", "scene_label", "confidence", "error", *probabilities]
     assert good["error"] is None
-    assert good["confidence"] == good[good["scene_label"]] == max(good[name] for name in NAMES)
+    assert good["confidence"] == good[f"p_{good['scene_label']}"] == max(good[name] for name in probabilities)
     for name, reason in (("bad.wav", "can't be decoded"), ("missing.wav", "No such file"), (".", "not a regular file")):
         row = predictor.row(str(tmp_path / name))
         assert row.pop("path") == str(tmp_path / name)
         assert row.pop("error").startswith(reason)
-        assert row == dict.fromkeys(["scene_label", "confidence", *NAMES])
+        assert row == dict.fromkeys(["scene_label", "confidence", *probabilities])
 
 
 # Crops ---------------------------------------------------------------------------------------------------------------

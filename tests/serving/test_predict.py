@@ -190,7 +190,8 @@ def test_one_row_per_input_as_file_and_as_folder(ray_cluster: None, classifier: 
         alone = predictor.row(row["path"])
         assert (row["scene_label"] or None, row["error"] or None) == (alone["scene_label"], alone["error"])
         if not row["error"]:
-            assert [float(row[name]) for name in NAMES] == pytest.approx([alone[name] for name in NAMES], abs=1e-5)
+            columns = [f"p_{name}" for name in NAMES]
+            assert [float(row[name]) for name in columns] == pytest.approx([alone[name] for name in columns], abs=1e-5)
 
     write_tone(gone, 440)  # the other part is reused, with another output, too
     config = replace(config, predict=replace(config.predict, output=str(tmp_path / "parts")))

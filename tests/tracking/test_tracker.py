@@ -36,6 +36,8 @@ from tests.support.audio_files import TINY_AUDIO, write_tone
 from tests.support.training import TINY
 
 NAMES = ["high", "low"]
+P = [f"p_{name}" for name in NAMES]
+"""The columns of their probabilities."""
 CONFIG = TrackingConfig(registered_model="scenes")
 ALIAS = "models:/scenes@candidate"
 SECRET = "hunter2"
@@ -201,7 +203,7 @@ def test_a_registered_model_has_its_metadata(registered: tuple[Folder, str, str]
     assert info.metadata["audio"] == to_dict(TINY_AUDIO)
     assert info.metadata["metrics"] == {"test": {"accuracy": 0.5}}
     assert info.signature.inputs.to_dict() == [{"type": "any", "required": True}]
-    assert info.signature.outputs.input_names() == ["scene_label", "confidence", "error", *NAMES]
+    assert info.signature.outputs.input_names() == ["scene_label", "confidence", "error", *P]
 
 
 def test_the_alias_moves_to_another_classifier_and_back(
@@ -234,10 +236,10 @@ def test_the_model_reads_audio_files(
         paths = [wav, wav + ".gone", wav]
         found = model.predict(paths if kind == "list" else pd.DataFrame({kind: paths}))
     expected = Predictor(tracker.download_classifier(ALIAS)).row(wav)
-    assert list(found.columns) == ["scene_label", "confidence", "error", *NAMES]
+    assert list(found.columns) == ["scene_label", "confidence", "error", *P]
     for row in (0, 2):
         assert found["scene_label"][row] == expected["scene_label"]
-        assert found[NAMES].iloc[row].tolist() == pytest.approx([expected[name] for name in NAMES], abs=1e-6)
+        assert found[P].iloc[row].tolist() == pytest.approx([expected[name] for name in P], abs=1e-6)
     assert found["error"][1] == "No such file or directory"
     assert found.iloc[1].drop("error").isna().all()
 
