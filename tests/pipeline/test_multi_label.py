@@ -172,12 +172,12 @@ def test_a_row_names_the_classes_that_are_there(trained: StageSpec, clips: pa.Ta
     right, several = [], 0
     for clip in clips.filter(pa.compute.starts_with(clips["split"], "test")).to_pylist():
         row = predictor.row(clip["path"])
-        assert list(row) == ["path", "scene_label", "confidence", "error", *NAMES]
-        named = row["scene_label"].split(";")
-        present = [name for name in NAMES if row[name] >= PRESENT]
-        assert set(named) == set(present or [max(NAMES, key=row.__getitem__)])
-        assert [row[name] for name in named] == sorted((row[name] for name in named), reverse=True)
-        assert row["confidence"] == row[named[0]] == max(row[name] for name in NAMES)
+        assert list(row) == ["path", "scene_label", "confidence", "error", *(f"p_{name}" for name in NAMES)]
+        named, values = row["scene_label"].split(";"), {name: row[f"p_{name}"] for name in NAMES}
+        present = [name for name in NAMES if values[name] >= PRESENT]
+        assert set(named) == set(present or [max(NAMES, key=values.__getitem__)])
+        assert [values[name] for name in named] == sorted((values[name] for name in named), reverse=True)
+        assert row["confidence"] == values[named[0]] == max(values.values())
         several += len(named) > 1
         right.append(set(named) == set(clip["scene_label"].split("; ")))
     assert several

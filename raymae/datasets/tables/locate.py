@@ -26,9 +26,8 @@ log = logging.getLogger(__name__)
 EXAMPLES = 3
 LISTINGS = 16
 """Shards listed concurrently, as listing one at a URL is mostly waiting."""
-
-
 OWN_FOLDER = "the table's own folder"
+"""What filenames are relative to, for messages."""
 
 
 def locate(name: str, folder: Folder, rows: pa.Table, column: str = "filename", place: str = OWN_FOLDER) -> pa.Table:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raymae.config import DataConfig, redact
 from raymae.datasets.labels import SEPARATOR
+from raymae.datasets.tables.locate import OWN_FOLDER
 from raymae.storage.folder import Folder
 
 
@@ -65,7 +66,7 @@ class TableSettings:
         """What the folder of the recordings is, for messages."""
         if self.audio_root is not None:
             return "data.audio_root"
-        return "the table's own folder" + (" (--data.audio-root names another one)" if self.own else "")
+        return OWN_FOLDER + (" (--data.audio-root names another one)" if self.own else "")
 
     def audio_folder(self, own: Folder) -> Folder:
         """The folder of the recordings of a table in the folder `own`; ValueError where it isn't one."""
