@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.decode import load
 from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.audio.sources import open_clip
@@ -65,12 +64,8 @@ class ClipReader:
         self._requests.put(None)
 
     def _read(self, path: str, spans: Sequence[Span]) -> Iterator[Clip | SilentError]:
-        source, audio = open_clip(path), self.audio
-        if list(spans) == [WHOLE]:
-            waveforms = iter([load(source, audio.sample_rate, seconds=audio.clip_seconds)])
-        else:
-            waveforms = read_spans(source, audio, spans)
-        for waveform in waveforms:
+        audio = self.audio
+        for waveform in read_spans(open_clip(path), audio, spans):
             features, valid_frames = fit_length(self.log_mel(waveform), audio.n_frames, audio.silence)
             if is_silent(features, valid_frames):
                 yield SilentError()

@@ -80,6 +80,8 @@ def read_spans(source: Source, audio: AudioConfig, spans: Iterable[Span]) -> Ite
             start = round((begin or 0.0) * rate)
             stop = start + audio.n_samples if end is None else min(round(end * rate), start + audio.n_samples)
             waveform = parts.read(start, stop)
+            if not (start or len(waveform)):
+                raise AudioError(f"too short: no sample at {rate} Hz")
             if not len(waveform):
                 raise AudioError(f"only {parts.seconds:.2f} s long, but the part starts at {start / rate:g} s")
             yield waveform

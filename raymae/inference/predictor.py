@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from raymae.audio.decode import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, FloatArray, load
 from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
+from raymae.audio.windows import read_windows, window_starts
 from raymae.datasets.labels import SEPARATOR, probability_columns
 from raymae.inference.classifier import Probabilities, class_probabilities, read_classifier
 from raymae.storage.folder import Folder
@@ -88,7 +89,7 @@ class Predictor:
         """(start, end, probabilities (C,)) of each window of a recording; times in seconds.
 
         `source` is a path, an encoded file's bytes, an open file, or (waveform (n_samples,), sample_rate); a waveform
-        of 16 or 32 bit integers is divided by its full scale. A rest at the end that is shorter than an FFT is ignored.
+        of 16 or 32 bit integers is divided by its full scale. A short rest at the end is ignored (`audio.windows.SHORTEST`).
         Raises AudioError for a recording that can't be read, of it SilentError for one without sound.
         """
         (found,) = self.each([source])
@@ -101,8 +102,8 @@ class Predictor:
     ) -> Iterator[list[Window] | AudioError]:
         """The windows of each of many recordings, in their order, or the error of one that can't be read.
 
-        A forward pass takes `BATCH` windows, of several recordings where these are short. Of a long recording, only the
-        waveform is held as a whole. `open_source` turns an entry of `sources` into a source of `windows`.
+        A forward pass takes `BATCH` windows, of several recordings where these are short. Of a long recording, one window
+        is held at a time. `open_source` turns an entry of `sources` into a source of `windows`.
         """
         pending: deque[_Recording] = deque()
         batch: list[_Part] = []
@@ -122,11 +123,13 @@ class Predictor:
         yield from (recording.found for recording in pending)
 
     def _parts(self, source: Source, recording: _Recording) -> Iterator[_Part]:
-        """The windows of a recording; sets how many of them are waiting."""
-        waveform = self.waveform(source)
-        recording.windows = [None] * len(self._starts(waveform))
-        recording.waiting = len(recording.windows)
-        for place, clip in enumerate(self.clips(waveform)):
+        """The windows of a recording that have to be classified; counts them as waiting."""
+        if isinstance(source, tuple):
+            clips = self.clips(self.waveform(source))
+        else:
+            clips = (self._clip(*window) for window in read_windows(source, self.classifier.audio))
+        for clip in clips:
+            place = recording.begin()
             if clip.is_silent:
                 recording.add(place, (clip.start, clip.end, None))
             else:
@@ -140,17 +143,17 @@ class Predictor:
             part.recording.add(part.place, (part.clip.start, part.clip.end, value))
         batch.clear()
 
-    def _starts(self, waveform: FloatArray) -> range:
-        audio = self.classifier.audio
-        return range(0, max(1, len(waveform) - audio.n_fft + 1), audio.n_samples)
-
     def clips(self, waveform: FloatArray) -> Iterator[Clip]:
         """The windows of a waveform (n_samples,) at the classifier's sample rate, one after the other."""
         audio = self.classifier.audio
-        for start in self._starts(waveform):
-            part = waveform[start : start + audio.n_samples]
-            fitted = fit_length(self.log_mel(part), audio.n_frames, audio.silence)
-            yield Clip(start / audio.sample_rate, (start + len(part)) / audio.sample_rate, *fitted)
+        for start in window_starts(len(waveform), audio):
+            yield self._clip(start, waveform[start : start + audio.n_samples])
+
+    def _clip(self, start: int, waveform: FloatArray) -> Clip:
+        """The window of the samples (n_samples,) from `start` on."""
+        audio = self.classifier.audio
+        fitted = fit_length(self.log_mel(waveform), audio.n_frames, audio.silence)
+        return Clip(start / audio.sample_rate, (start + len(waveform)) / audio.sample_rate, *fitted)
 
     def of_clips(self, clips: Sequence[Clip]) -> Probabilities:
         """Class probabilities (B, C) of windows, in one forward pass."""
@@ -237,6 +240,12 @@ class _Recording:
     waiting: int = 0
     """Windows that have not been classified yet."""
     error: AudioError | None = None
+
+    def begin(self) -> int:
+        """Count another window; its place."""
+        self.windows.append(None)
+        self.waiting += 1
+        return len(self.windows) - 1
 
     def add(self, place: int, window: Window) -> None:
         self.windows[place] = window

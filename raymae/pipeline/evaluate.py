@@ -19,8 +19,9 @@ from raymae.datasets.rows import Rows, class_names, held_out, rows_of
 from raymae.datasets.splits.split_file import split_name
 from raymae.datasets.synthetic import STAMP
 from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
+from raymae.evaluation.recordings import by_recording, has_parts
 from raymae.evaluation.report import write_report
-from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
+from raymae.evaluation.scores import KINDS, check_complete, comparisons, evaluation, mistakes, training_domains
 from raymae.features.manifest import silent_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import Reading
@@ -93,6 +94,8 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         mistakes: of the final model, by split (`scores.mistakes`).
         embeddings: accuracies of probes by stage (`probes.read_out`), or None.
         ablation: the model of each ablation (`Plan.ablation_models`).
+        clips: model → split → number and headline score of the clips that long recordings were cut to; None without
+            any. All other scores are those of recordings, each the mean over its clips.
 
     Raises ValueError when no held-out split has a labelled clip, or a clip would not count exactly once.
     """
@@ -115,12 +118,14 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         work_seconds += spent
     order = [name for name in (*SVMS, *folders) if name in probabilities]
     readable = store.clips.take(rows)
-    predictions = {name: predictions_table(readable, probabilities[name]) for name in order}
-    for name, table in predictions.items():
+    by_clip = {name: predictions_table(readable, probabilities[name]) for name in order}
+    for table in by_clip.values():
         check_complete(table, store.clips)
-        artifact.write_table(f"predictions/{name}.parquet", table)
+    predictions = {name: by_recording(table) for name, table in by_clip.items()}
+    write_predictions(artifact, predictions, by_clip if has_parts(readable) else {})
     embeddings, spent = read_embeddings(plan, rows, reader)
     result = score_predictions(predictions, names, labels, store.clips) | {
+        "clips": clip_scores(by_clip, names, labels) if has_parts(readable) else None,
         "split": split_name(config.data.split),
         "note": STAMP if config.data.dataset == "synthetic" else None,
         "train_seconds": seconds,
@@ -132,6 +137,25 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     result = dict(to_dict(result))
     write_report(result, artifact)
     return result | {"work_seconds": work_seconds + spent}
+
+
+def write_predictions(artifact: Folder, predictions: Mapping[str, pa.Table], by_clip: Mapping[str, pa.Table]) -> None:
+    """Write the predictions of recordings, and those of their clips where some have several."""
+    for folder, tables in (("predictions", predictions), ("predictions_by_clip", by_clip)):
+        for name, table in tables.items():
+            artifact.write_table(f"{folder}/{name}.parquet", table)
+
+
+def clip_scores(by_clip: Mapping[str, pa.Table], names: Sequence[str], labels: Labels) -> dict[str, Any]:
+    """By model and split, number and headline score of the clips that recordings were cut to."""
+    headline = KINDS[labels].HEADLINE
+    return {
+        name: {
+            split: {"clips": found["clips"], headline: found[headline]}
+            for split, found in evaluation(table, names, labels).items()
+        }
+        for name, table in by_clip.items()
+    }
 
 
 def score_predictions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from raymae.config.stages import STAGES, turn_of
@@ -91,10 +92,18 @@ def scores_section(report: Report) -> Section:
     if report["silent"]:
         lost = ", ".join(f"{count} of {split}" for split, count in report["silent"].items())
         notes.append(f"Labelled clips without any sound, which are not scored: {lost}.")
+    if report["clips"]:
+        notes.append(f"Recordings are scored by the mean over their clips; of single clips {clip_line(report, kind)}.")
     few = {split: classes for split, found in splits.items() if (classes := _few_groups(found))}
     notes += [f"No interval of {split}: {', '.join(classes)}." for split, classes in few.items()]
     meaning = f"{kind.MEANING}; in brackets the 95 % bootstrap interval over groups."
     return Section(f"{kind.TITLE} by split", [meaning, Table(header, rows), *under(report), *notes])
+
+
+def clip_line(report: Mapping[str, Any], kind: ModuleType) -> str:
+    """The final model's scores of the clips that recordings were cut to, as in "test 0.71 (360 clips)"."""
+    *_, final = report["clips"].values()
+    return ", ".join(f"{split} {found[kind.HEADLINE]:.3f} ({found['clips']} clips)" for split, found in final.items())
 
 
 def _few_groups(found: Mapping[str, Any]) -> list[str]:
