@@ -19,8 +19,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from raymae.audio.av_reader import UNKNOWN_FRAMES
 from raymae.audio.errors import AudioError, TooLongError, UnreachableError
-from raymae.audio.reader import UNKNOWN_FRAMES, Reader, open_reader
+from raymae.audio.reader import Reader, open_reader
 from raymae.storage.retry import is_transient
 
 FloatArray = NDArray[np.float32]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from raymae.audio.av_reader import UNKNOWN_FRAMES
 from raymae.audio.decode import open_audio
-from raymae.audio.reader import UNKNOWN_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +31,5 @@ def length(source: str | Path | bytes | BinaryIO) -> Length | None:
     Raises AudioError as `raymae.audio.decode.load`, for what it notices before decoding.
     """
     with open_audio(source) as file:
-        known = file.frames != UNKNOWN_FRAMES
-        return Length(frames=file.frames, sample_rate=file.samplerate) if known else None
+        frames, sample_rate = file.count(), file.samplerate
+    return Length(frames=frames, sample_rate=sample_rate) if frames != UNKNOWN_FRAMES else None

@@ -258,8 +258,7 @@ def _tag_end(window: _Window, at: int) -> int:
     """The end of the tag, or of the run of zeros, at a position; the position itself if there is none."""
     head = window.get(at, 32)
     if head[:3] == b"ID3" and len(head) >= 10:
-        size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        return at + 10 + size + 10 * bool(head[5] & 0x10)
+        return at + id3_size(head)
     if head[:4] == b"TAG+":
         return at + 227
     if head[:3] == b"TAG":
@@ -272,6 +271,12 @@ def _tag_end(window: _Window, at: int) -> int:
         content = window.get(at, _LOOK)
         return at + len(content) - len(content.lstrip(b"\0"))
     return at
+
+
+def id3_size(head: bytes) -> int:
+    """Bytes of an ID3v2 tag that begins with `head` (10 bytes or more)."""
+    size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
+    return 10 + size + 10 * bool(head[5:6] > b"\x0f" and head[5] & 0x10)
 
 
 def _after(window: _Window, at: int, marks: tuple[bytes, ...]) -> int:

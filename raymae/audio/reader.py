@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from raymae.audio import mp3
+from raymae.audio import flac, mp3
+from raymae.audio.av_reader import AvReader, container_of
 from raymae.audio.errors import AudioError
 from raymae.audio.headers import AudioChunk, find_audio, find_fault, with_size
-from raymae.audio.splice import Spliced
-
-UNKNOWN_FRAMES = 2**63 - 1
-"""`Reader.frames` of a recording whose length only decoding tells."""
+from raymae.audio.quiet import quiet
+from raymae.audio.splice import Part, Spliced
 
 _MP3_IN_WAV = 0x55
+_HEAD = 64
 
 
 class Reader(Protocol):
@@ -33,7 +33,7 @@ class Reader(Protocol):
 
     @property
     def frames(self) -> int:
-        """Samples per channel, or `UNKNOWN_FRAMES`."""
+        """Samples per channel; `UNKNOWN_FRAMES` if the header doesn't tell."""
 
     def seek(self, frames: int) -> int:
         """Go to a sample."""
@@ -41,12 +41,71 @@ class Reader(Protocol):
     def read(self, frames: int, dtype: Any, always_2d: bool) -> NDArray[np.float32]:
         """The next samples (n, channels); fewer at the end."""
 
+    def count(self) -> int:
+        """Samples per channel, from a pass over the file if need be; `UNKNOWN_FRAMES` if only decoding tells."""
 
-class _SequentialFile(soundfile.SoundFile):
-    """Without the seek that soundfile adds to every read, which fails at the end of a FLAC of unknown length."""
 
+class _SoundFile(soundfile.SoundFile):
     def seekable(self) -> bool:
+        """False: soundfile would seek before every read, which fails at the end of a FLAC of unknown length."""
         return False
+
+    def count(self) -> int:
+        return self.frames
+
+
+class _MpegFile(_SoundFile):
+    """An MP3, whose decoder prints what it finds odd."""
+
+    def __init__(self, source: Any, **options: Any) -> None:
+        with quiet():
+            super().__init__(source, **options)
+
+    def seek(self, frames: int, whence: int = io.SEEK_SET) -> int:
+        with quiet():
+            return super().seek(frames, whence)
+
+    def read(self, *args: Any, **options: Any) -> NDArray[np.float32]:
+        with quiet():
+            return super().read(*args, **options)
+
+
+class _FlacFile(_SoundFile):
+    """A FLAC stream; what was read is searched for frames of another sample rate, which libsndfile ignores.
+
+    Only where a second look at the file costs next to nothing: on disk or in memory.
+    """
+
+    def __init__(self, source: Any, stream: BinaryIO, info: flac.StreamInfo, end: int | None) -> None:
+        super().__init__(source, closefd=False)
+        self._stream, self._parameters, self._end = stream, info, end
+        self._searched = 0 if isinstance(stream, io.FileIO | io.BytesIO) else None
+
+    def count(self) -> int:
+        return self._end or self.frames
+
+    def seek(self, frames: int, whence: int = io.SEEK_SET) -> int:
+        place = super().seek(frames, whence)
+        if self._searched is not None:
+            self._searched = max(0, self._stream.tell() - 2**16)
+        return place
+
+    def read(self, *args: Any, **options: Any) -> NDArray[np.float32]:
+        block: NDArray[np.float32] = super().read(*args, **options)
+        if self._searched is not None:
+            self._search(self._searched)
+        return block
+
+    def _search(self, start: int) -> None:
+        stop = self._stream.tell()
+        self._stream.seek(start)
+        content = self._stream.read(stop - start + 2**14)
+        self._stream.seek(stop)
+        self._searched = max(start, stop - flac.MAX_HEADER)
+        if frame := flac.changed_frame(content, self._parameters):
+            old = f"{self._parameters.channels} channels at {self._parameters.sample_rate} Hz"
+            rate = frame.sample_rate or self._parameters.sample_rate
+            raise AudioError(f"changes from {old} to {frame.channels} channels at {rate} Hz")
 
 
 @contextmanager
@@ -55,36 +114,67 @@ def open_reader(stream: BinaryIO) -> Iterator[Reader]:
 
     Raises AudioError for a fault of the file that its headers show, and soundfile's LibsndfileError.
     """
-    chunk = find_audio(stream)
-    fault = find_fault(stream, chunk)
-    if fault:
-        raise AudioError(fault)
-    source = _arrange(stream, chunk)
-    source.seek(0)
-    # a file descriptor if there is one: decoding through a Python object's reads and seeks takes a tenth longer
-    direct = isinstance(source, io.FileIO)
-    with _SequentialFile(source.fileno() if direct else source, closefd=False) as file:
+    head = _head(stream)
+    if name := container_of(head):
+        with closing(AvReader(stream, *name)) as reader:
+            yield reader
+        return
+    with _open_soundfile(stream, head) as file:
         yield file
 
 
-def _arrange(stream: BinaryIO, chunk: AudioChunk | None) -> BinaryIO:
-    """The file itself, or one made of its parts, which libsndfile reads wholly."""
-    if chunk and chunk.codec == _MP3_IN_WAV:
-        return _mp3(stream, chunk)
-    if chunk:
-        parts = with_size(stream, chunk)
-        return stream if parts is None else io.BufferedReader(Spliced(stream, parts))
-    return _mp3(stream, None)
+def _head(stream: BinaryIO) -> bytes:
+    """The first bytes of a file, behind an ID3v2 tag."""
+    stream.seek(0)
+    head = stream.read(_HEAD)
+    if head[:3] == b"ID3":
+        stream.seek(mp3.id3_size(head))
+        head = stream.read(_HEAD) or head
+    return head
 
 
-def _mp3(stream: BinaryIO, chunk: AudioChunk | None) -> BinaryIO:
-    if chunk is None:
-        found = mp3.look(stream)
-    else:
-        stop = chunk.start + chunk.size if chunk.size and not chunk.is_open else chunk.file_size
-        found = mp3.look(stream, chunk.start, stop)
-    if found is None:
-        return stream
-    if found.fault:
+def _open_soundfile(stream: BinaryIO, head: bytes) -> _SoundFile:
+    """The file itself, or one made of its parts, as libsndfile reads it wholly."""
+    chunk = find_audio(stream)
+    if fault := find_fault(stream, chunk):
+        raise AudioError(fault)
+    if head[:4] == b"fLaC":
+        return _open_flac(stream)
+    if head[28:33] == b"\x7fFLAC" and (pieces := flac.native_parts(stream)):
+        return _SoundFile(_source(stream, pieces), closefd=False)
+    if chunk and chunk.codec != _MP3_IN_WAV:
+        return _SoundFile(_source(stream, with_size(stream, chunk)), closefd=False)
+    found = mp3.look(stream, *_span(chunk))
+    if found and found.fault:
         raise AudioError(found.fault)
-    return io.BufferedReader(Spliced(stream, found.parts()))
+    mpeg = found or mp3.parse_header(head[:4])
+    return (_MpegFile if mpeg else _SoundFile)(_source(stream, found.parts() if found else None), closefd=False)
+
+
+def _open_flac(stream: BinaryIO) -> _SoundFile:
+    info = flac.stream_info(stream)
+    if info is None:
+        return _SoundFile(_source(stream), closefd=False)
+    end = flac.last_sample(stream, info)
+    if fault := flac.find_fault(stream, info, end):
+        raise AudioError(fault)
+    more = end is not None and 0 < info.frames < end  # its header counts too few
+    return _FlacFile(_source(stream, flac.with_frames(stream, end) if more and end else None), stream, info, end)
+
+
+def _span(chunk: AudioChunk | None) -> tuple[int, int | None]:
+    """Start and stop of an MP3 in a WAV file."""
+    if chunk is None:
+        return 0, None
+    return chunk.start, chunk.start + chunk.size if chunk.size and not chunk.is_open else chunk.file_size
+
+
+def _source(stream: BinaryIO, parts: list[Part] | None = None) -> Any:
+    """What soundfile opens: a file made of parts of another, or the file itself, rewound.
+
+    A file descriptor if there is one: decoding through a Python object's reads and seeks takes a tenth longer.
+    """
+    if parts is not None:
+        return io.BufferedReader(Spliced(stream, parts), 2**16)
+    stream.seek(0)
+    return stream.fileno() if isinstance(stream, io.FileIO) else stream
