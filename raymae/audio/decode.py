@@ -19,8 +19,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from raymae.audio.av_reader import UNKNOWN_FRAMES
 from raymae.audio.errors import AudioError, TooLongError, UnreachableError
+from raymae.audio.formats.av_reader import UNKNOWN_FRAMES
 from raymae.audio.reader import Reader, open_reader
 from raymae.storage.retry import is_transient
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from raymae.audio.av_reader import UNKNOWN_FRAMES
 from raymae.audio.decode import open_audio
+from raymae.audio.formats.av_reader import UNKNOWN_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from raymae.audio import flac, mp3
-from raymae.audio.av_reader import AvReader, container_of
 from raymae.audio.errors import AudioError
-from raymae.audio.headers import AudioChunk, find_audio, find_fault, with_size
-from raymae.audio.quiet import quiet
-from raymae.audio.splice import Part, Spliced
+from raymae.audio.formats import flac, mp3
+from raymae.audio.formats.av_reader import AvReader, container_of
+from raymae.audio.formats.headers import AudioChunk, find_audio, find_fault, with_size
+from raymae.audio.formats.quiet import quiet
+from raymae.audio.formats.splice import Part, Spliced
 
 _MP3_IN_WAV = 0x55
 _HEAD = 64
@@ -102,6 +102,8 @@ class _FlacFile(_SoundFile):
         content = self._stream.read(stop - start + 2**14)
         self._stream.seek(stop)
         self._searched = max(start, stop - flac.MAX_HEADER)
+        if content.find(flac.SECOND, 4) >= 0:
+            raise AudioError(flac.SEVERAL)
         if frame := flac.changed_frame(content, self._parameters):
             old = f"{self._parameters.channels} channels at {self._parameters.sample_rate} Hz"
             rate = frame.sample_rate or self._parameters.sample_rate
@@ -147,8 +149,8 @@ def _open_soundfile(stream: BinaryIO, head: bytes) -> _SoundFile:
     found = mp3.look(stream, *_span(chunk))
     if found and found.fault:
         raise AudioError(found.fault)
-    mpeg = found or mp3.parse_header(head[:4])
-    return (_MpegFile if mpeg else _SoundFile)(_source(stream, found.parts() if found else None), closefd=False)
+    kind = _SoundFile if head[:4] == b"OggS" else _MpegFile  # libsndfile looks for frames of MP3 in unknown files, too
+    return kind(_source(stream, found.parts() if found else None), closefd=False)
 
 
 def _open_flac(stream: BinaryIO) -> _SoundFile:

@@ -174,6 +174,9 @@ class DataConfig:
     test_fold: str | None = None
     """The fold that is split test, of tables with a fold_column and of esc50, esc10 and urbansound8k, where None is the
     last one; for every fold in turn see `folds`."""
+    follow_links: bool = False
+    """Follow symbolic links that lead out of the folders that the settings name (tables, pools, inputs of predict);
+    those within them are followed anyway."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded data set."""
     check: bool = False

@@ -28,6 +28,7 @@ from raymae.datasets.rows import held_out
 from raymae.datasets.spellings import check_spellings, merge_spellings
 from raymae.datasets.splits.assign import assign, settings
 from raymae.datasets.tables.hugging_face import is_hub_table, read_hub_table
+from raymae.datasets.tables.links import Links
 from raymae.datasets.tables.settings import TableSettings
 from raymae.datasets.tables.table import CLIPS, holds_recordings, read_table
 from raymae.storage.folder import Folder
@@ -79,7 +80,7 @@ def load_table(url: str, settings: TableSettings) -> pa.Table:
         return read_hub_table(url, settings.label, settings.separator)
     if not holds_recordings(url):
         return read_table(url, settings=settings)
-    rows = load_pool(url, 1.0)
+    rows = load_pool(url, 1.0, settings.links)
     log.warning(
         "%s is a folder or tar, without labels: its %d recordings are for pre-training; for labels, name the table in "
         "it, or give a folder per class by --data.dataset folders --data.root",
@@ -88,10 +89,10 @@ def load_table(url: str, settings: TableSettings) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("split"), "split", pa.repeat("train", len(rows)))
 
 
-def load_pool(url: str, weight: float) -> pa.Table:
+def load_pool(url: str, weight: float, links: Links) -> pa.Table:
     """The rows of a pool table."""
     with reading(url):
-        return read_table(url, pool=True, weight=weight)
+        return read_table(url, pool=True, weight=weight, settings=TableSettings(links=links))
 
 
 def load_folds(config: DataConfig, labels: Labels) -> list[str]:
@@ -163,7 +164,7 @@ def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None 
     name = config.dataset
     own = nominal(name) if name in absent(config) else find_dataset("data.dataset =", name)(config, folder)
     tables, named = pools_of(config)
-    pools = [load_pool(url, weight) for url, weight in tables]
+    pools = [load_pool(url, weight, Links.of(config)) for url, weight in tables]
     pools += [nominal_pool(pool, weight) for pool, weight in named]
     rows = join([own, *pools])
     if labels:
@@ -198,7 +199,7 @@ def gather(config: DataConfig, folder: Path | None) -> tuple[pa.Table, list[str]
     own = find_dataset("data.dataset =", config.dataset)(config, folder)
     tables, named = pools_of(config)
     incomplete = differences(config.dataset, own)
-    pools = [load_pool(url, weight) for url, weight in tables]
+    pools = [load_pool(url, weight, Links.of(config)) for url, weight in tables]
     for pool, weight in named:
         name, _, root = pool.partition(":")
         whole = find_dataset("data.pool_datasets:", name)(pool_config(config, name, root), folder)

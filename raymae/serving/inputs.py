@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fsspec.core import url_to_fs
 
 from raymae.audio.containers import AUDIO, PACKED
 from raymae.config import redact
+from raymae.datasets.tables.corpus import log_left_out, what_it_holds
+from raymae.datasets.tables.links import Links, walk
 from raymae.datasets.tables.settings import PLAIN, TableSettings
 from raymae.datasets.tables.table import LOCATED, MetadataTable
 from raymae.storage.folder import change_time
@@ -26,7 +29,8 @@ Row = tuple[str, int, float]
 def find_files(inputs: tuple[str, ...], settings: TableSettings = PLAIN) -> pa.Table:
     """Every recording (`INPUTS`) in the order of the inputs and of their content; one named twice has two rows.
 
-    `settings` say how tables are read.
+    What a folder holds and isn't used is counted and logged. Links to files are followed; links to folders, and those
+    that a table names, as `settings` say, which also say how tables are read.
     """
     if not inputs:
         raise ValueError("--predict.inputs names no file: give audio files, folders, or tables with a filename column")
@@ -38,7 +42,7 @@ def _find(name: str, settings: TableSettings) -> Iterator[pa.Table]:
     if packed := re.match(PACKED, name):
         yield _table([(name, *_look(packed["outer"])[1:])])
     elif "://" not in name and Path(name).expanduser().is_dir():
-        yield _table(sorted(_below(os.path.realpath(os.path.expanduser(name)))), name)
+        yield _folder(name, settings.links)
     elif name.lower().endswith(TABLES) or ("://" in name and not name.lower().endswith(AUDIO)):
         table = MetadataTable.open(name, ("filename",), settings)
         yield table.clips(("filename",), pool=True).select(LOCATED).cast(INPUTS)
@@ -46,11 +50,22 @@ def _find(name: str, settings: TableSettings) -> Iterator[pa.Table]:
         yield _table([_look(name)])
 
 
-def _below(root: str) -> Iterator[Row]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in AUDIO:
-                yield _look(os.path.join(folder, name))
+def _folder(name: str, links: Links) -> pa.Table:
+    """The recordings below a local folder, sorted by path."""
+    rows: list[Row] = []
+    left_out: Counter[str] = Counter()
+    for folder, names in walk(os.path.realpath(os.path.expanduser(name)), links, left_out):
+        for file in names:
+            ending = os.path.splitext(file)[1].lower()
+            if ending in AUDIO:
+                rows.append(_look(os.path.join(folder, file)))
+            else:
+                left_out[f"files *{ending}" if ending else "files without an ending"] += 1
+    if not rows:
+        kinds = f"no audio file ({', '.join(AUDIO)}) below {redact(name)}"
+        raise ValueError(f"--predict.inputs: {kinds}{what_it_holds(left_out)}")
+    log_left_out(f"--predict.inputs: {redact(name)}", left_out)
+    return _table(sorted(rows), name)
 
 
 def _look(path: str) -> Row:
@@ -68,8 +83,6 @@ def _look(path: str) -> Row:
 
 
 def _table(rows: list[Row], folder: str | None = None) -> pa.Table:
-    if folder is not None and not rows:
-        raise ValueError(f"--predict.inputs: no audio file ({', '.join(AUDIO)}) below {redact(folder)}")
     columns = zip(*rows, strict=True)
     try:
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, INPUTS, strict=True)], INPUTS)

@@ -187,7 +187,7 @@ def label_files(config: Config) -> dict[str, Any]:
 
     output = open_output("--predict.output", config.predict.output)
     submission = open_submission(config, output)
-    files = find_files(config.predict.inputs, TableSettings.of(config.data))
+    files = find_files(config.predict.inputs, TableSettings.of(config.data, *config.predict.inputs))
     if submission:
         paths = files["path"].to_pylist()
         place = {path: row for row, path in enumerate(paths)}

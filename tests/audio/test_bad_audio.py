@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import load
 from raymae.audio.errors import AudioError
-from raymae.audio.headers import find_audio, find_fault
+from raymae.audio.formats.headers import find_audio, find_fault
 from raymae.datasets.tables.table import read_table
 from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder

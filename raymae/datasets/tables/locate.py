@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from raymae.audio.containers import PACKED
 from raymae.audio.sources import look_into
 from raymae.config import redact
+from raymae.datasets.tables.links import FOLLOW, OWN, Links, inside
 from raymae.datasets.tables.unicode_forms import other_paths, same_names, with_other_names
 from raymae.storage.folder import Folder, change_time
 
@@ -30,14 +31,21 @@ OWN_FOLDER = "the table's own folder"
 """What filenames are relative to, for messages."""
 
 
-def locate(name: str, folder: Folder, rows: pa.Table, column: str = "filename", place: str = OWN_FOLDER) -> pa.Table:
+def locate(
+    name: str,
+    folder: Folder,
+    rows: pa.Table,
+    links: Links = OWN,
+    column: str = "filename",
+    place: str = OWN_FOLDER,
+) -> pa.Table:
     """Append `path`, `size` and `mtime` of the files or shard members in column filename.
 
     A missing one gets size -1; one that is stored in another Unicode form is found, if there is none of the exact name.
     `column` is the table's name of filename, and `place` says what the folder is, for messages. Raises ValueError for
-    an invalid filename and for a path that leaves the folder.
+    an invalid filename and for a path that leaves the folder, by a link that `links` doesn't follow, too.
     """
-    where = Place(name, folder, column, place)
+    where = Place(name, folder, links, column, place)
     filename = rows["filename"].combine_chunks()
     packed = pc.extract_regex(filename, PACKED)
     inner, outer = pc.struct_field(packed, "inner"), pc.coalesce(pc.struct_field(packed, "outer"), filename)
@@ -66,14 +74,16 @@ class Place:
     table: str
     """Name of the table, for messages."""
     folder: Folder
+    links: Links
     column: str
     """The table's name of the column of filenames."""
     what: str
     """What the folder is, for messages."""
 
-    def refuse(self, rows: pa.Table, wrong: pa.Array) -> None:
-        """Raise ValueError for rows (n,) that lie outside of the folder."""
+    def refuse(self, rows: pa.Table, wrong: pa.Array, by_link: bool = False) -> None:
+        """Raise ValueError for rows (n,) that lie outside of the folder, by their names or by a link."""
         right = f"stay in {redact(self.folder.url)}, {self.what}"
+        right += f", but a link leads out of it; {FOLLOW} follows links" if by_link else ""
         reject(self.table, rows, wrong, "filename", right, self.column)
 
 
@@ -121,26 +131,31 @@ def _locate_files(place: Place, rows: pa.Table, filename: pa.Array) -> pa.Table:
     root = _resolve(folder, "")
     folders = [_resolve(folder, path) for path in below.to_pylist()]
     number = pc.index_in(of_row, value_set=below)
-    outside = pa.array([not _inside(root, path) for path in folders], pa.bool_())
-    place.refuse(rows, outside.take(number))
+    by_name = [
+        not inside(root, path) and _leaves(folder, name) for path, name in zip(folders, below.to_pylist(), strict=True)
+    ]
+    place.refuse(rows, pa.array(by_name, pa.bool_()).take(number))
+    outside = pa.array([not _is_followed(root, path, place.links) for path in folders], pa.bool_())
+    place.refuse(rows, outside.take(number), by_link=True)
     paths = pc.binary_join_element_wise(pa.array(folders, pa.string()).take(number), names, "/")
-    paths, files = _find(folder, root, set(folders), paths)
+    paths, files = _find(place, root, set(folders), paths)
     found = pc.index_in(paths, value_set=files["path"])
-    place.refuse(rows, pc.fill_null(files["outside"].take(found), False))
+    place.refuse(rows, pc.fill_null(files["outside"].take(found), False), by_link=True)
     if not folder.is_local:
         paths = pa.array([folder.fs.unstrip_protocol(path) for path in paths.to_pylist()], pa.string())
     size, mtime = pc.fill_null(files["size"].take(found), -1), pc.fill_null(files["mtime"].take(found), 0.0)
     return pa.table({"path": paths, "size": size, "mtime": mtime})
 
 
-def _find(folder: Folder, root: str, folders: set[str], paths: pa.Array) -> tuple[pa.Array, pa.Table]:
+def _find(place: Place, root: str, folders: set[str], paths: pa.Array) -> tuple[pa.Array, pa.Table]:
     """The paths (n,) as they are stored, and path, size, mtime and whether it is outside, of those that exist."""
-    wanted = set(paths.to_pylist())
+    wanted, folder, links = set(paths.to_pylist()), place.folder, place.links
     if folder.is_local:
-        found = _scan_local(root, folders, wanted)
+        found = _scan_local(root, folders, wanted, links)
         others = other_paths(root, wanted - {one[0] for one in found})
-        stored = {path for path in others.values() if _inside(root, os.path.realpath(os.path.dirname(path)))}
-        found += _scan_local(root, {os.path.dirname(path) for path in stored}, stored - {one[0] for one in found})
+        stored = {path for path in others.values() if _is_followed(root, os.path.realpath(os.path.dirname(path)), links)}
+        known = {one[0] for one in found}
+        found += _scan_local(root, {os.path.dirname(path) for path in stored}, stored - known, links)
     else:
         below = folder.fs.find(folder.path(), detail=True)  # object stores list a thousand names per request
         others = same_names(wanted - below.keys(), below)
@@ -156,6 +171,12 @@ def _resolve(folder: Folder, below: str) -> str:
     return os.path.realpath(path) if folder.is_local else posixpath.normpath(path)
 
 
+def _leaves(folder: Folder, below: str) -> bool:
+    """Whether a path leaves its folder by its name alone, links aside."""
+    root = posixpath.normpath(folder.path() + "/")
+    return not inside(root, posixpath.normpath(posixpath.join(root, below)))
+
+
 def _table(found: list[tuple[str, int, float, bool]]) -> pa.Table:
     names = ("path", "size", "mtime", "outside")
     types = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
@@ -168,8 +189,8 @@ def _of_listing(below: Mapping[str, dict[str, Any]], wanted: set[str]) -> list[t
     return [(path, info["size"], change_time(info), False) for path, info in below.items() if path in wanted]
 
 
-def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[str, int, float, bool]]:
-    """Path, size, mtime and whether it leads out of `root`, of each wanted file.
+def _scan_local(root: str, folders: set[str], wanted: set[str], links: Links) -> list[tuple[str, int, float, bool]]:
+    """Path, size, mtime and whether it is a link that isn't followed, of each wanted file.
 
     Links are recognised in the folder listing, so that not every path must be resolved.
     """
@@ -184,7 +205,7 @@ def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[st
                 path = f"{folder}/{entry.name}"
                 if path not in wanted:
                     continue
-                outside = entry.is_symlink() and not _inside(root, os.path.realpath(path))
+                outside = entry.is_symlink() and not _is_followed(root, os.path.realpath(path), links)
                 try:
                     status = entry.stat()
                     found.append((path, status.st_size, status.st_mtime, outside))
@@ -193,8 +214,8 @@ def _scan_local(root: str, folders: set[str], wanted: set[str]) -> list[tuple[st
     return found
 
 
-def _inside(root: str, path: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
+def _is_followed(root: str, path: str, links: Links) -> bool:
+    return inside(root, path) or links.allow(path)
 
 
 def reject(name: str, rows: pa.Table, wrong: pa.Array, column: str, right: str, shown: str | None = None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raymae.config import DataConfig, redact
 from raymae.datasets.labels import SEPARATOR
+from raymae.datasets.tables.links import OWN, Links
 from raymae.datasets.tables.locate import OWN_FOLDER
 from raymae.storage.folder import Folder
 
@@ -27,12 +28,14 @@ class TableSettings:
     """Column of the folds."""
     audio_root: str | None = None
     """Folder or URL that the filenames are relative to; None: the table's own folder."""
+    links: Links = OWN
+    """The symbolic links that are followed."""
     own: bool = False
     """Whether the options `data.*` describe this table, so that messages name them."""
 
     @classmethod
-    def of(cls, config: DataConfig) -> TableSettings:
-        """The settings of `data.tables`."""
+    def of(cls, config: DataConfig, *inputs: str) -> TableSettings:
+        """The settings of `data.tables`; `inputs` are further paths that the user named."""
         return cls(
             filename=config.filename_column,
             suffix=config.filename_suffix,
@@ -40,6 +43,7 @@ class TableSettings:
             separator=config.label_separator,
             fold=config.fold_column,
             audio_root=config.audio_root,
+            links=Links.of(config, *inputs),
             own=True,
         )
 

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from raymae.audio.containers import AUDIO, holds_audio
 from raymae.audio.sources import look_into
 from raymae.config import redact
-from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard
+from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard, some_kinds
 from raymae.datasets.tables.delimited import find_delimiter, header_of, lines_of, read_text, records
 from raymae.datasets.tables.header import no_column, no_filenames, repeated, some
 from raymae.datasets.tables.locate import locate, reject
@@ -156,7 +156,7 @@ class MetadataTable:
                 f"{self.name} can't be read: a folder or tar holds no labels; "
                 "give it as data.pool_tables, or give a table with a column filename here"
             )
-        clips = read_folder(self.name, self.whole) if self._is_folder else self._read_tar()
+        clips = read_folder(self.name, self.whole, self.settings.links) if self._is_folder else self._read_tar()
         texts = [clips["filename"], *(pa.nulls(len(clips), pa.string()) for _ in columns[1:])]
         located = [clips[name] for name in LOCATED]
         return pa.table([*texts, *located, pa.array(range(1, len(clips) + 1))], [*columns, *LOCATED, "row"])
@@ -166,7 +166,7 @@ class MetadataTable:
         if one.suffix:
             names = pc.binary_join_element_wise(rows["filename"], one.suffix, "")
             rows = rows.set_column(rows.column_names.index("filename"), "filename", names)
-        return locate(self.name, one.audio_folder(self.folder), rows, one.filename, one.place)
+        return locate(self.name, one.audio_folder(self.folder), rows, one.links, one.filename, one.place)
 
     def header(self) -> list[str]:
         """The names of its columns; none for a folder or tar file."""
@@ -191,6 +191,7 @@ class MetadataTable:
         clips, left_out = read_shard(self.file, self._path)
         if not pc.any(pc.greater_equal(clips["size"], 0)).as_py():
             problem = look_into("tar", self._path)[0].problem or f"no audio ({', '.join(AUDIO)}) in it"
+            problem += f"; it holds {some_kinds(left_out)}" if left_out.total() else ""
             raise ValueError(f"{self.name} can't be read: {problem}")
         log_left_out(self.name, left_out)
         return clips

@@ -6,7 +6,7 @@ import os
 import struct
 from typing import BinaryIO, NamedTuple
 
-from raymae.audio.splice import Part
+from raymae.audio.formats.splice import Part
 
 _UNKNOWN_SIZE = 2**32 - 1
 _MAX_CHUNKS = 1_000

@@ -9,14 +9,15 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from raymae.audio.errors import AudioError
-from raymae.audio.splice import Part
+from raymae.audio.formats.splice import Part
 
 MAX_HEADER = 16
 """Bytes of the longest frame header."""
 _TAIL = 2**17
 _RATES = (0, 88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
 _BITS = (0, 8, 12, None, 16, 20, 24, 32)
-_SECOND = b"fLaC\0\0\0\x22"
+SECOND = b"fLaC\0\0\0\x22"
+SEVERAL = "several FLAC streams one after the other"
 
 
 class StreamInfo(NamedTuple):
@@ -82,7 +83,7 @@ def _coded_number(head: bytes) -> tuple[int | None, int]:
     first = head[4]
     if first < 0x80:
         return first, 5
-    more = 7 - (first ^ 0xFF).bit_length()
+    more = 8 - (first ^ 0xFF).bit_length()
     rest = head[5 : 4 + more]
     if not 2 <= more <= 7 or len(rest) < more - 1 or any(byte & 0xC0 != 0x80 for byte in rest):
         return None, 0
@@ -146,10 +147,10 @@ def find_fault(stream: BinaryIO, info: StreamInfo, end: int | None) -> str | Non
         return None
     stream.seek(42)
     before = b""
-    while content := stream.read(2**20):
-        if _SECOND in before + content:
-            return "several FLAC streams one after the other"
-        before = content[-len(_SECOND) :]
+    while content := stream.read(2**18):
+        if SECOND in before + content:
+            return SEVERAL
+        before = content[-len(SECOND) :]
     return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.audio.errors import AudioError
+from raymae.audio.formats.boxes import find_fault
 
 UNKNOWN_FRAMES = 2**63 - 1
 """`AvReader.frames` of a recording whose length its header doesn't tell exactly."""
@@ -57,6 +58,8 @@ class AvReader:
             raise AudioError(f"{known} needs PyAV: pip install 'raymae[formats]'") from None
         self._stream, self._name = stream, name
         self._container: Any = None
+        if fault := find_fault(stream, name):
+            raise AudioError(fault)
         try:
             self._restart()
         except BaseException:
@@ -74,6 +77,8 @@ class AvReader:
         if not audio:
             raise AudioError("no audio in it")
         self._audio = audio[0]
+        if self._audio.codec_context is None:
+            raise AudioError("can't be decoded: FFmpeg doesn't know the codec of its audio")
         self._audio.codec_context.thread_count = 1
 
     def _restart(self) -> None:
@@ -146,7 +151,7 @@ class AvReader:
         """Raise AudioError if a container of audio alone ends half a second before the end that it states."""
         stated = (self._container.duration or 0) / self._av.time_base
         ended = (self._position + count) / self.samplerate
-        alone = len(self._container.streams) == 1 and self._name in ("matroska", "asf")
+        alone = len(self._container.streams) == 1 and self._name == "matroska"
         if alone and ended < stated - 0.5:
             raise AudioError(f"truncated: {ended:.2f} of {stated:.2f} s")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
-from raymae.audio.splice import Part
+from raymae.audio.formats.splice import Part
 
 _SMALL, _LARGE = 2**11, 2**18
 _DECODER_DELAY = 529
@@ -184,7 +184,7 @@ def look(stream: BinaryIO, start: int = 0, stop: int | None = None) -> Mpeg | No
     if header is None or header.layer != 3 or not _is_frame(window, first, None):
         return None
     encoder = encoder_frame(window.get(first, header.size))
-    if encoder and stop is None and _agrees(window, first, encoder):
+    if encoder and stop is None and window.get(0, 1) != b"\0" and _agrees(window, first, encoder):
         return None
     return _walk(window, first, header)
 
