@@ -74,14 +74,16 @@ def load(
 
     Float files may exceed [-1, 1] and are kept as they are up to `HEADROOM`. A larger peak means that the samples
     are in units of 16, 24 or 32 bit integers: they are divided by the first of 2^15, 2^23 and 2^31 that is not below
-    the peak. A WAV file written to a pipe (data size 2^32 - 1) is read to its end, like a FLAC file without a count.
+    the peak. A WAV file whose size was never filled in (what programs write to a pipe, or 0) is read to its end, like
+    a FLAC file without a count, and an MP3 without one. Joined MP3s are read whole; other joined streams are refused.
+    AAC, MP4, WebM, WMA and AMR need PyAV (`raymae.audio.formats.av_reader`).
 
-    Two faults are not detected because libsndfile hides them: a missing end of an Ogg file, and of an MP3 of variable
-    bit rate without a Xing header, whose length it guesses.
+    Not detected is a missing end of an Ogg file of Vorbis or Opus, of an AAC file or an MP3 without a Xing frame that
+    ends between two frames: nothing in the file tells.
 
     Raises:
         AudioError: the file is missing, not a regular file (it is not opened), not audio, empty, truncated or chained
-            (`headers.find_fault`; or has fewer frames than its header says), or has NaN or infinite samples.
+            (or has fewer frames than its header says), changes its sample rate, or has NaN or infinite samples.
         TooLongError: it is longer than `MAX_SAMPLES` or `max_seconds`; before decoding if the header says so.
         UnreachableError: its storage fails temporarily.
     """

@@ -102,7 +102,7 @@ class _FlacFile(_SoundFile):
         content = self._stream.read(stop - start + 2**14)
         self._stream.seek(stop)
         self._searched = max(start, stop - flac.MAX_HEADER)
-        if content.find(flac.SECOND, 4) >= 0:
+        if content.find(flac.SECOND, max(4, len(content) - 2**16)) >= 0:  # behind the last frame that was read
             raise AudioError(flac.SEVERAL)
         if frame := flac.changed_frame(content, self._parameters):
             old = f"{self._parameters.channels} channels at {self._parameters.sample_rate} Hz"

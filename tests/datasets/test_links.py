@@ -21,6 +21,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "set/loop").symlink_to(tmp_path / "set")
     (tmp_path / "set/out").symlink_to(tmp_path / "beside")
     (tmp_path / "set/again").symlink_to(tmp_path / "beside/more")
+    (tmp_path / "set/zzz").symlink_to(tmp_path / "beside/more")
     (tmp_path / "beside/back").symlink_to(tmp_path / "set")
     (tmp_path / "beside/up").symlink_to(tmp_path)
     return tmp_path
@@ -32,7 +33,7 @@ def names(root: Path, links: Links) -> list[str]:
 
 def test_links_to_folders(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert names(root, Links()) == ["a.wav", "b.wav"]
-    assert "2 links to folders out of it (--data.follow-links follows them)" in caplog.text
+    assert "3 links to folders out of it (--data.follow-links follows them)" in caplog.text
     assert "1 links to folders within it" in caplog.text
     every = ["a.wav", "b.wav", "c.wav", "d.wav"]
     assert names(root, Links(follow_all=True)) == every
@@ -71,7 +72,7 @@ def test_the_roots_are_what_the_settings_name(root: Path) -> None:
 def test_links_to_predict(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = find_files((f"{root}/set",))["path"].to_pylist()
     assert sorted(Path(path).name for path in found) == ["a.wav", "b.wav"]
-    assert "2 links to folders out of it (--data.follow-links follows them)" in caplog.text
+    assert "3 links to folders out of it (--data.follow-links follows them)" in caplog.text
     found = find_files((f"{root}/set",), Links(follow_all=True))["path"].to_pylist()
     assert sorted(Path(path).name for path in found) == ["a.wav", "b.wav", "c.wav", "d.wav"]
 

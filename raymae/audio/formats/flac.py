@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymae.audio.errors import AudioError
 from raymae.audio.formats.splice import Part
@@ -182,7 +183,7 @@ def changed_frame(content: bytes, info: StreamInfo) -> Frame | None:
     return None
 
 
-def _is_whole(content: bytes, at: int, syncs: np.ndarray, info: StreamInfo) -> bool:
+def _is_whole(content: bytes, at: int, syncs: NDArray[np.intp], info: StreamInfo) -> bool:
     """Whether a frame really begins at a place: its checksum is right up to a following frame, or the end."""
     following = [int(place) for place in syncs[syncs > at][:64] if parse_frame(content, int(place), info)]
     return any(_crc16(content[at:stop]) == 0 for stop in [*following[:4], len(content)] if stop - at < _TAIL)

@@ -52,12 +52,16 @@ def walk(top: str, links: Links, left_out: Counter[str]) -> Iterator[tuple[str, 
     root = os.path.realpath(top)
     visited = set()
     for current, folders, files in os.walk(top, followlinks=True):
-        visited.add(os.path.realpath(current))
+        here = os.path.realpath(current)
+        if here in visited:
+            left_out[WITHIN] += os.path.islink(current)
+            folders.clear()
+            continue
+        visited.add(here)
         for name in sorted(folders):
             path = os.path.join(current, name)
-            kind = _unfollowed(root, os.path.realpath(path), links) if os.path.islink(path) else None
-            if kind or os.path.realpath(path) in visited:
-                left_out[kind or WITHIN] += 1
+            if os.path.islink(path) and (kind := _unfollowed(root, os.path.realpath(path), links)):
+                left_out[kind] += 1
                 folders.remove(name)
         folders.sort()
         yield current, files
