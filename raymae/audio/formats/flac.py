@@ -128,13 +128,21 @@ def _is_same(frame: Frame, info: StreamInfo) -> bool:
 def last_sample(stream: BinaryIO, info: StreamInfo) -> int | None:
     """The number of samples by the last frame of a file; None if no frame of the stream is near its end."""
     size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - _TAIL))
-    tail = stream.read(_TAIL)
+    for length in (_TAIL // 8, _TAIL):
+        stream.seek(max(0, size - length))
+        last = _last_frame(stream.read(length), info)
+        if last:
+            return last.end if _is_same(last, info) else None
+    return None
+
+
+def _last_frame(tail: bytes, info: StreamInfo) -> Frame | None:
+    """The frame that ends a file: by its number, or by its checksum."""
     at, tries = len(tail), 0
     while (at := tail.rfind(b"\xff", 0, at)) >= 0 and tries < 4:
         frame = parse_frame(tail, at, info)
         if frame and (frame.end == info.frames or _crc16(tail[at:]) == 0):
-            return frame.end if _is_same(frame, info) else None
+            return frame
         tries += frame is not None
     return None
 
