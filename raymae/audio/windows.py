@@ -16,7 +16,8 @@ import soxr
 
 from raymae.audio.decode import FloatArray, full_scale, open_audio, read_mono, too_long
 from raymae.audio.errors import AudioError
-from raymae.audio.reader import UNKNOWN_FRAMES, Reader
+from raymae.audio.formats.av_reader import UNKNOWN_FRAMES
+from raymae.audio.reader import Reader
 from raymae.config import AudioConfig
 
 Source = str | Path | bytes | BinaryIO

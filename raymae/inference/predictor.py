@@ -89,7 +89,8 @@ class Predictor:
         """(start, end, probabilities (C,)) of each window of a recording; times in seconds.
 
         `source` is a path, an encoded file's bytes, an open file, or (waveform (n_samples,), sample_rate); a waveform
-        of 16 or 32 bit integers is divided by its full scale. A short rest at the end is ignored (`audio.windows.SHORTEST`).
+        of 16 or 32 bit integers is divided by its full scale. A rest at the end that is shorter than
+        `raymae.audio.windows.least_samples` is ignored.
         Raises AudioError for a recording that can't be read, of it SilentError for one without sound.
         """
         (found,) = self.each([source])
@@ -102,8 +103,8 @@ class Predictor:
     ) -> Iterator[list[Window] | AudioError]:
         """The windows of each of many recordings, in their order, or the error of one that can't be read.
 
-        A forward pass takes `BATCH` windows, of several recordings where these are short. Of a long recording, one window
-        is held at a time. `open_source` turns an entry of `sources` into a source of `windows`.
+        A forward pass takes `BATCH` windows, of several recordings where these are short. Of a file, one window is held
+        at a time. `open_source` turns an entry of `sources` into a source of `windows`.
         """
         pending: deque[_Recording] = deque()
         batch: list[_Part] = []

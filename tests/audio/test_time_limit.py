@@ -27,17 +27,17 @@ LIMIT = 0.75
 def decoder(monkeypatch: pytest.MonkeyPatch, seconds: float, computing: float) -> ClipReader:
     """A reader whose decoder takes some seconds, a part of which it computes; the storage is quick."""
 
-    def load(*_: Any, **__: Any) -> Any:
+    def read(*_: Any) -> Any:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             began = time.thread_time()
             while time.thread_time() - began < 0.02 * computing:
                 pass
             time.sleep(0.02 * (1 - computing))
-        return np.random.default_rng(0).normal(size=8000).astype(np.float32)
+        yield np.random.default_rng(0).normal(size=8000).astype(np.float32)
 
     monkeypatch.setattr(clip_reader, "open_clip", lambda path: b"")
-    monkeypatch.setattr(clip_reader, "load", load)
+    monkeypatch.setattr(clip_reader, "read_spans", read)
     return ClipReader(TINY_AUDIO, LIMIT)
 
 
@@ -52,7 +52,7 @@ def test_too_much_computing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_decoder_that_does_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = decoder(monkeypatch, 0, 0.0)
-    monkeypatch.setattr(clip_reader, "load", lambda *_, **__: time.sleep(6))
+    monkeypatch.setattr(clip_reader, "read_spans", lambda *_: [time.sleep(6)])
     began = time.monotonic()
     with pytest.raises(NoAnswerError, match=f"^nothing happened while it was read, for {LIMIT} s$"):
         reader("a.wav")

@@ -95,6 +95,7 @@ def pages(predictions: dict[str, pa.Table], folder: Path) -> tuple[str, dict[str
         "val_chose": [],
         "quarantined": {},
         "silent": {},
+        "clips": None,
         "embeddings": None,
     }
     report = dict(to_dict(found | extra))

@@ -92,6 +92,7 @@ def report() -> dict[str, Any]:
                 "val_chose": ["cnn"],
                 "quarantined": {"val": 2},
                 "silent": {"test": 3},
+                "clips": None,
                 "embeddings": {
                     "layer": 6,
                     "targets": {"device": {"names": ["a", "b"], "clips": 180, "groups": 18, "chance": 0.5}},

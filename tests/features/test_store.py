@@ -83,8 +83,8 @@ def test_a_stuck_file_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     reader = ClipReader(TINY_AUDIO, 0.2)
     real = reader._read
 
-    def read(path: str) -> Any:
-        return release.wait(20) if path == "stuck" else real(path)
+    def read(path: str, spans: Any) -> Any:
+        return [release.wait(20)] if path == "stuck" else real(path, spans)
 
     monkeypatch.setattr(reader, "_read", read)
     with pytest.raises(AudioError, match=r"0\.2 s"):

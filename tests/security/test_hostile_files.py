@@ -237,7 +237,14 @@ def test_hostile_names_in_a_report() -> None:
     def tags(rename: Callable[[str], str]) -> set[tuple[str, ...]]:
         found = {name: renamed(PREDICTIONS[name], rename) for name in MODELS[-2:]}
         scored = score_predictions(found, [rename(name) for name in NAMES], "single", found["cnn"])
-        about = {"train_seconds": dict.fromkeys(found, 1.0), "val_chose": [], "quarantined": {}, "embeddings": None}
+        about = {
+            "train_seconds": dict.fromkeys(found, 1.0),
+            "val_chose": [],
+            "quarantined": {},
+            "silent": {},
+            "clips": None,
+            "embeddings": None,
+        }
         sections = tables(scored | about | {"split": rename("visit"), "note": rename("note")})
         return Tags(
             page(

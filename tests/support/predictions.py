@@ -21,7 +21,7 @@ def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0"
     found = (
         score_predictions(tables, NAMES, "single", tables["cnn"])
         | extra
-        | {"quarantined": {}, "silent": {}, "embeddings": None}
+        | {"quarantined": {}, "silent": {}, "clips": None, "embeddings": None}
     )
     for name, table in tables.items():
         folder.write_table(f"predictions/{name}.parquet", table)

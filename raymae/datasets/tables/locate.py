@@ -153,7 +153,9 @@ def _find(place: Place, root: str, folders: set[str], paths: pa.Array) -> tuple[
     if folder.is_local:
         found = _scan_local(root, folders, wanted, links)
         others = other_paths(root, wanted - {one[0] for one in found})
-        stored = {path for path in others.values() if _is_followed(root, os.path.realpath(os.path.dirname(path)), links)}
+        stored = {
+            path for path in others.values() if _is_followed(root, os.path.realpath(os.path.dirname(path)), links)
+        }
         known = {one[0] for one in found}
         found += _scan_local(root, {os.path.dirname(path) for path in stored}, stored - known, links)
     else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
-from raymae.features.store import FeatureStore
 from raymae.training.batches.order import hashed, mix
+
+if TYPE_CHECKING:
+    from raymae.features.store import FeatureStore
 
 
 def read_shifted(
