@@ -56,7 +56,8 @@ class AuditConfig:
     """What jobs/audit.py checks besides the metadata."""
 
     same_recording: bool = False
-    """Search for held-out clips that sound as if they were cut from a recording of the training side."""
+    """Search for held-out clips that sound as if they were cut from a recording of the training side; estimate their
+    share, with an interval, where the table has groups."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from raymae.datasets.clips import load_rows, own_folder
 from raymae.datasets.splits.assign import assign
 from raymae.datasets.splits.split_file import table_hash
 from raymae.evaluation.leaks.look_ups import LOOK_UPS, audit_splits
-from raymae.evaluation.leaks.same_recording import PRECISION, RECALL, find_pairs
+from raymae.evaluation.leaks.pairs import find_pairs
+from raymae.evaluation.leaks.same_recording import PRECISION
 from raymae.evaluation.report import result_table
 from raymae.storage.checksums import digest
 from raymae.storage.folder import open_storage
@@ -25,11 +26,16 @@ NOTE = (
 )
 
 
+SHOWN = 20
+"""Same-recording pairs that the page shows; audit.json holds all."""
+GROUPS = {True: "yes", False: "no", None: "unknown"}
+
+
 def audit_run(config: Config) -> dict[str, Any]:
     """Audit the clips of `config.data`, print the result and write it below `config.storage`/audits/.
 
     Keys: job, recipe, folder, splits (`look_ups.audit_splits`) and, with audit.same_recording, same_recording
-    (`same_recording.find_pairs`). Raises ValueError for what `load_rows` and `assign` of `raymae.datasets` reject, and
+    (`pairs.find_pairs`). Raises ValueError for what `load_rows` and `assign` of `raymae.datasets` reject, and
     where no held-out split has a label.
     """
     storage = open_storage(config.storage)
@@ -72,19 +78,42 @@ def audit_text(found: Sequence[dict[str, Any]]) -> str:
 
 def pairs_text(found: dict[str, Any]) -> str:
     """The result of `find_pairs` as Markdown tables with aligned columns."""
+    held_out, pairs = found["held_out"], found["pairs"]
     rows = [
-        [name, str(held["clips"]), _percent(held["paired_share"]), _percent(held["estimate"])]
-        for name, held in found["held_out"].items()
+        [name, str(held["clips"]), _percent(held["paired_share"]), _percent(held["estimate"]), _between(held)]
+        for name, held in held_out.items()
     ]
-    examples = [[one["clip_id"], one["sibling"], f"{one['score']:.2f}"] for one in found["examples"]]
+    listed = [
+        [one["clip_id"], one["sibling"], f"{one['score']:.2f}", GROUPS[one["same_group"]]] for one in pairs[:SHOWN]
+    ]
+    more = [f"{len(pairs) - SHOWN} more pairs: audit.json"] if len(pairs) > SHOWN else []
     parts = [
         "## Same-recording pairs: held-out clips that sound like a recording in train or pool",
-        result_table(["held out", "clips", "in a pair", "estimated leak"], rows),
-        f"{found['unread']} clips can't be read. On segments of known recordings, {PRECISION:.0%} of the pairs found "
-        f"were right and {RECALL:.0%} of the existing pairs were found: the estimate corrects for both.",
-        *([result_table(["most similar", "sibling", "score"], examples)] if examples else []),
+        result_table(["held out", "clips", "in a pair", "estimated leak", "95 % interval"], rows),
+        _how_measured(found),
+        *(f"{name}: no estimate, because {held['reason']}." for name, held in held_out.items() if held["reason"]),
+        *(
+            f"{name} leaks: at least {_percent(held['interval'][0])} of its clips have a sibling in train or pool."
+            for name, held in held_out.items()
+            if held["interval"] and held["interval"][0] > 0
+        ),
+        *([result_table(["pair", "sibling", "score", "same group"], listed)] if listed else []),
+        *more,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _between(held: dict[str, Any]) -> str:
+    return "-" if held["interval"] is None else " to ".join(map(_percent, held["interval"]))
+
+
+def _how_measured(found: dict[str, Any]) -> str:
+    null = "unknown" if found["null_rate"] is None else _percent(found["null_rate"])
+    return (
+        f"{found['unread']} clips can't be read. Null rate (training clips that match one of their class from another "
+        f"group): {null}. Recall (clips with a sibling that match): {_percent(found['recall'])}. The estimate corrects "
+        f"for both, as far as the table's groups are right. Of pairs of known recordings, {PRECISION:.0%} were right."
+    )
 
 
 def _percent(share: float | None, deviation: float | None = None) -> str:
