@@ -166,6 +166,7 @@ def test_missing_classes_are_named(tmp_path: Path) -> None:
         "val_chose": [],
         "quarantined": {},
         "silent": {},
+        "clips": None,
     }
     write_report(dict(to_dict(found | extra | {"embeddings": None})), Folder(str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
