@@ -11,13 +11,14 @@ from raymae.config import DataConfig
 from raymae.datasets.labels import SEPARATOR, Labels, class_set, label_lists
 from raymae.datasets.tables.header import label_column
 from raymae.datasets.tables.locate import EXAMPLES
+from raymae.datasets.tables.parts import PARTS, repeats
 from raymae.datasets.tables.settings import TableSettings
-from raymae.datasets.tables.table import MetadataTable, repeats
+from raymae.datasets.tables.table import MetadataTable
 
 
 def check_files(rows: pa.Table, max_bad_share: float) -> None:
     """Raise ValueError when two rows share a file, or when too many files are missing."""
-    repeated = repeats(rows["path"])
+    repeated = repeats(parts_of(rows))
     for second in rows.filter(repeated).slice(0, 1).to_pylist():
         first = rows.filter(pc.equal(rows["path"], second["path"])).slice(0, 1).to_pylist()[0]
         more = f" (and {pc.sum(repeated).as_py() - 1} more)" if pc.sum(repeated).as_py() > 1 else ""
@@ -34,6 +35,12 @@ def check_files(rows: pa.Table, max_bad_share: float) -> None:
             "filenames are relative to their table's folder, or to --data.audio-root, and keep their extension, or get "
             f"it by --data.filename-suffix: {examples}{more}"
         )
+
+
+def parts_of(rows: pa.Table) -> pa.ChunkedArray:
+    """What each row reads (n,): its file, and the part of it that it names."""
+    texts = [pc.fill_null(pc.cast(rows[name], pa.string()), "") for name in PARTS if name in rows.column_names]
+    return pc.binary_join_element_wise(rows["path"], *texts, "\0") if texts else rows["path"]
 
 
 def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:

@@ -29,6 +29,7 @@ from raymae.datasets.spellings import check_spellings, merge_spellings
 from raymae.datasets.splits.assign import assign, settings
 from raymae.datasets.tables.hugging_face import is_hub_table, read_hub_table
 from raymae.datasets.tables.links import Links
+from raymae.datasets.tables.parts import PARTS
 from raymae.datasets.tables.settings import TableSettings
 from raymae.datasets.tables.table import CLIPS, holds_recordings, read_table
 from raymae.storage.folder import Folder
@@ -152,7 +153,7 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
         check_groups(rows, transductive=used.transductive)
     if labels:
         check_labels(rows, labels, unlabelled_hint(rows, config))
-    return with_content(rows).select(CLIPS.names)
+    return with_content(rows).select([*CLIPS.names, *(name for name in PARTS if name in rows.column_names)])
 
 
 def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:

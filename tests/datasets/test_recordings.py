@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.audio.windows import least_samples
+from raymae.config import Config, DataConfig
 from raymae.datasets import recordings
-from raymae.datasets.recordings import LENGTHS, cut, lengths, measure
+from raymae.datasets.clips import load
+from raymae.datasets.recordings import LENGTHS, cut, lengths, load_clips, measure
 from raymae.storage.folder import open_storage
 from tests.support.audio_files import TINY_AUDIO, encoded, tar
 
@@ -89,3 +91,51 @@ def test_another_state_of_a_file_is_another_recording(tmp_path: Path) -> None:
 
 def test_a_missing_file_has_no_length(tmp_path: Path) -> None:
     assert np.isnan(measure(str(tmp_path / "none.wav")))
+
+
+# Parts that a table names --------------------------------------------------------------------------------------------
+
+
+def write_table(folder: Path, *rows: str) -> Path:
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(folder / name, np.zeros(4 * 8000), 8000)
+    table = folder / "metadata.csv"
+    table.write_text("filename,scene_label,start_seconds,end_seconds,group\n" + "\n".join(rows) + "\n")
+    return table
+
+
+def test_rows_name_parts_of_a_file(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "a.wav,bus,0,1.5,", "a.wav,park, 1.5 ,3,", "b.wav,park,,,", "b.wav,bus,2,,ride")
+    config = Config(data=DataConfig(dataset="table", tables=(str(table),)), audio=TINY_AUDIO)
+    clips = load_clips(config, open_storage(str(tmp_path / "storage"))).to_pylist()
+    by_part: dict[str, list[Any]] = {}
+    for clip in clips:
+        by_part.setdefault(clip["recording"], []).append(clip)
+    assert {name: len(part) for name, part in by_part.items()} == {"a.wav@0-1.5": 3, "a.wav@1.5-3": 3} | {
+        "b.wav": 7,
+        "b.wav@2-": 4,
+    }
+    assert {clip["scene_label"] for clip in by_part["a.wav@1.5-3"]} == {"park"}
+    ends = [(part[0]["start_seconds"], part[-1]["end_seconds"]) for part in by_part.values()]
+    assert ends == [(0, 1.5), (1.5, 3), (0, 4), (2, 4)]
+    assert {clip["group"] for clip in clips} == {"a.wav", "b.wav", "ride"}
+    assert len({clip["clip_id"] for clip in clips}) == len(clips)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "a.wav,bus,0,1.5,",
+            r"column filename, row 3: 'a.wav': should be a name that no earlier row has with",
+        ),
+        ("a.wav,bus,soon,2,", r"column start_seconds, row 3: 'soon': should be a number of seconds, 0 or more"),
+        ("a.wav,bus,-1,2,", r"column start_seconds, row 3: '-1'"),
+        ("a.wav,bus,2,1.5,", r"column end_seconds, row 3: '1.5': should be more than start_seconds"),
+        ("a.wav,bus,nan,2,", r"column start_seconds, row 3: 'nan'"),
+    ],
+)
+def test_a_part_that_is_none_is_named(tmp_path: Path, row: str, message: str) -> None:
+    table = write_table(tmp_path, "a.wav,bus,0,1.5,", row)
+    with pytest.raises(ValueError, match=message):
+        load(DataConfig(dataset="table", tables=(str(table),)), None)

@@ -23,7 +23,7 @@ from raymae.datasets.labels import SEPARATOR
 from raymae.datasets.published.official import audio_below, clip_rows, examples, root_of, warn_of_extra
 from raymae.datasets.tables.corpus import names_below
 from raymae.datasets.tables.locate import locate, reject
-from raymae.datasets.tables.table import repeats
+from raymae.datasets.tables.parts import repeats
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

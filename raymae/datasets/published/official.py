@@ -15,7 +15,8 @@ from raymae.audio.containers import AUDIO
 from raymae.config import DataConfig, redact
 from raymae.datasets.tables.corpus import names_below
 from raymae.datasets.tables.locate import EXAMPLES, reject
-from raymae.datasets.tables.table import ROWS, repeats
+from raymae.datasets.tables.parts import repeats
+from raymae.datasets.tables.table import ROWS
 from raymae.storage.folder import Folder
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from raymae.datasets.tables.corpus import log_left_out, names_below, read_shard
 from raymae.datasets.tables.header import some
 from raymae.datasets.tables.hub_labels import METADATA, choose_column, class_labels, label_texts
 from raymae.datasets.tables.locate import LISTINGS, reject
-from raymae.datasets.tables.table import LOCATED, MOST_ROWS_PER_BYTE, ROWS, repeats
+from raymae.datasets.tables.parts import repeats
+from raymae.datasets.tables.table import LOCATED, MOST_ROWS_PER_BYTE, ROWS
 from raymae.storage.folder import Folder
 from raymae.storage.hub import is_on_hub, reading
 from raymae.storage.plain import check_plain

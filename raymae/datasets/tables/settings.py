@@ -9,6 +9,7 @@ from raymae.config import DataConfig, redact
 from raymae.datasets.labels import SEPARATOR
 from raymae.datasets.tables.links import OWN, Links
 from raymae.datasets.tables.locate import OWN_FOLDER
+from raymae.datasets.tables.parts import PARTS
 from raymae.storage.folder import Folder
 
 
@@ -57,7 +58,7 @@ class TableSettings:
         """The columns that are read, by their names here, the filenames first."""
         names = ("filename", "scene_label", "city", "device", "group")
         split = ("split",) if self.fold != "split" else ()
-        return (*names, *split, *(("fold",) if self.fold else ()))
+        return (*names, *split, *PARTS, *(("fold",) if self.fold else ()))
 
     @property
     def required(self) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -35,7 +34,8 @@ from raymae.config import redact
 from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard, some_kinds
 from raymae.datasets.tables.delimited import find_delimiter, header_of, lines_of, read_text, records
 from raymae.datasets.tables.header import no_column, no_filenames, repeated, some
-from raymae.datasets.tables.locate import locate, reject
+from raymae.datasets.tables.locate import locate
+from raymae.datasets.tables.parts import FIELDS, check_names, with_parts
 from raymae.datasets.tables.settings import PLAIN, TableSettings
 from raymae.datasets.tables.values import check_splits, with_folds, with_labels
 from raymae.storage.folder import Folder
@@ -59,7 +59,7 @@ LOCATED = ("path", "size", "mtime")
 
 
 def read_table(url: str, *, pool: bool = False, weight: float = 1.0, settings: TableSettings = PLAIN) -> pa.Table:
-    """One row (`ROWS`, and `FOLD` where `settings` name a column of folds) per clip of the table, in its order.
+    """One row (`ROWS`, `FOLD` where `settings` name a column of folds, and `FIELDS` of parts) per row of the table.
 
     With `pool`, all of them are for pre-training only. Missing (size -1) and empty (size 0) files keep their rows.
     Raises ValueError for a table that can't be read, and for rows without a usable filename, with a repeated filename,
@@ -67,7 +67,7 @@ def read_table(url: str, *, pool: bool = False, weight: float = 1.0, settings: T
     """
     table = MetadataTable.open(url, settings=settings)
     rows = table.clips(tuple(name for name in settings.columns if not (pool and name == "split")), pool)
-    rows = with_labels(table.name, rows, settings)
+    rows = with_parts(table.name, with_labels(table.name, rows, settings))
     if pool:
         rows = rows.append_column("split", pa.repeat("pool", len(rows)))
     if settings.fold:
@@ -79,13 +79,13 @@ def read_table(url: str, *, pool: bool = False, weight: float = 1.0, settings: T
     if dropped:
         log.info("%s: labels not used because their clips are for pre-training only: %d", table.name, dropped)
     columns = {name: rows[name] for name in rows.column_names} | {
-        "clip_id": rows["filename"],
         "scene_label": pc.if_else(in_pool, pa.scalar(None, pa.string()), rows["scene_label"]),
         "split": split,
         "source": pa.repeat(table.source, len(rows)),
         "weight": pa.repeat(weight, len(rows)),
     }
-    schema = ROWS.append(FOLD) if settings.fold else ROWS
+    more = [*([FOLD] if settings.fold else []), *(field for field in FIELDS if field.name in columns)]
+    schema = pa.schema([*ROWS, *more])
     return pa.table([columns[name] for name in schema.names], schema)
 
 
@@ -240,9 +240,7 @@ class MetadataTable:
             raise ValueError(f"{self.name} can't be read as a CSV or Parquet table: {reason}") from None
         if not len(rows):
             raise ValueError(f"{self.name} has no rows")
-        filename, column = rows["filename"], self.settings.filename
-        reject(self.name, rows, pc.is_null(filename), "filename", "name an audio file", column)
-        reject(self.name, rows, repeats(filename), "filename", "be a name that no earlier row has", column)
+        check_names(self.name, rows, self.settings.filename)
         return rows
 
     def _read_csv(self, data: bytes, columns: tuple[str, ...]) -> pa.Table:
@@ -296,9 +294,3 @@ def _complete(texts: dict[str, pa.ChunkedArray], columns: tuple[str, ...], lines
     rows = pa.array(lines, pa.int64())
     empty = pa.nulls(len(rows), pa.string())
     return pa.table([*(texts.get(name, empty) for name in columns), rows], [*columns, "row"])
-
-
-def repeats(values: pa.ChunkedArray) -> pa.Array:
-    """Mask (n,) of the rows whose value occurs in an earlier row."""
-    first = pc.index_in(values, value_set=values).to_numpy()
-    return pa.array(first < np.arange(len(first)))
