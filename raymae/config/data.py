@@ -275,6 +275,11 @@ class DataConfig:
         """Check `fold_column` and `test_fold` against each other and against the split."""
         if self.fold_column is None:
             require(
+                self.test_fold is None or self.dataset in (*FOLDED, "table"),
+                f"data.test_fold = {self.test_fold!r} has no effect with data.dataset = {self.dataset}: "
+                f"{', '.join(FOLDED)} have folds, and tables with data.fold_column",
+            )
+            require(
                 self.test_fold is None or self.dataset in FOLDED,
                 f"data.test_fold = {self.test_fold!r} needs data.fold_column: the column of data.tables that holds the "
                 f"folds (data.dataset = {', '.join(FOLDED)} have their own)",

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import soundfile as sf
 
-from raymae.config import DataConfig
+from raymae.config import Config
 from raymae.datasets.checks import check_files, check_groups, check_labels, place, unlabelled_hint
-from raymae.datasets.clips import gather
+from raymae.datasets.clips import gather, own_folder
+from raymae.datasets.content import with_content
 from raymae.datasets.labels import Labels, label_lists
 from raymae.datasets.published import cas2023
+from raymae.datasets.recordings import cut, lengths
 from raymae.datasets.spellings import check_spellings
 from raymae.datasets.splits.assign import assign, settings, split_name
 from raymae.datasets.tables.locate import EXAMPLES
+from raymae.storage.folder import Folder
 
 CLASSES_SHOWN = 50
 
@@ -49,37 +49,48 @@ def summary(clips: pa.Table, labels: Labels = "single") -> list[str]:
         more = f", … ({len(by_class)} classes)" if len(by_class) > CLASSES_SHOWN else ""
         listed = ", ".join(f"{name} {count}" for name, count in by_class[:CLASSES_SHOWN])
         lines.append(f"labelled for training: {listed}{more}")
+    lines += hours(clips)
     missing, empty = (pc.sum(pc.equal(clips["size"], size)).as_py() for size in (-1, 0))
     if missing or empty:
         lines.append(f"files missing: {missing}, empty: {empty}; they will be quarantined")
     return lines
 
 
-HEADERS = 20_000
-"""Most headers read to sum up the hours; of a larger set, an evenly spaced sample of this size."""
+def hours(clips: pa.Table) -> list[str]:
+    """A line with the hours of recordings that are there and used, by split; none for a table without lengths."""
+    if "seconds" not in clips.column_names:
+        return []
+    sums = clips.group_by("split").aggregate([("seconds", "sum"), ("unused_seconds", "sum")]).to_pydict()
+    used = dict(zip(sums["split"], sums["seconds_sum"], strict=True))
+    unused = sum(one or 0.0 for one in sums["unused_seconds_sum"])
+    by_split = ", ".join(f"{split} {(used[split] or 0.0) / 3600:.2f}" for split in sorted(used))
+    total = sum(one or 0.0 for one in used.values())
+    line = f"hours: {(total + unused) / 3600:.2f} there, {total / 3600:.2f} used ({by_split})"
+    line += "; rests too short for a clip are not" if unused >= 36 else ""
+    unknown = clips["seconds"].null_count
+    return [line + (f"; {unknown} recordings of unknown length" if unknown else "")]
 
-THREADS = 16
 
-
-def check(config: DataConfig, folder: Path | None, labels: Labels, with_labels: bool) -> dict[str, Any]:
+def check(config: Config, storage: Folder, labels: Labels, with_labels: bool) -> dict[str, Any]:
     """Print counts by split, class, city and device, hours, and every problem; return a summary for JSON.
 
     Problems are what a run would reject, files that are missing, empty or unreadable, and counts that differ from the
     published data set's. `with_labels`: check the labels, too, as for training a classifier. Raises ValueError when
     the tables can't be read at all.
     """
-    whole, problems = gather(config, folder)
+    data = config.data
+    whole, problems = gather(data, own_folder(storage))
     rows = whole
-    tests: list[Callable[[], None]] = [lambda: check_files(rows, config.max_bad_share)]
+    tests: list[Callable[[], None]] = [lambda: check_files(rows, data.max_bad_share)]
     try:
-        rows, used = assign(whole, config.split), settings(config.split)
+        rows, used = assign(whole, data.split), settings(data.split)
         if used.kind != "random":
             tests.append(lambda: check_groups(rows, transductive=used.transductive))
     except ValueError as error:
         problems.append(str(error))
     if with_labels:
         tests.append(lambda: check_spellings(whole))
-        tests.append(lambda: check_labels(rows, labels, unlabelled_hint(rows, config)))
+        tests.append(lambda: check_labels(rows, labels, unlabelled_hint(rows, data)))
     for test in tests:
         try:
             test()
@@ -87,20 +98,22 @@ def check(config: DataConfig, folder: Path | None, labels: Labels, with_labels: 
             problems.append(str(error))
     for what, mask in (("missing", pc.less(rows["size"], 0)), ("empty", pc.equal(rows["size"], 0))):
         problems += named(f"files {what}", rows.filter(mask))
-    seconds, unreadable = lengths(rows)
-    problems += named("files whose header can't be read", unreadable)
+    there = rows.filter(pc.greater(rows["size"], 0))
+    seconds = lengths(with_content(there), storage)
+    problems += named("files that can't be read", there.filter(pa.array(np.isnan(seconds))))
+    clips = cut(there, seconds, config.audio)
     left_out = f"; {len(whole) - len(rows)} clips are left out" if len(rows) < len(whole) else ""
-    print("\n".join([f"split: {split_name(config.split)}{left_out}", *summary(rows, labels)]))
+    print("\n".join([f"split: {split_name(data.split)}{left_out}", *summary(rows, labels)]))
     for column in ("scene_label", "city", "device"):
         if rows[column].null_count < len(rows):
             print(f"\n{table(rows, column, labels).to_string()}")
-    hours = {split: round(total / 3600, 2) for split, total in seconds.items()}
-    about = "about, from a sample of headers" if local(rows).num_rows > HEADERS else "by their headers"
-    print(f"\nhours of the local files ({about}): " + (", ".join(f"{k} {v:g}" for k, v in hours.items()) or "unknown"))
+    print("\n" + "\n".join(hours(clips)))
     for problem in problems:
         print(f"problem: {problem}")
     print("no problems" if not problems else f"{len(problems)} problems")
-    return {"job": "check", "clips": len(rows), "hours": hours, "problems": problems}
+    used = clips.group_by("split").aggregate([("seconds", "sum")]).to_pylist()
+    by_split = {one["split"]: round((one["seconds_sum"] or 0.0) / 3600, 2) for one in used}
+    return {"job": "check", "recordings": len(rows), "clips": len(clips), "hours": by_split, "problems": problems}
 
 
 def named(what: str, rows: pa.Table) -> list[str]:
@@ -124,30 +137,3 @@ def table(rows: pa.Table, column: str, labels: Labels) -> pd.DataFrame:
     if column == "scene_label" and set(found.index) <= set(cas2023.CLASSES):
         found = found.reindex([name for name in cas2023.CLASSES if name in found.index])
     return found
-
-
-def local(rows: pa.Table) -> pa.Table:
-    """The rows whose files are plain, non-empty local files."""
-    return rows.filter(pc.and_(pc.greater(rows["size"], 0), pc.invert(pc.match_substring(rows["path"], "://"))))
-
-
-def lengths(rows: pa.Table) -> tuple[dict[str, float], pa.Table]:
-    """Seconds by split of the local files, and the rows whose header can't be read."""
-    files = local(rows)
-    chosen = files.take(np.unique(np.linspace(0, len(files) - 1, min(HEADERS, len(files))).astype(int)))
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = np.array(list(pool.map(seconds_of, chosen["path"].to_pylist())), float)
-    splits = np.array(chosen["split"].to_pylist(), dtype=object)
-    all_splits = np.array(files["split"].to_pylist(), dtype=object)
-    seconds = {}
-    for split in sorted(set(splits[~np.isnan(found)])):
-        seconds[split] = float(np.nanmean(found[splits == split]) * np.sum(all_splits == split))
-    return seconds, chosen.filter(pa.array(np.isnan(found)))
-
-
-def seconds_of(path: str) -> float:
-    """The length (seconds) in a file's header; NaN where it can't be read."""
-    try:
-        return float(sf.info(path).duration)
-    except (sf.LibsndfileError, OSError):
-        return float("nan")

@@ -52,7 +52,8 @@ def cut(recordings: pa.Table, seconds: NDArray[np.float64], audio: AudioConfig) 
     """Cut recordings of some lengths (n,), NaN where unknown, into clips.
 
     Of a part of a recording that a table names (columns start_seconds, end_seconds), that part is cut. Adds the columns
-    recording, start_seconds and end_seconds. A recording of several clips that has no group is one.
+    recording, start_seconds, end_seconds, seconds (null where unknown) and unused_seconds, of a rest that is too short
+    for a clip (`raymae.audio.windows.least_samples`). A recording of several clips that has no group is one.
     """
     begin, end = (_numbers(recordings, name) for name in ("start_seconds", "end_seconds"))
     first, last = np.nan_to_num(begin), np.where(np.isnan(end), seconds, end)
@@ -64,6 +65,8 @@ def cut(recordings: pa.Table, seconds: NDArray[np.float64], audio: AudioConfig) 
     start = first[row] + number * audio.clip_seconds
     stop = np.where(number + 1 == counts[row], last[row], start + audio.clip_seconds)
     clips = recordings.take(row)
+    length = np.where(several, stop - start, (last - first)[row])
+    used = np.minimum(length, audio.clip_seconds)
     name = clips["clip_id"]
     part = pc.binary_join_element_wise(name, pa.array([f"{one:g}" for one in start.tolist()]), "@")
     columns = {
@@ -72,6 +75,8 @@ def cut(recordings: pa.Table, seconds: NDArray[np.float64], audio: AudioConfig) 
         "recording": name,
         "start_seconds": pa.array(np.where(several, start, begin[row]), from_pandas=True),
         "end_seconds": pa.array(np.where(several, stop, end[row]), from_pandas=True),
+        "seconds": pa.array(used, from_pandas=True),
+        "unused_seconds": pa.array(length - used, from_pandas=True),
     }
     for column, values in columns.items():
         place = clips.schema.get_field_index(column)

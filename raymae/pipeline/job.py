@@ -6,7 +6,6 @@ from typing import Any
 
 from raymae.config import Config, SweepConfig
 from raymae.config.stages import Target, requires
-from raymae.datasets.clips import own_folder
 from raymae.storage.folder import open_storage
 
 
@@ -25,7 +24,7 @@ def run_job(target: Target, config: Config) -> dict[str, Any]:
         from raymae.datasets.overview import check
 
         one = first_run(config)
-        return check(one.data, own_folder(storage), one.finetune.labels, requires(target, "finetune"))
+        return check(one, storage, one.finetune.labels, requires(target, "finetune"))
     if config.evaluate.compare:
         from raymae.evaluation.report.compared import compare_evaluations
 

@@ -52,7 +52,7 @@ def test_problems_are_listed(
     write(tmp_path / "t.csv", ["filename,group,split", "a.wav,g,train", "b.wav,g,test", "c.wav,,train"])
     assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv") == 1
     text = capsys.readouterr().out
-    for part in ("column group: 'g' is in train", "files missing: 1 (t row 4", "header can't be read: 1 (t row 3"):
+    for part in ("column group: 'g' is in train", "files missing: 1 (t row 4", "that can't be read: 1 (t row 3"):
         assert part in text
     assert len(json.loads((tmp_path / "check.json").read_text())["problems"]) == 4
 

@@ -8,6 +8,7 @@ import pytest
 from raymae.config import DataConfig
 from raymae.datasets.clips import load
 from raymae.datasets.tables.links import Links
+from raymae.datasets.tables.settings import TableSettings
 from raymae.datasets.tables.table import read_table
 from raymae.serving.inputs import find_files
 
@@ -28,7 +29,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def names(root: Path, links: Links) -> list[str]:
-    return sorted(Path(path).name for path in read_table(f"{root}/set", pool=True, links=links)["path"].to_pylist())
+    return sorted(
+        Path(path).name
+        for path in read_table(f"{root}/set", pool=True, settings=TableSettings(links=links))["path"].to_pylist()
+    )
 
 
 def test_links_to_folders(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +63,7 @@ def test_links_that_a_table_names(root: Path) -> None:
         assert load(config, None)["size"].to_pylist() == [1, 1]
     (root / "set/t.csv").write_text("filename\n../e.wav\n")
     with pytest.raises(ValueError, match=r"'../e.wav': should stay in [^,]*, the table's own folder$"):
-        read_table(f"{root}/set/t.csv", links=Links(follow_all=True))
+        read_table(f"{root}/set/t.csv", settings=TableSettings(links=Links(follow_all=True)))
 
 
 def test_the_roots_are_what_the_settings_name(root: Path) -> None:
@@ -73,7 +77,7 @@ def test_links_to_predict(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = find_files((f"{root}/set",))["path"].to_pylist()
     assert sorted(Path(path).name for path in found) == ["a.wav", "b.wav"]
     assert "3 links to folders out of it (--data.follow-links follows them)" in caplog.text
-    found = find_files((f"{root}/set",), Links(follow_all=True))["path"].to_pylist()
+    found = find_files((f"{root}/set",), TableSettings(links=Links(follow_all=True)))["path"].to_pylist()
     assert sorted(Path(path).name for path in found) == ["a.wav", "b.wav", "c.wav", "d.wav"]
 
 

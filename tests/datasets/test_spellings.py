@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.config import DataConfig, SplitConfig
+from raymae.config import Config, DataConfig, SplitConfig
 from raymae.datasets.clips import load
 from raymae.datasets.labels import label_lists
 from raymae.datasets.overview import check
 from raymae.datasets.spellings import check_spellings, key_of, merge_spellings
+from raymae.storage.folder import open_storage
 from tests.support.clip_tables import clip_table
 
 CLASSES = ("café", "public square", "Straße")
@@ -69,7 +70,8 @@ def test_spellings_are_an_error_that_names_both_rows_and_the_option(tmp_path: Pa
     with pytest.raises(ValueError, match=r"^column") as error:
         load(config, None, "single")
     assert str(error.value) == right
-    assert right in check(config, None, "single", with_labels=True)["problems"]
+    problems = check(Config(data=config), open_storage(str(tmp_path / "storage")), "single", True)["problems"]
+    assert right in problems
     load(config, None)  # pre-training reads no labels
 
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymae.config import DataConfig, SplitConfig
+from raymae.config import Config, DataConfig, SplitConfig
 from raymae.datasets.clips import load
 from raymae.datasets.overview import check
 from raymae.datasets.tables.settings import TableSettings
 from raymae.serving.inputs import find_files
+from raymae.storage.folder import open_storage
 
 
 def table(folder: Path, *lines: str, files: tuple[str, ...] = (), **settings: Any) -> DataConfig:
@@ -144,7 +145,8 @@ def test_labels_in_another_column_are_a_hint(tmp_path: Path, column: str) -> Non
     config = table(tmp_path, f"filename,{column}", "a.wav,bus", files=("a.wav",), audio_root=str(tmp_path / "audio"))
     hint = f"no clip of split train has a scene_label.*; --data.label-column {column} reads the labels"
     assert re.search(hint, message(config))
-    assert any(re.search(hint, problem) for problem in check(config, None, "single", True)["problems"])
+    problems = check(Config(data=config), open_storage(str(tmp_path / "storage")), "single", True)["problems"]
+    assert any(re.search(hint, problem) for problem in problems)
     named = replace(config, label_column="lable")
     assert message(named).endswith(f"; --data.label-column {column}?")
     assert load(replace(config, label_column=column), None, "single")["scene_label"].to_pylist() == ["bus"]
