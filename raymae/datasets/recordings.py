@@ -7,6 +7,7 @@ The clips of a recording are neighbours, share its label, group and split, and h
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ READERS = 16
 MANY = 2_000
 """Recordings whose headers take long enough to be read for a progress bar."""
 BLOCK = 2**20
+KEPT_SECONDS = 2.0
+"""Lengths that are read in less aren't kept: a command that is refused leaves nothing behind."""
 
 
 def load_clips(config: Config, storage: Folder, labels: Labels | None = None) -> pa.Table:
@@ -116,7 +119,8 @@ class _Known:
 def lengths(recordings: pa.Table, storage: Folder) -> NDArray[np.float64]:
     """The length (n,) of each recording in seconds; NaN where it can't be read: `prepare` says why.
 
-    Headers are read once and kept in the storage. Raises ConnectionError where a storage can't be reached.
+    Headers that take more than `KEPT_SECONDS` to read are read once: the lengths are kept in the storage. Raises
+    ConnectionError where a storage can't be reached.
     """
     columns = [recordings[name].to_pylist() for name in STATE if name in recordings.column_names]
     names = [digest(state) for state in zip(*columns, strict=True)]
@@ -126,7 +130,10 @@ def lengths(recordings: pa.Table, storage: Folder) -> NDArray[np.float64]:
         name: path for name, path in zip(names, recordings["path"].to_pylist(), strict=True) if name not in found
     }
     if missing:
-        known.write(found := found | dict(zip(missing, measure_all(missing.values()), strict=True)))
+        started = time.monotonic()
+        found |= dict(zip(missing, measure_all(missing.values()), strict=True))
+        if time.monotonic() - started > KEPT_SECONDS:
+            known.write(found)
     return np.array([found[name] for name in names], np.float64)
 
 

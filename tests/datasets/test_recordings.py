@@ -71,6 +71,7 @@ def test_lengths_are_those_of_the_files_and_read_once(tmp_path: Path, monkeypatc
     names = [str(path) for path in sorted((tmp_path / "audio").iterdir())] + [f"tar://f.wav::{tmp_path}/t.tar"]
     table = pa.table({"path": [*names, names[0]], "size": [1] * 7, "mtime": [0.0] * 7, "content": ["x"] * 7})
     storage = open_storage(str(tmp_path / "storage"))
+    monkeypatch.setattr(recordings, "KEPT_SECONDS", -1)
     found = lengths(table, storage)
     np.testing.assert_allclose(found, [2.0, 3.5, 0.5, 4.0, np.nan, 1.5, 2.0], atol=0.1)
     monkeypatch.setattr(recordings, "measure", None)
