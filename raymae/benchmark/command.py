@@ -22,6 +22,7 @@ from raymae.benchmark.speed.ingest import Ingest
 from raymae.benchmark.speed.loop import Loop
 from raymae.benchmark.speed.predict import Predict
 from raymae.benchmark.speed.prepare import Prepare
+from raymae.benchmark.speed.recordings import Recordings
 from raymae.benchmark.speed.serve import Serve
 from raymae.benchmark.speed.train_step import TrainStep
 from raymae.benchmark.studies.curves import Curves
@@ -33,6 +34,7 @@ from raymae.config import redact
 PARTS: dict[str, type[Part]] = {
     "front-end": FrontEnd,
     "prepare": Prepare,
+    "recordings": Recordings,
     "ingest": Ingest,
     "predict": Predict,
     "loop": Loop,
@@ -47,7 +49,19 @@ PARTS: dict[str, type[Part]] = {
 }
 """Subcommand name to part."""
 
-NOT_IN_ALL = ("predict", "loop", "serve", "nodes", "recovery", "train-step", "curves", "frozen", "transfer", "plan")
+NOT_IN_ALL = (
+    "recordings",
+    "predict",
+    "loop",
+    "serve",
+    "nodes",
+    "recovery",
+    "train-step",
+    "curves",
+    "frozen",
+    "transfer",
+    "plan",
+)
 """Parts that `all` leaves out: they take long, need your own recordings, or measure nothing (`plan`)."""
 
 

@@ -104,6 +104,13 @@ class TorchChain:
         samples, _ = soundfile.read(path, dtype="float32")
         return self.log_mel(self.resample(torch.from_numpy(samples)))
 
+    def window(self, path: str, start: float, seconds: float) -> torch.Tensor:
+        """Log-mel (T, F) of `seconds` from `start` on of a mono file."""
+        with soundfile.SoundFile(path) as file:
+            file.seek(round(start * file.samplerate))
+            samples = file.read(round(seconds * file.samplerate), dtype="float32")
+        return self.log_mel(self.resample(torch.from_numpy(samples)))
+
 
 @dataclass(frozen=True)
 class Featurized(Dataset):
