@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import tyro
 
@@ -19,7 +20,9 @@ from raymae.config import (
     ModelConfig,
     ModelSize,
     changed,
+    field_type,
     leaves,
+    nearest,
     redact,
     typed,
     with_decoder,
@@ -60,12 +63,15 @@ def parse(arguments: list[str], doc: str) -> Config:
         given = read_settings(options)
         name = arguments[0] if named else str(given.get("recipe") or DEFAULT_RECIPE)
         if name not in RECIPES:
-            refuse(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}")
+            refuse(f"unknown recipe {name!r}{nearest(name, RECIPES)}; valid: {', '.join(RECIPES)}")
+        if not (named or given.get("recipe")):
+            check_recipe(options)
         recipe = with_settings(RECIPES[name](), name, given)
     except (ValueError, OSError) as error:
         refuse(str(error))
     default = Settings(**shallow(recipe) | {"model": SizedModel(**shallow(named_model(recipe.model, options)))})
     check_names(options, list(option_names(default)))
+    check_finite(options)
     settings = tyro.cli(
         Settings,
         default=default,
@@ -178,7 +184,54 @@ def check_names(options: list[str], known: list[str]) -> None:
         if option.startswith("--") and name not in {*known, "help"}:
             if renamed := new_name(name, known):
                 refuse(f"--{name} is now called --{renamed}")
-            refuse(f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in siblings(name, known))}")
+            valid = [f"--{one}" for one in siblings(name, known)]
+            refuse(f"unknown setting --{name}{meant(name, known)}; valid here: {', '.join(valid)}")
+
+
+def meant(name: str, known: list[str]) -> str:
+    """The hint at the option that a misspelt name is like: with other separators, of the same section, or of any."""
+    flat = [one for one in known if one.replace(".", "-") == name.replace(".", "-")]
+    section, _, last = name.rpartition(".")
+    names = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == section]
+    beside = [f"{section}.{one}" if section else one for one in difflib.get_close_matches(last, names, n=1)]
+    found = flat or beside or difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return f" (did you mean --{found[0]}?)" if found else ""
+
+
+def check_recipe(options: list[str]) -> None:
+    """Exit with a message where tables are given without a recipe, which would be that of the synthetic data set."""
+    given = {option.removeprefix("--").split("=")[0].replace("_", "-") for option in options}
+    if "data.tables" in given and "data.dataset" not in given:
+        fitting = [name for name, recipe in RECIPES.items() if recipe().data.dataset == "table"]
+        refuse(
+            "--data.tables needs a recipe, which is missing: name one for your own recordings as the first argument, "
+            f"{' or '.join(fitting)} (without one, the {DEFAULT_RECIPE} recipe trains on generated sounds)"
+        )
+
+
+def check_finite(options: list[str]) -> None:
+    """Exit with a message where a number is NaN or infinite: sections would only say that it is out of range."""
+    name = ""
+    for word in options:
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            name = option.removeprefix("--").replace("-", "_")
+        text = value if equals and word.startswith("--") else word
+        if text.lower().lstrip("+-") in ("nan", "inf", "infinity") and is_number(name):
+            refuse(f"{name} = {text} must be a finite number")
+
+
+def is_number(path: str) -> bool:
+    """Whether the setting at a path holds a number, or several."""
+    try:
+        return holds_numbers(field_type(Config, path))
+    except ValueError:  # an option of the command line alone
+        return False
+
+
+def holds_numbers(hint: Any) -> bool:
+    """Whether a declared type allows numbers, alone or several."""
+    return hint in (int, float) or any(holds_numbers(one) for one in get_args(hint))
 
 
 def siblings(name: str, known: list[str]) -> list[str]:

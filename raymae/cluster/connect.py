@@ -32,9 +32,14 @@ def stay_local(address: str | None = None) -> None:
     which other machines have to reach. Ray has the switch for Windows and macOS, where it is the default, and reads it
     when it is imported. A value that is already set is kept.
     """
-    started = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    if address is None and not os.environ.get("RAY_ADDRESS") and not started.exists():
+    if starts_here(address):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def starts_here(address: str | None) -> bool:
+    """Whether a new Ray would be started on this machine, rather than a cluster joined."""
+    started = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    return address is None and not os.environ.get("RAY_ADDRESS") and not started.exists()
 
 
 def start_ray(compute: ComputeConfig) -> None:

@@ -12,7 +12,7 @@ import ray
 import ray.train
 from ray._private.state import state  # Ray Train uses it; no public function lists draining nodes or free resources
 
-from raymae.cluster.pools import uses_gpu
+from raymae.cluster.room import has_room, reserved_cpus, uses_gpu, workers_of
 from raymae.config import ComputeConfig
 from raymae.training.batches.windows import rank_slots
 from raymae.training.guards.deadline import Deadline
@@ -99,16 +99,7 @@ def plan_workforce(specs: Sequence[StageSpec]) -> Workforce:
     equally. By default one worker a GPU; GPUs without an equal share stay unused, with a warning.
     """
     compute = specs[0].config.compute
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    use_gpu = uses_gpu(compute, gpus)
-    workers = compute.num_workers or (gpus if use_gpu else 1)
-    kind = "GPU" if use_gpu else "CPU"
-    if not has_room(compute, use_gpu, workers, alive(leaving={})):  # draining nodes may be replaced
-        raise ValueError(
-            f"compute.num_workers = {workers} needs more {kind}s than the cluster's "
-            f"{ray.cluster_resources().get(kind, 0):g}, or larger nodes (compute.cpus_per_worker = "
-            f"{compute.cpus_per_worker:g})"
-        )
+    workers, use_gpu = workers_of(compute, alive(leaving={}))  # draining nodes may be replaced
     workforce = Workforce(compute, workers, math.gcd(*(spec.order().slots for spec in specs)), use_gpu)
     if compute.num_workers:
         for spec in specs:
@@ -121,6 +112,11 @@ def plan_workforce(specs: Sequence[StageSpec]) -> Workforce:
     if not compute.num_workers and (count := workforce.now()) < workers:
         log.warning("%d of %d GPUs can be used: a step has %d micro-batches", count, workers, workforce.slots)
     return workforce
+
+
+def check_gpus(compute: ComputeConfig) -> None:
+    """ValueError if `compute.use_gpu` is set and the cluster that was joined has no GPU."""
+    uses_gpu(compute, ray.cluster_resources().get("GPU", 0))
 
 
 def alive(leaving: Container[str] | None = None) -> list[dict[str, float]]:
@@ -138,24 +134,6 @@ def idle() -> list[dict[str, float]]:
 def draining() -> dict[str, int]:
     """The nodes that are about to be taken away, on which Ray starts nothing more, with the times of their ends."""
     return state.get_draining_nodes()  # type: ignore[no-any-return]
-
-
-def has_room(compute: ComputeConfig, use_gpu: bool, workers: int, nodes: Sequence[dict[str, float]]) -> bool:
-    """Whether some nodes have room for so many workers, each of them on a single node."""
-    cpus, found = reserved_cpus(compute, workers, nodes) if use_gpu else compute.cpus_per_worker, 0
-    for node in nodes:
-        most = int(node.get("CPU", 0) / cpus + 1e-6)
-        found += min(most, int(node.get("GPU", 0))) if use_gpu else most
-    return found >= workers
-
-
-def reserved_cpus(compute: ComputeConfig, workers: int, nodes: Sequence[dict[str, float]]) -> float:
-    """CPUs reserved for each training worker: as configured, but half a CPU a worker is left for its data workers.
-
-    If training reserved all CPUs, no data worker could ever start.
-    """
-    share = sum(node.get("CPU", 0) for node in nodes) / workers
-    return max(0.01, min(compute.cpus_per_worker, share - 0.5))
 
 
 def torch_threads(compute: ComputeConfig, workers: int, use_gpu: bool) -> int:

@@ -12,7 +12,8 @@ import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from raymae.cluster.elastic import alive, reserved_cpus
+from raymae.cluster.elastic import alive
+from raymae.cluster.room import reserved_cpus
 from raymae.config import AudioConfig
 from raymae.features.store import features_of
 from raymae.features.streaming import StreamedClips

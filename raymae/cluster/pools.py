@@ -8,23 +8,13 @@ from typing import Any
 import ray
 import ray.data
 
+from raymae.cluster.room import uses_gpu
 from raymae.config import ComputeConfig
 
 
 def torch_device() -> str:
     """The device of the actor that calls it."""
     return "cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu"
-
-
-def uses_gpu(compute: ComputeConfig, gpus: float, fallback: bool = False) -> bool:
-    """Whether to use GPUs of a cluster that has so many: by default if there are any, else as `compute.use_gpu` says.
-
-    Args:
-        fallback: use CPUs if `compute.use_gpu` is set and there is no GPU, which is a ValueError otherwise.
-    """
-    if compute.use_gpu and not gpus and not fallback:
-        raise ValueError("compute.use_gpu is set and the cluster has no GPU")
-    return gpus > 0 and compute.use_gpu is not False
 
 
 def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]:

@@ -30,7 +30,7 @@ from raymae.config.training import (
     TrainConfig,
 )
 from raymae.config.unlabelled import ConsistencyConfig, PseudoLabelConfig
-from raymae.config.values import from_dict, redact, to_dict
+from raymae.config.values import from_dict, nearest, redact, to_dict
 
 __all__ = [
     "CONSTANT",
@@ -71,6 +71,7 @@ __all__ = [
     "from_dict",
     "from_text",
     "leaves",
+    "nearest",
     "redact",
     "to_dict",
     "to_text",

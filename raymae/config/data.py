@@ -47,6 +47,7 @@ class SyntheticConfig:
     """Seed of the generated audio."""
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, f"data.synthetic.seed = {self.seed} must not be negative")
         require(self.clips >= 100, f"data.synthetic.clips = {self.clips} must be at least 100")
         require(self.pool_clips >= 0, f"data.synthetic.pool_clips = {self.pool_clips} must not be negative")
         require(
@@ -86,6 +87,7 @@ class SplitConfig:
     """An existing split, in place of kind: the folder of its split.json and split.parquet, or either file."""
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, f"data.split.seed = {self.seed} must not be negative")
         require_choice("data.split.kind", self.kind, get_args(SplitKind))
         for name, lowest, highest in (
             ("test_share", "(0", "1)"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from raymae.config.values import require
+from raymae.config.values import nearest, require
 
 PARTS = "+"
 """Separator, in text, of the parts of a value."""
@@ -28,7 +29,8 @@ def field_type(root: type, path: str) -> Any:
         require(is_dataclass(hint), f"unknown setting {path}: {start.rstrip('.')} has no fields of its own")
         here = ", ".join(f"{start}{item.name}" for item in fields(section))
         hints = hints_of(section)
-        require(part in hints, f"unknown setting {path}; valid here: {here}")
+        hint_at = nearest(f"{start}{part}", [f"{start}{name}" for name in difflib.get_close_matches(part, hints)])
+        require(part in hints, f"unknown setting {path}{hint_at}; valid here: {here}")
         hint = hints[part]
         section, start = hint if is_dataclass(hint) else section, f"{start}{part}."  # type: ignore[assignment]
     inner = ", ".join(f"{path}.{item.name}" for item in fields(section))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Literal, get_args
 
 from raymae.config.audio import AudioConfig
@@ -19,7 +21,7 @@ from raymae.config.jobs import (
 from raymae.config.model import ModelConfig
 from raymae.config.training import EvaluateConfig, FinetuneConfig, PretrainConfig
 from raymae.config.unlabelled import ConsistencyConfig, PseudoLabelConfig, Unlabelled
-from raymae.config.values import require, require_choice, to_dict
+from raymae.config.values import nearest, redact, require, require_choice, require_finite, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,10 @@ class ComputeConfig:
         require(self.profile_steps >= 0, f"compute.profile_steps = {self.profile_steps} must not be negative")
 
 
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc")
+"""Beginnings of MLflow's tracking URIs; a database may name its driver (postgresql+psycopg2:), plug-ins add others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """MLflow tracking and model registry."""
@@ -80,6 +86,13 @@ class TrackingConfig:
     """Minutes that a job waits at its end for an MLflow server that is down; the next job delivers what is missing."""
 
     def __post_init__(self) -> None:
+        scheme = re.match(r"([\w.-]+)(?:\+\w+)?:", self.uri or "")
+        known = (*SCHEMES, *(one.name for one in entry_points(group="mlflow.tracking_store")))
+        require(
+            scheme is None or scheme[1] in known,
+            f"tracking.uri = {redact(self.uri or '')} can't be one of MLflow's: it should begin with "
+            f"{', '.join(f'{name}:' for name in known)} or name a folder{nearest(scheme[1] if scheme else '', known)}",
+        )
         require(self.patience_minutes >= 0, f"tracking.patience_minutes = {self.patience_minutes} must not be negative")
 
 
@@ -149,6 +162,8 @@ class Config:
     """The hyper-parameter sweep of jobs/sweep.py."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
+        require(self.seed >= 0, f"seed = {self.seed} must not be negative")
         require(self.seeds >= 1, f"seeds = {self.seeds} must be at least 1")
         self._check_folds()
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")

@@ -11,6 +11,9 @@ from raymae.config.values import require, require_choice, require_share
 RANDOM = "random"
 """The `finetune.init_from` of fine-tuning from random weights."""
 
+LONG_WARMUP = 0.1
+"""Share of the training that is warm-up where `warmup_epochs` don't fit; the defaults have 0.09 and 0.07."""
+
 Baseline = Literal["svm", "svm_band_mean", "svm_eq", "svm_robust", "svm_self_trained", "cnn"]
 
 Ablation = Literal["scratch", "supervised", "pool", "pool_train"]
@@ -41,7 +44,7 @@ class TrainConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the cosine schedule."""
     warmup_epochs: float = 3
-    """Epochs of linear warm-up of the learning rate."""
+    """Epochs of linear warm-up of the learning rate; a tenth of `epochs` where it is not shorter than they are."""
     weight_decay: float = 1e-4
     """AdamW's weight decay; one-dimensional parameters have none."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -70,13 +73,20 @@ class TrainConfig:
             f"global_batch_size = {self.global_batch_size} must be a multiple of "
             f"micro_batch_size = {self.micro_batch_size}",
         )
-        require(
-            self.warmup_epochs < self.epochs,
-            f"warmup_epochs = {self.warmup_epochs} must be smaller than epochs = {self.epochs}",
-        )
+        require(self.warmup_epochs >= 0, f"warmup_epochs = {self.warmup_epochs} must not be negative")
         require(self.commit_minutes > 0, f"commit_minutes = {self.commit_minutes} must be positive")
         require(self.keep_commits >= 1, f"keep_commits = {self.keep_commits} must be at least 1")
         require(self.report_steps >= 1, f"report_steps = {self.report_steps} must be at least 1")
+
+    @property
+    def warmup_share(self) -> float:
+        """The share (0 to 1) of the training that is warm-up."""
+        return self.warmup_epochs / self.epochs if self.warmup_fits else LONG_WARMUP
+
+    @property
+    def warmup_fits(self) -> bool:
+        """Whether the warm-up is shorter than the training."""
+        return self.warmup_epochs < self.epochs
 
     @property
     def peak_lr(self) -> float:
@@ -121,7 +131,7 @@ class FinetuneConfig(TrainConfig):
     base_lr: float = 1e-3
     """Learning rate per 256 clips."""
     warmup_epochs: float = 4
-    """Epochs of linear warm-up of the learning rate."""
+    """Epochs of linear warm-up of the learning rate; a tenth of `epochs` where it is not shorter than they are."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     layer_decay: float = 0.75

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -18,6 +21,29 @@ def require_share(name: str, value: float) -> None:
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, f"{name} = {value!r} must be one of {', '.join(choices)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint " (did you mean …?)" for a misspelt name; empty where none of the known ones is like it."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def require_finite(section: Any) -> None:
+    """ValueError, naming the field by its path, for a number in `section` or below it that is NaN or infinite."""
+    for path, value in numbers(section):
+        require(math.isfinite(value), f"{path} = {value} must be a finite number")
+
+
+def numbers(section: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Path and value of every float in a section and those below it."""
+    for item in fields(section):
+        value, name = getattr(section, item.name), f"{path}{item.name}"
+        if is_dataclass(value):
+            yield from numbers(value, f"{name}.")
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            yield from ((name, one) for one in several if isinstance(one, float))
 
 
 def redact(text: str) -> str:
@@ -48,7 +74,9 @@ def from_dict(section: type, values: dict[str, Any], path: str = "") -> Any:
     """The section that `to_dict` wrote; raises ValueError for unknown keys."""
     known = {item.name: item for item in fields(section)}
     unknown = sorted(set(values) - set(known))
-    require(not unknown, f"unknown setting {path}{unknown[0] if unknown else ''}; valid here: {', '.join(known)}")
+    if unknown:
+        hint = nearest(unknown[0], known)
+        raise ValueError(f"unknown setting {path}{unknown[0]}{hint}; valid here: {', '.join(known)}")
     default = section()
     arguments = {}
     for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 
 import pyarrow as pa
@@ -9,11 +10,14 @@ import pyarrow.compute as pc
 
 from raymae.config import DataConfig
 from raymae.datasets.labels import SEPARATOR, Labels, class_set, label_lists
+from raymae.datasets.rows import held_out
 from raymae.datasets.tables.header import label_column
 from raymae.datasets.tables.locate import EXAMPLES
 from raymae.datasets.tables.parts import PARTS, repeats
 from raymae.datasets.tables.settings import TableSettings
 from raymae.datasets.tables.table import MetadataTable
+
+log = logging.getLogger(__name__)
 
 
 def check_files(rows: pa.Table, max_bad_share: float) -> None:
@@ -51,8 +55,8 @@ def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
     grouped = rows.filter(pc.is_valid(rows["group"]))
     if transductive:
         grouped = grouped.filter(pc.not_equal(grouped["split"], "pool"))
-    held_out = evaluated(grouped)
-    leaks = pc.and_(held_out, pc.is_in(grouped["group"], value_set=grouped.filter(pc.invert(held_out))["group"]))
+    tested_on = evaluated(grouped)
+    leaks = pc.and_(tested_on, pc.is_in(grouped["group"], value_set=grouped.filter(pc.invert(tested_on))["group"]))
     groups = pc.unique(grouped.filter(leaks)["group"])
     if len(groups):
         members = grouped.filter(pc.equal(grouped["group"], groups[0]))
@@ -79,7 +83,7 @@ def check_labels(rows: pa.Table, labels: Labels, hint: str = "") -> None:
 
     `hint` is the end of the message that there are no labels.
     Causes: no labelled training clip; a label that doesn't fit `labels`; a held-out class without a training clip; a
-    single class in multi-label data.
+    single class.
     """
     labelled = rows.filter(pc.is_valid(rows["scene_label"]))
     check_parts(labelled, labels)
@@ -104,6 +108,32 @@ def check_labels(rows: pa.Table, labels: Labels, hint: str = "") -> None:
         raise ValueError(
             f"column scene_label: {examples} in {len(clips)} held-out clips (first {place(first)}, {first['clip_id']}, "
             f"split {first['split']}) without any clip in training; labels there: {', '.join(train_classes)}"
+        )
+    if labels == "single" and len(train_classes) == 1:
+        raise ValueError(
+            f"column scene_label: {train_classes[0]!r} is the only class of the training clips, and a classifier needs "
+            "at least two; jobs/pretrain.py needs no labels"
+        )
+
+
+def check_held_out(rows: pa.Table, scored: bool) -> None:
+    """Log what follows from a missing val or test; ValueError if models are to be `scored` and both are missing."""
+    names = [name for name in held_out(rows) if name != "val"]
+    has_val = "val" in held_out(rows)
+    if scored and not has_val and not names:
+        raise ValueError(
+            "nothing to evaluate on: no clip of a split val or test… has a scene_label; --data.split.kind session "
+            "holds a fifth of the recordings out (by column group; random divides clips without groups)"
+        )
+    if not has_val:
+        log.warning(
+            "split val has no labelled clip: each training keeps its last weights, as nothing says which were best"
+            "%s", "; --data.split.val-share 0.1 draws one" if names else "",
+        )  # fmt: skip
+    if scored and not names:
+        log.warning(
+            "no split test… has a labelled clip: the only scores are those of val, which trainings may select their "
+            "weights by, so they are too high for new recordings; --data.split.kind session draws a test split"
         )
 
 

@@ -17,7 +17,14 @@ import pyarrow.compute as pc
 from raymae.config import DataConfig, redact
 from raymae.config.data import FOLDED
 from raymae.datasets import synthetic
-from raymae.datasets.checks import check_files, check_groups, check_labels, evaluated, unlabelled_hint
+from raymae.datasets.checks import (
+    check_files,
+    check_groups,
+    check_held_out,
+    check_labels,
+    evaluated,
+    unlabelled_hint,
+)
 from raymae.datasets.content import with_content
 from raymae.datasets.folds import fold_names, with_test_fold
 from raymae.datasets.labels import Labels
@@ -133,10 +140,11 @@ DATASETS: dict[str, Callable[[DataConfig, Path | None], pa.Table]] = {
 }
 
 
-def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
+def load(config: DataConfig, folder: Path | None, labels: Labels | None = None, *, scored: bool = False) -> pa.Table:
     """The clip table (`CLIPS`) of a run: its data set and its pools.
 
-    Give `labels` when a classifier is to be trained on scene_label; it is then checked. Raises ValueError for an
+    Give `labels` when a classifier is to be trained on scene_label; it is then checked, and the held-out splits, too,
+    which must not all be missing where models are `scored`. Raises ValueError for an
     unknown data set, for what `read_table` and `splits.assign` reject, for a file that two rows share, for a group with
     clips to train on and clips to evaluate on, when more files are missing than `max_bad_share` allows, and for what
     `check_labels` rejects.
@@ -153,10 +161,13 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None) 
         check_groups(rows, transductive=used.transductive)
     if labels:
         check_labels(rows, labels, unlabelled_hint(rows, config))
+        check_held_out(rows, scored)
     return with_content(rows).select([*CLIPS.names, *(name for name in PARTS if name in rows.column_names)])
 
 
-def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None = None) -> pa.Table:
+def load_nominal(
+    config: DataConfig, folder: Path | None, labels: Labels | None = None, *, scored: bool = False
+) -> pa.Table:
     """`load` for a dry run: absent data sets are replaced by generated clips with their true counts (`nominal`).
 
     Pool tables are read. Raises ValueError for a pool data set that is not in `SHAPES`, and where `load` does for
@@ -173,6 +184,7 @@ def load_nominal(config: DataConfig, folder: Path | None, labels: Labels | None 
     rows = assign(rows, config.split)
     if labels:
         check_labels(rows, labels, unlabelled_hint(rows, config))
+        check_held_out(rows, scored)
     return rows.append_column("content", pa.nulls(len(rows), pa.string())).select(CLIPS.names)
 
 

@@ -42,12 +42,12 @@ KEPT_SECONDS = 2.0
 """Lengths that are read in less aren't kept: a command that is refused leaves nothing behind."""
 
 
-def load_clips(config: Config, storage: Folder, labels: Labels | None = None) -> pa.Table:
+def load_clips(config: Config, storage: Folder, labels: Labels | None = None, *, scored: bool = False) -> pa.Table:
     """The clips of a run: its recordings (`raymae.datasets.clips.load`, which says what is refused), cut to clips.
 
     Raises ConnectionError where a storage of recordings can't be reached.
     """
-    recordings = load(config.data, own_folder(storage), labels)
+    recordings = load(config.data, own_folder(storage), labels, scored=scored)
     return cut(recordings, lengths(recordings, storage), config.audio)
 
 

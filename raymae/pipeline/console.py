@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raymae.config import redact
+from raymae.config import TrainConfig, redact
 from raymae.config.stages import STAGES, turn_of
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
 from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.plan.workers import trained_sections
 from raymae.storage.commits import latest_step
 
 
@@ -34,6 +35,8 @@ def print_plan(plan: Plan) -> None:
         state = "reused" if node.reused else "to run" if step is None else f"to resume from step {step}"
         does = STAGES[node.stage].does + repeat_of(name, node.stage)
         print(f"  {name:{width}s} {node.key}  {state}  {does}{details.get(name, '')}")
+    for line in warmup_lines(trained_sections(plan)):
+        print(f"  {line}")
     for ablation, name in plan.ablation_models.items():
         if name == "finetune":
             print(f"  ablation {ablation}: {name} starts from the same, so one row shows both")
@@ -41,6 +44,16 @@ def print_plan(plan: Plan) -> None:
         print("  split train has no unlabelled clip: consistency training uses the labels alone")
     if "evaluate" in plan.nodes and plan.config.finetune.labels == "multi":
         print("  multi-label clips: no pseudo-labels and no student, the fine-tuned classifier is the final one")
+
+
+def warmup_lines(sections: Mapping[str, TrainConfig]) -> list[str]:
+    """A line for each training, by section, that is no longer than its warm-up."""
+    return [
+        f"{name}: warmup_epochs = {train.warmup_epochs:g} don't fit into epochs = {train.epochs:g}, so that the "
+        f"warm-up takes a tenth of them, {train.warmup_share * train.epochs:g}"
+        for name, train in sections.items()
+        if not train.warmup_fits
+    ]
 
 
 def repeat_of(name: str, stage: str) -> str:

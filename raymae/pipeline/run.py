@@ -23,6 +23,7 @@ from raymae.pipeline.console import print_plan, print_result, round_lines
 from raymae.pipeline.inventory import STAGES_FILE
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Node, Plan
+from raymae.pipeline.plan.workers import check_workers, trained_sections
 from raymae.pipeline.reporter import PlanReporter
 from raymae.storage.commits import latest_step, resumable
 from raymae.storage.folder import LEASE, Folder
@@ -41,8 +42,14 @@ def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
     missing = absent(config.data) if config.dry_run else []
     if missing:
         print(f"missing here: {', '.join(missing)}; the dry run generates clips of the same names and counts")
-    clips = load_nominal(config.data, own_folder(storage), labels) if missing else load_clips(config, storage, labels)
+    scored = requires(target, "evaluate")
+    if missing:
+        clips = load_nominal(config.data, own_folder(storage), labels, scored=scored)
+    else:
+        clips = load_clips(config, storage, labels, scored=scored)
     plan = Plan(config, clips, storage, target, find(config, storage, target))
+    if not config.dry_run:
+        check_workers(plan)
     if plan.to_do:
         for section, given in plan.given.items():
             bring(given, section, config, write=not config.dry_run)
@@ -114,6 +121,7 @@ class Run:
     def execute(self) -> str | None:
         """Run the stages that are left; returns a line on what could not be delivered to MLflow, or None."""
         from raymae.cluster.connect import start_ray
+        from raymae.cluster.elastic import check_gpus
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
@@ -122,6 +130,8 @@ class Run:
         print("starting Ray", flush=True)
         before = time.time()
         start_ray(plan.config.compute)
+        if trained_sections(plan):
+            check_gpus(plan.config.compute)
         print(f"Ray started in {time.time() - before:.0f} s")
         waiting: list[Node] = []
         for name in plan.to_do:

@@ -26,6 +26,7 @@ from fsspec.core import url_to_fs
 from raymae.config import redact
 from raymae.storage.checksums import CHECKSUMS, checksum_of, crc32, digest
 from raymae.storage.plain import check_plain
+from raymae.storage.refusal import why_not
 from raymae.storage.retry import FULL_ERRNOS, RetryingFile, StorageFullError, is_conflict, with_retries
 
 log = logging.getLogger(__name__)
@@ -339,5 +340,5 @@ def open_storage(url: str, option: str = "--storage") -> Folder:
         storage.write_bytes(probe, b"")
         storage.remove(probe)
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"{option} {redact(url)} can't be written: {redact(str(error))}") from None
+        raise ValueError(f"{option} {redact(url)} can't be written: {redact(why_not(url, error))}") from None
     return storage

@@ -10,6 +10,7 @@ from raymae.config import Config, redact
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder, open_storage
 from raymae.storage.hub import download, is_on_hub
+from raymae.tracking.uri import REGISTRY
 
 CARDS = ("model.json", "classifier.json")
 """The description files of a pre-training folder and a classifier folder."""
@@ -25,10 +26,22 @@ def open_artifact(source: str, config: Config) -> Folder:
     if is_on_hub(source):
         return Folder(download(source, (*CARDS, EXPORTED, WEIGHTS)))
     if REGISTERED.match(source):
+        check_registry(config)
         from raymae.tracking.tracker import Tracker
 
         return Folder(Tracker(config.tracking, open_storage(config.storage)).download_classifier(source))
     return Folder(source if "://" in source else str(Path(source).expanduser().resolve()))
+
+
+def check_registry(config: Config) -> None:
+    """ValueError where the local storage has no registry: MLflow would make an empty one there."""
+    url = config.storage if "://" in config.storage else str(Path(config.storage).expanduser().resolve())
+    storage = Folder(url)
+    if config.tracking.uri is None and storage.is_local and not storage.exists(REGISTRY):
+        raise ValueError(
+            f"--storage {redact(url)} has no registry ({REGISTRY}): name the storage of the run that registered the "
+            "model, or --tracking.uri"
+        )
 
 
 def open_shared(source: str, config: Config) -> Folder:

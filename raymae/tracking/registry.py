@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
 import raymae
-from raymae.config import TrackingConfig, redact
+from raymae.config import TrackingConfig, nearest, redact
 from raymae.datasets.labels import probability_columns
 from raymae.storage.folder import Folder
 from raymae.tracking import pyfunc_model
@@ -173,11 +173,33 @@ class Registry:
         try:
             folder = Path(mlflow.artifacts.download_artifacts(model_uri))
         except (MlflowException, OSError) as error:
-            raise ValueError(f"{redact(model_uri)} can't be read: {' '.join(redact(str(error)).split())}") from None
+            reason = self._missing(model_uri) or " ".join(redact(str(error)).split())
+            raise ValueError(f"{redact(model_uri)} can't be read: {reason}") from None
         found = [path.parent for path in (folder / "artifacts").rglob("classifier.json")]
         if not found:
             raise ValueError(f"{redact(model_uri)} holds no scene classifier (no classifier.json)")
         return str(found[0])
+
+    def _missing(self, model_uri: str) -> str | None:
+        """What the registry has in place of a model, version or alias that it hasn't; None where it has it."""
+        found = re.fullmatch(r"models:/([^/@]+)(?:/(.+)|@(.+))?", model_uri)
+        if not found:
+            return None
+        name, version, alias = found.groups()
+        try:
+            models = {one.name: one for one in self.client.search_registered_models()}
+        except MlflowException:  # a server that can't be asked has said so already
+            return None
+        where = f"the registry {redact(self.uri)}"
+        if name not in models:
+            return f"{where} has no model {name}{nearest(name, models)}; it has {', '.join(models) or 'none'}"
+        if alias is not None and alias not in models[name].aliases:
+            known = sorted(models[name].aliases)
+            return f"{where} has no {name}@{alias}{nearest(alias, known)}; its aliases: {', '.join(known) or 'none'}"
+        versions = sorted(int(one.version) for one in self._versions(name))
+        if version is not None and version not in map(str, versions):
+            return f"{where} has no version {version} of {name}; it has {', '.join(map(str, versions)) or 'none'}"
+        return None
 
 
 def clean(name: str) -> str:

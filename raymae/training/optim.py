@@ -21,7 +21,7 @@ def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Adam
 
 def learning_rate(share: float, config: TrainConfig) -> float:
     """The learning rate when `share` (0 to 1) of the run is done: linear warm-up, then a cosine down to min_lr."""
-    warmup = config.warmup_epochs / config.epochs
+    warmup = config.warmup_share
     if share < warmup:
         return config.peak_lr * share / warmup
     cosine = 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))

@@ -195,7 +195,7 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
     ("words", "message"),
     [
         ("--pretrain.stpes 3", r"^error: unknown setting --pretrain\.stpes; valid here: .*--pretrain\.epochs,"),
-        ("--stpes=3", r"^error: unknown setting --stpes; valid here: --seed, .*--pretrain\.\*"),
+        ("--stpes=3", r"^error: unknown setting --stpes .*; valid here: --seed, .*--pretrain\.\*"),
         ("--finetune.augment 3", r"valid here: .*--finetune\.augment\.\*"),
         ("--recipe small", "unknown setting --recipe"),
         ("--finetune.centre", r"^error: --finetune\.centre is now called --finetune\.subtract-band-mean$"),
@@ -203,7 +203,7 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
             "--pretrain.augment.colour_p 1",
             r"^error: --pretrain\.augment\.colour-p is now called --pretrain\.augment\.eq",
         ),
-        ("papre", "^error: unknown recipe 'papre'; valid: synthetic, small"),
+        ("papre", "^error: unknown recipe 'papre' \\(did you mean paper\\?\\); valid: synthetic, small"),
         ("--serve.port 0", r"serve\.port = 0 must lie between 1 and 65535"),
         ("--pretrain.epochs many", r"--pretrain\.epochs.*'many'"),
         ("--model.decoder lokal", r"'lokal'.*--model\.decoder.*'local', 'global', 'light'"),

@@ -47,7 +47,7 @@ def test_a_run_waits_while_there_are_too_few(monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_a_cluster_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elastic.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(elastic, "alive", lambda leaving: [{"CPU": 8.0}])
     spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig(use_gpu=True)))
     with pytest.raises(ValueError, match="use_gpu is set and the cluster has no GPU"):
         elastic.plan_workforce([spec])

@@ -37,7 +37,8 @@ def test_recipes_survive_json(name: str) -> None:
         (lambda: AudioConfig(win_length=5000), "n_fft = 4096"),
         (lambda: AudioConfig(f_max=17_000), "sample_rate / 2"),
         (lambda: TrainConfig(global_batch_size=30, micro_batch_size=16), "multiple of micro_batch_size = 16"),
-        (lambda: TrainConfig(epochs=2, warmup_epochs=3), "warmup_epochs"),
+        (lambda: TrainConfig(warmup_epochs=-1), "warmup_epochs = -1 must not be negative"),
+        (lambda: Config(seed=-1), "seed = -1 must not be negative"),
         (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),
         (lambda: AugmentConfig(response_p=1.5, responses=("x",)), "response_p = 1.5 is a probability"),
         (lambda: AugmentConfig(eq_nats=float("inf")), "eq_nats = inf must be finite"),
@@ -48,7 +49,10 @@ def test_recipes_survive_json(name: str) -> None:
         (lambda: PseudoLabelConfig(confidence_threshold=0.9, coverage=0.5), "set one of"),
         (lambda: PseudoLabelConfig(confidence_threshold=1.5), r"\(0, 1\)"),
         (lambda: Config(finetune=FinetuneConfig(layer=13)), "model.depth = 12"),
-        (lambda: from_dict(Config, {"modl": {}}), "unknown setting modl; valid here: .*model"),
+        (
+            lambda: from_dict(Config, {"modl": {}}),
+            r"setting modl \(did you mean model\?\); valid here: .*model",
+        ),
         (lambda: from_dict(Config, {"model": {"stpes": 1}}), "unknown setting model.stpes"),
     ],
 )

@@ -349,7 +349,10 @@ def test_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'bus' in 1 held-out clips \(first meta row 3, b, split val\).* there: tram"):
         check_labels(read_table(make(tmp_path / "y", rows)), "single")
     rows[1]["scene_label"] = "tram"
-    check_labels(read_table(make(tmp_path / "z", rows)), "single")
+    with pytest.raises(ValueError, match="'tram' is the only class of the training clips"):
+        check_labels(read_table(make(tmp_path / "z", rows)), "single")
+    rows.append({"filename": "d", "scene_label": "bus", "split": "train"})
+    check_labels(read_table(make(tmp_path / "w", rows)), "single")
 
 
 def test_labels_are_checked_where_they_are_to_be_learned(tmp_path: Path) -> None:

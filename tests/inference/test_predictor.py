@@ -118,7 +118,7 @@ def torch_pickle(value: Any) -> bytes:
         ),
         ({"format": GONE}, "is of format None; this version"),
         ({"audio": GONE}, "damaged: KeyError: 'audio'"),
-        ({"audio": {"sample_rat": 8000}}, "unknown setting sample_rat; valid here: sample_rate"),
+        ({"audio": {"sample_rat": 8000}}, "unknown setting sample_rat .*; valid here: sample_rate"),
         ({"audio": {"sample_rate": -1}}, r"audio\.sample_rate = -1"),
         ({"audio": 7}, "damaged: TypeError"),
         ({"cnn": "no_such_network"}, "damaged: .*no_such_network"),

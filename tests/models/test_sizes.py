@@ -108,7 +108,7 @@ def test_recipes_keep_their_own_sizes() -> None:
     [
         ("--model.size huge", "'huge' .*--model.size.*'large'"),
         ("--model.size", "--model.size"),
-        ("--model.siz base", "unknown setting --model.siz; valid here: .*--model.size"),
+        ("--model.siz base", "unknown setting --model.siz .*; valid here: .*--model.size"),
         ("--model.size tiny --model.num-heads 5", "model.embed_dim = 192 must be a multiple of its 5 heads"),
         ("--model.decoder light --model.decoder-depth 16", "light has at most 4 blocks, not .*decoder_depth = 16"),
     ],

@@ -44,8 +44,14 @@ def test_an_axis_is_read_as_its_field_is_typed(text: str, axis: Axis) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model.mask_rato=1,2", r"unknown setting model\.mask_rato; valid here: model\.name, .*model\.mask_ratio,"),
-        ("modle.mask_ratio=1,2", r"unknown setting modle\.mask_ratio; valid here: recipe, seed, .*model, pretrain"),
+        (
+            "model.mask_rato=1,2",
+            r"mask_rato \(did you mean model\.mask_ratio\?\); valid here: model\.name, .*model\.mask_ratio,",
+        ),
+        (
+            "modle.mask_ratio=1,2",
+            r"mask_ratio \(did you mean model\?\); valid here: recipe, seed, .*model, pretrain",
+        ),
         ("model=1,2", r"model is a section, not a setting; valid here: model\.name,"),
         ("model.mask_ratio.low=1,2", r"model\.mask_ratio has no fields"),
         ("model.mask_ratio", "should be FIELD=VALUES"),
@@ -177,8 +183,14 @@ def test_a_whole_configuration_is_a_file_of_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"model.mask_rato": 1}', "unknown setting model.mask_rato; valid here: model.name"),
-        ('{"model": {"mask_rato": 1}}', "unknown setting model.mask_rato; valid here: model.name"),
+        (
+            '{"model.mask_rato": 1}',
+            "mask_rato (did you mean model.mask_ratio?); valid here: model.name",
+        ),
+        (
+            '{"model": {"mask_rato": 1}}',
+            "mask_rato (did you mean model.mask_ratio?); valid here: model.name",
+        ),
         ('{"settings": "x"}', "unknown setting settings; valid here"),
         ('{"model": {}}', "model is a section"),
         ('{"model.depth": 2.5}', "model.depth = 2.5: input should be a valid integer"),

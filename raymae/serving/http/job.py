@@ -18,7 +18,8 @@ from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from raymae.cluster.connect import start_ray
-from raymae.cluster.pools import torch_device, uses_gpu
+from raymae.cluster.pools import torch_device
+from raymae.cluster.room import uses_gpu
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
 from raymae.serving.predict import find_classifier
 from raymae.storage.folder import Folder
