@@ -192,7 +192,7 @@ def test_an_empty_folder_is_named_so(run: Run, tmp_path: Path, option: str) -> N
     (tmp_path / "empty" / "below").mkdir(parents=True)
     tables = [] if option == "--data.tables" else ["--data.tables", write_table(tmp_path)]
     _, text = run("pipeline", "small", "--storage", "st", *tables, option, "empty")
-    assert "empty can't be read: it is an empty folder" in text
+    assert "below it: the folder is empty" in text
 
 
 def test_a_long_warm_up_is_scaled_down(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,14 +142,15 @@ def test_a_pool_table_is_not_described_by_the_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["label", "class", "category", "Labels"])
 def test_labels_in_another_column_are_a_hint(tmp_path: Path, column: str) -> None:
-    config = table(tmp_path, f"filename,{column}", "a.wav,bus", files=("a.wav",), audio_root=str(tmp_path / "audio"))
+    rows, files = ("a.wav,bus", "b.wav,tram"), ("a.wav", "b.wav")
+    config = table(tmp_path, f"filename,{column}", *rows, files=files, audio_root=str(tmp_path / "audio"))
     hint = f"no clip of split train has a scene_label.*; --data.label-column {column} reads the labels"
     assert re.search(hint, message(config))
     problems = check(Config(data=config), open_storage(str(tmp_path / "storage")), "single", True)["problems"]
     assert any(re.search(hint, problem) for problem in problems)
     named = replace(config, label_column="lable")
     assert message(named).endswith(f"; --data.label-column {column}?")
-    assert load(replace(config, label_column=column), None, "single")["scene_label"].to_pylist() == ["bus"]
+    assert load(replace(config, label_column=column), None, "single")["scene_label"].to_pylist() == ["bus", "tram"]
 
 
 SPLITS = {"valid": "val", "Validation": "val", "training": "train", "Train": "train", "Test": "test"}
