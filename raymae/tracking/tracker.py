@@ -65,7 +65,7 @@ class Tracker(Registry):
             raise ValueError(f"tracking.alias = {config.alias!r} is a name that MLflow reserves for versions")
         try:
             mlflow.set_tracking_uri(self.uri)
-            with one_at_a_time(self.uri):
+            with one_at_a_time(self.uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
                 self.client = MlflowClient(self.uri)
                 self.experiment_id = self._experiment(storage)
                 self._check_names()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -39,10 +39,11 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 @contextmanager
-def one_at_a_time(uri: str) -> Iterator[None]:
-    """Let one process at a time make the tables of a new SQLite file: MLflow's migrations fail if two do.
+def one_at_a_time(uri: str, make: Callable[[str], object]) -> Iterator[None]:
+    """Let one process at a time `make` a new SQLite file at a URI: MLflow's migrations fail if two do.
 
-    ValueError if the file can't be written.
+    It is made under another name: one that was left half made would be refused for ever. ValueError if the file can't
+    be written.
     """
     file = sqlite_file(uri)
     if file is None:
@@ -51,4 +52,9 @@ def one_at_a_time(uri: str) -> Iterator[None]:
     if file.exists() and not os.access(file, os.W_OK):
         raise ValueError(f"{file} can't be written")
     with FileLock(f"{file}.lock"):
+        if not file.exists() and "?" not in uri:
+            half = file.with_name(f"{file.name}.{os.getpid()}")
+            half.unlink(missing_ok=True)
+            make(f"{uri}.{os.getpid()}")
+            half.rename(file)
         yield

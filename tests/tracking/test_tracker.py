@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -393,6 +394,23 @@ def test_two_jobs_may_meet_a_new_database(tmp_path: Path) -> None:
     found = [job.communicate(timeout=300)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
     assert found[0] == found[1] != ""
+
+
+def test_a_job_that_is_killed_while_it_makes_the_database_leaves_none_behind(tmp_path: Path) -> None:
+    code = (
+        "from raymae.config import TrackingConfig\n"
+        "from raymae.storage.folder import Folder\n"
+        "from raymae.tracking.tracker import Tracker\n"
+        f"Tracker(TrackingConfig(), Folder({str(tmp_path)!r}))"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not any(path.stat().st_size for path in tmp_path.glob("mlflow.db*") if path.suffix != ".lock"):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.kill()
+    job.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert Tracker(TrackingConfig(), Folder(str(tmp_path))).experiment_id
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%41b", "a b", "a&b=c"])
