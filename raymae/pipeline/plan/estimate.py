@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil, prod
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import nn
@@ -46,9 +48,21 @@ def pretrain_estimate(plan: Plan, stage: str) -> str:
         model = MODELS[config.model.name](config.audio, config.model)
     memory = memory_mb(model, train.micro_batch_size * prod(grid), config)
     return (
-        f": {clips} clips, {steps} steps, {kept_tokens(grid, config.model)} of {prod(grid)} tokens kept, "
+        f": {clips} clips{heard(rows, config)}, {steps} steps, "
+        f"{kept_tokens(grid, config.model)} of {prod(grid)} tokens kept, "
         f"{parameters(model) / 1e6:.1f} M parameters, about {memory:.0f} MB a worker"
     )
+
+
+def heard(clips: pa.Table, config: Config) -> str:
+    """The hours of clips, and the share of them that an epoch of pre-training sees; empty where it isn't known."""
+    seconds = clips["seconds"].drop_null().to_numpy() if "seconds" in clips.column_names else np.empty(0)
+    if not seconds.sum():
+        return ""
+    crop = config.pretrain.augment.crop_seconds or config.audio.clip_seconds
+    share = np.minimum(seconds, crop).sum() / seconds.sum()
+    part = "" if share > 0.995 else f", {100 * share:.0f} % of them in an epoch (crops of {crop:g} s)"
+    return f" of {seconds.sum() / 3600:.3g} hours{part}"
 
 
 def finetune_estimate(plan: Plan, stage: str) -> str:
