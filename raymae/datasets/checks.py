@@ -123,7 +123,7 @@ def check_held_out(rows: pa.Table, scored: bool) -> None:
     if scored and not has_val and not names:
         raise ValueError(
             "nothing to evaluate on: no clip of a split val or test… has a scene_label; --data.split.kind session "
-            "holds a fifth of the recordings out (by column group; random divides clips without groups)"
+            "holds a fifth of the recordings (column group) out for test, and others for val"
         )
     if not has_val:
         log.warning(

@@ -43,7 +43,7 @@ class Rate:
 def reason_against(paired: Rate, null: Rate | None, recall: Rate) -> str | None:
     """Why no share can be estimated; None if it can."""
     if paired.clips < MIN_CLIPS:
-        return f"it has {paired.clips} clips, and an estimate needs {MIN_CLIPS}"
+        return f"it has {paired.clips} clips, and an estimate needs {MIN_CLIPS}: pairs among few clips may be chance"
     if null is None:
         return (
             f"the rate of false pairs is unknown: it needs {MIN_CLIPS} labelled training clips with a group, and as "
