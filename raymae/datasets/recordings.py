@@ -87,6 +87,20 @@ def cut(recordings: pa.Table, seconds: NDArray[np.float64], audio: AudioConfig) 
     return clips
 
 
+def recordings_of(clips: pa.Table) -> pa.Table:
+    """A row per recording of a table from `cut`, as it was before; a table of whole recordings is returned as it is."""
+    if "recording" not in clips.column_names:
+        return clips
+    recording = clips["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first, counts = np.unique(recording, return_index=True, return_counts=True)
+    rows = clips.take(first)
+    own = pc.and_(pa.array(counts > 1), pc.equal(rows["group"], rows["recording"]))
+    group = pc.if_else(pc.fill_null(own, False), pa.scalar(None, pa.string()), rows["group"])
+    for column, values in {"clip_id": rows["recording"], "group": group}.items():
+        rows = rows.set_column(rows.schema.get_field_index(column), column, values)
+    return rows
+
+
 def _numbers(table: pa.Table, column: str) -> NDArray[np.float64]:
     if column not in table.column_names:
         return np.full(len(table), np.nan)

@@ -16,7 +16,7 @@ from raymae.config import Config, redact, to_dict
 from raymae.config.stages import STAGES, Target, requires
 from raymae.datasets.clips import load_nominal, own_folder
 from raymae.datasets.published.nominal import absent
-from raymae.datasets.recordings import load_clips
+from raymae.datasets.recordings import load_clips, recordings_of
 from raymae.datasets.splits.assign import write_split
 from raymae.features.manifest import QUARANTINE
 from raymae.pipeline.console import print_plan, print_result, round_lines
@@ -125,7 +125,7 @@ class Run:
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
-        write_split(plan.run_folder, plan.clips, plan.config.data.split)
+        write_split(plan.run_folder, recordings_of(plan.clips), plan.config.data.split)
         self.reporter.start()  # the run is visible from the first moment
         print("starting Ray", flush=True)
         before = time.time()

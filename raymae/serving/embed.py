@@ -25,6 +25,8 @@ PART = 1024
 """Clips in a file of the result."""
 BATCH = 64
 COLUMNS = ("clip_id", "scene_label", "city", "device", "group", "split")
+PARTS = ("recording", "start_seconds", "end_seconds")
+"""Further columns: the part of a long recording that a clip is."""
 
 
 class EmbedRows:
@@ -50,7 +52,8 @@ class EmbedRows:
             else:
                 found, starts = self.embedder.frames(log_mel, frames)
                 vectors += list(found)
-        table = self.store.clips.select(COLUMNS).take(rows)
+        parts = [name for name in PARTS if name in self.store.clips.column_names]
+        table = self.store.clips.select([*COLUMNS, *parts]).take(rows)
         if starts is None:
             return table.append_column("embedding", vector_column(np.stack(vectors)))
         columns, width = vectors[0].shape

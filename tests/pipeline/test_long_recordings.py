@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 from raymae.audio.clip_reader import ClipReader
-from raymae.config import AugmentConfig, Config, DataConfig
-from raymae.datasets.recordings import load_clips
+from raymae.config import AugmentConfig, Config, DataConfig, SplitConfig
+from raymae.datasets.recordings import load_clips, recordings_of
+from raymae.datasets.splits.split_file import write_split
 from raymae.evaluation.recordings import by_recording, has_parts
 from raymae.features.streaming import StreamedClips
 from raymae.features.write import write_store
@@ -86,6 +87,14 @@ def test_scores_of_recordings_are_those_of_the_predictor(config: Config, clips: 
     assert clip_scores({"model": table}, NAMES, "single")["model"]["test"]["clips"] == 7
     streamed = StreamedClips(store.folder, store.shards)
     np.testing.assert_array_equal(streamed.read(rows[::-1])[0], store.read(rows[::-1])[0])
+
+
+def test_the_split_of_a_run_is_one_of_recordings(config: Config, clips: pa.Table, tmp_path: Path) -> None:
+    write_split(Folder(str(tmp_path)), recordings_of(clips), config.data.split)
+    again = replace(config, data=replace(config.data, split=SplitConfig(file=str(tmp_path))))
+    assert load_clips(again, open_storage(config.storage), "single").equals(clips)
+    assert recordings_of(clips)["clip_id"].to_pylist() == list(SECONDS)
+    assert recordings_of(clips)["group"].null_count == len(SECONDS)
 
 
 def test_recordings_of_one_clip_are_scored_as_they_are(clips: pa.Table) -> None:
