@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from raymae.config import DataConfig, SplitConfig
+from raymae.config import Config, DataConfig, SplitConfig
 from raymae.datasets.clips import gather, load
+from raymae.pipeline.repeats import runs_of
 from tests.support.audio_files import write_tone
 from tests.support.published import message, recordings, rows_of, write
 
@@ -46,6 +47,13 @@ def urban(root: Path) -> Path:
 
 
 FOLDERS = {"esc50": (esc, 5, 28), "esc10": (esc, 5, 20), "urbansound8k": (urban, 10, 60)}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_all_folds_can_be_run_in_turn(name: str) -> None:
+    config = Config(data=DataConfig(dataset=name, root="data"), folds=True)
+    tested = [one.data.test_fold for one in runs_of(config).values()]
+    assert tested == [str(fold) for fold in range(1, FOLDERS[name][1] + 1)]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
