@@ -55,7 +55,7 @@ def run(
     store = FeatureStore(root / "store", root / SHARDS)
     kept = store.clips["clip_id"].to_pylist()
     # each clip exactly once, in the order of the clip table
-    assert len(quarantine) == len(entries) == result["quarantined"]
+    assert len(quarantine) == len(entries) == result["quarantined"] + result["silent"]
     assert len(kept) == len(store) == result["clips"]
     assert kept == [name for name in clips["clip_id"].to_pylist() if name not in quarantine]
     assert list(quarantine) == [name for name in clips["clip_id"].to_pylist() if name in quarantine]
@@ -94,8 +94,12 @@ def test_all_odd_files_in_one_job(tmp_path: Path, ray_cluster: None) -> None:
     audio = replace(TINY_AUDIO, sample_rate=32_000, clip_seconds=1.0)
     result, quarantine, store = run(Folder(str(tmp_path / "storage")), clips, audio, max_bad_share=0.99, shard_mb=0.1)
     assert result["shards"] > 4
-    assert set(quarantine) == {name for name, (_, reason) in files.items() if reason is not None}
-    for name, reason in quarantine.items():
+    silent = {name for name, reason in quarantine.items() if reason == "silent"}
+    assert all(files[name][1] is None for name in silent)
+    assert len(silent) == result["silent"]
+    refused = {name: reason for name, reason in quarantine.items() if name not in silent}
+    assert set(refused) == {name for name, (_, reason) in files.items() if reason is not None}
+    for name, reason in refused.items():
         assert reason, name
         assert reason.startswith(files[name][1] or ""), name
         if name.startswith("from "):
