@@ -67,7 +67,7 @@ def read_events(artifact: Folder, after: int = -1) -> list[dict[str, Any]]:
             return None
         except ValueError:
             event = None
-        if not isinstance(event, dict) or "step" not in event:
+        if not isinstance(event, dict) or not {"step", "time", "metrics"} <= event.keys():
             log.warning("%s is damaged; its metrics are left out", redact(folder.path(name)))
             return None
         return event

@@ -176,9 +176,21 @@ def test_storage_that_cant_be_written_is_a_clear_error(url: str) -> None:
 def test_a_repeated_step_replaces_its_event(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     for step, loss in [(10, 3.0), (20, 2.0), (10, 3.0)]:
-        write_event(folder, {"step": step, "metrics": {"loss": loss}})
+        write_event(folder, {"step": step, "time": 0.0, "metrics": {"loss": loss}})
     assert [event["step"] for event in read_events(folder)] == [10, 20]
     assert [event["step"] for event in read_events(folder, after=10)] == [20]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b'{"step": 20, "tine": 0, "metrics": {}}', b'{"step": 20', b"\xff\xfe"]
+)
+def test_a_damaged_event_is_left_out(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Folder(str(tmp_path))
+    for step in (10, 20, 30):
+        write_event(folder, {"step": step, "time": 0.0, "metrics": {}})
+    folder.write_bytes("events/000000020.json", content)
+    assert [event["step"] for event in read_events(folder)] == [10, 30]
+    assert "000000020.json is damaged; its metrics are left out" in caplog.text
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:

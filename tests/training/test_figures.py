@@ -51,10 +51,10 @@ def test_the_curves_have_every_event_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(figures, "learning_curves", watched)
     artifact = Folder(str(tmp_path))
     for step in (1, 2, 3, 8, 9):  # 8 and 9 are from before a crash
-        write_event(artifact, {"step": step, "metrics": {"loss": 1.0}})
+        write_event(artifact, {"step": step, "time": 0.0, "metrics": {"loss": 1.0}})
     writer = FigureWriter(artifact, "pretrain")
     for step in (4, 6):
-        event = {"step": step, "metrics": {"loss": 0.5}}
+        event = {"step": step, "time": 0.0, "metrics": {"loss": 0.5}}
         writer.draw(event, {})
         write_event(artifact, event)
     assert drawn == [[1, 2, 3, 4], [1, 2, 3, 4, 6]]

@@ -79,7 +79,7 @@ def test_events_are_written_in_their_order_and_all_of_them(tmp_path: Path) -> No
 def test_many_events_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(str(tmp_path))
     for step in range(40):
-        write_event(folder, {"step": step, "metrics": {}})
+        write_event(folder, {"step": step, "time": 0.0, "metrics": {}})
     at_once, most, lock = [0], [0], threading.Lock()
     real = Folder.read_json
 
