@@ -111,7 +111,7 @@ def test_commands_name_jobs_recipes_and_options(page: Path) -> None:
 
 @page_of
 def test_options_in_the_text_exist(page: Path) -> None:
-    known = {*config_options(), "help", "faults"}.union(
+    known = {*config_options(), "help", "faults", "s3"}.union(
         *(subcommand_options(part) for parts in SUBCOMMANDS.values() for part in parts.values())
     )
     for span in code_spans(page):
