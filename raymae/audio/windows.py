@@ -98,7 +98,7 @@ class _Parts:
         if file.frames != UNKNOWN_FRAMES and file.frames > self.limit:
             raise too_long(int(self.limit), self.native)
         self.step = self.native // gcd(self.native, sample_rate)
-        """Only every so manieth sample is one of the resampled recording, too: parts begin there."""
+        """Samples of the file from one that falls on a resampled one to the next that does; parts begin at those."""
         self.margin = ceil(MARGIN * max(1.0, self.native / sample_rate)) if self.native != sample_rate else 0
         self.samples = np.empty(0, np.float32)
         self.first = 0
@@ -125,21 +125,22 @@ class _Parts:
 
     def _decode(self, first: int, last: int) -> None:
         """Hold the samples from `first` on, up to `last` or the end of the recording."""
+        self._drop(first)
         end = self.first + len(self.samples)
         if first - end > JUMP_SECONDS * self.native:
-            start = max(0, first - LEAD_FRAMES)
-            self.file.seek(min(start, self.file.frames))
-            self.samples, self.first, end = np.empty(0, np.float32), start, start
+            end = self.first = min(max(0, first - LEAD_FRAMES), self.file.frames)
+            self.file.seek(end)
         if last > end and not self.ended:
             new = read_mono(self.file, last - end)
-            if self.scale != 1:
-                new = new / np.float32(self.scale)
             self.ended = len(new) < last - end
-            self.samples = np.concatenate([self.samples[max(0, first - self.first) :], new])
-            self.first = max(first, self.first) if first <= end else end
+            self.samples = np.concatenate([self.samples, new if self.scale == 1 else new / np.float32(self.scale)])
             self._check(end + len(new))
-        drop = min(max(0, first - self.first), len(self.samples))
-        self.samples, self.first = self.samples[drop:], self.first + drop
+        self._drop(first)
+
+    def _drop(self, first: int) -> None:
+        """Drop the samples before `first`."""
+        count = min(max(0, first - self.first), len(self.samples))
+        self.samples, self.first = self.samples[count:], self.first + count
 
     def _check(self, end: int) -> None:
         frames = self.file.frames

@@ -100,6 +100,9 @@ def test_faults_are_named(tmp_path: Path) -> None:
     path = write_noise(tmp_path / "a.wav", 3.0, RATE)
     with pytest.raises(AudioError, match=r"only 3\.00 s long, but the part starts at 4 s"):
         list(read_spans(path, TINY_AUDIO, [(4.0, 4.5)]))
+    far = write_noise(tmp_path / "far.flac", 60.0, RATE)
+    with pytest.raises(AudioError, match=r"only 60\.00 s long, but the part starts at 3600 s"):
+        list(read_spans(far, TINY_AUDIO, [(3600.0, 3601.0)]))
     with pytest.raises(TooLongError, match="longer than"):
         list(read_windows(path, TINY_AUDIO, max_seconds=2.0))
     content = Path(write_noise(tmp_path / "b.flac", 30.0, RATE)).read_bytes()
