@@ -57,7 +57,7 @@ def reserved_cpus(compute: ComputeConfig, workers: int, nodes: Sequence[dict[str
 
 
 def check_here(compute: ComputeConfig) -> None:
-    """ValueError where Ray is going to start on this machine, which lacks the GPU or the room that is asked for.
+    """ValueError where Ray is going to start on this machine, without the GPU or the room that is asked for.
 
     Of a cluster nothing is known before it is joined.
     """

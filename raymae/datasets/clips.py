@@ -151,7 +151,7 @@ def load(config: DataConfig, folder: Path | None, labels: Labels | None = None, 
     """
     rows = load_rows(config, folder)
     if labels:
-        check_spellings(rows)  # before a split leaves out held-out clips of a class that training lacks
+        check_spellings(rows)  # before a split leaves out held-out clips of a class without training clips
     rows = assign(rows, config.split)
     check_files(rows, config.max_bad_share)
     used = settings(config.split)

@@ -111,8 +111,8 @@ def check(config: Config, storage: Folder, labels: Labels, with_labels: bool) ->
     for problem in problems:
         print(f"problem: {problem}")
     print("no problems" if not problems else f"{len(problems)} problems")
-    used = clips.group_by("split").aggregate([("seconds", "sum")]).to_pylist()
-    by_split = {one["split"]: round((one["seconds_sum"] or 0.0) / 3600, 2) for one in used}
+    sums = clips.group_by("split").aggregate([("seconds", "sum")]).to_pylist()
+    by_split = {one["split"]: round((one["seconds_sum"] or 0.0) / 3600, 2) for one in sums}
     return {"job": "check", "recordings": len(rows), "clips": len(clips), "hours": by_split, "problems": problems}
 
 

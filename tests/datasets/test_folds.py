@@ -151,7 +151,7 @@ def test_wrong_rows_of_urbansound8k(tmp_path: Path, old: str, new: str, error: s
 
 def test_folds_and_folders_that_are_not_there(tmp_path: Path) -> None:
     root = esc(tmp_path / "esc")
-    with pytest.raises(ValueError, match=r"data\.test_fold = '6' is none of the folds of esc50: 1, 2, 3, 4, 5"):
+    with pytest.raises(ValueError, match=r"data\.test_fold = '6' is not a fold of esc50: 1, 2, 3, 4, 5"):
         rows_of("esc50", root, test_fold="6")
     with pytest.raises(ValueError, match=r"data\.test_fold = '1' has no effect with data\.dataset = tau2019"):
         DataConfig(dataset="tau2019", test_fold="1")

@@ -101,7 +101,7 @@ def with_folds(name: str, rows: pa.Table, config: DataConfig) -> pa.Table:
     folds = sorted(pc.unique(rows["fold"]).to_pylist(), key=lambda fold: (len(fold), fold))
     test = config.test_fold or folds[-1]
     if test not in folds:
-        raise ValueError(f"data.test_fold = {test!r} is none of the folds of {name}: {', '.join(folds)}")
+        raise ValueError(f"data.test_fold = {test!r} is not a fold of {name}: {', '.join(folds)}")
     split = pc.if_else(pc.equal(rows["fold"], test), "test", "train")
     if config.split.kind == "table" and config.split.file is None:
         rows = rows.set_column(rows.schema.get_field_index("group"), "group", groups_by_fold(name, rows))

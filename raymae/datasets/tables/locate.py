@@ -41,7 +41,7 @@ def locate(
 ) -> pa.Table:
     """Append `path`, `size` and `mtime` of the files or shard members in column filename.
 
-    A missing one gets size -1; one that is stored in another Unicode form is found, if there is none of the exact name.
+    A missing one gets size -1; one that is stored in another Unicode form is found, if no file has the exact name.
     `column` is the table's name of filename, and `place` says what the folder is, for messages. Raises ValueError for
     an invalid filename and for a path that leaves the folder, by a link that `links` doesn't follow, too.
     """
