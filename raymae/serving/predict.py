@@ -210,7 +210,7 @@ def label_files(config: Config) -> dict[str, Any]:
             arguments = (copy_classifier(classifier, labels.folder), config.predict.level, threads)
             write_parts(list(missing.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
     counts = write_output(labels, output, submission)
-    print(f"{counts['files']} files, {counts['failed']} of them unreadable: {output}")
+    print(f"{counts['files']} files, {counts['failed']} of them with an error: {output}")
     result = {
         "job": "predict",
         **counts,
