@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from ray._private.state import state  # Ray Train uses it; no public function li
 
 from raymae.cluster.room import has_room, reserved_cpus, uses_gpu, workers_of
 from raymae.config import ComputeConfig
-from raymae.training.batches.windows import rank_slots
 from raymae.training.guards.deadline import Deadline
 from raymae.training.spec import StageSpec
 
@@ -29,8 +27,6 @@ class Workforce:
 
     compute: ComputeConfig
     most: int
-    slots: int
-    """The number of workers has to divide it: the greatest common divisor of the stages' micro-batches per step."""
     use_gpu: bool
     grows_from: float = 0.0
     """Unix time before which it doesn't ask for more workers."""
@@ -42,8 +38,8 @@ class Workforce:
 
     @property
     def counts(self) -> list[int]:
-        """The numbers of workers that the run may have, the largest first: those that share the slots equally."""
-        return [count for count in range(self.most, self.fewest - 1, -1) if self.slots % count == 0]
+        """The numbers of workers that the run may have, the largest first."""
+        return list(range(self.most, self.fewest - 1, -1))
 
     def now(self) -> int:
         """The number of workers that the cluster has room for now; 0 if they are too few."""
@@ -93,25 +89,38 @@ class Workforce:
 
 
 def plan_workforce(specs: Sequence[StageSpec]) -> Workforce:
-    """The workers of some stages: on GPUs if the cluster has some, else on CPUs.
+    """The most workers that any stage may have: on GPUs, one each by default, if the cluster has some, else on CPUs.
 
-    Raises ValueError if `compute.num_workers` are more than the cluster has room for, or don't share the micro-batches
-    equally. By default one worker a GPU; GPUs without an equal share stay unused, with a warning.
+    Raises ValueError if `compute.num_workers` are more than the cluster has room for.
     """
     compute = specs[0].config.compute
     workers, use_gpu = workers_of(compute, alive(leaving={}))  # draining nodes may be replaced
-    workforce = Workforce(compute, workers, math.gcd(*(spec.order().slots for spec in specs)), use_gpu)
-    if compute.num_workers:
-        for spec in specs:
-            rank_slots(spec.order(), 0, workers)
-    if not workforce.counts:
-        raise ValueError(
-            f"compute.min_workers = {compute.min_workers}: a step has {workforce.slots} micro-batches, which no "
-            f"number of workers from {workforce.fewest} to {workers} divides"
-        )
-    if not compute.num_workers and (count := workforce.now()) < workers:
-        log.warning("%d of %d GPUs can be used: a step has %d micro-batches", count, workers, workforce.slots)
-    return workforce
+    return Workforce(compute, workers, use_gpu)
+
+
+def by_workers(specs: Sequence[StageSpec], workforce: Workforce) -> list[tuple[list[StageSpec], Workforce]]:
+    """Consecutive stages that can use equally many workers, and these; each such group of stages shares its workers.
+
+    A stage has at most as many workers as a step has mixing groups; one with fewer than there are says so.
+    """
+    found: list[tuple[list[StageSpec], Workforce]] = []
+    for spec in specs:
+        most = min(workforce.most, spec.slots)
+        if most < workforce.most:
+            log.warning(
+                "%s uses %d of %d workers: a step of %d clips has %d mixing groups of %d clips, which aren't divided",
+                spec.name,
+                most,
+                workforce.most,
+                spec.train.global_batch_size,
+                spec.slots,
+                spec.group_size,
+            )
+        if found and found[-1][1].most == most:
+            found[-1][0].append(spec)
+        else:
+            found.append(([spec], replace(workforce, most=most)))
+    return found
 
 
 def check_gpus(compute: ComputeConfig) -> None:

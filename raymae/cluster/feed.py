@@ -1,4 +1,7 @@
-"""Feed training workers: the windows of a run as Ray Data sets, each worker's own, in order."""
+"""Feed training workers from audio files: the windows of a run as Ray Data sets, each worker's own, in order.
+
+Of a feature store every worker reads its own windows (`raymae.training.worker.read_groups`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -16,15 +20,15 @@ from raymae.cluster.elastic import alive
 from raymae.cluster.room import reserved_cpus
 from raymae.config import AudioConfig
 from raymae.features.store import features_of
-from raymae.features.streaming import StreamedClips
 from raymae.storage.commits import resumable, step_of
-from raymae.training.batches.windows import Window, read_window
+from raymae.training.batches.order import Order
+from raymae.training.batches.windows import Window, rank_slots, read_window
 from raymae.training.spec import StageSpec
 
 AHEAD = 3
 """Windows per reader and training worker that may be read ahead."""
-SHORT = 16
-"""Windows per training worker that one actor reads in the time that another takes to start."""
+FILLER = -1
+"""Number of no window: a block for a worker that has fewer windows in a round than others."""
 PAUSE = 0.02
 """Seconds between rounds of Ray Data's scheduler while no finished window waits."""
 LONG_PAUSE = 0.1
@@ -44,15 +48,32 @@ class WindowReader:
 
     def __init__(self, spec: StageSpec) -> None:
         self.store, self.order = spec.store, spec.order()
+        self.clip_bytes = 2 * spec.config.audio.n_frames * spec.config.audio.n_mels
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        window = read_window(self.store, self.order, int(batch["window"][0]))
+        number = int(batch["window"][0])
+        if number == FILLER:
+            size = self.clip_bytes
+            filler = pa.array([bytes(size)], pa.binary(size))
+            return pa.table({"position": [FILLER], "row": [FILLER], "log_mel": filler, "valid_frames": np.zeros(1, np.int32)})
+        window = read_window(self.store, self.order, number)
         features = pa.Array.from_buffers(
             pa.binary(window.log_mel[0].nbytes), len(window.log_mel), [None, pa.py_buffer(window.log_mel)]
         )
         return pa.table(
             {"position": window.positions, "row": window.rows, "log_mel": features, "valid_frames": window.valid_frames}
         )
+
+
+def emitted(order: Order, first: int, stop: int, workers: int) -> list[int]:
+    """Windows `first` to `stop` (whole rounds) in the order in which Ray Data deals them out, one to each worker in
+    turn; `FILLER` for workers that have fewer in a round than others."""
+    found: list[int] = []
+    for start in range(first, stop, order.slots):
+        own = [[start + slot for slot in rank_slots(order.slots, rank, workers)] for rank in range(workers)]
+        for turn in range(max(map(len, own))):
+            found += [windows[turn] if turn < len(windows) else FILLER for windows in own]
+    return found
 
 
 def segments(spec: StageSpec, first: int) -> range:
@@ -63,8 +84,9 @@ def segments(spec: StageSpec, first: int) -> range:
 
 def read_segment(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
     """A segment of a stage's run as a Ray Data set of windows in order; segments bound what Ray Data plans at once."""
-    numbers = range(first, min(first + segments(spec, first).step, spec.order().windows))
-    readers, cpus = window_readers(spec, workers, len(numbers))
+    order = spec.order()
+    numbers = emitted(order, first, min(first + segments(spec, first).step, order.windows), workers)
+    readers, cpus = window_readers(spec, workers)
     # not from_arrow: its tasks ask for a whole CPU each, which may not be free, and this would wait for ever
     segment = ray.data.from_blocks([pa.table({"window": [number]}) for number in numbers]).map_batches(
         WindowReader,
@@ -82,24 +104,16 @@ def read_segment(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
 def window_bytes(spec: StageSpec) -> int:
     """The size of a full window in memory, in bytes."""
     audio, order = spec.config.audio, spec.order()
-    return order.window_steps * order.micro_batch_size * 2 * audio.n_frames * audio.n_mels
+    return order.window_steps * order.group_size * 2 * audio.n_frames * audio.n_mels
 
 
-def window_readers(spec: StageSpec, workers: int, windows: int) -> tuple[int, float]:
-    """The number of actors that read windows for some training workers, and the CPUs reserved for each.
-
-    Reading a store takes two per worker: while one outputs, the other reads; for a few windows the second isn't worth
-    its start. Decoding audio takes all CPUs that the workers leave.
-    """
+def window_readers(spec: StageSpec, workers: int) -> tuple[int, float]:
+    """The number of actors that decode windows for some training workers, and the CPUs reserved for each: all CPUs
+    that the workers leave."""
     compute = spec.config.compute
     free = ray.cluster_resources().get("CPU", 1) - workers * reserved_cpus(compute, workers, alive())
-    if not isinstance(spec.store, StreamedClips):
-        readers = workers * (2 if windows > SHORT * workers else 1)
-    else:
-        readers = max(1, min(int(free), compute.data_workers or int(free)))
-        if free >= 1:
-            return readers, 1
-    return readers, 0.25
+    readers = max(1, min(int(free), compute.data_workers or int(free)))
+    return readers, 1 if free >= 1 else 0.25
 
 
 def next_window(spec: StageSpec, commit: str | None) -> int:
@@ -120,7 +134,7 @@ class ThrottledPolling(ExecutionCallback):
 
 
 class InOrder(ray.train.DataConfig):
-    """Splits data sets so that window k goes to rank k mod W; Ray Train's own split drops rows to make equal parts."""
+    """Splits data sets so that block k goes to rank k mod W; Ray Train's own split drops rows to make equal parts."""
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -135,7 +149,7 @@ class InOrder(ray.train.DataConfig):
 
 
 def split_in_order(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
-    """Split a data set so that window k goes to rank k mod W, without dropping any."""
+    """Split a data set so that block k goes to rank k mod W, without dropping any."""
     dataset.context.execution_options.preserve_order = True
     dataset.context.custom_execution_callback_classes = [ThrottledPolling]
     return dataset.streaming_split(world_size, equal=False)
@@ -144,6 +158,8 @@ def split_in_order(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.
 def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
     """Iterate over the windows of one rank, from its `ray.data.DataIterator`."""
     for block in split.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        if block["position"][0].as_py() == FILLER:
+            continue
         yield Window(
             block["position"].to_numpy(),
             block["row"].to_numpy(),

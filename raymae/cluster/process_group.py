@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 LOOPBACK = "127.0.0.1"
+BACKEND = {False: "gloo", True: "cpu:gloo,cuda:nccl"}
+"""With GPUs or without: what the workers agree on goes over gloo, so that nothing waits for the GPU."""
 _store: TCPStore | None = None
 """The store of rank 0, in its process; the other ranks connect to it."""
 
 
-def process_group_config(workers: int, stall_minutes: float) -> TorchConfig:
+def process_group_config(workers: int, stall_minutes: float, use_gpu: bool = False) -> TorchConfig:
     """Ray Train's configuration of the process group of so many workers; a single worker has none.
 
     Args:
         stall_minutes: the watchdog's limit. Collectives time out later: the watchdog reports more about a hang.
     """
-    return (NoGroup if workers == 1 else Group)(timeout_s=max(1800, round(240 * stall_minutes)))
+    seconds = max(1800, round(240 * stall_minutes))
+    return NoGroup(timeout_s=seconds) if workers == 1 else Group(BACKEND[use_gpu], timeout_s=seconds)
 
 
 class NoGroup(TorchConfig):
@@ -57,7 +60,7 @@ class GroupBackend(_TorchBackend):
         if worker_group.execute_single(0, ray.util.get_node_ip_address) != LOOPBACK:
             super().on_start(worker_group, backend_config)
             return
-        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        backend = backend_config.backend
         timeout, count = timedelta(seconds=backend_config.timeout_s), len(worker_group)
         port = worker_group.execute_single(0, open_store, timeout)
         worker_group.execute(_set_torch_distributed_env_vars)

@@ -1,4 +1,5 @@
-"""Training stages on Ray Train: a TorchTrainer for several stages, whose workers are fed by Ray Data.
+"""Training stages on Ray Train: a TorchTrainer for several stages, whose workers read the feature store or, without
+one, are fed by Ray Data.
 
 Consecutive stages share a worker group, because starting one takes longer than training a small stage.
 """
@@ -19,17 +20,18 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from raymae.cluster.elastic import Workforce, plan_workforce, torch_threads
+from raymae.cluster.elastic import Workforce, by_workers, plan_workforce, torch_threads
 from raymae.cluster.errors import user_error
 from raymae.cluster.feed import InOrder, dataset_factory, read_segment, segments, split_in_order, windows_of
 from raymae.cluster.prometheus import Gauges
 from raymae.config import redact
-from raymae.storage.commits import latest_step
+from raymae.features.streaming import StreamedClips
+from raymae.storage.commits import latest_step, resumable
 from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
 from raymae.storage.lease import LeaseLostError
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import MicroBatch, Window, micro_batches
+from raymae.training.batches.windows import Group, Window, rank_steps
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import hang_error, hangs, write_failure
 from raymae.training.spec import StageSpec
@@ -42,6 +44,11 @@ no public names)."""
 
 MAX_DOUBLINGS = 4
 """How often the pause before asking for more workers doubles: up to 16 times `compute.wait_minutes`."""
+
+
+def is_streamed(spec: StageSpec) -> bool:
+    """Whether the stage's clips are decoded anew in every epoch, by Ray Data, rather than read from a store."""
+    return isinstance(spec.store, StreamedClips)
 
 
 class RaySession:
@@ -59,13 +66,18 @@ class RaySession:
         self.gauges = Gauges(spec.name, spec.artifact.url.rpartition("/")[2])
 
     def resumes_from(self) -> str | None:
-        """The checkpoint whose next step the data begins with."""
+        """The newest checkpoint, by rank 0; where Ray Data feeds the workers, the one whose next step the data begins
+        with."""
+        if not is_streamed(self.spec):
+            return resumable(self.spec.artifact) if self.rank == 0 else None
         return ray.train.get_dataset_shard(self.spec.name).resumes_from  # type: ignore[attr-defined, no-any-return]
 
-    def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
-        """Iterate over this rank's micro-batches, from Ray Data."""
+    def groups(self, order: Order, step: int) -> Iterator[tuple[int, list[Group]]]:
+        """Iterate over this rank's mixing groups of every step, from the store or from Ray Data."""
+        if not is_streamed(self.spec):
+            return read_groups(self.spec.store, order, self.rank, self.world_size, step)
         windows = self._windows(order.first_window(step))
-        return micro_batches(order, windows, self.rank, self.world_size, step)
+        return rank_steps(order, windows, self.rank, self.world_size, step)
 
     def _windows(self, first: int) -> Iterator[Window]:
         """This rank's windows: of the driver's segment, then of those that rank 0 starts, at the same step for all."""
@@ -78,11 +90,12 @@ class RaySession:
                 split = self.gather(splits)[0][self.rank]
             yield from windows_of(split, self.spec.config.audio)
 
-    def wrap(self, model: Any) -> Any:
-        """Wrap the model as `compute.parallel` says."""
+    def wrap(self, model: Any, precision: Any) -> Any:
+        """Wrap the model as `compute` says."""
         from raymae.training import parallel
 
-        return parallel.wrap(model, self.torch_device, self.spec.config.compute.parallel)
+        compute = self.spec.config.compute
+        return parallel.wrap(model, self.torch_device, compute.parallel, precision, compute.fsdp_replicas)
 
     def gather(self, value: Any) -> list[Any]:
         """All-gather a picklable value."""
@@ -157,7 +170,9 @@ def train(
     deadline: Deadline = FOREVER,
     check_leases: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the stages in one worker group, to the end, the deadline or the error of the last attempt.
+    """Train the stages one after the other, to the end, the deadline or the error of the last attempt.
+
+    Consecutive stages that use equally many workers share a group of them.
 
     `check_leases` raises LeaseLostError when another process has taken over one of the stages.
 
@@ -165,7 +180,21 @@ def train(
     for more workers again, or if Ray Train's controller died. `compute.max_failures` is a budget for the time without
     a new checkpoint: each one refills it.
     """
-    workforce = limited = plan_workforce(specs)
+    for some, workforce in by_workers(specs, plan_workforce(specs)):
+        train_group(some, storage, deadline, check_leases, workforce)
+        if deadline.is_over():
+            return
+
+
+def train_group(
+    specs: list[StageSpec],
+    storage: Folder,
+    deadline: Deadline,
+    check_leases: Callable[[], None],
+    workforce: Workforce,
+) -> None:
+    """Train stages in one group of workers, which resumes as `train` says."""
+    limited = workforce
     workers, failures, misses, compute = workforce.wait(deadline), 0, 0, workforce.compute
     while workers:
         left, before = [spec for spec in specs if not spec.artifact.is_done()], progress_of(specs)
@@ -215,8 +244,8 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline, "workforce": workforce},
-        torch_config=process_group_config(workers, compute.stall_minutes),
-        datasets={spec.name: dataset_factory(spec, workers) for spec in specs},  # type: ignore[arg-type]
+        torch_config=process_group_config(workers, compute.stall_minutes, workforce.use_gpu),
+        datasets={spec.name: dataset_factory(spec, workers) for spec in specs if is_streamed(spec)},  # type: ignore[misc]
         dataset_config=InOrder(),
         scaling_config=workforce.scaling(workers),
         run_config=ray.train.RunConfig(

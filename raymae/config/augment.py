@@ -30,11 +30,11 @@ class AugmentConfig:
     response_p: float | None = None
     """Probability that a clip gets one of the responses, drawn for each clip; None: 0.5 if there are responses."""
     mixup_p: float = 0.0
-    """Probability that the clips of a micro-batch are mixed with one another (fine-tuning only)."""
+    """Probability that the clips of a mixing group are mixed with one another (fine-tuning only)."""
     mixup_alpha: float = 10.0
     """Mixup weights are drawn from Beta(alpha, alpha)."""
     mixstyle_p: float = 0.0
-    """Probability of Freq-MixStyle, which mixes the band statistics of two clips."""
+    """Probability of Freq-MixStyle, which mixes the band statistics of two clips of a mixing group."""
     mixstyle_alpha: float = 0.4
     """Freq-MixStyle weights are drawn from Beta(alpha, alpha)."""
     freq_mask_param: int = 0

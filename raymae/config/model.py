@@ -7,7 +7,7 @@ from typing import Literal
 
 from raymae.config.values import require, require_share
 
-ModelSize = Literal["tiny", "small", "base", "large"]
+ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 
 DecoderName = Literal["local", "global", "light"]
 
@@ -132,6 +132,8 @@ MODEL_SIZES: dict[ModelSize, ModelConfig] = {
     "small": ModelConfig(embed_dim=384, depth=12, num_heads=6),
     "base": ModelConfig(),
     "large": ModelConfig(embed_dim=1024, depth=24, num_heads=16),
+    # ViT-H of MAE (He et al. 2022), whose patches are 14 x 14; here those of the others.
+    "huge": ModelConfig(embed_dim=1280, depth=32, num_heads=16),
 }
 """Complete models by the size of their encoder; a recipe uses one as it is, or with some of its fields replaced."""
 

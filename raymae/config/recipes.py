@@ -60,7 +60,6 @@ def synthetic() -> Config:
             epochs=30,
             warmup_epochs=2,
             global_batch_size=32,
-            micro_batch_size=32,
             lr=1e-3,
             precision=native_precision(),
             augment=AugmentConfig(eq_p=1.0),
@@ -81,7 +80,6 @@ def small_finetune(epochs: float, *, crop_seconds: float | None = None, views: i
         precision=native_precision(),
         warmup_epochs=epochs / 20,
         global_batch_size=32,
-        micro_batch_size=32,
         lr=5e-4,
         head_epochs=epochs / 4,
         head_lr_scale=10.0,
@@ -142,7 +140,6 @@ def small() -> Config:
             epochs=250,
             warmup_epochs=5,
             global_batch_size=64,
-            micro_batch_size=64,
             lr=1e-3,
             weight_decay=0.05,
             precision=native_precision(),
@@ -163,7 +160,10 @@ def small() -> Config:
 def audiomae() -> Config:
     """Audio-MAE's ViT-B and front end on your own tables; needs GPUs (AudioSet-2M: 2,304 V100-hours)."""
     return Config(
-        data=DataConfig(dataset="table"), audio=FRONT_ENDS["audiomae"], pretrain=PretrainConfig(precision="bf16")
+        data=DataConfig(dataset="table"),
+        audio=FRONT_ENDS["audiomae"],
+        pretrain=PretrainConfig(precision="bf16"),
+        finetune=FinetuneConfig(precision="bf16"),
     )
 
 
@@ -186,7 +186,6 @@ def audioset() -> Config:
     recipe = audiomae()
     finetune = FinetuneConfig(
         labels="multi",
-        micro_batch_size=32,
         min_lr=1e-6,
         weight_decay=5e-4,
         precision="bf16",
@@ -199,7 +198,7 @@ def audioset() -> Config:
 TAU2020 = "tau2020_mobile"
 TAU2020_FOLDER = "TAU-urban-acoustic-scenes-2020-mobile-development"
 """The folder's name once unpacked; for another folder: --data.pool-datasets tau2020_mobile:FOLDER."""
-PAPER_FINETUNE = FinetuneConfig(micro_batch_size=32, precision="bf16")
+PAPER_FINETUNE = FinetuneConfig(precision="bf16")
 """Audio-MAE's fine-tuning on AS-20K."""
 
 
@@ -258,7 +257,7 @@ def honest() -> Config:
 
 def paper_pretrain(*, pool_only: bool) -> PretrainConfig:
     """Audio-MAE's pre-training, since the paper names no settings, for as many epochs as 16,000 clips need."""
-    return PretrainConfig(epochs=400, warmup_epochs=40, micro_batch_size=64, precision="bf16", pool_only=pool_only)
+    return PretrainConfig(epochs=400, warmup_epochs=40, precision="bf16", pool_only=pool_only)
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

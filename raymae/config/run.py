@@ -42,6 +42,11 @@ class ComputeConfig:
     """What each of several training workers holds. ddp: all weights, gradients, moments and averaged weights; fsdp: a
     share of them, for models that are too large otherwise, at the cost of more communication. Results differ by
     rounding alone."""
+    fsdp_replicas: int = 1
+    """Groups of workers, each of which holds all shards with parallel = fsdp (a two-dimensional mesh): 1 spreads them
+    over all workers; the number of machines keeps the gathering of weights within each. Has to divide the workers."""
+    strict_fp32: bool = False
+    """Compute float32 products of matrices on GPUs in float32; by default they are rounded to TF32."""
     cpus_per_worker: float = 1
     """CPUs reserved for each training worker."""
     torch_threads: int | None = None
@@ -61,6 +66,11 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         require(self.min_workers >= 1, f"compute.min_workers = {self.min_workers} must be at least 1")
+        require(self.fsdp_replicas >= 1, f"compute.fsdp_replicas = {self.fsdp_replicas} must be at least 1")
+        require(
+            self.fsdp_replicas == 1 or self.parallel == "fsdp",
+            f"compute.fsdp_replicas = {self.fsdp_replicas} has no effect with compute.parallel = {self.parallel}",
+        )
         require(self.wait_minutes > 0, f"compute.wait_minutes = {self.wait_minutes} must be positive")
         require(self.stall_minutes > 0, f"compute.stall_minutes = {self.stall_minutes} must be positive")
         require(self.profile_steps >= 0, f"compute.profile_steps = {self.profile_steps} must not be negative")
@@ -243,10 +253,10 @@ class Config:
             self.finetune.labels == "single" or "consistency" not in self.unlabelled,
             "unlabelled = consistency is for single-label clips: leave it out with finetune.labels = multi",
         )
-        micro, batch = self.consistency.micro_batch_size, self.finetune.global_batch_size
+        micro, group = self.consistency.micro_batch_size, self.finetune.group_size
         require(
-            micro is None or batch % micro == 0,
-            f"consistency.micro_batch_size = {micro} must divide finetune.global_batch_size = {batch}",
+            micro is None or micro >= group,
+            f"consistency.micro_batch_size = {micro} must hold a mixing group of fine-tuning, which has {group} clips",
         )
         require(
             self.consistency.teacher == "self" or self.finetune.ema_decay is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,8 +36,13 @@ class TrainConfig:
     """Passes over the stage's clips."""
     global_batch_size: int = 512
     """Clips per optimiser step, over all workers."""
-    micro_batch_size: int = 16
-    """Clips per forward pass; a step accumulates the gradients of global / micro passes, which the workers share."""
+    micro_batch_size: int = 128
+    """Most clips per forward pass on a worker; a step accumulates the gradients of several passes where its share is
+    larger. Changes no result. Halved once, with a line, where it doesn't fit into a GPU's memory."""
+    mixing_group: int | None = None
+    """Clips that mixup and MixStyle mix with one another: fixed groups of a step, the least that a worker can have of
+    it. Up to global_batch_size / mixing_group workers share a step. None: 8, or the largest of 4, 2 and 1 that divides
+    the step. The CNN baseline's batch norm has groups of up to 32, whatever is set here."""
     base_lr: float = 2e-4
     """Learning rate per 256 clips: lr = base_lr x global_batch_size / 256."""
     lr: float | None = None
@@ -56,7 +62,12 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of the forward pass."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model's blocks with torch.compile; where that fails they run uncompiled, with a line."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """Mode of torch.compile; reduce-overhead replays CUDA graphs, for small models on fast GPUs."""
+    activation_checkpointing: bool = False
+    """Compute the activations within each block again in the backward pass instead of keeping them: a third more
+    computing for a fraction of the memory. Changes no result."""
     commit_minutes: float = 5.0
     """Minutes between two checkpoints of the training state."""
     keep_commits: int = 2
@@ -69,14 +80,27 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"epochs = {self.epochs} must be positive")
         require(
-            self.micro_batch_size >= 1 and self.global_batch_size % self.micro_batch_size == 0,
-            f"global_batch_size = {self.global_batch_size} must be a multiple of "
-            f"micro_batch_size = {self.micro_batch_size}",
+            self.global_batch_size >= 1, f"global_batch_size = {self.global_batch_size} must be at least 1"
+        )
+        group = self.mixing_group
+        require(
+            group is None or (group >= 1 and self.global_batch_size % group == 0),
+            f"mixing_group = {group} must divide global_batch_size = {self.global_batch_size}",
+        )
+        require(
+            self.micro_batch_size >= self.group_size,
+            f"micro_batch_size = {self.micro_batch_size} must hold a mixing group, which has {self.group_size} clips: "
+            f"set mixing_group to {max(1, self.micro_batch_size)} or less, too",
         )
         require(self.warmup_epochs >= 0, f"warmup_epochs = {self.warmup_epochs} must not be negative")
         require(self.commit_minutes > 0, f"commit_minutes = {self.commit_minutes} must be positive")
         require(self.keep_commits >= 1, f"keep_commits = {self.keep_commits} must be at least 1")
         require(self.report_steps >= 1, f"report_steps = {self.report_steps} must be at least 1")
+
+    @property
+    def group_size(self) -> int:
+        """Clips of a mixing group."""
+        return self.mixing_group or math.gcd(self.global_batch_size, 8)
 
     @property
     def warmup_share(self) -> float:

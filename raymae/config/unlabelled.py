@@ -127,9 +127,9 @@ class ConsistencyConfig:
     """Passes over the labelled clips; finetune's epochs of warm-up (and of training the head alone, if it is new) are
     scaled with them."""
     ratio: int = 3
-    """Unlabelled clips per labelled clip in every micro-batch (FixMatch's mu, 7 there)."""
+    """Unlabelled clips per labelled clip in every mixing group (FixMatch's mu, 7 there)."""
     micro_batch_size: int | None = None
-    """Labelled clips per forward pass, to which their unlabelled clips are added; None: that of finetune."""
+    """Most labelled clips per forward pass, to which their unlabelled clips are added; None: that of finetune."""
     lr_scale: float = 1.0
     """Learning rate relative to that of finetune."""
     weight: float = 1.0

@@ -1,56 +1,47 @@
-"""Seeded augmentations of log-mel batches: geometry (crop, roll, gain), coloration (device, EQ, MixStyle, masks).
+"""Augmentations of log-mel batches: geometry (crop, roll, gain), coloration (device, EQ, MixStyle, masks), mixup.
 
-Each takes and returns normalised log-mels (B, T, F) and their valid frames (B,), and draws for every clip independently
-from the given generator only. Its device may differ from the batch's: a CPU generator gives the same draws on every
-accelerator. Padding stays silence, and the valid frames stay in front of it. A setting that switches an augmentation
-off makes it the identity.
+Each has two parts. What is drawn (`draw_…`) is decided on the CPU ahead of the step, by the clip's place in the run, as
+small numpy arrays. The rest is arithmetic on the batch, on any device, that reads nothing back. Clips draw
+independently, and mix only within their mixing group. A setting that switches an augmentation off draws nothing for it.
+Padding stays silence, and the valid frames stay in front of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from math import log
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from raymae.config import CONSTANT, AudioConfig, AugmentConfig, FinetuneConfig
+from raymae.features.draws import Draws
 
 Offsets = NDArray[np.float32]
 """(n, F): what n devices add to a normalised log-mel (`raymae.audio.impulse_responses.Responses.offsets`)."""
-Geometry = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator], tuple[Tensor, Tensor]]
-Coloration = Callable[[Tensor, Tensor, AugmentConfig, AudioConfig, Generator, Offsets | None], tuple[Tensor, Tensor]]
+Drawn = dict[str, NDArray[Any]]
+"""What is drawn for a batch, by name, for the device."""
 
 NATS_PER_DB = log(10) / 10
 
 
-def apply_geometry(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Apply `GEOMETRY`: which frames of a clip are used, and its level."""
-    for augmentation in GEOMETRY:
-        log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator)
-    return log_mel, valid_frames
+# Geometry: which frames of a clip are used -------------------------------------------------------------------------
 
 
-def apply_coloration(
-    log_mel: Tensor,
-    valid_frames: Tensor,
-    config: AugmentConfig,
-    audio: AudioConfig,
-    generator: Generator,
-    responses: Offsets | None = None,
-) -> Tensor:
-    """Apply `COLORATION`: the same frames as recorded by another device, with stripes masked.
+class Geometry(NamedTuple):
+    """The frames that are used of each clip."""
 
-    `responses` (n, F) are the offsets of `config.responses`, as `raymae.audio.impulse_responses` reads them.
-    """
-    for augmentation in COLORATION:
-        log_mel, valid_frames = augmentation(log_mel, valid_frames, config, audio, generator, responses)
-    return log_mel
+    starts: NDArray[np.int64]
+    """(B,): the crop's first frame."""
+    shifts: NDArray[np.int64]
+    """(B,): frames by which the crop's valid frames are rotated."""
+    valid_frames: NDArray[np.int64]
+    """(B,): valid frames of the crop."""
+    length: int
+    """Frames of the crop."""
 
 
 def crop_frames(config: AugmentConfig, audio: AudioConfig) -> int:
@@ -63,50 +54,48 @@ def segment_frames(config: FinetuneConfig, audio: AudioConfig) -> int:
     return min(crop_frames(config.augment, audio), audio.frames_of(config.segment_seconds))
 
 
-def crop(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Cut `crop_seconds` at a random position from each clip's valid frames; a shorter clip keeps them all."""
-    n_frames = crop_frames(config, audio)
-    if n_frames >= log_mel.shape[1]:
-        return log_mel, valid_frames
-    starts = _integers((valid_frames - n_frames + 1).clamp(min=1), generator)
-    frames = starts[:, None] + torch.arange(n_frames, device=log_mel.device)
-    return _take_frames(log_mel, frames), valid_frames.clamp(max=n_frames)
+def draw_geometry(
+    valid_frames: NDArray[np.integer], config: AugmentConfig, audio: AudioConfig, draws: Draws
+) -> Geometry:
+    """Draw `crop_seconds` of each clip's valid frames (B,), a shorter clip keeps them all; and with probability
+    `roll_p` their rotation by 1 to valid_frames - 1 frames."""
+    valid = np.asarray(valid_frames, np.int64)
+    length = min(crop_frames(config, audio), audio.n_frames)
+    starts = np.zeros_like(valid)
+    if length < audio.n_frames:
+        starts = draws.integers("crop", np.maximum(valid - length + 1, 1))
+        valid = np.minimum(valid, length)
+    shifts = np.zeros_like(valid)
+    if config.roll_p:
+        shifts = 1 + draws.integers("roll", np.maximum(valid - 1, 1))
+        shifts = shifts % np.maximum(valid, 1) * draws.coins("roll_p", config.roll_p)
+    return Geometry(starts, shifts, valid, length)
 
 
-def roll(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Rotate each clip's valid frames by 1 to valid_frames - 1 frames, with probability `roll_p`."""
-    if not config.roll_p:
-        return log_mel, valid_frames
-    shifts = 1 + _integers((valid_frames - 1).clamp(min=1), generator)
-    shifts = shifts * _coins(config.roll_p, log_mel, generator)
-    frames = torch.arange(log_mel.shape[1], device=log_mel.device)
-    rolled = (frames - shifts[:, None]) % valid_frames[:, None]
-    return _take_frames(log_mel, torch.where(frames < valid_frames[:, None], rolled, frames)), valid_frames
+def apply_geometry(clips: Sequence[NDArray[np.floating]], geometry: Geometry, out: NDArray[np.floating]) -> None:
+    """Copy the frames of each clip (T, F) to `out` (B, length, F)."""
+    n = geometry.length
+    numbers = zip(geometry.starts.tolist(), geometry.shifts.tolist(), geometry.valid_frames.tolist(), strict=True)
+    for clip, target, (start, shift, valid) in zip(clips, out, numbers, strict=True):
+        end = start + valid
+        target[:shift] = clip[end - shift : end]
+        target[shift:valid] = clip[start : end - shift]
+        target[valid:] = clip[end : start + n]
 
 
-def gain(
-    log_mel: Tensor, valid_frames: Tensor, config: AugmentConfig, audio: AudioConfig, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Change each clip's level by a uniform draw from -`gain_db` to `gain_db`."""
+# Coloration: the same frames as recorded by another device ----------------------------------------------------------
+
+
+def draw_gain(config: AugmentConfig, audio: AudioConfig, draws: Draws) -> NDArray[np.float64] | None:
+    """(B, 1): each clip's change of level, uniform from -`gain_db` to `gain_db`, in units of the log-mel."""
     if not config.gain_db:
-        return log_mel, valid_frames
-    decibels = config.gain_db * (2 * _uniform(log_mel, generator) - 1)
-    return _add_response(log_mel, valid_frames, decibels[:, None] * NATS_PER_DB / audio.norm_scale), valid_frames
+        return None
+    decibels = config.gain_db * (2 * draws.one("gain") - 1)
+    return decibels[:, None] * (NATS_PER_DB / audio.norm_scale)
 
 
-def random_eq(
-    log_mel: Tensor,
-    valid_frames: Tensor,
-    config: AugmentConfig,
-    audio: AudioConfig,
-    generator: Generator,
-    responses: Offsets | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Add a random smooth frequency response to each clip, as of another device, with probability `eq_p`.
+def random_eq(config: AugmentConfig, audio: AudioConfig, draws: Draws) -> NDArray[np.float64]:
+    """(B, F): a random smooth frequency response for each clip, as of another device, with probability `eq_p`.
 
     The response is piecewise linear between `eq_knots` normal draws with a deviation of `eq_nats` nats of power, spread
     evenly from the lowest to the highest band. Convolution with an impulse response that is short against the window is
@@ -115,25 +104,14 @@ def random_eq(
     real microphones deviate by 0.5 to 2.3 nats up to 8 kHz and by 2.4 to 3.8 up to 16 kHz (MicIRP), these random ones
     by 2.1 about their own mean.
     """
-    if not config.eq_p:
-        return log_mel, valid_frames
-    count, _, n_mels = log_mel.shape
-    knots = torch.randn(count, 1, config.eq_knots, generator=generator, device=generator.device)
-    knots = knots.to(log_mel.device) * (config.eq_nats / audio.norm_scale)
-    response = F.interpolate(knots, size=n_mels, mode="linear", align_corners=True)[:, 0]
-    response = response * _coins(config.eq_p, log_mel, generator)[:, None]
-    return _add_response(log_mel, valid_frames, response), valid_frames
+    places = np.linspace(0, config.eq_knots - 1, audio.n_mels)
+    tents = np.maximum(0, 1 - np.abs(places - np.arange(config.eq_knots)[:, None]))  # (knots, F)
+    response = draws.normal("eq", config.eq_knots) @ tents * (config.eq_nats / audio.norm_scale)
+    return np.asarray(response * draws.coins("eq_p", config.eq_p)[:, None])
 
 
-def device_response(
-    log_mel: Tensor,
-    valid_frames: Tensor,
-    config: AugmentConfig,
-    audio: AudioConfig,
-    generator: Generator,
-    responses: Offsets | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Add one of the measured `responses` (n, F) to each clip, with probability `response_p`.
+def device_response(config: AugmentConfig, responses: Offsets | None, draws: Draws) -> NDArray[np.float32]:
+    """(B, F): one of the measured `responses` (n, F) for each clip, with probability `response_p`, else 0.
 
     Against true convolution with six microphones (MicIRP), with windows of 96 and 25 ms, a band's mean is off by 0.01
     and 0.02 nats (0.03 and 0.08 dB) for noise, by 0.03 and 0.1 for gliding tones, and a single value by 0.06 to 0.25.
@@ -142,98 +120,153 @@ def device_response(
     Raises:
         ValueError: `config` has responses but their offsets are missing.
     """
-    if not config.response_share:
-        return log_mel, valid_frames
     if responses is None:
         raise ValueError(
             f"the offsets of augment.responses = {config.responses} are missing: read them with read_responses"
         )
-    count = torch.full((len(log_mel),), len(responses), device=generator.device)
-    chosen = torch.from_numpy(responses[_integers(count, generator).cpu().numpy()]).to(log_mel.device)
-    chosen = chosen * _coins(config.response_share, log_mel, generator)[:, None]
-    return _add_response(log_mel, valid_frames, chosen), valid_frames
+    chosen = responses[draws.integers("response", np.full(len(draws.places), len(responses)))]
+    return np.asarray(chosen * draws.coins("response_p", config.response_share)[:, None], np.float32)
 
 
-def freq_mixstyle(
-    log_mel: Tensor,
-    valid_frames: Tensor,
+def draw_coloration(
+    valid_frames: NDArray[np.integer],
     config: AugmentConfig,
     audio: AudioConfig,
-    generator: Generator,
+    draws: Draws,
     responses: Offsets | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Freq-MixStyle (Kim et al. 2022; Schmid et al., DCASE 2022), for each clip with probability `mixstyle_p`.
+    gain: NDArray[np.float64] | None = None,
+) -> Drawn:
+    """What `apply_coloration` takes, for clips of so many valid frames (B,).
 
-    The mean and standard deviation of every band over the valid frames are replaced by a mixture, with a weight from
-    Beta(alpha, alpha), of the clip's own and those of another clip of the batch, unless that one is silent.
+    `responses` (n, F) are the offsets of `config.responses`, `gain` (B, 1) that of `draw_gain`.
     """
-    if not config.mixstyle_p:
-        return log_mel, valid_frames
-    weight = _beta(config.mixstyle_alpha, log_mel, generator)
-    weight = torch.where(_coins(config.mixstyle_p, log_mel, generator), weight, 1.0)[:, None]
-    partner = _permutation(log_mel, generator)
+    drawn: Drawn = {}
+    offsets = [] if gain is None else [gain]
+    if config.response_share:
+        offsets.append(device_response(config, responses, draws))
+    if config.eq_p:
+        offsets.append(random_eq(config, audio, draws))
+    if offsets:
+        drawn["offsets"] = np.broadcast_to(sum(offsets), (len(valid_frames), audio.n_mels)).astype(np.float32)
+    if config.mixstyle_p:
+        weight = draws.beta("mixstyle", config.mixstyle_alpha)
+        drawn["style_weight"] = np.where(draws.coins("mixstyle_p", config.mixstyle_p), weight, 1).astype(np.float32)
+        drawn["style_partner"] = draws.partners("mixstyle_partner")
+    if config.freq_mask_param or config.time_mask_param:
+        bands = np.full(len(valid_frames), audio.n_mels)
+        drawn["band_stripe"] = _stripe(bands, config.freq_mask_param, draws.named("bands"))
+        drawn["frame_stripe"] = _stripe(np.asarray(valid_frames), config.time_mask_param, draws.named("frames"))
+    return drawn
+
+
+def _stripe(limit: NDArray[np.integer], largest: int, draws: Draws) -> NDArray[np.int64]:
+    """(B, 2): first position and end of stripes of 0 to `largest` positions, all below `limit` (B,)."""
+    widths = draws.integers("width", np.minimum(limit, largest) + 1)
+    starts = draws.integers("start", limit - widths + 1)
+    return np.stack([starts, starts + widths], 1)
+
+
+def hidden_patches(
+    drawn: Drawn, patch_size: tuple[int, int], grid: tuple[int, int], starts: int = 0
+) -> NDArray[np.bool_] | None:
+    """(B, L): the patches of which SpecAugment hides every value; None without it.
+
+    `starts` is the frame at which the first column of patches begins.
+    """
+    if "band_stripe" not in drawn:
+        return None
+    (columns, rows), (frames, bands) = grid, patch_size
+    column = starts + frames * np.arange(columns)
+    row = bands * np.arange(rows)
+    first, end = (drawn["frame_stripe"][:, one, None] for one in (0, 1))
+    hidden_columns = (first <= column) & (column + frames <= end)
+    first, end = (drawn["band_stripe"][:, one, None] for one in (0, 1))
+    hidden_rows = (first <= row) & (row + bands <= end)
+    return np.asarray((hidden_columns[:, :, None] | hidden_rows[:, None, :]).reshape(-1, columns * rows))
+
+
+def apply_coloration(log_mel: Tensor, valid_frames: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """The same frames (B, T, F) as recorded by another device, with stripes masked, by what is drawn.
+
+    Masks come last, so that nothing changes the masked values.
+    """
+    if "offsets" in drawn:
+        log_mel = add_offsets(log_mel, valid_frames, drawn["offsets"])
+    if "style_weight" in drawn:
+        log_mel = freq_mixstyle(log_mel, valid_frames, drawn["style_weight"], drawn["style_partner"])
+    if "band_stripe" in drawn:
+        log_mel = spec_augment(log_mel, valid_frames, drawn["band_stripe"], drawn["frame_stripe"])
+    return log_mel
+
+
+def add_offsets(log_mel: Tensor, valid_frames: Tensor, offsets: Tensor) -> Tensor:
+    """Add a response (B, F), in units of the normalised log-mel, to the valid frames of log-mels (B, T, F)."""
+    return log_mel.addcmul(offsets[:, None], _valid(log_mel, valid_frames)[:, :, None])
+
+
+def freq_mixstyle(log_mel: Tensor, valid_frames: Tensor, weight: Tensor, partner: Tensor) -> Tensor:
+    """Freq-MixStyle (Kim et al. 2022; Schmid et al., DCASE 2022) of log-mels (B, T, F).
+
+    The mean and standard deviation of every band over the valid frames are replaced by a mixture, with `weight` (B,),
+    of the clip's own and those of its `partner` (B,), unless that one is silent.
+    """
     mean = _band_means(log_mel, valid_frames)
     variance = _band_means(log_mel.square(), valid_frames) - mean.square()
-    weight = torch.where(variance.amax(1, keepdim=True)[partner] <= CONSTANT**2, 1.0, weight)
+    weight = torch.where(variance.amax(1)[partner] <= CONSTANT**2, 1.0, weight)[:, None]
     deviation = (variance.clamp(min=0) + 1e-6).sqrt()
     scale = (weight * deviation + (1 - weight) * deviation[partner]) / deviation
     offset = weight * mean + (1 - weight) * mean[partner] - scale * mean
     change = torch.addcmul(offset[:, None], log_mel, scale[:, None] - 1)
-    return change.mul_(_valid(log_mel, valid_frames)[:, :, None]).add_(log_mel), valid_frames
+    return change.mul_(_valid(log_mel, valid_frames)[:, :, None]).add_(log_mel)
 
 
-def spec_augment(
-    log_mel: Tensor,
-    valid_frames: Tensor,
-    config: AugmentConfig,
-    audio: AudioConfig,
-    generator: Generator,
-    responses: Offsets | None = None,
-) -> tuple[Tensor, Tensor]:
-    """SpecAugment (Park et al. 2019): mask up to `freq_mask_param` bands and `time_mask_param` valid frames.
+def spec_augment(log_mel: Tensor, valid_frames: Tensor, band_stripe: Tensor, frame_stripe: Tensor) -> Tensor:
+    """SpecAugment (Park et al. 2019): mask stripes [first, end) (B, 2) of bands and of valid frames.
 
     Masked values are set to the clip's mean: silence would add sharp edges, and it already marks padding.
     """
-    if not (config.freq_mask_param or config.time_mask_param):
-        return log_mel, valid_frames
-    n_frames, n_mels = log_mel.shape[1:]
-    bands = _stripe(n_mels, torch.full_like(valid_frames, n_mels), config.freq_mask_param, generator).to(log_mel.dtype)
-    frames = _stripe(n_frames, valid_frames, config.time_mask_param, generator).to(log_mel.dtype)
+    bands, frames = (
+        _between(size, stripe).to(log_mel.dtype)
+        for size, stripe in ((log_mel.shape[2], band_stripe), (log_mel.shape[1], frame_stripe))
+    )
     others = _valid(log_mel, valid_frames) - frames
     masked = torch.addcmul(frames[:, :, None], others[:, :, None], bands[:, None])
     mean = _band_means(log_mel, valid_frames).mean(1)
-    return log_mel.lerp(mean[:, None, None], masked), valid_frames
+    return log_mel.lerp(mean[:, None, None], masked)
 
 
-GEOMETRY: tuple[Geometry, ...] = (crop, roll, gain)
-"""In the order of application; two views of a clip have these in common."""
-COLORATION: tuple[Coloration, ...] = (device_response, random_eq, freq_mixstyle, spec_augment)
-"""In the order of application, after `GEOMETRY`; masks come last, so that nothing changes the masked values."""
+# Mixup --------------------------------------------------------------------------------------------------------------
 
 
-def mixup(
-    log_mel: Tensor,
-    target: Tensor,
-    valid_frames: Tensor,
+def draw_mixup(
+    target: NDArray[np.float32],
+    valid_frames: NDArray[np.integer],
     config: AugmentConfig,
-    generator: Generator,
-    sounding: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """mixup (Zhang et al. 2018) of a batch with probability `mixup_p`: log_mel, soft target (B, C), valid_frames.
+    draws: Draws,
+    sounding: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.int64], Drawn]:
+    """Draw mixup (Zhang et al. 2018), of a mixing group with probability `mixup_p`: the soft targets (B, C), the valid
+    frames (B,) and what `apply_mixup` takes.
 
-    Each clip is mixed with another one of the batch with its own weight from Beta(alpha, alpha); the mixture has the
+    Each clip is mixed with another one of its group with its own weight from Beta(alpha, alpha); the mixture has the
     valid frames of the longer of the two. A clip whose partner is not `sounding` (B,) keeps its own sound and target.
     """
-    if torch.rand((), generator=generator, device=generator.device) >= config.mixup_p:
-        return log_mel, target, valid_frames
-    weight = _beta(config.mixup_alpha, log_mel, generator)
-    partner = _permutation(log_mel, generator)
-    weight = torch.where(sounding[partner], weight, 1.0)
-    return (
-        log_mel.index_select(0, partner).lerp_(log_mel, weight[:, None, None]),
-        target[partner].lerp(target, weight[:, None]),
-        torch.maximum(valid_frames, valid_frames[partner]),
-    )
+    valid = np.asarray(valid_frames, np.int64)
+    if not config.mixup_p:
+        return target, valid, {}
+    partner = draws.partners("mixup_partner")
+    mixed = draws.group_coins("mixup_p", config.mixup_p) & sounding[partner]
+    weight = np.where(mixed, draws.beta("mixup", config.mixup_alpha), 1.0).astype(np.float32)
+    found = target[partner] + weight[:, None] * (target - target[partner])
+    valid = np.where(mixed, np.maximum(valid, valid[partner]), valid)
+    return found.astype(np.float32), valid, {"mixup_weight": weight, "mixup_partner": partner}
+
+
+def apply_mixup(log_mel: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Mix log-mels (B, T, F) as drawn."""
+    if "mixup_weight" not in drawn:
+        return log_mel
+    return log_mel.index_select(0, drawn["mixup_partner"]).lerp_(log_mel, drawn["mixup_weight"][:, None, None])
 
 
 def _valid(log_mel: Tensor, valid_frames: Tensor) -> Tensor:
@@ -242,53 +275,13 @@ def _valid(log_mel: Tensor, valid_frames: Tensor) -> Tensor:
     return (frames < valid_frames[:, None]).to(log_mel.dtype)
 
 
-def _take_frames(log_mel: Tensor, frames: Tensor) -> Tensor:
-    """Select the frames (B, n) of each clip: (B, n, F). Copying whole rows is ten times faster than gather."""
-    count, n_frames, n_mels = log_mel.shape
-    rows = frames + n_frames * torch.arange(count, device=log_mel.device)[:, None]
-    return log_mel.reshape(-1, n_mels).index_select(0, rows.flatten()).reshape(count, -1, n_mels)
-
-
-def _add_response(log_mel: Tensor, valid_frames: Tensor, response: Tensor) -> Tensor:
-    """Add a response (B, F) or (B, 1), in units of the normalised log-mel, to the valid frames."""
-    return log_mel.addcmul(response[:, None], _valid(log_mel, valid_frames)[:, :, None])
+def _between(size: int, stripe: Tensor) -> Tensor:
+    """(B, size) bool: the positions within stripes [first, end) (B, 2)."""
+    positions = torch.arange(size, device=stripe.device)
+    return (positions >= stripe[:, :1]) & (positions < stripe[:, 1:])
 
 
 def _band_means(values: Tensor, valid_frames: Tensor) -> Tensor:
     """Mean of `values` (B, T, F) over the valid frames: (B, F)."""
     with torch.autocast(values.device.type, enabled=False):  # variances are differences of these means
         return torch.bmm(_valid(values, valid_frames)[:, None], values)[:, 0] / valid_frames[:, None]
-
-
-def _stripe(size: int, limit: Tensor, largest: int, generator: Generator) -> Tensor:
-    """Random stripes (B, size), bool, of 0 to `largest` positions, all below `limit` (B,)."""
-    widths = _integers(limit.clamp(max=largest) + 1, generator)
-    starts = _integers(limit - widths + 1, generator)
-    positions = torch.arange(size, device=limit.device)
-    return (positions >= starts[:, None]) & (positions < (starts + widths)[:, None])
-
-
-def _uniform(like: Tensor, generator: Generator) -> Tensor:
-    """A uniform draw from [0, 1) for each item of a batch."""
-    return torch.rand(len(like), generator=generator, device=generator.device).to(like.device)
-
-
-def _coins(p: float, like: Tensor, generator: Generator) -> Tensor:
-    """True with probability p for each item of a batch."""
-    return _uniform(like, generator) < p
-
-
-def _integers(count: Tensor, generator: Generator) -> Tensor:
-    """A uniform draw from 0 to count - 1 for each of `count` (B,)."""
-    return (_uniform(count, generator) * count).long()
-
-
-def _permutation(like: Tensor, generator: Generator) -> Tensor:
-    return torch.randperm(len(like), generator=generator, device=generator.device).to(like.device)
-
-
-def _beta(alpha: float, like: Tensor, generator: Generator) -> Tensor:
-    """A draw from Beta(alpha, alpha) for each item of a batch; torch's own sampler takes no generator."""
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    draws = np.random.default_rng(seed).beta(alpha, alpha, len(like))
-    return torch.from_numpy(draws).to(like.device, like.dtype)

@@ -17,7 +17,7 @@ from raymae.features.augment import crop_frames, segment_frames
 from raymae.models import AudioClassifier, Encoder, load_encoder
 from raymae.models.classifier import subtract_band_mean
 from raymae.models.encoder import select
-from raymae.models.masking import index
+from raymae.models.masking import only
 from raymae.models.pooling import cut_segments, row_stats, segment_starts, token_mean
 from raymae.storage.folder import Folder
 
@@ -95,9 +95,9 @@ class Embedder:
         if self.subtract_band_mean:
             x = subtract_band_mean(x, frames)
         segments = cut_segments(x, frames, self.segment, self.encoder.patch_size[0])
-        patches = self.encoder.patchify(*segments)
-        masking = index(patches.valid, device)
-        outputs = self.encoder.layer_outputs(patches, masking)
+        patches = self.encoder.patchify(segments[0])
+        masking = only(self.encoder.valid(patches, segments[1]))
+        outputs = self.encoder.layer_outputs(patches, masking.kept)
         tokens = torch.stack([outputs[layer - 1] for layer in self.layers]).float().mean(0)
         valid = masking.mask == 0
         placed = select(tokens, torch.where(valid, 1 + masking.ids_restore, 0)) * valid[:, :, None]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from raymae.config import AudioConfig, AugmentConfig
 from raymae.datasets.rows import Rows
-from raymae.features.augment import random_eq
+from raymae.features.augment import add_offsets, random_eq
+from raymae.features.draws import Draws
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.classifier import Probabilities
 from raymae.inference.predictor import Predictor
@@ -56,13 +57,10 @@ def eq_view(
 ) -> torch.Tensor:
     """Log-mels (B, T, F) with random EQ, drawn by the clips' ids and the number of the view."""
     always = AugmentConfig(eq_p=1.0, eq_nats=config.eq_nats, eq_knots=config.eq_knots)
-    found = []
-    for place, clip_id in enumerate(clip_ids):
-        seed = int.from_bytes(hashlib.sha256(f"{view} {clip_id}".encode()).digest()[:7], "little")
-        only = slice(place, place + 1)
-        generator = torch.Generator().manual_seed(seed)
-        found.append(random_eq(log_mel[only], valid_frames[only], always, audio, generator)[0])
-    return torch.cat(found) if found else log_mel
+    names = [hashlib.sha256(clip_id.encode()).digest()[:7] for clip_id in clip_ids]
+    places = np.array([int.from_bytes(name, "little") for name in names], np.int64)
+    offsets = random_eq(always, audio, Draws(view, places)).astype(np.float32)
+    return add_offsets(log_mel, valid_frames, torch.from_numpy(offsets))
 
 
 def classify(

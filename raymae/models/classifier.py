@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from timm.layers import LayerNorm
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models.encoder import Encoder
-from raymae.models.masking import Masking, choose_structured, index
-from raymae.models.patches import Patches, grid_size
-from raymae.models.pooling import cut_segments, row_stats, segment_starts, token_mean
+from raymae.models.masking import Drawn, Kept, RandomBits, arrange_kept, choose_structured, kept_structured, only
+from raymae.models.patches import Grid, Patches, grid_size
+from raymae.models.pooling import cut_segments, one_hot, row_stats, segment_starts, token_mean
 
 ParameterGroup = dict[str, Any]
 
@@ -38,7 +39,7 @@ class AudioClassifier(nn.Module):
         super().__init__()
         self.finetune = finetune
         self.segment = audio.frames_of(finetune.segment_seconds)
-        self.encoder = Encoder(audio, model, drop_path=finetune.drop_path, depth=finetune.layer)
+        self.encoder = Encoder(audio, model, depth=finetune.layer)
         pools_patches = finetune.pool != "cls"
         self.norm: nn.Module = LayerNorm(model.embed_dim) if pools_patches else nn.Identity()
         if pools_patches:
@@ -50,20 +51,56 @@ class AudioClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        log_mel: Tensor,
+        valid_frames: Tensor | None = None,
+        kept: Kept | None = None,
+        drop: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, C) of log-mels (B, T, F).
 
         Args:
             log_mel: (B, T, F).
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            generator: on the CPU, for the masks in training; the default is torch's global one.
+            kept: the patches in the encoder's input, R rows for each clip (`rows`); the default is all valid ones.
+            drop: (B R, depth, 2), the factors of stochastic depth; None without it.
         """
-        patches = self.patchify(log_mel, valid_frames)
-        return self.classify(patches, self.masking(patches, generator))
+        patches, frames = self.patchify(log_mel, valid_frames)
+        if kept is None:
+            kept = only(self.encoder.valid(patches, frames)).kept
+        return self.head(self.embed(patches, kept, drop))
 
-    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F) -> patches, one row for each segment of each clip.
+    @property
+    def variants(self) -> int:
+        """Versions of a clip that are encoded side by side: as it is and without its band mean, or one of them."""
+        return 2 if self.finetune.with_raw else 1
+
+    def segment_starts(self, n_frames: int) -> list[int]:
+        """First frames of the segments of a clip of so many frames."""
+        return segment_starts(n_frames, self.segment, self.encoder.patch_size[0])
+
+    def draw(self, valid: NDArray[np.bool_], grid: Grid, draws: RandomBits, always: bool = False) -> Drawn:
+        """Draw the structured masks and stochastic depth of a training step: ids_keep, attend and drop.
+
+        Args:
+            valid: (B, S, L), the valid patches of the segments of each clip.
+            always: see `raymae.models.masking.arrange`.
+        """
+        batch, segments, patches = valid.shape
+        rows = self.variants * segments
+        valid = np.repeat(valid[:, None], self.variants, 1).reshape(batch * rows, patches)
+        own = draws.repeated(rows)
+        ratios = self.finetune.time_mask_ratio, self.finetune.freq_mask_ratio
+        drawn, _ = arrange_kept(choose_structured(valid, grid, *ratios, own), kept_structured(grid, *ratios), always)
+        if self.finetune.drop_path:
+            rates = np.linspace(0, self.finetune.drop_path, len(self.encoder.blocks))[:, None]
+            shape = batch * rows, len(rates), 2
+            stays = (own.bits("drop_path", 2 * len(rates)) >> np.uint64(11)).reshape(shape) * 2.0**-53 >= rates
+            drawn["drop"] = (stays / (1 - rates)).astype(np.float32)
+        return drawn
+
+    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> tuple[Patches, Tensor | None]:
+        """(B, T, F) -> patches, one row for each segment of each clip, and the rows' valid frames; None: all.
 
         With `finetune.subtract_band_mean` the band mean is subtracted first; with `finetune.with_raw` too, the rows of
         each clip as it is come before those of the clip with the band mean subtracted.
@@ -73,43 +110,30 @@ class AudioClassifier(nn.Module):
             log_mel = torch.stack([log_mel, normalised], 1).flatten(0, 1) if self.finetune.with_raw else normalised
             if self.finetune.with_raw and valid_frames is not None:
                 valid_frames = valid_frames.repeat_interleave(2)
-        least = self.encoder.patch_size[0]
-        segments = len(segment_starts(log_mel.shape[1], self.segment, least))
+        segments = len(self.segment_starts(log_mel.shape[1]))
         if segments > 1:
             if valid_frames is None:
                 valid_frames = torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device)
-            log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, least)
-        return self.encoder.patchify(log_mel, valid_frames)._replace(segments=segments)
+            log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, self.encoder.patch_size[0])
+        return self.encoder.patchify(log_mel)._replace(segments=segments), valid_frames
 
-    def classify(self, patches: Patches, masking: Masking) -> Tensor:
-        """Logits (B, C) from the kept patches."""
-        return self.head(self.embed(patches, masking))
-
-    def embed(self, patches: Patches, masking: Masking) -> Tensor:
+    def embed(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> Tensor:
         """Input of the head (B, E) from the kept patches."""
-        pooled = self.pool(self.encoder(patches, masking), masking, patches)
+        pooled = self.pool(self.encoder(patches, kept, drop), kept, patches)
         return pooled.unflatten(0, (-1, 2)).flatten(1) if self.finetune.with_raw else pooled
 
-    def masking(self, patches: Patches, generator: torch.Generator | None) -> Masking:
-        """Keep all valid patches; in training, those that structured masking leaves."""
-        kept = patches.valid
-        if self.training:
-            ratios = self.finetune.time_mask_ratio, self.finetune.freq_mask_ratio
-            kept = choose_structured(kept, patches.grid, *ratios, generator)
-        return index(kept, patches.values.device)
-
-    def pool(self, tokens: Tensor, masking: Masking, patches: Patches) -> Tensor:
+    def pool(self, tokens: Tensor, kept: Kept, patches: Patches) -> Tensor:
         """(B S, 1 + K, D), S segments per clip -> input of the head: (B, D), or (B, 2 x rows x D) for row_stats."""
         n_rows, segments = patches.grid[1], patches.segments
         if self.finetune.pool == "cls":
             return self.norm(tokens[:, 0].unflatten(0, (-1, segments)).mean(1))
-        ids = masking.ids_keep
-        kept = torch.ones_like(ids) if masking.attend is None else masking.attend
+        ids = kept.ids
+        counts = torch.ones_like(ids) if kept.attend is None else kept.attend
         # concatenate the segments of a clip: (B, S K)
-        tokens, ids, kept = (one.unflatten(0, (-1, segments)).flatten(1, 2) for one in (tokens[:, 1:], ids, kept))
+        tokens, ids, counts = (one.unflatten(0, (-1, segments)).flatten(1, 2) for one in (tokens[:, 1:], ids, counts))
         if self.finetune.pool == "mean":
-            return self.norm(token_mean(tokens, kept))
-        membership = functional.one_hot(ids % n_rows, n_rows) * kept[:, :, None]
+            return self.norm(token_mean(tokens, counts))
+        membership = one_hot(ids % n_rows, n_rows) * counts[:, :, None]
         stats = row_stats(tokens, membership)
         present = membership.float().amax(1)[:, None, :, None]
         return (self.norm(stats) * present).flatten(1)
@@ -162,10 +186,8 @@ class Cnn(nn.Module):
         network = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
         self.cnn = network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 
-    def forward(
-        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Logits (B, C) of log-mels (B, T, F); arguments as in `AudioClassifier.forward`. `generator` is not used."""
+    def forward(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+        """Logits (B, C) of log-mels (B, T, F) of valid frames (B,)."""
         if self.finetune.subtract_band_mean:
             log_mel = subtract_band_mean(log_mel, valid_frames)
         return self.cnn(log_mel.float()[:, None].contiguous(memory_format=torch.channels_last))

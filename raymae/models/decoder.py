@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raymae.config import ModelConfig
-from raymae.models.encoder import key_mask
+from raymae.models.encoder import call_block, key_mask
 from raymae.models.patches import Grid
 
 WINDOW = 4
@@ -25,6 +25,9 @@ MAX_LOGIT_SCALE = math.log(100)
 class GlobalDecoder(nn.Module):
     """Transformer blocks with global attention over the class token and all patches."""
 
+    checkpointed = False
+    """As `Encoder.checkpointed`."""
+
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         width, heads = model.decoder_embed_dim, model.decoder_num_heads
@@ -36,7 +39,7 @@ class GlobalDecoder(nn.Module):
         """(B, 1 + L, D) -> (B, L, D); nothing attends to a patch that isn't in `valid` (B, L), None meaning all."""
         attn_mask = key_mask(valid)
         for block in self.blocks:
-            tokens = block(tokens, attn_mask=attn_mask)
+            tokens = call_block(block, self.checkpointed, tokens, attn_mask)
         return tokens[:, 1:]
 
 
@@ -45,6 +48,9 @@ class LocalDecoder(nn.Module):
 
     The class token belongs to no window and is left out.
     """
+
+    checkpointed = False
+    """As `Encoder.checkpointed`."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -59,7 +65,7 @@ class LocalDecoder(nn.Module):
         shifts = (0, SHIFT)
         allowed = [window_mask(valid, len(tokens), grid, shift, tokens.device) for shift in shifts]
         for i, block in enumerate(self.blocks):
-            patches = block(patches, shifts[i % 2], allowed[i % 2])
+            patches = call_block(block, self.checkpointed, patches, shifts[i % 2], allowed[i % 2])
         return patches.flatten(1, 2)
 
 

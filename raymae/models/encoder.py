@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -9,9 +10,10 @@ from timm.layers import Attention, LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from raymae.config import AudioConfig, ModelConfig
-from raymae.models.masking import Masking
+from raymae.models.masking import Kept
 from raymae.models.patches import Grid, Patches, Positions, grid_size, patchify, resample_positions, valid_patches
 
 
@@ -30,6 +32,25 @@ def select(tokens: Tensor, ids: Tensor) -> Tensor:
 def key_mask(attend: Tensor | None) -> Tensor | None:
     """(B, N) bool -> attention mask (B, 1, 1, 1 + N) in which every query also attends to the class token in front."""
     return None if attend is None else functional.pad(attend, (1, 0), value=True)[:, None, None]
+
+
+class EncoderBlock(Block):
+    """timm's block, whose stochastic depth is drawn outside: timm's draws from the device's global generator."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `drop` (B, 2) are the factors of attention and MLP, 0 where one is dropped."""
+        attended = self.attn(self.norm1(x), attn_mask=attn_mask)
+        x = x + (attended if drop is None else attended * drop[:, :1, None].to(attended.dtype))
+        changed = self.mlp(self.norm2(x))
+        return x + (changed if drop is None else changed * drop[:, 1:, None].to(changed.dtype))
+
+
+def call_block(block: Callable[..., Tensor], checkpointed: bool, *args: Any) -> Tensor:
+    """Call a block; if it is `checkpointed`, its activations are computed again in the backward pass and not kept."""
+    if checkpointed and torch.is_grad_enabled():
+        # a block draws nothing, so that there is no random state to keep
+        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+    return block(*args)
 
 
 class PatchEmbed(nn.Module):
@@ -55,15 +76,14 @@ class Encoder(nn.Module):
     Args:
         audio: the front end, whose silence pads the input.
         model: the sizes.
-        drop_path: rate of stochastic depth of the last block, growing linearly from 0 at the first.
         depth: number of blocks; the default is the model's.
     """
 
     pos_embed: Tensor | None
+    checkpointed = False
+    """Whether activations within blocks are computed again in the backward pass (`call_block`)."""
 
-    def __init__(
-        self, audio: AudioConfig, model: ModelConfig, *, drop_path: float = 0.0, depth: int | None = None
-    ) -> None:
+    def __init__(self, audio: AudioConfig, model: ModelConfig, *, depth: int | None = None) -> None:
         super().__init__()
         self.silence = audio.silence
         self.patch_size = model.patch_size
@@ -72,14 +92,8 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(model.patch_size, model.embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.embed_dim))
         self.blocks = nn.ModuleList(
-            Block(
-                model.embed_dim,
-                model.num_heads,
-                model.mlp_ratio,
-                qkv_bias=True,
-                drop_path=rate,
-            )
-            for rate in torch.linspace(0, drop_path, model.depth if depth is None else depth, device="cpu").tolist()
+            EncoderBlock(model.embed_dim, model.num_heads, model.mlp_ratio, qkv_bias=True)
+            for _ in range(model.depth if depth is None else depth)
         )
         self.norm: nn.Module = LayerNorm(model.embed_dim)
         nn.init.normal_(self.cls_token, std=0.02)
@@ -100,31 +114,37 @@ class Encoder(nn.Module):
             return self.positions(grid, device)
         return resample_positions(self.pos_embed, grid)
 
-    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
-        """(B, T, F) and the frames (B,) of each clip before padding (default: all) -> patches."""
-        batch, n_frames, n_mels = log_mel.shape
-        grid = grid_size(n_frames, n_mels, self.patch_size)
-        values = patchify(log_mel, self.patch_size, self.silence)
+    def patchify(self, log_mel: Tensor) -> Patches:
+        """(B, T, F) -> patches."""
+        grid = grid_size(log_mel.shape[1], log_mel.shape[2], self.patch_size)
+        return Patches(patchify(log_mel, self.patch_size, self.silence), grid)
+
+    def valid(self, patches: Patches, valid_frames: Tensor | None = None) -> Tensor:
+        """(B, L) bool: the patches that contain sound, by the frames (B,) of each clip before padding; None: all."""
         if valid_frames is None:
-            valid_frames = torch.full((batch,), n_frames, device=log_mel.device)
-        return Patches(values, grid, valid_patches(values, self.patch_size, grid[1], valid_frames).cpu())
+            size = patches.grid[0] * self.patch_size[0]
+            valid_frames = torch.full((len(patches.values),), size, device=patches.values.device)
+        return valid_patches(patches.values, self.patch_size, patches.grid[1], valid_frames)
 
-    def forward(self, patches: Patches, masking: Masking) -> Tensor:
-        """Normalised tokens (B, 1 + K, D) of the class token and the kept patches (see `Masking.ids_keep`)."""
-        return self.norm(self.layer_outputs(patches, masking)[-1])
+    def forward(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> Tensor:
+        """Normalised tokens (B, 1 + K, D) of the class token and the kept patches.
 
-    def layer_outputs(self, patches: Patches, masking: Masking) -> list[Tensor]:
+        Args:
+            drop: (B, depth, 2), the factors of stochastic depth (`EncoderBlock`); None without it.
+        """
+        return self.norm(self.layer_outputs(patches, kept, drop)[-1])
+
+    def layer_outputs(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> list[Tensor]:
         """Outputs of all blocks in order, (B, 1 + K, D) each, not normalised."""
         positions = self.position_table(patches.grid, patches.values.device)
         # gathered before the projection, so that removed patches cost nothing
-        tokens = self.patch_embed(select(patches.values, masking.ids_keep)) + functional.embedding(
-            masking.ids_keep, positions
-        )
+        tokens = self.patch_embed(select(patches.values, kept.ids)) + functional.embedding(kept.ids, positions)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        attn_mask = key_mask(masking.attend)
+        attn_mask = key_mask(kept.attend)
         outputs = []
-        for block in self.blocks:
-            tokens = block(tokens, attn_mask=attn_mask)
+        for number, block in enumerate(self.blocks):
+            own = None if drop is None else drop[:, number]
+            tokens = call_block(block, self.checkpointed, tokens, attn_mask, own)
             outputs.append(tokens)
         return outputs
 

@@ -9,10 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raymae.config import AudioConfig, ModelConfig
-from raymae.models.encoder import select
-from raymae.models.mae import MaeOutput, MaskedAutoencoder, by_clip, masked_error, repeat_clips
-from raymae.models.masking import index
-from raymae.models.patches import Patches, patchify
+from raymae.models.mae import (
+    MaeOutput,
+    MaskedAutoencoder,
+    by_clip,
+    first_masks,
+    removed_valid,
+    repeat_clips,
+    summed_error,
+)
+from raymae.models.masking import Masking, RandomBits, every
+from raymae.models.patches import Patches
 
 
 class LatentAutoencoder(MaskedAutoencoder):
@@ -35,54 +42,48 @@ class LatentAutoencoder(MaskedAutoencoder):
         """Number of values that the decoder predicts for each patch: the encoder's width."""
         return self.config.embed_dim
 
-    def forward(
-        self,
-        log_mel: Tensor,
-        valid_frames: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        teacher_view: Tensor | None = None,
-    ) -> MaeOutput:
-        """Mask, encode, decode and compute the loss; `prediction` is (B x masks, L, D).
+    def forward(self, log_mel: Tensor, masking: Masking, teacher_view: Tensor | None = None) -> MaeOutput:
+        """Encode and decode under a masking of B x masks clips, and compute the errors; `prediction` is
+        (B x masks, L, D).
 
         Args:
             log_mel: (B, T, F), the student's input.
-            valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            generator: on the CPU, for the masks; the default is torch's global one.
+            masking: of B x masks clips.
             teacher_view: (B, T, F), the teacher's input, the same clips; the default is `log_mel`.
         """
         times = self.config.masks_per_clip
-        patches = self.patchify(log_mel, valid_frames)
-        target, clip_target = self.targets(log_mel if teacher_view is None else teacher_view, patches)
+        patches = self.patchify(log_mel)
+        valid = None if masking.valid is None else masking.valid[::times]
+        target, clip_target = self.targets(patches if teacher_view is None else self.patchify(teacher_view), valid)
         patches = repeat_clips(patches, times)
-        masking = self.random_masking(patches, generator)
         latent = self.forward_encoder(patches, masking)
         prediction = self.forward_decoder(latent, patches, masking)
-        weight = masking.mask * patches.valid.to(masking.mask.device)
-        loss, loss_per_clip = masked_error(prediction, target.repeat_interleave(times, dim=0), weight)
-        clip_error = (self.clip_pred(latent[:, 0]).float() - clip_target.repeat_interleave(times, dim=0)).square()
-        loss = loss + self.config.latent.clip_weight * clip_error.mean()
-        return MaeOutput(loss, prediction, masking.mask, by_clip(loss_per_clip, times))
+        weight = removed_valid(masking)
+        error, count = summed_error(prediction, target.repeat_interleave(times, dim=0), weight)
+        clip_error = self.clip_pred(latent[:, 0]).float() - clip_target.repeat_interleave(times, dim=0)
+        clip_error = by_clip(clip_error.square().mean(1), times)
+        if valid is not None:
+            clip_error = clip_error * valid.any(1)
+        return MaeOutput(by_clip(error, times), by_clip(count, times), prediction, masking.mask, clip_error)
 
     @torch.no_grad()
-    def targets(self, log_mel: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
-        """The teacher's targets of every patch (B, L, D) and of every clip (B, D).
-
-        `log_mel` (B, T, F) is the teacher's input; grid and valid patches are those of the student's `patches`.
-        """
-        values = patchify(log_mel, self.config.patch_size, self.encoder.silence)
-        masking = index(patches.valid, values.device)
+    def targets(self, patches: Patches, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The teacher's targets of every patch (B, L, D) and of every clip (B, D), by the `valid` patches (B, L); None:
+        all are."""
+        batch, number = patches.values.shape[:2]
         count = self.config.latent.teacher_layers or -(-self.config.depth // 2)
-        outputs = self.teacher.layer_outputs(Patches(values, patches.grid, patches.valid), masking)[-count:]
-        places = torch.where(masking.mask == 0, 1 + masking.ids_restore, 0)
-        valid = (1 - masking.mask)[:, :, None]
-        tokens = [select(output.float(), places) for output in outputs]
-        clip = torch.stack([_clip_mean(functional.layer_norm(one, one.shape[2:]), valid) for one in tokens]).mean(0)
-        patch = torch.stack([_normalise(one, valid) for one in tokens]).mean(0)
+        everything = every(valid, batch, number, patches.values.device)
+        outputs = self.teacher.layer_outputs(patches, everything)[-count:]
+        tokens = [output[:, 1:].float() for output in outputs]
+        used = torch.ones(1, 1, 1, device=patches.values.device) if valid is None else valid[:, :, None].float()
+        used = used.expand(batch, number, 1)
+        clip = torch.stack([_clip_mean(functional.layer_norm(one, one.shape[2:]), used) for one in tokens]).mean(0)
+        patch = torch.stack([_normalise(one, used) for one in tokens]).mean(0)
         return functional.layer_norm(patch, patch.shape[2:]), functional.layer_norm(clip, clip.shape[1:])
 
     @torch.inference_mode()
     def component_maps(
-        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
+        self, log_mel: Tensor, valid_frames: Tensor | None, draws: RandomBits
     ) -> tuple[Tensor, Tensor, Tensor]:
         """First principal component of one clip's targets, for a figure; constant within a patch, whole patches.
 
@@ -90,13 +91,13 @@ class LatentAutoencoder(MaskedAutoencoder):
             The component of the targets (1, T, F), that of the predictions in the same direction (1, T, F), and where
             patches were removed (1, T, F), bool.
         """
-        patches = self.patchify(log_mel, valid_frames)
-        target, _ = self.targets(log_mel, patches)
-        masking = self.random_masking(patches, generator)
+        patches = self.patchify(log_mel)
+        valid = self.encoder.valid(patches, valid_frames)
+        target, _ = self.targets(patches, valid)
+        masking = first_masks(self.random_masking(log_mel, valid_frames, draws), self.config.masks_per_clip)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()
-        valid = patches.valid[0].to(target.device)
-        mean = target[0, valid].mean(0)
-        direction = torch.linalg.svd(target[0, valid] - mean, full_matrices=False).Vh[0]
+        mean = target[0, valid[0]].mean(0)
+        direction = torch.linalg.svd(target[0, valid[0]] - mean, full_matrices=False).Vh[0]
         size = patches.values.shape[2]
         columns = ((target - mean) @ direction, (prediction - mean) @ direction, masking.mask > 0)
         whole = [values[:, :, None].expand(-1, -1, size) for values in columns]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,21 +14,37 @@ from torch.nn import functional
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models.decoder import DECODERS
 from raymae.models.encoder import Encoder, init_weights, select
-from raymae.models.masking import Masking, draw_kept, index, unless_all
+from raymae.models.masking import (
+    Drawn,
+    Kept,
+    Masking,
+    RandomBits,
+    arrange,
+    draw_kept,
+    kept_tokens,
+    masking_of,
+)
 from raymae.models.patches import Grid, Patches, Positions, unpatchify
 
 
 class MaeOutput(NamedTuple):
-    """Outputs of a forward pass."""
+    """Outputs of a forward pass: sums, so that the mean over a step doesn't depend on how its clips are divided."""
 
-    loss: Tensor
-    """Scalar: mean squared error over the removed valid patches of the batch."""
+    error: Tensor
+    """(B,): the squared errors, each a mean over a patch's values, summed over the removed valid patches of a clip."""
+    count: Tensor
+    """(B,): how many these patches are, over all masks of the clip."""
     prediction: Tensor
     """(B x masks, L, p): the predicted values of every patch, the masks of a clip one after the other."""
     mask: Tensor
     """(B x masks, L): 0 is keep, 1 is remove."""
-    loss_per_clip: Tensor
-    """(B,): the same error of each clip; 0 for a clip without removed valid patches."""
+    clip_error: Tensor | None = None
+    """(B,): the error of a clip as a whole, summed over its masks, of models that predict it."""
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar: mean squared error over the removed valid patches of the batch."""
+        return self.error.sum() / self.count.sum().clamp(min=1)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -53,38 +71,46 @@ class MaskedAutoencoder(nn.Module):
         """Number of values that the decoder predicts for each patch: its pixels."""
         return self.config.patch_size[0] * self.config.patch_size[1]
 
-    def forward(
-        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> MaeOutput:
-        """Mask, encode, decode and compute the loss.
-
-        Args:
-            log_mel: (B, T, F).
-            valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            generator: on the CPU, for the mask; the default is torch's global one.
-        """
-        patches = repeat_clips(self.patchify(log_mel, valid_frames), self.config.masks_per_clip)
-        masking = self.random_masking(patches, generator)
+    def forward(self, log_mel: Tensor, masking: Masking) -> MaeOutput:
+        """Encode and decode log-mels (B, T, F) under a masking of B x masks clips, and compute the errors."""
+        times = self.config.masks_per_clip
+        patches = repeat_clips(self.patchify(log_mel), times)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking)
-        loss, loss_per_clip = self.forward_loss(patches, prediction, masking.mask)
-        return MaeOutput(loss, prediction, masking.mask, by_clip(loss_per_clip, self.config.masks_per_clip))
+        error, count = self.forward_loss(patches, prediction, masking)
+        return MaeOutput(by_clip(error, times), by_clip(count, times), prediction, masking.mask)
 
-    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Patches:
+    def patchify(self, log_mel: Tensor) -> Patches:
         """(B, T, F) -> patches of (B, L, p)."""
-        return self.encoder.patchify(log_mel, valid_frames)
+        return self.encoder.patchify(log_mel)
 
     def unpatchify(self, patches: Tensor, grid: Grid) -> Tensor:
         """(B, L, p) -> (B, T, F), whole patches."""
         return unpatchify(patches, grid, self.config.patch_size)
 
-    def random_masking(self, patches: Patches, generator: torch.Generator | None = None) -> Masking:
-        """Draw a mask by the model's strategy and ratio."""
-        kept = draw_kept(patches.valid, patches.grid, self.config, generator)
-        return index(kept, patches.values.device)
+    def draw(self, valid: NDArray[np.bool_], grid: Grid, draws: RandomBits, always: bool = False) -> Drawn:
+        """Draw masks by the model's strategy and ratio, `masks_per_clip` for each clip: the arrays of `masking_of`.
+
+        Args:
+            valid: (B, L), the valid patches.
+            always: see `raymae.models.masking.arrange`.
+        """
+        times = self.config.masks_per_clip
+        valid = np.repeat(valid, times, axis=0)
+        kept = draw_kept(valid, grid, self.config, draws.repeated(times))
+        return arrange(kept, valid, kept_tokens(grid, self.config), always)
+
+    def random_masking(self, log_mel: Tensor, valid_frames: Tensor | None, draws: RandomBits) -> Masking:
+        """Draw masks for log-mels (B, T, F), valid frames (B,) or None for all; on their device.
+
+        In training everything but the arithmetic is decided ahead (`draw`); this reads the batch back.
+        """
+        patches = self.patchify(log_mel)
+        drawn = self.draw(self.encoder.valid(patches, valid_frames).cpu().numpy(), patches.grid, draws)
+        return masking_of({name: torch.from_numpy(value).to(log_mel.device) for name, value in drawn.items()})
 
     def forward_encoder(self, patches: Patches, masking: Masking) -> Tensor:
         """Encode the class token and the kept patches: (B, 1 + K, D)."""
-        return self.encoder(patches, masking)
+        return self.encoder(patches, masking.kept)
 
     def forward_decoder(self, latent: Tensor, patches: Patches, masking: Masking) -> Tensor:
         """(B, 1 + K, D) -> (B, L, p): predict the values of every patch."""
@@ -95,16 +121,15 @@ class MaskedAutoencoder(nn.Module):
         tokens = select(torch.cat([latent, mask_token], dim=1), places)
         tokens = tokens + self.decoder_positions(patches.grid, tokens.device)
         tokens = torch.cat([latent[:, :1].to(tokens.dtype), tokens], dim=1)
-        valid = unless_all(patches.valid, tokens.device)
-        return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, valid)))
+        return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, masking.valid)))
 
-    def forward_loss(self, patches: Patches, prediction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error over the removed valid patches: of the batch, and of each clip (B,)."""
+    def forward_loss(self, patches: Patches, prediction: Tensor, masking: Masking) -> tuple[Tensor, Tensor]:
+        """Squared errors summed over the removed valid patches of each clip (B,), and their number (B,)."""
         target = patches.values
         if self.config.norm_target:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
-        return masked_error(prediction, target, mask * patches.valid.to(mask.device))
+        return summed_error(prediction, target, removed_valid(masking))
 
     def after_update(self, share: float) -> None:
         """Called after each optimiser step with the finished share of the run, 0 to 1; does nothing here."""
@@ -122,15 +147,13 @@ class MaskedAutoencoder(nn.Module):
             {"name": "plain", "params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
         ]
 
-    def reconstruct(
-        self, log_mel: Tensor, valid_frames: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, log_mel: Tensor, valid_frames: Tensor | None, draws: RandomBits) -> tuple[Tensor, Tensor]:
         """Log-mels with removed patches predicted (B, T, F), and where they are (B, T, F), bool; whole patches.
 
         With `norm_target` the model predicts only the shape of a patch; its true mean and deviation are used.
         """
-        patches = self.patchify(log_mel, valid_frames)
-        masking = self.random_masking(patches, generator)
+        patches = self.patchify(log_mel)
+        masking = first_masks(self.random_masking(log_mel, valid_frames, draws), self.config.masks_per_clip)
         values = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()
         if self.config.norm_target:
             variance, mean = torch.var_mean(patches.values, dim=2, keepdim=True)
@@ -140,21 +163,35 @@ class MaskedAutoencoder(nn.Module):
         return self.unpatchify(filled, patches.grid), self.unpatchify(removed, patches.grid)
 
 
-def masked_error(prediction: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error over the patches (B, L, p) with weight (B, L) 1: of the batch, and of each clip (B,)."""
+def removed_valid(masking: Masking) -> Tensor:
+    """(B, L): 1 for the patches of the loss."""
+    return masking.mask if masking.valid is None else masking.mask * masking.valid
+
+
+def summed_error(prediction: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared errors of patches (B, L, p), means over their values, summed by `weight` (B, L), 0 or 1; and its sum:
+    (B,) each."""
     error = functional.mse_loss(prediction.float(), target, reduction="none").mean(2)
-    error, count = (error * weight).sum(1), weight.sum(1)
-    return error.sum() / count.sum().clamp(min=1), error / count.clamp(min=1)
+    return (error * weight).sum(1), weight.sum(1)
 
 
 def repeat_clips(patches: Patches, times: int) -> Patches:
     """Repeat every clip `times` times in a row, for as many masks."""
-    if times == 1:
-        return patches
-    values, valid = (tensor.repeat_interleave(times, dim=0) for tensor in (patches.values, patches.valid))
-    return Patches(values, patches.grid, valid)
+    return patches if times == 1 else patches._replace(values=patches.values.repeat_interleave(times, dim=0))
 
 
 def by_clip(values: Tensor, times: int) -> Tensor:
-    """(B x times,) -> (B,): the mean over the masks of each clip."""
-    return values.unflatten(0, (-1, times)).mean(1)
+    """(B x times,) -> (B,): the sum over the masks of each clip."""
+    return values.unflatten(0, (-1, times)).sum(1)
+
+
+def first_masks(masking: Masking, times: int) -> Masking:
+    """The first of the masks of each clip."""
+
+    def first(values: Tensor | None) -> Any:
+        return None if values is None else values[::times]
+
+    return Masking(
+        Kept(first(masking.kept.ids), first(masking.kept.attend)),
+        *(first(one) for one in (masking.mask, masking.ids_restore, masking.valid)),
+    )

@@ -1,34 +1,61 @@
 """Masking: which patches the encoder processes.
 
-Masks are drawn on the CPU from a given generator and then moved, so that they are the same on every device. Ratios are
+In training a mask is decided on the CPU, ahead of the step, from random bits that belong to the clip (numpy). Ratios are
 the share REMOVED; a mask is 0 where a patch is kept and 1 where it is removed. Counts are those of Audio-MAE: `int` of
-the kept share, per clip and of its valid patches (columns, rows) only, at least one. The counts decide shapes, so all
-of this is excluded from torch.compile.
+the kept share, per clip and of its valid patches (columns, rows) only, at least one. The number of tokens is that of a
+clip whose patches are all valid: clips with fewer are filled up with patches that nothing attends to, so that no shape
+depends on the data.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raymae.config import ModelConfig
 from raymae.models.patches import Grid
 
+Drawn = dict[str, NDArray[Any]]
+Bools = NDArray[np.bool_]
+
+
+class RandomBits(Protocol):
+    """Random bits of some clips (`raymae.features.draws.Draws`)."""
+
+    def bits(self, purpose: str, count: int) -> NDArray[np.uint64]:
+        """(B, count) of 64 random bits."""
+        ...
+
+    def repeated(self, times: int) -> RandomBits:
+        """Bits of `times` items for each clip, all independent; an item's place is its clip's times `times` plus its
+        number."""
+        ...
+
+
+class Kept(NamedTuple):
+    """The patches in the encoder's input."""
+
+    ids: Tensor
+    """(B, K) int64: the kept patches of each clip in ascending order; clips with fewer are filled up with others."""
+    attend: Tensor | None = None
+    """(B, K) bool: which of `ids` are kept; None if all are."""
+
 
 class Masking(NamedTuple):
     """The mask of a batch and its index tensors."""
 
+    kept: Kept
     mask: Tensor
     """(B, L) float: 0 is keep, 1 is remove (also for patches that are not valid)."""
-    ids_keep: Tensor
-    """(B, K) int64: the kept patches of each clip in ascending order, K being the largest number in the batch; clips
-    with fewer are filled up with removed ones."""
     ids_restore: Tensor
-    """(B, L) int64: position of each patch when the kept ones come first; those below K are in ids_keep."""
-    attend: Tensor | None
-    """(B, K) bool: which of ids_keep are kept; None if all are."""
+    """(B, L) int64: position of each patch when the kept ones come first; those below K are in `kept.ids`."""
+    valid: Tensor | None = None
+    """(B, L) bool: the patches that are part of the loss and are attended to; None if all are."""
 
 
 def kept_count(n: int, ratio: float) -> int:
@@ -47,67 +74,111 @@ def kept_tokens(grid: Grid, model: ModelConfig) -> int:
         case "frequency":
             return columns * kept_count(rows, model.mask_ratio)
         case "time_frequency":
-            return kept_count(columns, model.time_mask_ratio) * kept_count(rows, model.freq_mask_ratio)
+            return kept_structured(grid, model.time_mask_ratio, model.freq_mask_ratio)
 
 
-@torch.compiler.disable
-def draw_kept(valid: Tensor, grid: Grid, model: ModelConfig, generator: torch.Generator | None) -> Tensor:
-    """Draw a mask by the model's strategy: (B, L) valid -> (B, L) kept, both bool."""
+def kept_structured(grid: Grid, time_ratio: float, freq_ratio: float) -> int:
+    """Number of patches of a whole clip that `choose_structured` keeps."""
+    columns = kept_count(grid[0], time_ratio) if time_ratio else grid[0]
+    return columns * (kept_count(grid[1], freq_ratio) if freq_ratio else grid[1])
+
+
+# Drawing, on the CPU -----------------------------------------------------------------------------------------------
+
+
+def draw_kept(valid: Bools, grid: Grid, model: ModelConfig, draws: RandomBits) -> Bools:
+    """Draw a mask by the model's strategy: (B, L) valid -> (B, L) kept."""
     match model.mask_strategy:
         case "unstructured":
-            return choose(valid, model.mask_ratio, generator)
+            return choose(valid, model.mask_ratio, draws.bits("mask", valid.shape[1]))
         case "time":
-            return choose_structured(valid, grid, model.mask_ratio, 0, generator)
+            return choose_structured(valid, grid, model.mask_ratio, 0, draws)
         case "frequency":
-            return choose_structured(valid, grid, 0, model.mask_ratio, generator)
+            return choose_structured(valid, grid, 0, model.mask_ratio, draws)
         case "time_frequency":
-            return choose_structured(valid, grid, model.time_mask_ratio, model.freq_mask_ratio, generator)
+            return choose_structured(valid, grid, model.time_mask_ratio, model.freq_mask_ratio, draws)
 
 
-def choose(eligible: Tensor, ratio: float, generator: torch.Generator | None) -> Tensor:
-    """(B, N) -> (B, N) bool: keep a random choice of each clip's eligible items; the share `ratio` is removed."""
+def choose(eligible: Bools, ratio: float, noise: NDArray[np.uint64]) -> Bools:
+    """(B, N) -> (B, N): keep each clip's eligible items with the least `noise` (B, N); the share `ratio` is removed."""
     if ratio == 0:
         return eligible
-    noise = torch.rand(eligible.shape, generator=generator).masked_fill(~eligible, torch.inf)
-    rank = noise.argsort(dim=1).argsort(dim=1)
-    counts = torch.tensor([kept_count(n, ratio) for n in eligible.sum(1).tolist()])
-    return eligible & (rank < counts[:, None])
+    counts = eligible.sum(1)
+    if (counts == eligible.shape[1]).all():  # a partition costs a tenth of sorting
+        most = kept_count(eligible.shape[1], ratio)
+        kept = np.zeros_like(eligible)
+        np.put_along_axis(kept, np.argpartition(noise, most - 1, axis=1)[:, :most], True, axis=1)
+        return kept
+    ranks = np.where(eligible, noise >> np.uint64(1), np.uint64(2**64 - 1)).argsort(1).argsort(1)
+    least = np.array([kept_count(int(count), ratio) for count in counts])
+    return np.asarray(eligible & (ranks < least[:, None]))
 
 
-@torch.compiler.disable
-def choose_structured(
-    valid: Tensor, grid: Grid, time_ratio: float, freq_ratio: float, generator: torch.Generator | None
-) -> Tensor:
-    """(B, L) -> (B, L) bool: remove whole time columns and then whole frequency rows of the valid patches."""
-    kept = valid.unflatten(1, grid)
-    kept = kept & choose(kept.any(2), time_ratio, generator)[:, :, None]
-    kept = kept & choose(kept.any(1), freq_ratio, generator)[:, None, :]
-    return kept.flatten(1)
+def choose_structured(valid: Bools, grid: Grid, time_ratio: float, freq_ratio: float, draws: RandomBits) -> Bools:
+    """(B, L) -> (B, L): remove whole time columns and then whole frequency rows of the valid patches."""
+    kept = valid.reshape(-1, *grid)
+    kept = kept & choose(kept.any(2), time_ratio, draws.bits("mask_columns", grid[0]))[:, :, None]
+    kept = kept & choose(kept.any(1), freq_ratio, draws.bits("mask_rows", grid[1]))[:, None, :]
+    return kept.reshape(len(valid), -1)
 
 
-@torch.compiler.disable
-def index(kept: Tensor, device: torch.device) -> Masking:
-    """The masking on `device` that keeps the patches `kept` (B, L), a bool tensor on the CPU.
+def arrange_kept(kept: Bools, count: int, always: bool = False) -> tuple[Drawn, NDArray[np.int64]]:
+    """The arrays of `Kept` for `count` tokens, and `Masking.ids_restore`, of kept patches (B, L).
 
-    Where no clip keeps any, as of a batch of muted recordings, K is 1 and that patch isn't attended to.
+    Args:
+        always: with the array of `Kept.attend` also where all tokens are kept, so that every batch has the same arrays.
     """
-    order = torch.argsort(kept, dim=1, descending=True, stable=True)
-    ids_keep = order[:, : max(1, int(kept.sum(1).max()))]
-    attend = unless_all(kept.gather(1, ids_keep), device)
-    return Masking((~kept).float().to(device), ids_keep.to(device), order.argsort(dim=1).to(device), attend)
+    number = kept.sum(1, keepdims=True)
+    before = np.cumsum(kept, 1, dtype=np.int64)
+    places = np.arange(kept.shape[1])
+    restore = np.where(kept, before - 1, number + places - before)
+    order = np.empty_like(restore)
+    np.put_along_axis(order, restore, places[None], 1)
+    drawn: Drawn = {"ids_keep": order[:, :count]}
+    if always or (number < count).any():
+        drawn["attend"] = np.arange(count) < number
+    return drawn, restore
 
 
-def keep_all(valid: Tensor) -> Masking:
-    """The masking that keeps `valid` (B, L) with all patches in the input: invalid ones are not attended to.
+def arrange(kept: Bools, valid: Bools, count: int, always: bool = False) -> Drawn:
+    """The arrays of a `Masking` with `count` tokens; `always` as in `arrange_kept`, for `valid` too."""
+    drawn, restore = arrange_kept(kept, count, always)
+    drawn |= {"ids_restore": restore, "kept": kept}
+    return drawn | ({"valid": valid} if always or not valid.all() else {})
 
-    The encoder's output for the valid patches is the same as with `index`, at the cost of computing the others. No
-    shape depends on the data, so that it can be exported as a graph (`raymae.serving.export`).
+
+# On the device -----------------------------------------------------------------------------------------------------
+
+
+def kept_of(drawn: Mapping[str, Tensor]) -> Kept:
+    """The `Kept` of the tensors of `arrange_kept`."""
+    return Kept(drawn["ids_keep"], drawn.get("attend"))
+
+
+def masking_of(drawn: Mapping[str, Tensor]) -> Masking:
+    """The `Masking` of the tensors of `arrange`."""
+    return Masking(kept_of(drawn), (~drawn["kept"]).float(), drawn["ids_restore"], drawn.get("valid"))
+
+
+def every(valid: Tensor | None, batch: int, patches: int, device: torch.device) -> Kept:
+    """All L patches of B clips in the encoder's input, of which nothing attends to those that aren't `valid` (B, L);
+    None: all are.
+
+    No shape depends on the data, so that nothing is read back from a GPU, and a graph can be exported.
     """
-    ids = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    return Masking((~valid).float(), ids, ids, valid)
+    return Kept(torch.arange(patches, device=device).expand(batch, patches), valid)
 
 
-@torch.compiler.disable
-def unless_all(mask: Tensor, device: torch.device) -> Tensor | None:
-    """Move a bool tensor from the CPU to `device`; None, with which attention is faster, if all of it is True."""
-    return None if bool(mask.all()) else mask.to(device)
+def only(valid: Tensor) -> Masking:
+    """The masking that keeps the patches `valid` (B, L).
+
+    On a CPU the others are left out of the encoder's input as far as no clip of the batch needs them. Where no clip
+    keeps any, as of a batch of muted recordings, K is 1 and that patch isn't attended to. On other devices all patches
+    are in the input (`every`), which gives the same output for those that are valid.
+    """
+    if valid.device.type != "cpu":
+        ids = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        return Masking(Kept(ids, valid), (~valid).float(), ids, valid)
+    kept = valid.numpy()
+    drawn = arrange(kept, kept, max(1, int(kept.sum(1).max(initial=0))))
+    return masking_of({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in drawn.items()})

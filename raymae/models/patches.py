@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,8 +28,6 @@ class Patches(NamedTuple):
     """(B, L, p): the pixels of each patch, frame by frame."""
     grid: Grid
     """Time columns and frequency rows; L is their product."""
-    valid: Tensor
-    """(B, L) bool, on the CPU: the patches that take part in encoder and loss."""
     segments: int = 1
     """Number of consecutive items of the batch that are segments of one clip."""
 
@@ -78,10 +78,48 @@ def has_sound(log_mel: Tensor, valid_frames: Tensor) -> Tensor:
     Random crops of a recording with a dropout may hold none. Before random EQ and masks only: those change silence.
     """
     frames = torch.arange(log_mel.shape[1], device=log_mel.device)
-    recorded = (frames < valid_frames.clamp(min=2)[:, None])[:, :, None]
-    highest = log_mel.masked_fill(~recorded, -torch.inf).amax(1)
-    lowest = log_mel.masked_fill(~recorded, torch.inf).amin(1)
+    inside = (frames < valid_frames.clamp(min=2)[:, None])[:, :, None]
+    highest = log_mel.masked_fill(~inside, -torch.inf).amax(1)
+    lowest = log_mel.masked_fill(~inside, torch.inf).amin(1)
     return (highest - lowest).amax(1) > CONSTANT
+
+
+def moving_patches(log_mel: NDArray[np.float16], patch_size: tuple[int, int], silence: float) -> NDArray[np.bool_]:
+    """(B, T, F) -> (B, L): the patches that are not constant, as `valid_patches` defines it, found on the CPU.
+
+    Nearly every patch is settled by a few values of two of its frames, a hundredth of what it holds.
+    """
+    (frames, bands), (batch, n_frames, n_mels) = patch_size, log_mel.shape
+    columns, rows = grid_size(n_frames, n_mels, patch_size)
+    padding = (0, 0), (0, columns * frames - n_frames), (0, rows * bands - n_mels)
+    if any(after for _, after in padding):
+        log_mel = np.pad(log_mel, padding, constant_values=np.float16(silence))
+    pixels = log_mel.reshape(batch, columns, frames, rows, bands)
+    few = pixels[:, :, :: max(1, frames // 2), :, ::4].astype(np.float32)
+    moving = (np.ptp(few, axis=2) > CONSTANT).any(3)
+    left = np.nonzero(~moving)
+    if len(left[0]):
+        whole = pixels.transpose(0, 1, 3, 2, 4)[left].astype(np.float32)
+        moving[left] = (np.ptp(whole, axis=1) > CONSTANT).any(1)
+    return moving.reshape(batch, columns * rows)
+
+
+def recorded(columns: int, rows: int, frames: int, valid_frames: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(B, L): the patches of `frames` frames none of which is padding; a clip shorter than one keeps its first
+    column."""
+    whole = np.maximum(np.asarray(valid_frames) // frames, 1)
+    return np.repeat(np.arange(columns) < whole[:, None], rows, axis=1)
+
+
+def sounding_clips(
+    log_mel: NDArray[np.float16], valid_frames: NDArray[np.integer], moving: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """(B, T, F) -> (B,): `has_sound`, found on the CPU; `moving` (B, L) are patches without padding that move."""
+    found = moving.any(1)
+    for clip in np.flatnonzero(~found):
+        values = log_mel[clip, : max(2, int(valid_frames[clip]))].astype(np.float32)
+        found[clip] = bool((np.ptp(values, axis=0) > CONSTANT).any())
+    return found
 
 
 class Positions(nn.Module):

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def one_hot(ids: Tensor, count: int) -> Tensor:
+    """(...) int64 -> (..., count) bool. torch's own checks its input, which reads it back."""
+    return ids[..., None] == torch.arange(count, device=ids.device)
+
+
 def token_mean(tokens: Tensor, kept: Tensor) -> Tensor:
     """(B, K, D) tokens and (B, K), 1 for tokens that count -> their mean (B, D); 0 if none does."""
     weight = kept[:, :, None].to(tokens.dtype)

@@ -23,8 +23,8 @@ from raymae.features.augment import crop_frames, segment_frames
 from raymae.inference.classifier import one_line, read_classifier
 from raymae.inference.embedder import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
-from raymae.models.masking import index, keep_all
-from raymae.models.patches import Grid, unpatchify
+from raymae.models.masking import every, only
+from raymae.models.patches import Grid, Patches, unpatchify
 from raymae.models.timm_weights import timm_names
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_artifact
@@ -101,6 +101,13 @@ def read_encoder(folder: Folder) -> Embedder:
         raise ValueError(f"{redact(folder.url)} is damaged: {type(error).__name__}: {one_line(error)}") from None
 
 
+def patches_of(model: Model | Graph, log_mel: Tensor, valid_frames: Tensor | None = None) -> tuple[Patches, Tensor | None]:
+    """Patches of log-mels (B, T, F), a row for each segment of a clip in a classifier, and the rows' valid frames."""
+    if model.classifier:
+        return model.classifier.patchify(log_mel, valid_frames)
+    return model.encoder.patchify(log_mel), valid_frames
+
+
 # timm ---------------------------------------------------------------------------------------------------------------
 
 
@@ -150,11 +157,11 @@ def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
     vit = VisionTransformer(**arguments).eval()
     vit.load_state_dict(load_file(path))
     log_mel = torch.randn(2, model.segment, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
-    patches = (model.classifier or model.encoder).patchify(log_mel)
+    patches = patches_of(model, log_mel)[0]
     image = unpatchify(patches.values, patches.grid, model.encoder.patch_size)[:, None, : arguments["img_size"][0]]
     if model.classifier and model.has_timm_head:
         return difference("timm", model.classifier(log_mel), vit(image))
-    tokens = model.encoder(patches, index(patches.valid, torch.device("cpu")))
+    tokens = model.encoder(patches, only(model.encoder.valid(patches)).kept)
     return difference("timm", tokens, vit.forward_features(image))
 
 
@@ -181,9 +188,10 @@ class Graph(nn.Module):
 
     def forward(self, log_mel: Tensor, valid_frames: Tensor) -> Tensor:
         """(B, T, F) and (B,) frames before padding -> logits (B, C), or tokens (B, 1 + L, D) of an encoder alone."""
-        patches = (self.classifier or self.encoder).patchify(log_mel, valid_frames)
-        masking = keep_all(patches.valid)
-        return self.classifier.classify(patches, masking) if self.classifier else self.encoder(patches, masking)
+        patches, frames = patches_of(self, log_mel, valid_frames)
+        valid = self.encoder.valid(patches, frames)
+        kept = every(valid, *valid.shape, valid.device)
+        return self.classifier.head(self.classifier.embed(patches, kept)) if self.classifier else self.encoder(patches, kept)
 
 
 def noise_clips(model: Model, batch: int) -> tuple[Tensor, Tensor]:
@@ -208,11 +216,13 @@ def check_onnx(model: Model, path: Path) -> float:
     found = torch.from_numpy(session.run(None, given)[0])
     if model.classifier:
         return difference("ONNX", model.classifier(log_mel, valid_frames), found)
-    patches = model.encoder.patchify(log_mel, valid_frames)
-    masking = index(patches.valid, torch.device("cpu"))
+    patches = model.encoder.patchify(log_mel)
+    masking = only(model.encoder.valid(patches, valid_frames))
     valid = masking.mask == 0
-    expected = model.encoder(patches, masking)
-    kept = torch.ones_like(masking.ids_keep, dtype=torch.bool) if masking.attend is None else masking.attend
+    expected = model.encoder(patches, masking.kept)
+    kept = torch.ones_like(masking.kept.ids, dtype=torch.bool)
+    if masking.kept.attend is not None:
+        kept = masking.kept.attend
     return max(
         difference("ONNX", expected[:, 0], found[:, 0]),
         difference("ONNX", expected[:, 1:][kept], found[:, 1:][valid]),

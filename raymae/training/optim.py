@@ -41,6 +41,14 @@ def freeze_encoder(optimizer: torch.optim.Optimizer) -> None:
             group["lr"] = 0.0
 
 
+def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Make the next step of a fused optimiser change nothing where `bad` () is 1; nothing is read back.
+
+    It is the way in which torch's gradient scaler tells fused optimisers of an overflow.
+    """
+    optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
     """The norm of all gradients, which are scaled down to `limit` if there is one."""
     parameters = list(parameters)
@@ -51,7 +59,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> T
 
 
 class Ema:
-    """Exponential moving average of a model's weights; after n updates its decay is min(decay, (1 + n) / (10 + n))."""
+    """Exponential moving average of a model's weights; after n steps its decay is min(decay, (1 + n) / (10 + n)).
+
+    A step that is skipped moves it, too: towards weights that haven't changed.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raymae.models.encoder import Precision
+
 Mode = Literal["ddp", "fsdp"]
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of the forward pass, where that isn't float32."""
 
 
 def world_size() -> int:
@@ -24,7 +29,10 @@ def world_size() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """All-gather a picklable value: that of every rank, on every rank."""
+    """All-gather a picklable value: that of every rank, on every rank.
+
+    Over gloo, also where gradients go over NCCL (`raymae.cluster.process_group`): the GPU isn't waited for.
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -32,49 +40,75 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def mean_metrics(found: list[dict[str, float]]) -> dict[str, float]:
-    """Each metric's mean over the ranks that have it."""
-    names = {name: [metrics[name] for metrics in found if name in metrics] for metrics in found for name in metrics}
-    return {name: sum(values) / len(values) for name, values in names.items()}
+def sum_over_workers(values: Tensor) -> Tensor:
+    """The sum over all workers, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
-def wrap(model: nn.Module, device: torch.device, mode: Mode) -> nn.Module:
+def wrap(
+    model: nn.Module, device: torch.device, mode: Mode, precision: Precision = "fp32", replicas: int = 1
+) -> nn.Module:
     """Move the model to its device and make it average its gradients over the workers.
 
     Args:
         model: the same weights on every rank; one without gradients (EMA weights) has nothing to average and is only
             moved or sharded.
         mode: ddp, every worker holds the whole model; fsdp, see `shard`.
+        precision: of the weights that fsdp gathers: as the forward pass computes.
+        replicas: for fsdp, in how many groups of workers each holds all shards.
     """
     if world_size() > 1 and mode == "fsdp":
-        return shard(model, device)
+        return shard(model, device, precision, replicas)
     model = model.to(device)
     if world_size() == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
         return model
     devices = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, precision: Precision, replicas: int) -> nn.Module:
     """Shard a model over the workers in place (FSDP2): each block of its module lists, then the rest.
 
-    Weights, gradients and optimiser state are float32 shards; a block's weights are gathered only while it computes, so
-    autocast gives the same numbers as with ddp. Gradients are averaged after every micro-batch: unsharded ones would
-    have to be kept until the last.
+    Weights, gradients and optimiser state are float32 shards; a block's weights are gathered only while it computes, in
+    the forward pass's precision, and gradients are reduced in float32. With several `replicas` the shards are spread
+    over world size / replicas neighbouring workers, and gradients are averaged over the groups of them.
+
+    ValueError if the workers can't be divided into so many groups.
     """
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # no caller changes a model's output in place; without the filter it would warn at every forward pass
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # channels_last can't be sharded
-    mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)  # type: ignore[arg-type]
+    workers = world_size()
+    if workers % replicas:
+        raise ValueError(f"compute.fsdp_replicas = {replicas} must divide the {workers} workers")
+    shape, names = ((replicas, workers // replicas), ("replicate", "shard")) if replicas > 1 else ((workers,), ("shard",))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    # inputs keep their type: autocast casts them where it should, and log-mels are also what the loss compares with
+    policy = MixedPrecisionPolicy(
+        param_dtype=DTYPES.get(precision), reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for block in (block for inner in reversed(lists) for block in inner):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
+
+
+def reduce_gradients(model: nn.Module, now: bool) -> AbstractContextManager[Any]:
+    """The context of a pass whose gradients are averaged over the workers: once a step, `now` being its last pass."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    elif not now and isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
 
 
 def reshard(model: nn.Module) -> None:
@@ -141,8 +175,11 @@ class StepSums(nn.Module):
     @torch.no_grad()
     def move(self) -> None:
         """Update the statistics by the sums, unless these (and so the gradient) aren't finite, and reset the sums."""
-        if torch.isfinite(self.sums).all():
-            self.update(self.sums)
+        finite = torch.isfinite(self.sums).all()
+        before = [one.clone() for one in self.buffers()]
+        self.update(self.sums)
+        for one, old in zip(self.buffers(), before, strict=True):
+            one.copy_(torch.where(finite, one, old))
         self.sums.zero_()
 
     def update(self, sums: Tensor) -> None:
@@ -153,47 +190,48 @@ class StepSums(nn.Module):
 class RunningStatistics:
     """The running statistics of a model's batch norms, kept as a single worker would have them, and its `StepSums`.
 
-    A single worker gets the micro-batches s = 0 … S - 1 of a step in turn and moves each statistic r by the momentum m:
-    r <- (1 - m)^S r + m sum_s (1 - m)^(S - 1 - s) x_s. Of W workers, rank k gets those with s mod W = k. With the
-    momentum M = 1 - (1 - m)^W on each, r is the weighted sum of theirs, with the weights (1 - m)^(W - 1 - k) m / M.
+    A single worker gets the mixing groups s = 0 … S - 1 of a step in turn, each a batch of its own, and moves each
+    statistic r by the momentum m: r <- (1 - m)^S r + m sum_s (1 - m)^(S - 1 - s) x_s. A worker with the groups
+    a <= s < b gets r_k from the same r; all of them together are (1 - m)^S r + sum_k (1 - m)^(S - b) (r_k - (1 -
+    m)^(b - a) r).
+
+    Args:
+        slots: mixing groups of a step.
+        own: the worker's.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.workers = world_size()
-        self.values: list[Tensor] = []
-        self.weights: list[float] = []
-        self.counts: list[Tensor] = []
-        for norm in model.modules() if self.workers > 1 else ():
-            if isinstance(norm, _BatchNorm) and norm.track_running_stats:
-                self._add(norm)
-        self.counted = [count.clone() for count in self.counts]
+    def __init__(self, model: nn.Module, slots: int, own: range) -> None:
+        self.slots, self.own = slots, own
+        norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+        self.norms = norms if world_size() > 1 else []
+        for norm in self.norms:
+            if norm.momentum is None:  # a plain mean over all batches
+                raise NotImplementedError("a batch norm without momentum")
+        self.before = [one.clone() for one in self._values()]
         self.step_sums = [module for module in model.modules() if isinstance(module, StepSums)]
 
-    def _add(self, norm: _BatchNorm) -> None:
-        weight = 1 / self.workers
-        if norm.momentum is not None:  # None: a plain mean over all batches
-            kept = 1 - norm.momentum
-            weight = kept ** (self.workers - 1 - dist.get_rank()) * norm.momentum / (1 - kept**self.workers)
-            norm.momentum = 1 - kept**self.workers
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
-        self.values += [norm.running_mean, norm.running_var]
-        self.weights += [weight, weight]
-        self.counts.append(norm.num_batches_tracked)
+    def _values(self) -> list[Tensor]:
+        found = [(norm.running_mean, norm.running_var) for norm in self.norms]
+        return [value for pair in found for value in pair if value is not None]
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Merge the workers' statistics; called by every rank after the last micro-batch of a step."""
+        """Merge the workers' statistics; called by every rank after the last pass of a step."""
         for one in self.step_sums:
-            if self.workers > 1:
-                dist.all_reduce(one.sums)
+            sum_over_workers(one.sums)
             one.move()
-        if not self.values:
+        if not self.norms:
             return
-        merged = torch.cat([value * weight for value, weight in zip(self.values, self.weights, strict=True)])
-        dist.all_reduce(merged)
-        torch._foreach_copy_(self.values, list(merged.split([len(value) for value in self.values])))
-        for count, before in zip(self.counts, self.counted, strict=True):
-            count += (self.workers - 1) * (count - before)
-            before.copy_(count)
+        values, rank = self._values(), dist.get_rank()
+        moved = []
+        momenta = [float(norm.momentum or 0.0) for norm in self.norms for _ in range(2)]
+        for value, before, momentum in zip(values, self.before, momenta, strict=True):
+            kept = 1 - momentum
+            own = kept ** (self.slots - self.own.stop) * (value - kept ** len(self.own) * before)
+            moved.append(own + kept**self.slots * before if rank == 0 else own)
+        merged = sum_over_workers(torch.cat(moved))
+        torch._foreach_copy_(values, list(merged.split([len(value) for value in values])))
+        torch._foreach_copy_(self.before, values)
+        for norm in self.norms:
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked += self.slots - len(self.own)

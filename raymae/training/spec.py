@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +19,11 @@ from raymae.datasets.rows import Rows, class_names, find_rows, rows_of, unlabell
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Fence
-from raymae.training.batches.order import Order, PairedOrder, mix
+from raymae.features.draws import mix
+from raymae.training.batches.order import Order, PairedOrder
 
+CNN_GROUP = 32
+"""Most clips of a CNN's mixing groups, each of which is a batch for its batch norm."""
 TIMED_EPOCHS = 200
 """A stage with a time budget has this many times the configured epochs of data, more than it can use."""
 
@@ -101,11 +105,26 @@ class StageSpec:
             seed=self.seed(),
             epochs=train.epochs,
             global_batch_size=batch * train.global_batch_size,
-            micro_batch_size=batch * train.micro_batch_size,
+            group_size=batch * self.group_size,
             chunk=1 if self.is_balanced else self.config.data.shuffle_chunk,  # neighbours would be of the same cell
             shifted=self.kind == "pretrain",
             **more,
         )
+
+    @property
+    def group_size(self) -> int:
+        """Clips of a mixing group, unlabelled ones of consistency training not counted."""
+        return math.gcd(self.train.global_batch_size, CNN_GROUP) if self.cnn else self.train.group_size
+
+    @property
+    def slots(self) -> int:
+        """Mixing groups of a step: the most workers that can share it."""
+        return self.train.global_batch_size // self.group_size
+
+    @property
+    def groups_at_once(self) -> int:
+        """Most mixing groups of a forward pass; a CNN's batch norm takes one at a time."""
+        return 1 if self.cnn else max(1, self.train.micro_batch_size // self.group_size)
 
 
 def pretrain_sources(spec: StageSpec) -> list[tuple[Rows, float]]:

@@ -1,18 +1,19 @@
 """The training loop of every stage. It knows a `Session`, not Ray.
 
-The run is exact: every random draw (mask, drop path, augmentation) is keyed by the micro-batch's index in the run, so
-that resuming from a checkpoint, or with another number of workers, repeats the draws of an uninterrupted run.
+The run is exact: every random draw (mask, drop path, augmentation) is keyed by a clip's place in the run, so that
+resuming from a checkpoint, or with another number of workers, repeats the draws of an uninterrupted run. What the device
+computed is fetched every `report_steps` alone; the workers talk about checkpoints about once a second.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,19 +22,22 @@ from torch import Tensor, nn
 from raymae.storage.commits import step_of
 from raymae.storage.events import take_back_events
 from raymae.storage.folder import Folder
-from raymae.training import parallel
-from raymae.training.batches.order import mix
-from raymae.training.batches.windows import MicroBatch
+from raymae.training import parallel, trial
+from raymae.training.batches.transfer import Transfer
+from raymae.training.batches.windows import ahead, rank_slots
+from raymae.training.feeder import DEPTH, plan_passes, prepared_steps
 from raymae.training.figures import FigureWriter
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.preemption import Preemption
-from raymae.training.optim import Ema, adamw, clip_gradients, freeze_encoder, learning_rate, set_lr
+from raymae.training.optim import Ema, adamw, freeze_encoder, learning_rate, set_lr
+from raymae.training.pace import Pace
 from raymae.training.profiling import device_use, profiled
 from raymae.training.state import checkpoint
 from raymae.training.state.commit_schedule import CommitSchedule, is_mark
 from raymae.training.state.provenance import check_commit, provenance
+from raymae.training.step import PreparedStep, TrainStep, autocast
 from raymae.training.tasks.base import Progress, Task, TrainingError
-from raymae.training.worker import Session, prepare_process
+from raymae.training.worker import Session, prepare_model, prepare_process
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +63,14 @@ class Trainer:
         self.beat, self.deadline = beat, deadline
         self.config, self.order = task.config, task.order
         self.device = session.torch_device
-        self.clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
-        """The clock of `work_seconds`: on CPUs this thread's CPU time, which other processes don't stretch."""
+        self.pace = Pace(self.device)
         self.model = task.model
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
         self.progress = Progress()
         self._own_trail = 0
+        self.next_talk = 0
+        """The step after which the workers next agree on a checkpoint."""
         self.best: dict[str, Tensor] = {}
         self.chosen: nn.Module | None = None
         self.commit_schedule, self.preemption = CommitSchedule(self.config, self.order), Preemption()
@@ -87,7 +92,7 @@ class Trainer:
 
         Prepares the process and the task's model, and takes back the events that came after the checkpoint.
         """
-        prepare_process(task.model, session.torch_device, task.config)
+        prepare_process(session.torch_device, task.spec.config.compute)
         name, commit = checkpoint.load_newest(session, artifact)
         if session.rank == 0:
             take_back_events(artifact, after=step_of(name) if name else 0)
@@ -104,7 +109,8 @@ class Trainer:
         if self.ema:
             self.ema.load_state_dict(parts.pop("ema"))
         self.best = {name: value.to(self.device) for name, value in parts.pop("best", {}).items()}
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         log.info("resuming from the checkpoint at step %d of %d", self.progress.step, self.order.steps)
         return parts.pop("optimizer")
@@ -112,17 +118,22 @@ class Trainer:
     def _wrap(self, moments: dict[str, Tensor]) -> None:
         """Move the model to the device, shard or compile it, and build its optimiser."""
         self.meta_copy = parallel.meta_copy(self.model)
-        self.wrapped = self.session.wrap(self.model)
+        prepare_model(self.model, self.device, self.config)
+        wrapped = self.session.wrap(self.model, self.config.precision)
         if self.ema:
-            self.session.wrap(self.ema.model)
+            self.session.wrap(self.ema.model, self.config.precision)
             self.task.averaged = self.ema.model
-        self.statistics = parallel.RunningStatistics(self.model)
         # of the wrapped model: sharding replaces the weights
         self.optimizer = adamw(self.task.parameter_groups(), self.config)
         if moments:
             checkpoint.unpack_optimizer(self.optimizer, moments)
-        if self.config.compile:
-            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+        own = rank_slots(self.order.slots, self.session.rank, self.session.world_size)
+        statistics = parallel.RunningStatistics(self.model, self.order.slots, own)
+        self.step = TrainStep(
+            self.task, self.model, wrapped, self.optimizer, statistics, self.device, self.ema, self.scaler
+        )
+        counts = [self.progress.bad_steps, self.progress.bad_in_a_row, self.progress.bad_in_a_row]
+        self.step.counters = torch.tensor(counts, dtype=torch.float32, device=self.device)
 
     @property
     def result_model(self) -> nn.Module:
@@ -152,28 +163,41 @@ class Trainer:
 
         Returns the counts; the weights are in `result_model`.
         """
-        batches = self.session.batches(self.order, self.progress.step)
         share, stop = self.share_done(), False
         profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
-        with profiled(self.artifact, profile_steps, self.device) as profile_step:
+        with profiled(self.artifact, profile_steps, self.device) as profile_step, closing(self._steps()) as steps:
             while share < 1 and not stop:
-                before, metrics = share, self._step(batches, share)
+                before = share
+                self._take(steps, share)
                 share = self.share_done()
                 mark = is_mark(before, share)
-                if mark:
-                    metrics |= self._validate()
-                    self._keep_best(metrics)
-                self._report(metrics, mark, share >= 1)
+                validated = self._validate() if mark else {}
+                self._keep_best(validated)
+                self._report(validated, mark, share >= 1)
                 profile_step()
                 if share < 1:
                     stop = self._commit_or_stop()
                 self.beat(self.progress.step)
+        self._count_bad_steps()
         self.committer.wait()
         self.session.reported()()
         if share >= 1 and self.best:
             self.chosen = self.result_model
             self.chosen.load_state_dict(self.best)
         return self.progress
+
+    def _steps(self) -> Iterator[PreparedStep]:
+        """This rank's steps from the present one on, prepared ahead."""
+        if self.share_done() >= 1:
+            return
+        transfer, workers = Transfer(self.device), self.session.world_size
+        sharded = workers > 1 and self.task.spec.config.compute.parallel == "fsdp"
+        passes = plan_passes(self.task, self.order, workers, sharded=sharded)
+        groups = self.session.groups(self.order, self.progress.step)
+        first = next(groups)
+        if trial.is_needed(self.model, self.device, self.config.compile):
+            passes = trial.passes_that_fit(self.step, self.session, first[1], passes, transfer)
+        yield from ahead(prepared_steps(self.task, chain([first], groups), passes, transfer), DEPTH)
 
     def trail(self) -> str:
         """16 hexadecimal digits that differ between runs that trained on other clips so far, or on the same ones at
@@ -190,10 +214,13 @@ class Trainer:
 
         It stops when the time is up, when a node is about to be taken away, and when more workers could take part.
         """
-        session = self.session
-        due, stop, poll = session.gather(
-            (self.commit_schedule.due(self.progress.step), self.deadline.is_over(), self.preemption.due())
-        )[0]
+        session, step = self.session, self.progress.step
+        if step < self.next_talk:
+            return False
+        least = 60 * self.config.commit_minutes / 10
+        wanted = self.commit_schedule.due(step), self.deadline.is_over(), self.preemption.due(), self.pace.steps_in(least)
+        due, stop, poll, steps = session.gather(wanted)[0]
+        self.next_talk = step + (steps if session.world_size > 1 else 1)
         if poll:
             decision = self.preemption.poll(session.preemption_time(), self.commit_schedule.cost)
             urgent, leave = session.gather(decision)[0]
@@ -212,12 +239,18 @@ class Trainer:
             progress.best_metric, progress.best_step = value, progress.step
             self.best = {name: tensor.detach().clone() for name, tensor in self.result_model.state_dict().items()}
 
-    def _report(self, metrics: dict[str, float], mark: bool, ended: bool) -> None:
+    def _report(self, validated: dict[str, float], mark: bool, ended: bool) -> None:
         """Report every few steps and at every mark; at some marks with figures, written before the event names them."""
         step = self.progress.step
         if step % self.config.report_steps and not mark:
             return
-        self.progress.metrics = metrics = parallel.mean_metrics(self.session.gather(metrics | device_use(self.device)))
+        with self.pace.reading(self.progress):
+            metrics = self.step.read()
+        self._count_bad_steps()
+        metrics |= {"lr": self._lr, **self.pace.metrics(self.order.global_batch_size), **device_use(self.device)}
+        metrics |= {"skipped_steps": float(self.progress.bad_steps)} if self.progress.bad_steps else {}
+        metrics["epoch"] = step * self.config.global_batch_size / self.order.rows_per_epoch
+        self.progress.metrics = metrics = self.session.gather(metrics | validated)[0]
         counts = {"step": step, "steps": self.order.steps, "last": ended}
         event: dict[str, Any] = {**counts, "trail": self.trail(), "metrics": metrics}
         if mark and not ended and self.session.gather(self.figures.due())[0]:
@@ -227,87 +260,38 @@ class Trainer:
                 event["figures"] = self.figures.draw(event, figures)
         self.session.report(event)
 
-    def _step(self, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
-        """One update of the weights, by the gradients of all micro-batches of a step; its metrics."""
-        progress, config = self.progress, self.config
-        started, worked = time.perf_counter(), self.clock()
-        lr = learning_rate(share, config)
-        set_lr(self.optimizer, lr)
-        if progress.step < self.task.head_steps:
-            freeze_encoder(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses, waited, idle = self._backward(batches)
-        self.statistics.merge()
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
-        self._update(bool(torch.isfinite(norm)), share)
-        progress.step += 1
-        means = {name: float(torch.stack([item[name] for item in losses]).nanmean()) for name in losses[0]}
-        metrics = {name: value for name, value in means.items() if math.isfinite(value)}
-        seconds = time.perf_counter() - started
-        progress.work_seconds += self.clock() - worked - idle
-        progress.wait_seconds += waited
-        return {
-            **metrics,
-            "lr": lr,
-            **({"grad_norm": float(norm)} if math.isfinite(norm) else {}),
-            "clips_per_second": self.order.global_batch_size / seconds,
-            "data_wait_share": waited / seconds,
-            **({"skipped_steps": float(progress.bad_steps)} if progress.bad_steps else {}),
-            "epoch": progress.step * config.global_batch_size / self.order.rows_per_epoch,
-        }
+    def _take(self, steps: Iterator[PreparedStep], share: float) -> None:
+        """Wait for the next step's batches, and update the weights by them."""
+        with self.pace.step(self.progress) as arrived:
+            prepared = next(steps)
+            arrived()
+            self._own_trail += prepared.fingerprint
+            self._lr = learning_rate(share, self.config)
+            set_lr(self.optimizer, self._lr)
+            if self.progress.step < self.task.head_steps:
+                freeze_encoder(self.optimizer)
+            self.step.run(prepared, share)
+            self.progress.step += 1
 
-    def _backward(self, batches: Iterator[MicroBatch]) -> tuple[list[dict[str, Tensor]], float, float]:
-        """Add up the gradients of this rank's micro-batches of a step.
-
-        Returns the loss and metrics of each, and the seconds waited for data, by the wall clock and by `clock`.
-        """
-        count = self.order.slots // self.session.world_size
-        losses, waited, idle = [], 0.0, 0.0
-        for turn in range(count):
-            before, spent = time.perf_counter(), self.clock()
-            batch = next(batches)
-            waited += time.perf_counter() - before
-            idle += self.clock() - spent
-            self._own_trail += batch.fingerprint(self.task.clip_ids)
-            torch.manual_seed(mix(self.task.seed, 4, batch.index) >> 1)
-            last = turn == count - 1
-            with nullcontext() if last or not hasattr(self.wrapped, "no_sync") else self.wrapped.no_sync():  # type: ignore[operator]
-                with self._autocast():
-                    loss, extra = self.task.training_step(self.wrapped, batch, self.device)
-                self.scaler.scale(loss / count).backward()
-            losses.append({"loss": loss.detach(), **extra})
-        return losses, waited, idle
-
-    def _update(self, finite: bool, share: float) -> None:
-        """Take the step, or skip it if the gradient (averaged, so the same on every rank) is not finite."""
-        progress = self.progress
-        if finite:
-            self.scaler.step(self.optimizer)
-            progress.bad_in_a_row = 0
-            if self.ema:
-                self.ema.update(self.model)
-            self.task.after_update(share)
-        else:
-            progress.bad_steps += 1
-            progress.bad_in_a_row += 1
-            log.warning("step %d skipped: the gradient is not finite", progress.step)
-        self.scaler.update()
-        if progress.bad_in_a_row >= self.config.max_bad_steps:
-            raise TrainingError(
-                f"{progress.bad_in_a_row} steps in a row had a gradient that is not finite (the last: step "
-                f"{progress.step}); the last checkpoint is kept. A smaller learning rate or precision fp32 may help"
+    def _count_bad_steps(self) -> None:
+        """Fetch how many steps were skipped; TrainingError if too many in a row were."""
+        progress, before = self.progress, self.progress.bad_steps
+        total, row, most = (int(value) for value in self.step.counters.tolist())
+        progress.bad_steps, progress.bad_in_a_row = total, row
+        if total > before:
+            log.warning(
+                "%d of the steps up to %d skipped: their gradients were not finite", total - before, progress.step
             )
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype)
+        if most >= self.config.max_bad_steps:
+            fp16 = ", precision bf16 has float32's range" if self.config.precision == "fp16" else ""
+            raise TrainingError(
+                f"{most} steps in a row had a gradient that is not finite (up to step {progress.step}); the last "
+                f"checkpoint is kept. A smaller learning rate or precision fp32 may help{fp16}"
+            )
 
     def _validate(self) -> dict[str, float]:
         model = self.result_model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(self.config.precision, self.device):
             metrics = self.task.validate(model, self.session)
         self.model.train()
         return metrics
@@ -315,6 +299,7 @@ class Trainer:
     def _commit(self) -> None:
         """Write a checkpoint, in the background; collective."""
         started = time.perf_counter()
+        self._count_bad_steps()
         self.trail()  # the trail of all ranks is part of the checkpoint
         parts = {"model": dict(self.model.state_dict()), "optimizer": checkpoint.pack_optimizer(self.optimizer)}
         if self.ema:
@@ -322,7 +307,7 @@ class Trainer:
         if self.best:
             parts["best"] = self.best
         if self.session.rank == 0:
-            state = {"scaler": self.scaler.state_dict(), "progress": asdict(self.progress), **self.provenance}
+            state = {"scaler": self.scaler.state_dict() if self.scaler else {}, "progress": asdict(self.progress), **self.provenance}
             self.committer.commit(self.progress.step, parts, state, self.session.reported())
         else:
             checkpoint.send_shards(parts)

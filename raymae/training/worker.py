@@ -1,6 +1,6 @@
 """The interface between the training loop and its environment, and its implementations without Ray.
 
-Ray Train's session is in `raymae.cluster.train`; all sessions yield the same micro-batches for the same order.
+Ray Train's session is in `raymae.cluster.train`; all sessions yield the same mixing groups for the same order.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from raymae.config import TrainConfig
+from raymae.config import ComputeConfig, TrainConfig
 from raymae.features.store import FeatureStore
-from raymae.models import choose_attention
+from raymae.models import Encoder, choose_attention
+from raymae.models.encoder import Precision
+from raymae.models.decoder import GlobalDecoder, LocalDecoder
 from raymae.storage.commits import resumable
 from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
 from raymae.training import parallel
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import MicroBatch, ahead, micro_batches, read_window
+from raymae.training.batches.windows import Group, ahead, rank_slots, rank_steps, rank_windows, read_window
 
 
 class Session(Protocol):
@@ -34,11 +36,11 @@ class Session(Protocol):
         """Name of the checkpoint that the run resumes from, or None; rank 0's answer counts."""
         ...
 
-    def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
-        """Iterate over this rank's micro-batches from `step` on, in the order of the steps."""
+    def groups(self, order: Order, step: int) -> Iterator[tuple[int, list[Group]]]:
+        """Iterate over this rank's mixing groups of every step from `step` on: (step, groups)."""
         ...
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, precision: Precision) -> nn.Module:
         """Move the model to the session's device and make it average its gradients over the workers.
 
         The weights of the model itself (also of one without gradients, such as EMA weights) may be sharded afterwards.
@@ -82,13 +84,11 @@ class BareSession:
         """The newest checkpoint whose files are all there."""
         return resumable(self.artifact) if self.rank == 0 else None
 
-    def batches(self, order: Order, step: int) -> Iterator[MicroBatch]:
-        """Iterate over this process's micro-batches: all of them for a single process."""
-        numbers = range(order.first_window(step) + self.rank, order.windows, self.world_size)
-        windows = ahead((read_window(self.store, order, number) for number in numbers), order.slots)
-        return micro_batches(order, windows, self.rank, self.world_size, step)
+    def groups(self, order: Order, step: int) -> Iterator[tuple[int, list[Group]]]:
+        """Iterate over this process's mixing groups of every step: all of them for a single process."""
+        return read_groups(self.store, order, self.rank, self.world_size, step)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, precision: Precision) -> nn.Module:
         """Move the model to the device; there are no other workers."""
         return model.to(self.torch_device)
 
@@ -120,21 +120,26 @@ class GroupSession(BareSession):
 
     Args:
         torch_device: this process's device, such as "cuda:1".
-        mode: what each process holds, see `ComputeConfig.parallel`.
+        compute: what each process holds (`parallel`, `fsdp_replicas`).
     """
 
     def __init__(
-        self, store: FeatureStore, artifact: Folder, torch_device: str = "cpu", mode: parallel.Mode = "ddp"
+        self,
+        store: FeatureStore,
+        artifact: Folder,
+        torch_device: str = "cpu",
+        compute: ComputeConfig = ComputeConfig(),
     ) -> None:
         super().__init__(store, artifact, torch_device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.mode: parallel.Mode = mode
+        self.compute = compute
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Wrap the model as `mode` says."""
-        return parallel.wrap(model, self.torch_device, self.mode)
+    def wrap(self, model: nn.Module, precision: Precision) -> nn.Module:
+        """Wrap the model as `compute` says."""
+        compute = self.compute
+        return parallel.wrap(model, self.torch_device, compute.parallel, precision, compute.fsdp_replicas)
 
     def gather(self, value: Any) -> list[Any]:
         """All-gather a picklable value."""
@@ -146,10 +151,32 @@ class GroupSession(BareSession):
             super().report(event)
 
 
-def prepare_process(model: nn.Module, device: torch.device, config: TrainConfig) -> None:
-    """Set what a training process needs for speed: denormals as zeros, and the faster attention for the device.
+def read_groups(
+    store: FeatureStore, order: Order, rank: int, world_size: int, step: int
+) -> Iterator[tuple[int, list[Group]]]:
+    """A rank's mixing groups of every step, whose windows a thread reads ahead: up to a round of them."""
+    numbers = rank_windows(order, rank, world_size, step)
+    depth = max(2, len(rank_slots(order.slots, rank, world_size)))
+    windows = ahead((read_window(store, order, number) for number in numbers), depth)
+    return rank_steps(order, windows, rank, world_size, step)
 
-    The flag holds for the whole process. Small second moments would slow the optimiser on CPUs several times.
+
+def prepare_process(device: torch.device, compute: ComputeConfig) -> None:
+    """Set what a training process needs for speed: denormals as zeros, and TF32 on GPUs unless `strict_fp32`.
+
+    They hold for the whole process. Small second moments would slow the optimiser on CPUs several times.
     """
     torch.set_flush_denormal(True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if compute.strict_fp32 else "high")
+
+
+def prepare_model(model: nn.Module, device: torch.device, config: TrainConfig) -> None:
+    """Choose the faster attention for the device, and compile and checkpoint the blocks as configured."""
     choose_attention(model, device, config.precision)
+    for module in model.modules():
+        if isinstance(module, (Encoder, GlobalDecoder, LocalDecoder)):
+            module.checkpointed = config.activation_checkpointing
+            if config.compile:
+                for block in module.blocks:
+                    block.compile(dynamic=False, mode=config.compile_mode)

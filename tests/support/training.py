@@ -14,10 +14,13 @@ from torch import Tensor
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
-from raymae.training.batches.order import mix
-from raymae.training.batches.windows import MicroBatch, micro_batches, read_window
+from raymae.features.draws import mix
+from raymae.training.batches.transfer import Transfer
+from raymae.training.feeder import plan_passes, prepared_steps
 from raymae.training.run_stage import build_task
 from raymae.training.spec import StageSpec
+from raymae.training.step import PreparedStep
+from raymae.training.tasks.base import Task
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.audio_files import TINY_AUDIO
@@ -82,18 +85,21 @@ def train(spec: StageSpec) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in trainer.result_model.state_dict().items()}
 
 
-def losses(spec: StageSpec, world_size: int) -> dict[int, float]:
-    """The loss of every micro-batch by its index in the run, for so many workers."""
-    task = build_task(spec)
+def passes(spec: StageSpec, session: BareSession | None = None) -> Iterator[tuple[Task, PreparedStep]]:
+    """The prepared steps of a run, on the CPU."""
+    task, session = build_task(spec), session or BareSession(spec.store, spec.artifact)
     order = task.order
-    found = {}
-    for rank in range(world_size):
-        mine = [number for number in range(order.windows) if number % order.slots % world_size == rank]
-        windows = (read_window(spec.store, order, number) for number in mine)
-        for batch in micro_batches(order, windows, rank, world_size, 0):
-            with torch.no_grad():
-                found[batch.index] = task.training_step(task.model, batch, torch.device("cpu"))[0].item()
-    return found
+    divided = plan_passes(task, order, session.world_size, sharded=False)
+    steps = prepared_steps(task, session.groups(order, 0), divided, Transfer(torch.device("cpu")))
+    return ((task, one) for one in steps)
+
+
+def first_loss(spec: StageSpec) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss and the metrics of the first step, whose passes add up."""
+    task, prepared = next(passes(spec))
+    totals = dict(zip(task.counted, torch.from_numpy(prepared.counts).float().unbind(), strict=True))
+    found = [task.training_step(task.model, batch, totals) for batch in prepared.batches]
+    return sum(loss for loss, _ in found), {name: sum(more[name] for _, more in found) for name in found[0][1]}
 
 
 def trails(spec: StageSpec) -> dict[int, str]:
@@ -102,11 +108,11 @@ def trails(spec: StageSpec) -> dict[int, str]:
     windows = [order.window_rows(number) for number in range(order.windows)]
     for step in range(order.steps):
         first = order.first_window(step)
-        start = (step - order.round_steps(first).start) * order.micro_batch_size
+        start = (step - order.round_steps(first).start) * order.group_size
         for slot in range(order.slots):
-            rows = windows[first + slot][start : start + order.micro_batch_size]
+            rows = windows[first + slot][start : start + order.group_size]
             names = "\n".join(ids[row] for row in rows)
-            total += mix(step * order.slots + slot, zlib.crc32(names.encode()))
+            total += mix((step * order.slots + slot) * order.group_size, zlib.crc32(names.encode()))
         found[step + 1] = f"{total % 2**64:016x}"
     return found
 
@@ -117,19 +123,18 @@ class KilledError(Exception):
 
 def train_in_two(spec: StageSpec, monkeypatch: pytest.MonkeyPatch, at: int) -> dict[str, Tensor]:
     """The weights of a run that writes a checkpoint at every third step, is killed before step `at` and resumes."""
-    real_step = Trainer._step
+    real_take = Trainer._take
 
-    def step(self: Trainer, batches: Iterator[MicroBatch], share: float) -> dict[str, float]:
+    def take(self: Trainer, steps: Iterator[PreparedStep], share: float) -> None:
         if self.progress.step == at:
             raise KilledError
-        metrics = real_step(self, batches, share)
+        real_take(self, steps, share)
         if self.progress.step % 3 == 1:
             self._commit()
             self.committer.wait()
-        return metrics
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", step)
+        patched.setattr(Trainer, "_take", take)
         with pytest.raises(KilledError):
             train(spec)
     return train(spec)

@@ -97,17 +97,16 @@ def raw_and_subtracted(
 def with_random_eq(
     log_mel: NDArray[np.float32], frames: NDArray[np.integer], audio: AudioConfig, keys: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """Apply `augment.random_eq` to every clip of log-mels (B, T, F), with a generator seeded by `keys`."""
+    """Apply `augment.random_eq` to every clip of log-mels (B, T, F), with draws seeded by `keys`."""
     import torch
 
     from raymae.config import AugmentConfig
-    from raymae.features.augment import random_eq
-    from raymae.training.batches.order import mix
+    from raymae.features.augment import add_offsets, random_eq
+    from raymae.features.draws import Draws, mix
 
-    generator = torch.Generator().manual_seed(mix(*keys) >> 1)
-    config = AugmentConfig(eq_p=1.0)
-    changed, _ = random_eq(torch.from_numpy(log_mel), torch.from_numpy(frames).long(), config, audio, generator)
-    return np.asarray(changed.numpy())
+    drawn = random_eq(AugmentConfig(eq_p=1.0), audio, Draws(mix(*keys), np.arange(len(log_mel))))
+    x, valid = torch.from_numpy(log_mel), torch.from_numpy(frames).long()
+    return np.asarray(add_offsets(x, valid, torch.from_numpy(drawn.astype(np.float32))).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.audio.impulse_responses import Responses, read_responses
-from raymae.config import RANDOM, Config, to_dict
+from raymae.config import RANDOM, Config, TrainConfig, to_dict
 from raymae.config.stages import CLASSIFIERS, teacher_of, turn_of
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of, state_columns
 from raymae.datasets.splits.split_file import split_name
@@ -21,7 +21,7 @@ from raymae.features.manifest import FORMAT
 from raymae.storage.checksums import digest
 from raymae.training.tasks.selection import selection
 
-VERSION = 2
+VERSION = 3
 """Part of every key; raised when what the stages compute, or the name of an input, changes."""
 
 EVALUATION = 3
@@ -31,7 +31,9 @@ LABELLING = 2
 """Part of the key of pseudo-labels; raised when the way they are made or reported changes."""
 
 SCHEDULE_ONLY = ("commit_minutes", "keep_commits", "report_steps", "max_bad_steps", "probe_clips")
-"""Fields of a training section that don't change its result."""
+"""Fields of a training section that only say when something is written or looked at."""
+HOW_ONLY = ("micro_batch_size", "compile", "compile_mode", "activation_checkpointing")
+"""Fields of a training section that say how a step is computed, not what: they change rounding alone."""
 AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
 """The field of every training section that augments."""
 AFTER_LABELLING = ("rounds", "student_start", "truth")
@@ -88,8 +90,12 @@ class Keys:
     def training(self, section: str) -> dict[str, Any]:
         """A section's settings that decide the result of training; responses by their content, weights by theirs."""
         config = self.config
-        skipped = (*SCHEDULE_ONLY, "init_from")  # a path; the key of the weights there is an input of its own
-        values = {key: value for key, value in to_dict(getattr(config, section)).items() if key not in skipped}
+        chosen = getattr(config, section)
+        # init_from is a path: the key of the weights there is an input of its own
+        skipped = (*SCHEDULE_ONLY, *HOW_ONLY, "init_from", "mixing_group")
+        values = {key: value for key, value in to_dict(chosen).items() if key not in skipped}
+        if isinstance(chosen, TrainConfig):
+            values["group_size"] = chosen.group_size
         name = AUGMENTS[section]
         del values[name]["responses"], values[name]["response_p"]
         if (responses := self.responses[section]) is not None:

@@ -21,18 +21,9 @@ def trained_sections(plan: Plan) -> dict[str, TrainConfig]:
 
 
 def check_workers(plan: Plan) -> None:
-    """ValueError where `compute.num_workers` can't share a step, or this machine, where Ray would start, has no room.
+    """ValueError where this machine, where Ray would start, has no room for the workers that are asked for.
 
     Nothing is asked for where no stage has to be trained.
     """
-    compute, sections = plan.config.compute, trained_sections(plan)
-    if sections:
-        check_here(compute)
-    for name, train in sections.items():
-        slots = train.global_batch_size // train.micro_batch_size
-        if compute.num_workers and slots % compute.num_workers:
-            raise ValueError(
-                f"compute.num_workers = {compute.num_workers} can't share a step of {name} equally: it has {slots} "
-                f"micro-batches (global_batch_size / micro_batch_size = {train.global_batch_size} / "
-                f"{train.micro_batch_size}), which must be a multiple of the workers"
-            )
+    if trained_sections(plan):
+        check_here(plan.config.compute)

@@ -1,11 +1,11 @@
 """The order of training clips: a pure function of the seed and the position, the same for any number of workers.
 
-The run is one long stream of rows: epoch after epoch, each a fresh permutation of all rows. A *micro-batch* is
-`micro_batch_size` consecutive rows of the stream, a *step* `slots = global / micro` micro-batches, one per slot.
-A *window*, the unit that is read and sent, holds the micro-batches of one slot for `window_steps` steps; a *round* is
-the windows of all slots for the same steps. Window k belongs to slot k mod slots and goes to rank k mod W, so W
-workers (W divides slots) each get whole windows, take slots rank, rank + W, … of every step, and together get the same
-micro-batches as a single worker. A run that resumes at step s starts with the round that holds s.
+The run is one long stream of rows: epoch after epoch, each a fresh permutation of all rows. A *step* is
+`global_batch_size` consecutive rows of it, divided into `slots` *mixing groups* of `group_size` clips: what mixes clips
+does so within a group, and a group is never divided. A *window*, the unit that is read and sent, holds the groups of one
+slot for `window_steps` steps; a *round* is the windows of all slots for the same steps. A rank has some neighbouring
+slots of every step, and reads their windows: any number of workers up to `slots` together get the same groups as a
+single one, in forward passes of any number of groups. A run that resumes at step s starts with the round that holds s.
 
 Nothing is stored: the permutation is a Feistel network, so the cost of any part of a stream over 10^9 rows depends on
 its own length only. Runs of `chunk` neighbouring rows stay together in the stream and are shuffled within their window,
@@ -23,7 +23,7 @@ one micro-batch of 64 / as four of 16; a `DataLoader` with shuffle=True draws a 
     32                6 / 22        13 / 3.8           8.0 / 0.6 %              8,700     3,600
 
 The spread is the variance from batch to batch, in units of a full permutation's: a batch of 64 with spread 4.2 is as
-representative of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (micro_batch_size - 1) / 127
+representative of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (group_size - 1) / 127
 as long as a chunk lies within one recording, and 1 if neighbours have nothing in common. Chunks of 1 are a full
 permutation; they read a whole row group of 4 for each row, on object storage with a request each. Reads: clips of
 640 x 256, one process, one window after the other.
@@ -36,33 +36,16 @@ from functools import cached_property
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
+from raymae.features.draws import hashed, mix
 
 WINDOW_ROWS = 128
-
-_MASK = (1 << 64) - 1
-
-
-def mix(*values: int) -> int:
-    """64 well-mixed bits of some integers (the SplitMix64 finaliser, chained)."""
-    state = 0
-    for value in values:
-        state = (state ^ (value & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
-    return state
-
-
-def hashed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """64 well-mixed bits of each of some integers, by a key."""
-    values = values + np.uint64(key)
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)
-
+"""Most clips of a window, unless a group is larger."""
+ROUND_ROWS = 4096
+"""Clips of a round, which a single worker holds in memory: 1 GB of clips of 1024 x 128."""
+LEAST_STEPS = 4
+"""Steps of a round of large steps: with fewer, a group's clips would be neighbours."""
 
 def permute(index: Rows, n: int, key: int) -> Rows:
     """Permute indices below n by the random permutation that `key` selects: a Feistel network with cycle walking."""
@@ -92,7 +75,8 @@ class Order:
     seed: int
     epochs: float
     global_batch_size: int
-    micro_batch_size: int
+    group_size: int
+    """Clips of a mixing group."""
     chunk: int = 8
     shifted: bool = False
     """Whether the clips of long recordings begin elsewhere in every epoch (`raymae.training.batches.shifts`)."""
@@ -118,13 +102,13 @@ class Order:
 
     @property
     def slots(self) -> int:
-        """Micro-batches of a step."""
-        return self.global_batch_size // self.micro_batch_size
+        """Mixing groups of a step."""
+        return self.global_batch_size // self.group_size
 
     @property
     def window_steps(self) -> int:
         """Steps of a round."""
-        return max(1, WINDOW_ROWS // self.micro_batch_size)
+        return max(1, min(WINDOW_ROWS // self.group_size, max(LEAST_STEPS, ROUND_ROWS // self.global_batch_size)))
 
     @property
     def windows(self) -> int:
@@ -136,7 +120,7 @@ class Order:
         return step // self.window_steps * self.slots
 
     def round_steps(self, window: int) -> range:
-        """The steps that a window has micro-batches for."""
+        """The steps that a window has groups for."""
         first = window // self.slots * self.window_steps
         return range(first, min(first + self.window_steps, self.steps))
 
@@ -146,7 +130,7 @@ class Order:
 
     def positions(self, steps: range, slot: int) -> Rows:
         """Positions in the stream of a slot's rows for the steps of a round, in training order."""
-        length = len(steps) * self.micro_batch_size
+        length = len(steps) * self.group_size
         start = steps.start * self.global_batch_size + slot * length
         positions = np.arange(start, start + length, dtype=np.int64)
         draw = hashed(positions.astype(np.uint64), mix(self.seed, 1))
@@ -189,7 +173,7 @@ class Order:
 
 @dataclass(frozen=True)
 class PairedOrder(Order):
-    """Two streams side by side: each micro-batch has rows of all sources but the last, and `ratio` times as many of it.
+    """Two streams side by side: each group has rows of all sources but the last, then `ratio` times as many of it.
 
     The rows of the first stream come exactly as in an `Order` of their own, which also sets epochs and steps. Batch
     sizes count both. A position is twice the position in the row's stream, plus 1 for the second stream.
@@ -208,7 +192,7 @@ class PairedOrder(Order):
                 seed=mix(self.seed, number) if number else self.seed,
                 epochs=self.epochs,
                 global_batch_size=self.global_batch_size // (1 + self.ratio) * share,
-                micro_batch_size=self.micro_batch_size // (1 + self.ratio) * share,
+                group_size=self.group_size // (1 + self.ratio) * share,
                 chunk=self.chunk,
             )
             for number, share in enumerate((1, self.ratio))

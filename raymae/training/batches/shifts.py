@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
-from raymae.training.batches.order import hashed, mix
+from raymae.features.draws import hashed, mix
 
 if TYPE_CHECKING:
     from raymae.features.store import FeatureStore

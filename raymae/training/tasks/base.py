@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raymae.config import TrainConfig
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import MicroBatch
+from raymae.training.batches.passes import Clips
+from raymae.training.batches.transfer import DeviceBatch, HostBatch
 from raymae.training.spec import StageSpec
+from raymae.training.tasks.inputs import Empty
 from raymae.training.tasks.selection import Selection
 from raymae.training.worker import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Counts = NDArray[np.float64]
+"""(n,): how many there are of each of `Task.counted`."""
 
 
 class Task(Protocol):
@@ -38,6 +47,10 @@ class Task(Protocol):
         """The time budget in seconds of computing; None to train for the configured epochs."""
         ...
 
+    counted: tuple[str, ...]
+    """The names of what the sums of a step are divided by: the loss is a mean over the whole step, on all workers."""
+    divisors: int
+    """How many of them, the first ones, the loss is divided by."""
     spec: StageSpec
     order: Order
     clip_ids: pa.LargeStringArray
@@ -47,10 +60,21 @@ class Task(Protocol):
     averaged: nn.Module | None
     """The EMA of the model, in evaluation mode, if the loop keeps one; set by the loop."""
 
+    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+        """Decide everything about a forward pass but its arithmetic, and count what is `counted`.
+
+        Called ahead of the step by a thread of its own; `empty` allocates the memory of the clips.
+        """
+        ...
+
     def training_step(
-        self, model: nn.Module, batch: MicroBatch, device: torch.device
+        self, model: nn.Module, batch: DeviceBatch, totals: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch and further metrics."""
+        """A pass's share of the step's loss, and of further metrics: over all passes of all workers they add up.
+
+        Reads nothing back from the device. `totals` are the counts of the whole step by the names in `counted`. Those
+        that the loss is divided by are at least 1; of others 0 may give a metric that is NaN: it has no value then.
+        """
         ...
 
     def begin(self, device: torch.device) -> None:
@@ -94,7 +118,7 @@ class Progress:
     commit_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     trail: int = 0
-    """Sum modulo 2^64 of the fingerprints of all micro-batches so far: which clips were trained on, and when."""
+    """Sum modulo 2^64 of the fingerprints of all mixing groups so far: which clips were trained on, and when."""
     best_metric: float | None = None
     """Validation metric of the weights that are kept as the best, if the stage selects."""
     best_step: int = 0

@@ -1,8 +1,8 @@
 """Weights of the predictions for unlabelled clips in consistency training: FixMatch, FreeMatch and SoftMatch.
 
-All take the class probabilities (n, C) of the weak views of a micro-batch and return weights (n,) in [0, 1]: each
+All take the class probabilities (n, C) of the weak views of some clips and return weights (n,) in [0, 1]: each
 clip's most probable class is the target of its strong view, with this weight. Running statistics are buffers that are
-updated once a step by all its micro-batches (`parallel.StepSums`); in the papers, where a step is one batch, they
+updated once a step by all its clips (`parallel.StepSums`); in the papers, where a step is one batch, they
 include the batch's own clips.
 """
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from raymae.config import ConsistencyConfig
+from raymae.models.pooling import one_hot
 from raymae.training.parallel import StepSums
 
 
@@ -31,9 +32,9 @@ class FixMatch(nn.Module):
         return torch.tensor(self.confidence_threshold)
 
     @torch.no_grad()
-    def forward(self, probabilities: Tensor) -> Tensor:
-        """(n, C) -> weights (n,)."""
-        return (probabilities.amax(1) >= self.confidence_threshold).float()
+    def forward(self, probabilities: Tensor, counted: Tensor) -> Tensor:
+        """(n, C) and `counted` (n,), 1 or 0 -> weights (n,), 0 for clips that don't count."""
+        return (probabilities.amax(1) >= self.confidence_threshold).float() * counted
 
 
 class FreeMatch(StepSums):
@@ -67,13 +68,13 @@ class FreeMatch(StepSums):
         return self.classes / self.classes.max() * self.tau
 
     @torch.no_grad()
-    def forward(self, probabilities: Tensor) -> Tensor:
-        """(n, C) -> weights (n,); counts the clips for the next step."""
+    def forward(self, probabilities: Tensor, counted: Tensor) -> Tensor:
+        """(n, C) and `counted` (n,), 1 or 0 -> weights (n,); counts the clips for the next step."""
         confidence, predicted = probabilities.double().max(1)
-        hits = F.one_hot(predicted, probabilities.shape[1])
-        count = confidence.new_tensor([len(confidence)])
-        self.sums += torch.cat([count, confidence.sum()[None], probabilities.double().sum(0), hits.sum(0)])
-        return (confidence >= self.thresholds[predicted]).float()
+        hits = one_hot(predicted, probabilities.shape[1])
+        columns = torch.cat([torch.ones_like(confidence)[:, None], confidence[:, None], probabilities, hits], 1)
+        self.sums += (columns * counted[:, None]).sum(0)
+        return (confidence >= self.thresholds[predicted]).float() * counted
 
     def update(self, sums: Tensor) -> None:
         """Move tau, p and h towards the means of a step's clips."""
@@ -85,20 +86,20 @@ class FreeMatch(StepSums):
             running.lerp_(mean, 1 - self.momentum)
 
     def fairness(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """The self-adaptive fairness loss of the strong views' logits (n, C): sum a log b.
+        """The self-adaptive fairness loss of the strong views' logits (G, n, C) of every mixing group: sum a log b, (G,).
 
-        a = SumNorm(p / h), b = SumNorm(q / k), with the mean probabilities q and the shares k of predicted classes,
-        over the clips with a weight. Classes that are predicted for no such clip are left out, without a gradient; 0
-        if no clip has a weight.
+        a = SumNorm(p / h), b = SumNorm(q / k), with a group's mean probabilities q and its shares k of predicted
+        classes, over the clips with a weight (G, n). Classes that are predicted for no such clip are left out, without
+        a gradient; 0 if no clip has a weight.
         """
-        probabilities = logits.float().softmax(1)
-        mean = (weights[:, None] * probabilities).sum(0)
-        hits = (weights[:, None] * F.one_hot(probabilities.argmax(1), logits.shape[1])).sum(0)
+        probabilities = logits.float().softmax(2)
+        mean = (weights[:, :, None] * probabilities).sum(1)
+        hits = (weights[:, :, None] * one_hot(probabilities.argmax(2), logits.shape[2])).sum(1)
         predicted = hits > 0
         even = torch.where(predicted, mean / hits.clamp(min=1), 0.0)
-        even = torch.where(predicted, even / even.sum().clamp(min=1e-12), 1.0)
+        even = torch.where(predicted, even / even.sum(1, keepdim=True).clamp(min=1e-12), 1.0)
         target = self.classes / self.guesses
-        return ((target / target.sum()).to(even.dtype) * even.log()).sum()
+        return ((target / target.sum()).to(even.dtype) * even.log()).sum(1)
 
 
 class SoftMatch(StepSums):
@@ -127,15 +128,15 @@ class SoftMatch(StepSums):
         return self.mean
 
     @torch.no_grad()
-    def forward(self, probabilities: Tensor) -> Tensor:
-        """(n, C) -> weights (n,); counts the clips for the next step."""
+    def forward(self, probabilities: Tensor, counted: Tensor) -> Tensor:
+        """(n, C) and `counted` (n,), 1 or 0 -> weights (n,); counts the clips for the next step."""
         probabilities = probabilities.double()
         aligned = probabilities / self.classes.clamp(min=1e-12)
         confidence = (aligned / aligned.sum(1, keepdim=True)).amax(1)
         moments = torch.stack([torch.ones_like(confidence), confidence, confidence.square()], 1)
-        self.sums += torch.cat([moments, probabilities], 1).sum(0)
+        self.sums += (torch.cat([moments, probabilities], 1) * counted[:, None]).sum(0)
         below = (confidence - self.mean).clamp(max=0)
-        return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12))).float()
+        return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12))).float() * counted
 
     def update(self, sums: Tensor) -> None:
         """Move mean, variance (unbiased) and class shares towards those of a step's clips."""
@@ -156,5 +157,5 @@ METHODS: dict[str, Callable[[int, ConsistencyConfig], Weighting]] = {
 
 
 def consistency_loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of the strong views' logits (n, C) against targets (n,), weighted and averaged over all n clips."""
-    return (weights * F.cross_entropy(logits.float(), target, reduction="none")).mean()
+    """Cross-entropy of the strong views' logits (n, C) against targets (n,), weighted and summed over the clips."""
+    return (weights * F.cross_entropy(logits.float(), target, reduction="none")).sum()

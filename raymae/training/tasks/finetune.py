@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,17 +16,21 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.datasets.labels import target_matrix
-from raymae.datasets.rows import class_names, rows_of
+from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluation.metrics import Probabilities, macro_accuracy, mean_average_precision
-from raymae.features.augment import apply_coloration, apply_geometry, mixup
+from raymae.features.augment import Drawn, apply_coloration, apply_mixup, draw_coloration, draw_mixup
+from raymae.features.draws import Draws, mix
 from raymae.features.store import iterate
 from raymae.inference.classifier import check_teacher, class_probabilities, write_classifier
 from raymae.models import AudioClassifier, Cnn, build_classifier, load_encoder
-from raymae.models.patches import has_sound
+from raymae.models.masking import kept_of
+from raymae.models.patches import Grid
 from raymae.models.weights_file import load_weights
-from raymae.training.batches.order import mix
-from raymae.training.batches.windows import MicroBatch
+from raymae.training.batches.passes import Clips
+from raymae.training.batches.transfer import DeviceBatch, HostBatch
 from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.tasks.base import Counts
+from raymae.training.tasks.inputs import Empty, Frames, Sound, find_sound, take_frames
 from raymae.training.tasks.linear_probe_init import start_head
 from raymae.training.tasks.selection import selection
 from raymae.training.worker import Session
@@ -34,25 +39,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def single_loss(logits: Tensor, target: Tensor, smoothing: float, sounding: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of logits (B, C) against targets whose rows sum to 1, and the accuracy.
-
-    The mean over the batch, to which clips that are not `sounding` (B,) add nothing.
-    """
+def single_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (B,) of logits (B, C) against targets whose rows sum to 1, and 1 where the prediction is right."""
     loss = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
-    return torch.where(sounding, loss, 0).mean(), {
-        "train_accuracy": (logits.argmax(1) == target.argmax(1)).float().mean()
-    }
+    return loss, (logits.argmax(1) == target.argmax(1)).float()
 
 
-def multi_loss(logits: Tensor, target: Tensor, smoothing: float, sounding: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Binary cross-entropy of logits (B, C) against targets in [0, 1], averaged over clips and classes, and the share
-    of the clips whose most probable class is one of theirs (precision at 1); `sounding` as in `single_loss`."""
+def multi_loss(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy (B,) of logits (B, C) against targets in [0, 1], averaged over the classes, and 1 where the
+    most probable class is one of the clip's (precision at 1)."""
     smooth = target * (1 - smoothing) + smoothing / 2
     loss = F.binary_cross_entropy_with_logits(logits.float(), smooth, reduction="none").mean(1)
-    return torch.where(sounding, loss, 0).mean(), {
-        "train_precision_at_1": (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean()
-    }
+    return loss, (target.gather(1, logits.argmax(1, keepdim=True)) > 0).float()[:, 0]
 
 
 def single_score(truth: NDArray[np.float32], probabilities: Probabilities) -> dict[str, float]:
@@ -66,6 +64,14 @@ def multi_score(truth: NDArray[np.float32], probabilities: Probabilities) -> dic
 
 
 LOSSES = {"single": single_loss, "multi": multi_loss}
+HITS = {"single": "train_accuracy", "multi": "train_precision_at_1"}
+
+
+def masks_of(drawn: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """The arguments kept and drop of `AudioClassifier.forward`; none for a CNN."""
+    return (kept_of(drawn), drawn.get("drop")) if "ids_keep" in drawn else ()
+
+
 SCORES = {"single": single_score, "multi": multi_score}
 
 
@@ -73,6 +79,8 @@ class FinetuneTask:
     """A classifier on the labelled clips of the training split."""
 
     averaged: nn.Module | None = None
+    counted: tuple[str, ...] = ("clips",)
+    divisors = 1
     model: nn.Module
 
     def __init__(self, spec: StageSpec) -> None:
@@ -115,20 +123,66 @@ class FinetuneTask:
                 group["lr_scale"] *= self.config.head_lr_scale
         return groups
 
+    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+        """Decide augmentation, mixup and structured masks of some clips; count those that aren't silent."""
+        draws = Draws(mix(self.seed, 5), clips.places, clips.group_size)
+        frames = take_frames(clips, self.config.augment, self.audio, draws, empty)
+        sound = self._find_sound(frames)
+        drawn, valid = self._prepare_labelled(clips.rows, draws, frames, sound)
+        drawn["counted"] = clips.weight * sound.sounding
+        drawn |= self._draw_masks(valid, sound.grid, draws)
+        return HostBatch(frames.log_mel, drawn, int(clips.places[0])), drawn["counted"].sum(keepdims=True, dtype=float)
+
+    def _find_sound(self, frames: Frames) -> Sound:
+        patch_size, silence = self.spec.config.model.patch_size, self.audio.silence
+        if isinstance(self.network, Cnn):
+            return find_sound(frames, patch_size, silence)
+        starts = self.network.segment_starts(frames.values.shape[1])
+        return find_sound(frames, patch_size, silence, self.network.segment, starts)
+
+    def _prepare_labelled(
+        self, rows: Rows, draws: Draws, frames: Frames, sound: Sound
+    ) -> tuple[Drawn, NDArray[np.bool_]]:
+        """Coloration, mixup and targets of the first `rows` (n,) of the frames, and their valid patches (n, S, L)."""
+        config, count = self.config.augment, slice(len(rows))
+        before = frames.valid_frames[count]
+        gain = None if frames.gain is None else frames.gain[count]
+        drawn = draw_coloration(before, config, self.audio, draws, self.spec.responses, gain)
+        valid = sound.without_hidden(drawn, count)
+        target = self.targets[rows].toarray()
+        target, after, mixed = draw_mixup(target, before, config, draws, sound.sounding[count])
+        if mixed:
+            uses = (mixed["mixup_weight"] < 1)[:, None, None]
+            valid = valid | (uses & valid[mixed["mixup_partner"]])
+        return drawn | mixed | {"target": target, "frames_before": before, "valid_frames": after}, valid
+
+    def _draw_masks(self, valid: NDArray[np.bool_], grid: Grid, draws: Draws) -> Drawn:
+        if isinstance(self.network, Cnn):
+            return {}
+        return self.network.draw(valid, grid, draws, always=self.config.compile)
+
     def training_step(
-        self, model: nn.Module, batch: MicroBatch, device: torch.device
+        self, model: nn.Module, batch: DeviceBatch, totals: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of augmented, masked clips, and the accuracy or the precision at 1."""
-        generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
-        log_mel, valid_frames = batch.to_torch(device)
-        target = torch.from_numpy(self.targets[batch.rows].toarray()).to(device)
-        settings = self.config.augment, self.audio, generator
-        log_mel, valid_frames = apply_geometry(log_mel, valid_frames, *settings)
-        sounding = has_sound(log_mel, valid_frames)
-        log_mel = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
-        log_mel, target, valid_frames = mixup(log_mel, target, valid_frames, self.config.augment, generator, sounding)
-        logits = model(log_mel, valid_frames, generator)
-        return LOSSES[self.config.labels](logits, target, self.config.label_smoothing, sounding)
+        drawn = batch.drawn
+        if isinstance(self.network, Cnn):  # timm's may draw; a pass is one mixing group then
+            torch.manual_seed(mix(self.seed, 4, batch.key) >> 1)
+        log_mel = self._labelled(batch.log_mel.float(), drawn)
+        logits = model(log_mel, drawn["valid_frames"], *masks_of(drawn))
+        return self._supervised(logits, drawn["target"], drawn["counted"], totals["clips"])
+
+    def _labelled(self, log_mel: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+        """The classifier's input of labelled clips."""
+        return apply_mixup(apply_coloration(log_mel, drawn["frames_before"], drawn), drawn)
+
+    def _supervised(
+        self, logits: Tensor, target: Tensor, counted: Tensor, total: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The share of the loss and the hits of labelled clips, of which those `counted` (B,) count."""
+        labels = self.config.labels
+        loss, hits = LOSSES[labels](logits, target, self.config.label_smoothing)
+        return (loss * counted).sum() / total, {HITS[labels]: (hits * counted).sum() / total}
 
     def after_update(self, share: float) -> None:
         """Nothing to do: only the loop's EMA follows the weights."""

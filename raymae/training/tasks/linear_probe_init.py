@@ -18,6 +18,7 @@ from raymae.evaluation.probes import fit_probe
 from raymae.features.augment import crop_frames
 from raymae.features.store import iterate
 from raymae.models import AudioClassifier
+from raymae.models.masking import only
 from raymae.training.batches.order import sample
 from raymae.training.spec import StageSpec
 
@@ -84,8 +85,9 @@ def embed(model: AudioClassifier, spec: StageSpec, rows: Rows) -> NDArray[np.flo
     found: list[Tensor] = []
     for _, values, frames in iterate(spec.store, rows, BATCH):
         log_mel, valid = torch.from_numpy(values).to(device).float(), torch.from_numpy(frames).to(device).long()
-        patches = model.patchify(*middle(log_mel, valid, crop))
-        found.append(model.embed(patches, model.masking(patches, None)).float())
+        patches, frames_of_rows = model.patchify(*middle(log_mel, valid, crop))
+        kept = only(model.encoder.valid(patches, frames_of_rows)).kept
+        found.append(model.embed(patches, kept).float())
     model.train(training)
     return np.asarray(torch.cat(found).cpu().numpy())
 

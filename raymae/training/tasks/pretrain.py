@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,16 +12,19 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.config import to_dict
-from raymae.features.augment import apply_coloration, apply_geometry, crop_frames
+from raymae.features.augment import apply_coloration, crop_frames, draw_coloration
+from raymae.features.draws import Draws, mix
 from raymae.inference.embedder import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
-from raymae.models.patches import has_sound
+from raymae.models.masking import masking_of
 from raymae.models.weights_file import save_weights
 from raymae.storage.png import png
-from raymae.training.batches.order import mix
-from raymae.training.batches.windows import MicroBatch
+from raymae.training.batches.passes import Clips
+from raymae.training.batches.transfer import DeviceBatch, HostBatch
 from raymae.training.figures import component_figure, reconstruction_figure
 from raymae.training.spec import StageSpec
+from raymae.training.tasks.base import Counts
+from raymae.training.tasks.inputs import Empty, find_sound, part, prefixed, take_frames
 from raymae.training.tasks.probe_monitor import monitor
 from raymae.training.tasks.selection import LAST
 from raymae.training.worker import Session
@@ -35,6 +39,7 @@ class PretrainTask:
     head_steps = 0
     selection = LAST
     averaged: nn.Module | None = None
+    divisors = 2
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.seed = spec, spec.seed()
@@ -50,6 +55,9 @@ class PretrainTask:
         self.source_names = sources.dictionary.to_pylist()
         self.source_of_row = sources.indices.to_numpy()
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
+        self.counted = ("patches", "clips")
+        if len(self.used_sources) > 1:
+            self.counted += tuple(f"source {self.source_names[k]}" for k in self.used_sources)
 
     def begin(self, device: torch.device) -> None:
         """Nothing to do: the weights are initialised already."""
@@ -58,30 +66,57 @@ class PretrainTask:
         """All parameters; those of one dimension and the tokens without weight decay."""
         return self.model.parameter_groups(self.config.weight_decay)
 
+    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+        """Decide crops, coloration and masks of some clips; count removed patches, clips and patches by source."""
+        draws = Draws(mix(self.seed, 5), clips.places, clips.group_size)
+        model, augment = self.spec.config.model, self.config.augment
+        frames = take_frames(clips, augment, self.audio, draws, empty)
+        sound = find_sound(frames, model.patch_size, self.audio.silence)
+        settings = frames.valid_frames, augment, self.audio
+        color = draw_coloration(*settings, draws, self.spec.responses, frames.gain)
+        valid = sound.without_hidden(color)[:, 0]
+        drawn = color | self.model.draw(valid, sound.grid, draws, always=self.config.compile)
+        drawn |= {"valid_frames": frames.valid_frames, "weight": clips.weight}
+        if self.teacher_view == "other":
+            other = draw_coloration(*settings, draws.named("teacher"), self.spec.responses, frames.gain)
+            drawn |= prefixed("teacher.", other)
+        elif self.teacher_view == "clean" and frames.gain is not None:
+            offsets = np.broadcast_to(frames.gain, (len(valid), self.audio.n_mels))
+            drawn["teacher.offsets"] = offsets.astype(np.float32)
+        removed = ~drawn["kept"] & np.repeat(valid, model.masks_per_clip, axis=0)
+        patches = removed.reshape(len(valid), -1).sum(1) * clips.weight
+        counts = [patches.sum(), (valid.any(1) * clips.weight).sum() * model.masks_per_clip]
+        if len(self.used_sources) > 1:
+            drawn["source"] = self.source_of_row[clips.rows].astype(np.int64)
+            counts += [patches[drawn["source"] == k].sum() for k in self.used_sources]
+        return HostBatch(frames.log_mel, drawn, int(clips.places[0])), np.array(counts, np.float64)
+
     def training_step(
-        self, model: nn.Module, batch: MicroBatch, device: torch.device
+        self, model: nn.Module, batch: DeviceBatch, totals: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss on the masked patches, also by source."""
-        generator = torch.Generator().manual_seed(mix(self.seed, 5, batch.index) >> 1)
-        log_mel, valid_frames = batch.to_torch(device)
-        settings = self.config.augment, self.audio, generator
-        log_mel, valid_frames = apply_geometry(log_mel, valid_frames, *settings)
-        colored = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
-        # SpecAugment's edges would give silence patches to predict
-        student = torch.where(has_sound(log_mel, valid_frames)[:, None, None], colored, log_mel)
+        """The squared error of the masked patches, also by source, and of models that have one that of whole clips."""
+        log_mel, drawn = batch.log_mel.float(), batch.drawn
+        student = apply_coloration(log_mel, drawn["valid_frames"], drawn)
         views = {}
         if self.teacher_view != "same":
-            views["teacher_view"] = log_mel
-            if self.teacher_view == "other":
-                views["teacher_view"] = apply_coloration(log_mel, valid_frames, *settings, self.spec.responses)
-        output = model(student, valid_frames, generator, **views)
-        return output.loss, self._loss_by_source(batch, output.loss_per_clip.detach())
+            views["teacher_view"] = apply_coloration(log_mel, drawn["valid_frames"], part("teacher.", drawn))
+        output = model(student, masking_of(drawn), **views)
+        error = output.error * drawn["weight"]
+        loss = error.sum() / totals["patches"]
+        if output.clip_error is not None:
+            weight = self.spec.config.model.latent.clip_weight
+            loss = loss + weight * (output.clip_error * drawn["weight"]).sum() / totals["clips"]
+        return loss, self._loss_by_source(drawn, error.detach(), totals)
 
-    def _loss_by_source(self, batch: MicroBatch, loss: Tensor) -> dict[str, Tensor]:
-        if len(self.used_sources) == 1:
+    def _loss_by_source(
+        self, drawn: Mapping[str, Tensor], error: Tensor, totals: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if "source" not in drawn:
             return {}
-        source = torch.from_numpy(self.source_of_row[batch.rows]).to(loss.device)
-        return {f"loss/{self.source_names[k]}": loss[source == int(k)].mean() for k in self.used_sources}
+        names = {int(k): self.source_names[k] for k in self.used_sources}
+        return {
+            f"loss/{name}": (error * (drawn["source"] == k)).sum() / totals[f"source {name}"] for k, name in names.items()
+        }
 
     def after_update(self, share: float) -> None:
         """Update the teacher of a model that has one."""
@@ -113,7 +148,7 @@ class PretrainTask:
         log_mel, valid_frames = self.spec.store.read(row)
         length = crop_frames(self.config.augment, self.audio)
         log_mel, valid_frames = log_mel[:, :length], valid_frames.clip(max=length)
-        generator = torch.Generator().manual_seed(mix(self.seed, 6) >> 1)
+        draws = Draws(mix(self.seed, 6), np.zeros(1, np.int64))
         clip, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(valid_frames).long()
         network, device = cast(MaskedAutoencoder, model), next(model.parameters()).device
         clip, frames = clip.to(device), frames.to(device)
@@ -123,8 +158,8 @@ class PretrainTask:
             return np.asarray(values[0, : int(valid_frames[0]), : self.audio.n_mels].cpu().numpy())
 
         if isinstance(network, LatentAutoencoder):
-            target, guess, removed = network.component_maps(clip, frames, generator)
+            target, guess, removed = network.component_maps(clip, frames, draws)
             panels = {"target, first component": visible(target), "prediction of it": visible(guess)}
             return component_figure(visible(clip), visible(removed), panels, self.audio, title)
-        made, removed = network.reconstruct(clip, frames, generator)
+        made, removed = network.reconstruct(clip, frames, draws)
         return reconstruction_figure(visible(clip), visible(removed), visible(made), self.audio, title)

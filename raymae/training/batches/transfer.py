@@ -1,0 +1,107 @@
+"""Batches on their way to the device: two copies for a forward pass, the clips and everything else in one piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymae.models.masking import Drawn
+
+ALIGNMENT = 16
+"""Bytes; of every array within the piece, so that it can be viewed as its type."""
+
+
+@dataclass
+class HostBatch:
+    """A forward pass in host memory, pinned if there is a GPU."""
+
+    log_mel: Tensor
+    """(B, T, F) float16."""
+    drawn: Drawn
+    """What is decided ahead of the step, by name."""
+    key: int = 0
+    """Place of its first clip in the run."""
+
+    @property
+    def frames(self) -> NDArray[np.float16]:
+        """The clips as an array that shares their memory."""
+        return np.asarray(self.log_mel.numpy())
+
+
+@dataclass
+class DeviceBatch:
+    """A forward pass on the device; call `arrived` before using it."""
+
+    log_mel: Tensor
+    """(B, T, F) float16."""
+    drawn: dict[str, Tensor]
+    key: int = 0
+    """Place of its first clip in the run."""
+    copied: torch.cuda.Event | None = None
+    pieces: list[Tensor] = field(default_factory=list)
+
+    def arrived(self) -> DeviceBatch:
+        """Make the device's current work wait for the copies; the host doesn't wait."""
+        if self.copied is not None:
+            stream = torch.cuda.current_stream(self.log_mel.device)
+            stream.wait_event(self.copied)
+            for piece in self.pieces:
+                piece.record_stream(stream)
+            self.copied = None
+        return self
+
+
+class Transfer:
+    """Copies batches to a device, on a GPU by a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.on_gpu = device.type == "cuda" and torch.cuda.is_available()
+        self.stream = torch.cuda.Stream(device) if self.on_gpu else None
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        """Host memory for a batch, pinned if there is a GPU: torch uses it again once its copy is made."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self.on_gpu)
+
+    def send(self, batch: HostBatch) -> DeviceBatch:
+        """Start the copies of a batch."""
+        piece, places = self._packed(batch.drawn)
+        if self.stream is None:
+            sent = [one.to(self.device, non_blocking=True) for one in (batch.log_mel, piece)]
+            return DeviceBatch(sent[0], _views(sent[1], places), batch.key)
+        with torch.cuda.stream(self.stream):
+            sent = [one.to(self.device, non_blocking=True) for one in (batch.log_mel, piece)]
+            views, event = _views(sent[1], places), torch.cuda.Event()
+            event.record(self.stream)
+        return DeviceBatch(sent[0], views, batch.key, event, sent)
+
+    def _packed(self, drawn: Drawn) -> tuple[Tensor, dict[str, tuple[int, NDArray[np.generic]]]]:
+        places, size = {}, 0
+        for name, values in drawn.items():
+            places[name] = (size, values)
+            size += -(-values.nbytes // ALIGNMENT) * ALIGNMENT
+        piece = self.empty(size, dtype=torch.uint8)
+        memory = piece.numpy()
+        for start, values in places.values():
+            memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)[...] = values
+        return piece, places
+
+
+def _views(piece: Tensor, places: dict[str, tuple[int, NDArray[np.generic]]]) -> dict[str, Tensor]:
+    return {
+        name: piece[start : start + values.nbytes].view(_TYPES[values.dtype.name]).view(values.shape)
+        for name, (start, values) in places.items()
+    }
+
+
+_TYPES = {
+    "bool": torch.bool,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
