@@ -71,8 +71,8 @@ def wrap(
 def shard(model: nn.Module, device: torch.device, precision: Precision, replicas: int) -> nn.Module:
     """Shard a model over the workers in place (FSDP2): each block of its module lists, then the rest.
 
-    Weights, gradients and optimiser state are float32 shards; a block's weights are gathered only while it computes, in
-    the forward pass's precision, and gradients are reduced in float32. With several `replicas` the shards are spread
+    Weights, gradients and optimiser state are float32 shards; a block's weights are gathered only while it computes, on
+    GPUs in the forward pass's precision, and gradients are reduced in float32. With several `replicas` the shards are spread
     over world size / replicas neighbouring workers, and gradients are averaged over the groups of them.
 
     ValueError if the workers can't be divided into so many groups.
@@ -90,9 +90,9 @@ def shard(model: nn.Module, device: torch.device, precision: Precision, replicas
     shape, names = ((replicas, workers // replicas), ("replicate", "shard")) if replicas > 1 else ((workers,), ("shard",))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     # inputs keep their type: autocast casts them where it should, and log-mels are also what the loss compares with
-    policy = MixedPrecisionPolicy(
-        param_dtype=DTYPES.get(precision), reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    # on CPUs autocast leaves layer norms alone, which want weights of their input's type
+    gathered = DTYPES.get(precision) if device.type == "cuda" else None
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for block in (block for inner in reversed(lists) for block in inner):
         fully_shard(block, mesh=mesh, mp_policy=policy)

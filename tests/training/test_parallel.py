@@ -1,7 +1,9 @@
-"""Two processes on gloo compute the same as one: with the whole model on each (DDP) and with half of it (FSDP2)."""
+"""Several processes on gloo compute the same as one: with the whole model on each (DDP) and with shares of it (FSDP2)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from raymae.config import AugmentConfig, ConsistencyConfig
+from raymae import training
+from raymae.config import AugmentConfig, ComputeConfig, ConsistencyConfig
 from raymae.features.store import FeatureStore
 from raymae.storage.commits import complete
 from raymae.storage.events import read_events
@@ -30,13 +33,26 @@ Found = dict[str, dict[str, Any]]
 
 STEPS = 3
 CUT = 2
-COMMON = {"clip_grad_norm": 0.05, "ema_decay": 0.9, "warmup_epochs": 0, "micro_batch_size": 4, "global_batch_size": 16}
+MORE = (5, 3)
+"""Numbers of workers that have the first step's gradients compared; two are followed on."""
+PASSES = (2, 6, 16)
+"""Micro-batch sizes."""
+COMMON = {
+    "clip_grad_norm": 0.05,
+    "ema_decay": 0.9,
+    "warmup_epochs": 0,
+    "mixing_group": 2,
+    "micro_batch_size": 4,
+    "global_batch_size": 16,
+}
+MIXED = replace(TINY.finetune.augment, mixup_p=0.5, mixstyle_p=0.5)
 CONFIG = replace(
     TINY,
     pretrain=replace(TINY.pretrain, **COMMON),
-    finetune=replace(TINY.finetune, layer_decay=0.8, drop_path=0.3, epochs=3, **COMMON),
+    finetune=replace(TINY.finetune, layer_decay=0.8, drop_path=0.3, epochs=3, augment=MIXED, **COMMON),
 )
-"""Four micro-batches a step, so that two workers accumulate two each; everything enabled that draws or averages."""
+"""Eight mixing groups a step, which two workers share as four each in two passes, and five as one or two; everything
+enabled that draws, mixes or averages."""
 BF16 = replace(
     CONFIG, model=replace(CONFIG.model, decoder="local"), pretrain=replace(CONFIG.pretrain, precision="bf16")
 )
@@ -54,9 +70,9 @@ MODES = {"ddp": tuple(KINDS), "fsdp": ("bf16", "cnn", "consistency")}
 
 
 def steps(trainer: Trainer, count: int) -> None:
-    batches = trainer.session.batches(trainer.order, trainer.progress.step)
-    for _ in range(count):
-        trainer._step(batches, trainer.share_done())
+    with closing(trainer._steps()) as prepared:
+        for _ in range(count):
+            trainer._take(prepared, trainer.share_done())
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -103,22 +119,56 @@ def resume(spec: StageSpec, session: Session) -> dict[str, Any]:
     return snapshot(trainer)
 
 
+def first_gradients(spec: StageSpec, session: Session) -> dict[str, Tensor]:
+    """The gradients of the first step."""
+    trainer = Trainer.start(build_task(spec), session, spec.artifact)
+    steps(trainer, 1)
+    return gradients(trainer)
+
+
+@contextmanager
+def group_of(rank: int, workers: int, root: Path) -> Iterator[None]:
+    """A process group."""
+    meeting, patience = f"file://{root / f'meet-{workers}'}", timedelta(minutes=1)
+    torch.distributed.init_process_group("gloo", init_method=meeting, timeout=patience, rank=rank, world_size=workers)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 def work(rank: int, store: FeatureStore, root: Path) -> None:
-    """One of two processes: whole stages sharded; all kinds in both modes, then resumed from a single process."""
+    """One of some processes. The first two: whole stages sharded; all kinds in both modes, then resumed from a single
+    process. All: the gradients of a step."""
     torch.set_num_threads(1)
-    meeting, patience = f"file://{root / 'meet'}", timedelta(minutes=5)
-    torch.distributed.init_process_group("gloo", init_method=meeting, timeout=patience, rank=rank, world_size=2)
+    training.spec.CNN_GROUP = 4  # so that several workers have a part of a step
+    for workers in (one for one in MORE if rank < one):
+        with group_of(rank, workers, root):
+            for mode, names in MODES.items():
+                compute = ComputeConfig(parallel=mode)
+                for name in names:
+                    if name == "cnn":
+                        continue
+                    spec = make_spec(store, root / f"{workers}{mode}" / name, **KINDS[name])
+                    found = first_gradients(spec, GroupSession(store, spec.artifact, compute=compute))
+                    if rank == 0:
+                        torch.save(found, root / f"{workers}-{mode}-{name}.pt")
+    if rank < 2:
+        with group_of(rank, 2, root):
+            two(rank, store, root)
+
+
+def two(rank: int, store: FeatureStore, root: Path) -> None:
+    """One of two processes."""
     for spec in stages(store, root / "two"):
-        run_stage(spec, GroupSession(store, spec.artifact, mode="fsdp"))
+        run_stage(spec, GroupSession(store, spec.artifact, compute=ComputeConfig(parallel="fsdp")))
     for mode, names in MODES.items():
+        compute = ComputeConfig(parallel=mode)
         for name in names:
             more = KINDS[name]
             spec = make_spec(store, root / mode / name, **more)
-            found = follow(spec, GroupSession(store, spec.artifact, mode=mode))
+            found = follow(spec, GroupSession(store, spec.artifact, compute=compute))
             spec = make_spec(store, root / "one" / name, **more)
-            found["resumed from one"] = resume(spec, GroupSession(store, spec.artifact, mode=mode))
+            found["resumed from one"] = resume(spec, GroupSession(store, spec.artifact, compute=compute))
             torch.save(found, root / f"{mode}-{name}-{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def stages(store: FeatureStore, root: Path) -> list[StageSpec]:
@@ -155,18 +205,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(odd_store: FeatureStore, root: Path) -> Found:
     """What one process and two in both modes found, by mode and kind."""
     torch.set_num_threads(1)
+    group, training.spec.CNN_GROUP = training.spec.CNN_GROUP, 4
     result = {}
     for name, more in KINDS.items():
         spec = make_spec(odd_store, root / "one" / name, **more)
         result[f"one-{name}"] = follow(spec, BareSession(odd_store, spec.artifact))
         result[f"one-{name}"]["files"] = load_commit(spec.artifact, complete(spec.artifact)[-1])[0]
-    # rank 1 in a new process and rank 0 in this one, which has imported everything
+    # rank 0 in this process, which has imported everything
     context = torch.multiprocessing.get_context("spawn")
-    other = context.Process(target=work, args=(1, odd_store, root))
-    other.start()
+    others = [context.Process(target=work, args=(rank, odd_store, root)) for rank in range(1, max(MORE))]
+    for other in others:
+        other.start()
     work(0, odd_store, root)
-    other.join(60)
-    assert other.exitcode == 0
+    for other in others:
+        other.join(60)
+        assert other.exitcode == 0
     for mode, names in MODES.items():
         for name in names:
             more = KINDS[name]
@@ -176,6 +229,7 @@ def found(odd_store: FeatureStore, root: Path) -> Found:
             two["files"] = load_commit(spec.artifact, complete(spec.artifact)[-1])[0]
             two["resumed by one"] = resume(spec, BareSession(odd_store, spec.artifact))
             result[f"{mode}-{name}"] = two
+    training.spec.CNN_GROUP = group
     return result
 
 
@@ -217,6 +271,26 @@ def test_two_workers_have_the_gradients_of_one(found: Found, mode: str, kind: st
     assert len(one) > 10
     # sharded convolutions can't be channels_last: their kernels round otherwise
     assert max(distances(kind, two, one).values()) < (1e-3 if (mode, kind) == ("fsdp", "cnn") else 1e-5)
+
+
+@pytest.mark.parametrize("workers", MORE)
+@pytest.mark.parametrize(("mode", "kind"), [(mode, kind) for mode, kinds in MODES.items() for kind in kinds if kind != "cnn"])
+def test_more_workers_have_the_gradients_of_one(found: Found, root: Path, workers: int, mode: str, kind: str) -> None:
+    """Workers with one group or two, which FSDP2 gives a pass of weight 0."""
+    several = torch.load(root / f"{workers}-{mode}-{kind}.pt", weights_only=True)
+    assert max(distances(kind, several, found[f"one-{kind}"]["first"]).values()) < 1e-5
+
+
+@pytest.mark.parametrize("size", PASSES)
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "consistency"])
+def test_the_micro_batch_changes_no_gradient(
+    found: Found, odd_store: FeatureStore, tmp_path: Path, kind: str, size: int
+) -> None:
+    config = KINDS[kind]["config"]
+    changed = {name: replace(getattr(config, name), micro_batch_size=size) for name in ("pretrain", "finetune")}
+    spec = make_spec(odd_store, tmp_path, kind, replace(config, **changed))
+    mine = first_gradients(spec, BareSession(odd_store, spec.artifact))
+    assert max(distances(kind, mine, found[f"one-{kind}"]["first"]).values()) < 1e-5
 
 
 @each

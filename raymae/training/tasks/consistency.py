@@ -135,7 +135,8 @@ class ConsistencyTask(FinetuneTask):
         arguments = torch.cat([inputs, strong]), drawn["input_frames"], *masks_of(drawn)
         logits, weak_logits = model(*arguments, weak=weak if own else None)
         if self.averaged_teacher is not None:
-            weak_logits = predict(classifier_of(self.averaged_teacher), *weak)
+            with torch.no_grad():
+                weak_logits, _ = self.averaged_teacher(*weak)
             reshard(self.averaged_teacher)
         loss, metrics = self._supervised(logits[:n], drawn["target"], drawn["counted"], totals["clips"])
         metrics["supervised_loss"] = loss.detach()
