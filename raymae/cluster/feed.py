@@ -55,7 +55,9 @@ class WindowReader:
         if number == FILLER:
             size = self.clip_bytes
             filler = pa.array([bytes(size)], pa.binary(size))
-            return pa.table({"position": [FILLER], "row": [FILLER], "log_mel": filler, "valid_frames": np.zeros(1, np.int32)})
+            return pa.table(
+                {"position": [FILLER], "row": [FILLER], "log_mel": filler, "valid_frames": np.zeros(1, np.int32)}
+            )
         window = read_window(self.store, self.order, number)
         features = pa.Array.from_buffers(
             pa.binary(window.log_mel[0].nbytes), len(window.log_mel), [None, pa.py_buffer(window.log_mel)]

@@ -75,6 +75,8 @@ class RaySession:
     def groups(self, order: Order, step: int) -> Iterator[tuple[int, list[Group]]]:
         """Iterate over this rank's mixing groups of every step, from the store or from Ray Data."""
         if not is_streamed(self.spec):
+            from raymae.training.worker import read_groups
+
             return read_groups(self.spec.store, order, self.rank, self.world_size, step)
         windows = self._windows(order.first_window(step))
         return rank_steps(order, windows, self.rank, self.world_size, step)

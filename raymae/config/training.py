@@ -79,9 +79,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"epochs = {self.epochs} must be positive")
-        require(
-            self.global_batch_size >= 1, f"global_batch_size = {self.global_batch_size} must be at least 1"
-        )
+        require(self.global_batch_size >= 1, f"global_batch_size = {self.global_batch_size} must be at least 1")
         group = self.mixing_group
         require(
             group is None or (group >= 1 and self.global_batch_size % group == 0),

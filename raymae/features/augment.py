@@ -19,6 +19,7 @@ from torch import Tensor
 
 from raymae.config import CONSTANT, AudioConfig, AugmentConfig, FinetuneConfig
 from raymae.features.draws import Draws
+from raymae.models.precision import full_precision
 
 Offsets = NDArray[np.float32]
 """(n, F): what n devices add to a normalised log-mel (`raymae.audio.impulse_responses.Responses.offsets`)."""
@@ -141,7 +142,7 @@ def draw_coloration(
     `responses` (n, F) are the offsets of `config.responses`, `gain` (B, 1) that of `draw_gain`.
     """
     drawn: Drawn = {}
-    offsets = [] if gain is None else [gain]
+    offsets: list[NDArray[np.floating]] = [] if gain is None else [gain]
     if config.response_share:
         offsets.append(device_response(config, responses, draws))
     if config.eq_p:
@@ -283,5 +284,5 @@ def _between(size: int, stripe: Tensor) -> Tensor:
 
 def _band_means(values: Tensor, valid_frames: Tensor) -> Tensor:
     """Mean of `values` (B, T, F) over the valid frames: (B, F)."""
-    with torch.autocast(values.device.type, enabled=False):  # variances are differences of these means
+    with full_precision(values):  # variances are differences of these means
         return torch.bmm(_valid(values, valid_frames)[:, None], values)[:, 0] / valid_frames[:, None]

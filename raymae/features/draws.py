@@ -1,7 +1,7 @@
 """Random draws keyed by a clip's place in the run: neither workers nor micro-batches change them.
 
-A draw is a hash (SplitMix64) of a seed, the clip's place and what it is for, so that those of a whole batch are computed
-at once, ahead of the step and in any process. Without torch: data workers import this.
+A draw is a hash (SplitMix64) of a seed, the clip's place and what it is for, so that those of a whole batch are
+computed at once, ahead of the step and in any process. Without torch: data workers import this.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Draws:
 
     def uniform(self, purpose: str, count: int) -> NDArray[np.float64]:
         """(B, count), uniform in [0, 1)."""
-        return (self.bits(purpose, count) >> np.uint64(11)) * 2.0**-53
+        return np.asarray((self.bits(purpose, count) >> np.uint64(11)) * 2.0**-53, np.float64)
 
     def one(self, purpose: str) -> NDArray[np.float64]:
         """(B,), uniform in [0, 1)."""

@@ -13,6 +13,7 @@ from torch.nn import functional
 from raymae.config import ModelConfig
 from raymae.models.encoder import call_block, key_mask
 from raymae.models.patches import Grid
+from raymae.models.precision import full_precision
 
 WINDOW = 4
 """Patches along each side of a window (Audio-MAE, section 3)."""
@@ -139,7 +140,7 @@ def attend_plainly(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     Scaling the W x W logits instead of the vectors, and copying only once, halves the overhead of attention beside its
     matrix products.
     """
-    with torch.autocast(qkv.device.type, enabled=False):
+    with full_precision(qkv):
         q, k, v = qkv.float().contiguous()
         lengths_q, lengths_k = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12) for x in (q, k))
         logits = torch.addcmul(bias.float(), q @ k.mT, scale / lengths_q / lengths_k.mT)

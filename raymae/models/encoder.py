@@ -37,7 +37,9 @@ def key_mask(attend: Tensor | None) -> Tensor | None:
 class EncoderBlock(Block):
     """timm's block, whose stochastic depth is drawn outside: timm's draws from the device's global generator."""
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
         """(B, N, D) -> (B, N, D); `drop` (B, 2) are the factors of attention and MLP, 0 where one is dropped."""
         attended = self.attn(self.norm1(x), attn_mask=attn_mask)
         x = x + (attended if drop is None else attended * drop[:, :1, None].to(attended.dtype))

@@ -32,7 +32,7 @@ class MaeOutput(NamedTuple):
 
     error: Tensor
     """(B,): the squared errors, each a mean over a patch's values, summed over the removed valid patches of a clip."""
-    count: Tensor
+    patches: Tensor
     """(B,): how many these patches are, over all masks of the clip."""
     prediction: Tensor
     """(B x masks, L, p): the predicted values of every patch, the masks of a clip one after the other."""
@@ -44,7 +44,7 @@ class MaeOutput(NamedTuple):
     @property
     def loss(self) -> Tensor:
         """Scalar: mean squared error over the removed valid patches of the batch."""
-        return self.error.sum() / self.count.sum().clamp(min=1)
+        return self.error.sum() / self.patches.sum().clamp(min=1)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -76,8 +76,8 @@ class MaskedAutoencoder(nn.Module):
         times = self.config.masks_per_clip
         patches = repeat_clips(self.patchify(log_mel), times)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking)
-        error, count = self.forward_loss(patches, prediction, masking)
-        return MaeOutput(by_clip(error, times), by_clip(count, times), prediction, masking.mask)
+        error, number = self.forward_loss(patches, prediction, masking)
+        return MaeOutput(by_clip(error, times), by_clip(number, times), prediction, masking.mask)
 
     def patchify(self, log_mel: Tensor) -> Patches:
         """(B, T, F) -> patches of (B, L, p)."""

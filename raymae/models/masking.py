@@ -1,10 +1,10 @@
 """Masking: which patches the encoder processes.
 
-In training a mask is decided on the CPU, ahead of the step, from random bits that belong to the clip (numpy). Ratios are
-the share REMOVED; a mask is 0 where a patch is kept and 1 where it is removed. Counts are those of Audio-MAE: `int` of
-the kept share, per clip and of its valid patches (columns, rows) only, at least one. The number of tokens is that of a
-clip whose patches are all valid: clips with fewer are filled up with patches that nothing attends to, so that no shape
-depends on the data.
+In training a mask is decided on the CPU, ahead of the step, from random bits that belong to the clip (numpy). Ratios
+are the share REMOVED; a mask is 0 where a patch is kept and 1 where it is removed. Counts are those of Audio-MAE: `int`
+of the kept share, per clip and of its valid patches (columns, rows) only, at least one. The number of tokens is that of
+a clip whose patches are all valid: clips with fewer are filled up with patches that nothing attends to, so that no
+shape depends on the data.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def choose(eligible: Bools, ratio: float, noise: NDArray[np.uint64]) -> Bools:
 def choose_structured(valid: Bools, grid: Grid, time_ratio: float, freq_ratio: float, draws: RandomBits) -> Bools:
     """(B, L) -> (B, L): remove whole time columns and then whole frequency rows of the valid patches."""
     kept = valid.reshape(-1, *grid)
-    kept = kept & choose(kept.any(2), time_ratio, draws.bits("mask_columns", grid[0]))[:, :, None]
-    kept = kept & choose(kept.any(1), freq_ratio, draws.bits("mask_rows", grid[1]))[:, None, :]
+    kept = kept & choose(np.asarray(kept.any(2)), time_ratio, draws.bits("mask_columns", grid[0]))[:, :, None]
+    kept = kept & choose(np.asarray(kept.any(1)), freq_ratio, draws.bits("mask_rows", grid[1]))[:, None, :]
     return kept.reshape(len(valid), -1)
 
 

@@ -96,7 +96,7 @@ def moving_patches(log_mel: NDArray[np.float16], patch_size: tuple[int, int], si
         log_mel = np.pad(log_mel, padding, constant_values=np.float16(silence))
     pixels = log_mel.reshape(batch, columns, frames, rows, bands)
     few = pixels[:, :, :: max(1, frames // 2), :, ::4].astype(np.float32)
-    moving = (np.ptp(few, axis=2) > CONSTANT).any(3)
+    moving: NDArray[np.bool_] = np.asarray((np.ptp(few, axis=2) > CONSTANT).any(3))
     left = np.nonzero(~moving)
     if len(left[0]):
         whole = pixels.transpose(0, 1, 3, 2, 4)[left].astype(np.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raymae.models.precision import full_precision
+
 
 def one_hot(ids: Tensor, count: int) -> Tensor:
     """(...) int64 -> (..., count) bool. torch's own checks its input, which reads it back."""
@@ -31,7 +33,7 @@ def row_stats(tokens: Tensor, membership: Tensor) -> Tensor:
     """
     tokens, membership = tokens.float(), membership.float()
     share = membership / membership.sum(1, keepdim=True).clamp(min=1)
-    with torch.autocast(tokens.device.type, enabled=False):  # a difference of nearly equal numbers needs float32
+    with full_precision(tokens):  # a difference of nearly equal numbers needs float32
         mean = share.mT @ tokens
         variance = share.mT @ (tokens - membership @ mean).square()
     return torch.stack([mean, (variance + 1e-6).sqrt()], dim=1)

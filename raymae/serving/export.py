@@ -101,7 +101,9 @@ def read_encoder(folder: Folder) -> Embedder:
         raise ValueError(f"{redact(folder.url)} is damaged: {type(error).__name__}: {one_line(error)}") from None
 
 
-def patches_of(model: Model | Graph, log_mel: Tensor, valid_frames: Tensor | None = None) -> tuple[Patches, Tensor | None]:
+def patches_of(
+    model: Model | Graph, log_mel: Tensor, valid_frames: Tensor | None = None
+) -> tuple[Patches, Tensor | None]:
     """Patches of log-mels (B, T, F), a row for each segment of a clip in a classifier, and the rows' valid frames."""
     if model.classifier:
         return model.classifier.patchify(log_mel, valid_frames)
@@ -190,8 +192,12 @@ class Graph(nn.Module):
         """(B, T, F) and (B,) frames before padding -> logits (B, C), or tokens (B, 1 + L, D) of an encoder alone."""
         patches, frames = patches_of(self, log_mel, valid_frames)
         valid = self.encoder.valid(patches, frames)
-        kept = every(valid, *valid.shape, valid.device)
-        return self.classifier.head(self.classifier.embed(patches, kept)) if self.classifier else self.encoder(patches, kept)
+        kept = every(valid, valid.shape[0], valid.shape[1], valid.device)
+        return (
+            self.classifier.head(self.classifier.embed(patches, kept))
+            if self.classifier
+            else self.encoder(patches, kept)
+        )
 
 
 def noise_clips(model: Model, batch: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def prepare(task: Task, step: int, groups: list[Group], passes: Passes, transfer
     for clips in passes.clips(groups):
         host, more = task.prepare(clips, transfer.empty)
         counts = more if counts is None else counts + more
-        batches.append(transfer.send(host))
+        batches.append(transfer.send(transfer.pack(host)))
     assert counts is not None
     fingerprint = sum(group.fingerprint(task.clip_ids) for group in groups)
     return PreparedStep(step, batches, counts, fingerprint)

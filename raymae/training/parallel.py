@@ -72,8 +72,8 @@ def shard(model: nn.Module, device: torch.device, precision: Precision, replicas
     """Shard a model over the workers in place (FSDP2): each block of its module lists, then the rest.
 
     Weights, gradients and optimiser state are float32 shards; a block's weights are gathered only while it computes, on
-    GPUs in the forward pass's precision, and gradients are reduced in float32. With several `replicas` the shards are spread
-    over world size / replicas neighbouring workers, and gradients are averaged over the groups of them.
+    GPUs in the forward pass's precision, and gradients are reduced in float32. With several `replicas` the shards are
+    spread over world size / replicas neighbouring workers, and gradients are averaged over the groups of them.
 
     ValueError if the workers can't be divided into so many groups.
     """
@@ -87,7 +87,9 @@ def shard(model: nn.Module, device: torch.device, precision: Precision, replicas
     workers = world_size()
     if workers % replicas:
         raise ValueError(f"compute.fsdp_replicas = {replicas} must divide the {workers} workers")
-    shape, names = ((replicas, workers // replicas), ("replicate", "shard")) if replicas > 1 else ((workers,), ("shard",))
+    shape, names = (
+        ((replicas, workers // replicas), ("replicate", "shard")) if replicas > 1 else ((workers,), ("shard",))
+    )
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     # inputs keep their type: autocast casts them where it should, and log-mels are also what the loss compares with
     # on CPUs autocast leaves layer norms alone, which want weights of their input's type
@@ -109,6 +111,11 @@ def reduce_gradients(model: nn.Module, now: bool) -> AbstractContextManager[Any]
     elif not now and isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the workers hold shares of the model's weights, which they gather in every pass."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def reshard(model: nn.Module) -> None:
@@ -149,7 +156,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def unsharded(model: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module:
     """The model itself or, if it is sharded, a plain copy made from `empty` (see `meta_copy`); collective then."""
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not is_sharded(model):
         return model
     copied = copy.deepcopy(empty)
     copied.load_state_dict({name: full(value) for name, value in model.state_dict().items()}, assign=True)

@@ -16,10 +16,10 @@ from raymae.config import Config, FinetuneConfig, TrainConfig
 from raymae.config.stages import Kind
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import Rows, class_names, find_rows, rows_of, unlabelled_rows
+from raymae.features.draws import mix
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Fence
-from raymae.features.draws import mix
 from raymae.training.batches.order import Order, PairedOrder
 
 CNN_GROUP = 32

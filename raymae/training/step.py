@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,4 +128,4 @@ class TrainStep:
 def autocast(precision: str, device: torch.device) -> Any:
     """The context of forward passes in a precision."""
     dtype = parallel.DTYPES.get(precision)  # type: ignore[call-overload]
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

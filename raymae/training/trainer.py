@@ -1,15 +1,15 @@
 """The training loop of every stage. It knows a `Session`, not Ray.
 
 The run is exact: every random draw (mask, drop path, augmentation) is keyed by a clip's place in the run, so that
-resuming from a checkpoint, or with another number of workers, repeats the draws of an uninterrupted run. What the device
-computed is fetched every `report_steps` alone; the workers talk about checkpoints about once a second.
+resuming from a checkpoint, or with another number of workers, repeats the draws of an uninterrupted run. What the
+device computed is fetched every `report_steps` alone; the workers talk about checkpoints about once a second.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property
@@ -186,13 +186,12 @@ class Trainer:
             self.chosen.load_state_dict(self.best)
         return self.progress
 
-    def _steps(self) -> Iterator[PreparedStep]:
+    def _steps(self) -> Generator[PreparedStep]:
         """This rank's steps from the present one on, prepared ahead."""
         if self.share_done() >= 1:
             return
         transfer, workers = Transfer(self.device), self.session.world_size
-        sharded = workers > 1 and self.task.spec.config.compute.parallel == "fsdp"
-        passes = plan_passes(self.task, self.order, workers, sharded=sharded)
+        passes = plan_passes(self.task, self.order, workers, sharded=parallel.is_sharded(self.model))
         groups = self.session.groups(self.order, self.progress.step)
         first = next(groups)
         if trial.is_needed(self.model, self.device, self.config.compile):
@@ -218,7 +217,12 @@ class Trainer:
         if step < self.next_talk:
             return False
         least = 60 * self.config.commit_minutes / 10
-        wanted = self.commit_schedule.due(step), self.deadline.is_over(), self.preemption.due(), self.pace.steps_in(least)
+        wanted = (
+            self.commit_schedule.due(step),
+            self.deadline.is_over(),
+            self.preemption.due(),
+            self.pace.steps_in(least),
+        )
         due, stop, poll, steps = session.gather(wanted)[0]
         self.next_talk = step + (steps if session.world_size > 1 else 1)
         if poll:
@@ -307,7 +311,11 @@ class Trainer:
         if self.best:
             parts["best"] = self.best
         if self.session.rank == 0:
-            state = {"scaler": self.scaler.state_dict() if self.scaler else {}, "progress": asdict(self.progress), **self.provenance}
+            state = {
+                "scaler": self.scaler.state_dict() if self.scaler else {},
+                "progress": asdict(self.progress),
+                **self.provenance,
+            }
             self.committer.commit(self.progress.step, parts, state, self.session.reported())
         else:
             checkpoint.send_shards(parts)

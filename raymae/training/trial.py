@@ -51,10 +51,12 @@ def passes_that_fit(
         if kind == "memory":
             clips = passes.size * task.order.group_size
             if halved or passes.size == 1:
-                raise TrainingError(f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. {ADVICE}")
+                raise TrainingError(
+                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. {ADVICE}"
+                )
             passes, halved = replace(passes, most=-(-passes.size // 2)), True
             log.warning(
-                "%s: a forward pass of %d clips doesn't fit into the GPU's memory: continues with %d, which changes no result",
+                "%s: a forward pass of %d clips doesn't fit into the GPU's memory: goes on with %d, with the same result",
                 task.spec.name,
                 clips,
                 passes.size * task.order.group_size,
@@ -69,9 +71,7 @@ def passes_that_fit(
             raise TrainingError(f"another worker's first forward pass failed: {reason}")
 
 
-ADVICE = (
-    "A smaller micro_batch_size (or mixing_group), activation_checkpointing, or --compute.parallel fsdp need less"
-)
+ADVICE = "A smaller micro_batch_size (or mixing_group), activation_checkpointing, or --compute.parallel fsdp need less"
 
 
 def _described(error: Exception | None) -> tuple[str, str] | None:

@@ -15,8 +15,8 @@ from torch import nn
 from raymae.config import ComputeConfig, TrainConfig
 from raymae.features.store import FeatureStore
 from raymae.models import Encoder, choose_attention
-from raymae.models.encoder import Precision
 from raymae.models.decoder import GlobalDecoder, LocalDecoder
+from raymae.models.encoder import Precision
 from raymae.storage.commits import resumable
 from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
@@ -128,11 +128,11 @@ class GroupSession(BareSession):
         store: FeatureStore,
         artifact: Folder,
         torch_device: str = "cpu",
-        compute: ComputeConfig = ComputeConfig(),
+        compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__(store, artifact, torch_device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.compute = compute
+        self.compute = compute or ComputeConfig()
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
+from raymae.features.draws import mix
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
-from raymae.features.draws import mix
 from raymae.training.batches.transfer import Transfer
 from raymae.training.feeder import plan_passes, prepared_steps
 from raymae.training.run_stage import build_task

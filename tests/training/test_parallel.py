@@ -1,4 +1,4 @@
-"""Several processes on gloo compute the same as one: with the whole model on each (DDP) and with shares of it (FSDP2)."""
+"""Several processes on gloo compute the same as one: with the whole model on each (DDP) or shares of it (FSDP2)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ Found = dict[str, dict[str, Any]]
 
 STEPS = 3
 CUT = 2
-MORE = (5, 3)
-"""Numbers of workers that have the first step's gradients compared; two are followed on."""
+MORE: dict[int, dict[str, ComputeConfig]] = {
+    5: {"ddp": ComputeConfig(), "fsdp": ComputeConfig(parallel="fsdp")},
+    4: {"mesh": ComputeConfig(parallel="fsdp", fsdp_replicas=2)},
+    3: {"ddp": ComputeConfig(), "fsdp": ComputeConfig(parallel="fsdp")},
+}
+"""By number of workers what the first step's gradients are compared for; two are followed on."""
+MORE_KINDS = ("pretrain", "finetune", "consistency")
+"""In float32, for both modes: bfloat16 rounds the sums of passes of other sizes differently."""
 PASSES = (2, 6, 16)
 """Micro-batch sizes."""
 COMMON = {
@@ -56,13 +62,15 @@ enabled that draws, mixes or averages."""
 BF16 = replace(
     CONFIG, model=replace(CONFIG.model, decoder="local"), pretrain=replace(CONFIG.pretrain, precision="bf16")
 )
+PLAIN = replace(CONFIG, finetune=replace(CONFIG.finetune, augment=TINY.finetune.augment))
+"""Without MixStyle, with which a batch norm's rounding errors grow a hundred thousand times in so small batches."""
 STRONG = AugmentConfig(eq_p=0.5, freq_mask_param=8)
 PAIRED = replace(CONFIG, consistency=ConsistencyConfig(method="softmatch", teacher="ema", ratio=1, strong=STRONG))
 KINDS: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "pretrain", "config": CONFIG},
     "bf16": {"kind": "pretrain", "config": BF16},
     "finetune": {"kind": "finetune", "config": CONFIG},
-    "cnn": {"kind": "finetune", "config": CONFIG, "cnn": "test_resnet"},
+    "cnn": {"kind": "finetune", "config": PLAIN, "cnn": "test_resnet"},
     "consistency": {"kind": "consistency", "config": PAIRED},
 }
 MODES = {"ddp": tuple(KINDS), "fsdp": ("bf16", "cnn", "consistency")}
@@ -139,14 +147,11 @@ def work(rank: int, store: FeatureStore, root: Path) -> None:
     """One of some processes. The first two: whole stages sharded; all kinds in both modes, then resumed from a single
     process. All: the gradients of a step."""
     torch.set_num_threads(1)
-    training.spec.CNN_GROUP = 4  # so that several workers have a part of a step
+    training.spec.CNN_GROUP = 8  # so that several workers have a part of a step
     for workers in (one for one in MORE if rank < one):
         with group_of(rank, workers, root):
-            for mode, names in MODES.items():
-                compute = ComputeConfig(parallel=mode)
-                for name in names:
-                    if name == "cnn":
-                        continue
+            for mode, compute in MORE[workers].items():
+                for name in MORE_KINDS:
                     spec = make_spec(store, root / f"{workers}{mode}" / name, **KINDS[name])
                     found = first_gradients(spec, GroupSession(store, spec.artifact, compute=compute))
                     if rank == 0:
@@ -205,7 +210,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(odd_store: FeatureStore, root: Path) -> Found:
     """What one process and two in both modes found, by mode and kind."""
     torch.set_num_threads(1)
-    group, training.spec.CNN_GROUP = training.spec.CNN_GROUP, 4
+    group, training.spec.CNN_GROUP = training.spec.CNN_GROUP, 8
     result = {}
     for name, more in KINDS.items():
         spec = make_spec(odd_store, root / "one" / name, **more)
@@ -259,7 +264,16 @@ def distances(kind: str, found: dict[str, Tensor], true: dict[str, Tensor]) -> d
         for name, pair in pairs.items()
         if name.endswith("attn.qkv.bias")
     }
-    return {name: float((mine - other).norm() / other.norm()) for name, (mine, other) in pairs.items()}
+    # some gradients are 0 at first, of what comes before a norm that is initialised with 0
+    return {name: float((mine - other).norm() / other.norm().clamp(min=1e-30)) for name, (mine, other) in pairs.items()}
+
+
+def assert_near(kind: str, found: dict[str, Tensor], true: dict[str, Tensor], limit: float = 1e-5) -> None:
+    """Gradients that differ by rounding. The biases behind a new head are left out: where classes are balanced the
+    clips' gradients cancel, and rounding is all that is left of them."""
+    cancelled = ("norm.bias", "head.bias", "classifier.norm.bias", "classifier.head.bias")
+    shares = {name: value for name, value in distances(kind, found, true).items() if name not in cancelled}
+    assert max(shares.values()) < limit, max(shares, key=lambda name: shares[name])
 
 
 each = pytest.mark.parametrize(("mode", "kind"), [(mode, kind) for mode, kinds in MODES.items() for kind in kinds])
@@ -269,20 +283,20 @@ each = pytest.mark.parametrize(("mode", "kind"), [(mode, kind) for mode, kinds i
 def test_two_workers_have_the_gradients_of_one(found: Found, mode: str, kind: str) -> None:
     two, one = found[f"{mode}-{kind}"]["first"], found[f"one-{kind}"]["first"]
     assert len(one) > 10
-    # sharded convolutions can't be channels_last: their kernels round otherwise
-    assert max(distances(kind, two, one).values()) < (1e-3 if (mode, kind) == ("fsdp", "cnn") else 1e-5)
+    # sharded convolutions can't be channels_last: their kernels round otherwise, and then a ReLU lets a value through
+    assert_near(kind, two, one, 1e-2 if (mode, kind) == ("fsdp", "cnn") else 1e-5)
 
 
-@pytest.mark.parametrize("workers", MORE)
-@pytest.mark.parametrize(("mode", "kind"), [(mode, kind) for mode, kinds in MODES.items() for kind in kinds if kind != "cnn"])
+@pytest.mark.parametrize(("workers", "mode"), [(workers, mode) for workers, modes in MORE.items() for mode in modes])
+@pytest.mark.parametrize("kind", MORE_KINDS)
 def test_more_workers_have_the_gradients_of_one(found: Found, root: Path, workers: int, mode: str, kind: str) -> None:
-    """Workers with one group or two, which FSDP2 gives a pass of weight 0."""
+    """Workers with one group or two, which FSDP2 gives a pass of weight 0; also sharded in two groups of two."""
     several = torch.load(root / f"{workers}-{mode}-{kind}.pt", weights_only=True)
-    assert max(distances(kind, several, found[f"one-{kind}"]["first"]).values()) < 1e-5
+    assert_near(kind, several, found[f"one-{kind}"]["first"])
 
 
 @pytest.mark.parametrize("size", PASSES)
-@pytest.mark.parametrize("kind", ["pretrain", "finetune", "consistency"])
+@pytest.mark.parametrize("kind", MORE_KINDS)
 def test_the_micro_batch_changes_no_gradient(
     found: Found, odd_store: FeatureStore, tmp_path: Path, kind: str, size: int
 ) -> None:
@@ -290,7 +304,7 @@ def test_the_micro_batch_changes_no_gradient(
     changed = {name: replace(getattr(config, name), micro_batch_size=size) for name in ("pretrain", "finetune")}
     spec = make_spec(odd_store, tmp_path, kind, replace(config, **changed))
     mine = first_gradients(spec, BareSession(odd_store, spec.artifact))
-    assert max(distances(kind, mine, found[f"one-{kind}"]["first"]).values()) < 1e-5
+    assert_near(kind, mine, found[f"one-{kind}"]["first"])
 
 
 @each
@@ -298,7 +312,7 @@ def test_the_micro_batch_changes_no_gradient(
 def test_two_workers_have_the_weights_of_one_after_some_steps(found: Found, mode: str, kind: str, part: str) -> None:
     two, one = found[f"{mode}-{kind}"]["last"][part], found[f"one-{kind}"]["last"][part]
     # a new classifier's head is near 0, and with it the encoder's gradients are near AdamW's epsilon
-    assert max(distances(kind, two, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "cnn": 1e-3}.get(kind, 1e-4)
+    assert max(distances(kind, two, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "cnn": 1e-2}.get(kind, 1e-4)
 
 
 @each

@@ -2,10 +2,11 @@
 
 The run is one long stream of rows: epoch after epoch, each a fresh permutation of all rows. A *step* is
 `global_batch_size` consecutive rows of it, divided into `slots` *mixing groups* of `group_size` clips: what mixes clips
-does so within a group, and a group is never divided. A *window*, the unit that is read and sent, holds the groups of one
-slot for `window_steps` steps; a *round* is the windows of all slots for the same steps. A rank has some neighbouring
-slots of every step, and reads their windows: any number of workers up to `slots` together get the same groups as a
-single one, in forward passes of any number of groups. A run that resumes at step s starts with the round that holds s.
+does so within a group, and a group is never divided. A *window*, the unit that is read and sent, holds the groups of
+one slot for `window_steps` steps; a *round* is the windows of all slots for the same steps. A rank has some
+neighbouring slots of every step, and reads their windows: any number of workers up to `slots` together get the same
+groups as a single one, in forward passes of any number of groups. A run that resumes at step s starts with the round
+that holds s.
 
 Nothing is stored: the permutation is a Feistel network, so the cost of any part of a stream over 10^9 rows depends on
 its own length only. Runs of `chunk` neighbouring rows stay together in the stream and are shuffled within their window,
@@ -46,6 +47,7 @@ ROUND_ROWS = 4096
 """Clips of a round, which a single worker holds in memory: 1 GB of clips of 1024 x 128."""
 LEAST_STEPS = 4
 """Steps of a round of large steps: with fewer, a group's clips would be neighbours."""
+
 
 def permute(index: Rows, n: int, key: int) -> Rows:
     """Permute indices below n by the random permutation that `key` selects: a Feistel network with cycle walking."""

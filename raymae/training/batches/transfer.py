@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,27 @@ class HostBatch:
     def frames(self) -> NDArray[np.float16]:
         """The clips as an array that shares their memory."""
         return np.asarray(self.log_mel.numpy())
+
+
+class Place(NamedTuple):
+    """Where an array lies in a piece of bytes."""
+
+    start: int
+    size: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass
+class PackedBatch:
+    """A forward pass in host memory as it is copied."""
+
+    log_mel: Tensor
+    """(B, T, F) float16."""
+    piece: Tensor
+    """(n,) uint8: everything else."""
+    places: dict[str, Place]
+    key: int
 
 
 @dataclass
@@ -67,34 +89,34 @@ class Transfer:
         """Host memory for a batch, pinned if there is a GPU: torch uses it again once its copy is made."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.on_gpu)
 
-    def send(self, batch: HostBatch) -> DeviceBatch:
-        """Start the copies of a batch."""
-        piece, places = self._packed(batch.drawn)
-        if self.stream is None:
-            sent = [one.to(self.device, non_blocking=True) for one in (batch.log_mel, piece)]
-            return DeviceBatch(sent[0], _views(sent[1], places), batch.key)
-        with torch.cuda.stream(self.stream):
-            sent = [one.to(self.device, non_blocking=True) for one in (batch.log_mel, piece)]
-            views, event = _views(sent[1], places), torch.cuda.Event()
-            event.record(self.stream)
-        return DeviceBatch(sent[0], views, batch.key, event, sent)
-
-    def _packed(self, drawn: Drawn) -> tuple[Tensor, dict[str, tuple[int, NDArray[np.generic]]]]:
+    def pack(self, batch: HostBatch) -> PackedBatch:
+        """Put everything but the clips into one piece of host memory."""
         places, size = {}, 0
-        for name, values in drawn.items():
-            places[name] = (size, values)
+        for name, values in batch.drawn.items():
+            places[name] = Place(size, values.nbytes, _TYPES[values.dtype.name], values.shape)
             size += -(-values.nbytes // ALIGNMENT) * ALIGNMENT
         piece = self.empty(size, dtype=torch.uint8)
         memory = piece.numpy()
-        for start, values in places.values():
+        for name, values in batch.drawn.items():
+            start = places[name].start
             memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)[...] = values
-        return piece, places
+        return PackedBatch(batch.log_mel, piece, places, batch.key)
+
+    def send(self, batch: PackedBatch) -> DeviceBatch:
+        """Start the copies of a batch."""
+        if self.stream is None:
+            sent = [one.to(self.device, non_blocking=True) for one in (batch.log_mel, batch.piece)]
+            return DeviceBatch(sent[0], _views(sent[1], batch.places), batch.key)
+        with torch.cuda.stream(self.stream):
+            sent = [one.to(self.device, non_blocking=True) for one in (batch.log_mel, batch.piece)]
+            event = torch.cuda.Event()
+            event.record(self.stream)
+        return DeviceBatch(sent[0], _views(sent[1], batch.places), batch.key, event, sent)
 
 
-def _views(piece: Tensor, places: dict[str, tuple[int, NDArray[np.generic]]]) -> dict[str, Tensor]:
+def _views(piece: Tensor, places: dict[str, Place]) -> dict[str, Tensor]:
     return {
-        name: piece[start : start + values.nbytes].view(_TYPES[values.dtype.name]).view(values.shape)
-        for name, (start, values) in places.items()
+        name: piece[one.start : one.start + one.size].view(one.dtype).view(one.shape) for name, one in places.items()
     }
 
 

@@ -101,8 +101,8 @@ class ConsistencyTask(FinetuneTask):
         drawn["input_frames"] = np.concatenate([drawn["valid_frames"], frames.valid_frames[n:]])
         counted = (clips.weight * sound.sounding).astype(np.float32)
         drawn |= {"counted": counted[:n], "views_counted": counted[n:], "weight": clips.weight[:n:labelled]}
-        counts = counted[:n].sum(), counted[n:].sum(), drawn["weight"].sum()
-        return HostBatch(frames.log_mel, drawn, int(clips.places[0])), np.array(counts, np.float64)
+        numbers = counted[:n].sum(), counted[n:].sum(), drawn["weight"].sum()
+        return HostBatch(frames.log_mel, drawn, int(clips.places[0])), np.array(numbers, np.float64)
 
     def _prepare_views(self, n: int, draws: Draws, frames: Frames, sound: Sound) -> tuple[Drawn, NDArray[np.bool_]]:
         """The strong and weak views of the clips after the first `n`, and the strong ones' valid patches (m, S, L)."""

@@ -66,7 +66,11 @@ class Sound:
 
 
 def find_sound(
-    frames: Frames, patch_size: tuple[int, int], silence: float, length: int | None = None, starts: list[int] | None = None
+    frames: Frames,
+    patch_size: tuple[int, int],
+    silence: float,
+    length: int | None = None,
+    starts: list[int] | None = None,
 ) -> Sound:
     """Find the valid patches of clips, or of their segments of `length` frames that begin at `starts`."""
     values = frames.values

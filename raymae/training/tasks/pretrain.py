@@ -55,7 +55,7 @@ class PretrainTask:
         self.source_names = sources.dictionary.to_pylist()
         self.source_of_row = sources.indices.to_numpy()
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
-        self.counted = ("patches", "clips")
+        self.counted: tuple[str, ...] = ("patches", "clips")
         if len(self.used_sources) > 1:
             self.counted += tuple(f"source {self.source_names[k]}" for k in self.used_sources)
 
@@ -115,7 +115,8 @@ class PretrainTask:
             return {}
         names = {int(k): self.source_names[k] for k in self.used_sources}
         return {
-            f"loss/{name}": (error * (drawn["source"] == k)).sum() / totals[f"source {name}"] for k, name in names.items()
+            f"loss/{name}": (error * (drawn["source"] == k)).sum() / totals[f"source {name}"]
+            for k, name in names.items()
         }
 
     def after_update(self, share: float) -> None:
