@@ -58,10 +58,13 @@ class RaySession:
         import torch
         from ray.train.torch import get_device
 
+        from raymae.training.guards.gpu import check_device
+
         context = ray.train.get_context()
         self.spec, self.workforce = spec, workforce
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.torch_device: torch.device = get_device()
+        check_device(self.torch_device, workforce.use_gpu, self.world_size)
         self.events = EventWriter(spec.artifact)
         self.gauges = Gauges(spec.name, spec.artifact.url.rpartition("/")[2])
 

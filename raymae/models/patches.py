@@ -101,7 +101,7 @@ def moving_patches(log_mel: NDArray[np.float16], patch_size: tuple[int, int], si
     if len(left[0]):
         whole = pixels.transpose(0, 1, 3, 2, 4)[left].astype(np.float32)
         moving[left] = (np.ptp(whole, axis=1) > CONSTANT).any(1)
-    return moving.reshape(batch, columns * rows)
+    return np.asarray(moving.reshape(batch, columns * rows))
 
 
 def recorded(columns: int, rows: int, frames: int, valid_frames: NDArray[np.integer]) -> NDArray[np.bool_]:

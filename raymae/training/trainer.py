@@ -28,6 +28,7 @@ from raymae.training.batches.windows import ahead, rank_slots
 from raymae.training.feeder import DEPTH, plan_passes, prepared_steps
 from raymae.training.figures import FigureWriter
 from raymae.training.guards.deadline import FOREVER, Deadline
+from raymae.training.guards.gpu import explained
 from raymae.training.guards.preemption import Preemption
 from raymae.training.optim import Ema, adamw, freeze_encoder, learning_rate, set_lr
 from raymae.training.pace import Pace
@@ -163,6 +164,19 @@ class Trainer:
 
         Returns the counts; the weights are in `result_model`.
         """
+        try:
+            share = self._loop()
+        except RuntimeError as error:
+            raise explained(error, self.session.rank, self.progress.step) from error
+        self.committer.wait()
+        self.session.reported()()
+        if share >= 1 and self.best:
+            self.chosen = self.result_model
+            self.chosen.load_state_dict(self.best)
+        return self.progress
+
+    def _loop(self) -> float:
+        """Take the steps; the share of the run that is done then."""
         share, stop = self.share_done(), False
         profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
         with profiled(self.artifact, profile_steps, self.device) as profile_step, closing(self._steps()) as steps:
@@ -179,12 +193,7 @@ class Trainer:
                     stop = self._commit_or_stop()
                 self.beat(self.progress.step)
         self._count_bad_steps()
-        self.committer.wait()
-        self.session.reported()()
-        if share >= 1 and self.best:
-            self.chosen = self.result_model
-            self.chosen.load_state_dict(self.best)
-        return self.progress
+        return share
 
     def _steps(self) -> Generator[PreparedStep]:
         """This rank's steps from the present one on, prepared ahead."""

@@ -18,6 +18,7 @@ from raymae.training.batches.passes import Passes
 from raymae.training.batches.transfer import Transfer
 from raymae.training.batches.windows import Group
 from raymae.training.feeder import prepare
+from raymae.training.guards.gpu import LESS_MEMORY
 from raymae.training.step import TrainStep, autocast
 from raymae.training.tasks.base import TrainingError
 from raymae.training.worker import Session
@@ -52,7 +53,7 @@ def passes_that_fit(
             clips = passes.size * task.order.group_size
             if halved or passes.size == 1:
                 raise TrainingError(
-                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. {ADVICE}"
+                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. Of the same training, {LESS_MEMORY}"
                 )
             passes, halved = replace(passes, most=-(-passes.size // 2)), True
             log.warning(
@@ -69,9 +70,6 @@ def passes_that_fit(
             raise error
         else:
             raise TrainingError(f"another worker's first forward pass failed: {reason}")
-
-
-ADVICE = "A smaller micro_batch_size (or mixing_group), activation_checkpointing, or --compute.parallel fsdp need less"
 
 
 def _described(error: Exception | None) -> tuple[str, str] | None:

@@ -86,7 +86,8 @@ class FreeMatch(StepSums):
             running.lerp_(mean, 1 - self.momentum)
 
     def fairness(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """The self-adaptive fairness loss of every mixing group's strong views, from logits (G, n, C): sum a log b, (G,).
+        """The self-adaptive fairness loss (G,) of every mixing group, from its strong views' logits (G, n, C): the sum
+        of a log b.
 
         a = SumNorm(p / h), b = SumNorm(q / k), with a group's mean probabilities q and its shares k of predicted
         classes, over the clips with a weight (G, n). Classes that are predicted for no such clip are left out, without
