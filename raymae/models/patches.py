@@ -96,12 +96,12 @@ def moving_patches(log_mel: NDArray[np.float16], patch_size: tuple[int, int], si
         log_mel = np.pad(log_mel, padding, constant_values=np.float16(silence))
     pixels = log_mel.reshape(batch, columns, frames, rows, bands)
     few = pixels[:, :, :: max(1, frames // 2), :, ::4].astype(np.float32)
-    moving: NDArray[np.bool_] = np.asarray((np.ptp(few, axis=2) > CONSTANT).any(3))
+    moving = np.array((np.ptp(few, axis=2) > CONSTANT).any(3), np.bool_)
     left = np.nonzero(~moving)
     if len(left[0]):
         whole = pixels.transpose(0, 1, 3, 2, 4)[left].astype(np.float32)
         moving[left] = (np.ptp(whole, axis=1) > CONSTANT).any(1)
-    return np.asarray(moving.reshape(batch, columns * rows))
+    return moving.reshape(batch, columns * rows)
 
 
 def recorded(columns: int, rows: int, frames: int, valid_frames: NDArray[np.integer]) -> NDArray[np.bool_]:

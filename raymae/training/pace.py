@@ -51,7 +51,7 @@ class Pace:
         progress.work_seconds += self.clock() - spent
 
     def metrics(self, batch: int) -> dict[str, float]:
-        """Clips per second, for `batch` clips a step, and the share of the time waited for data, since the last call."""
+        """Clips per second, of `batch` clips a step, and the share of the time waited for data, since the last call."""
         found = {
             "clips_per_second": batch * self._steps / self._seconds,
             "data_wait_share": self._waited / self._seconds,

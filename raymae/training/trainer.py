@@ -167,7 +167,10 @@ class Trainer:
         try:
             share = self._loop()
         except RuntimeError as error:
-            raise explained(error, self.session.rank, self.progress.step) from error
+            reason = explained(error, self.session.rank, self.progress.step)
+            if reason is error:
+                raise
+            raise reason from error
         self.committer.wait()
         self.session.reported()()
         if share >= 1 and self.best:

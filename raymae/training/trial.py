@@ -53,7 +53,8 @@ def passes_that_fit(
             clips = passes.size * task.order.group_size
             if halved or passes.size == 1:
                 raise TrainingError(
-                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. Of the same training, {LESS_MEMORY}"
+                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. Of the same training, "
+                    f"{LESS_MEMORY}"
                 )
             passes, halved = replace(passes, most=-(-passes.size // 2)), True
             log.warning(
