@@ -53,12 +53,12 @@ def passes_that_fit(
             clips = passes.size * task.order.group_size
             if halved or passes.size == 1:
                 raise TrainingError(
-                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. Of the same training, "
-                    f"{LESS_MEMORY}"
+                    f"a forward pass of {clips} clips doesn't fit into the GPU's memory: {reason}. Of the same "
+                    f"training, {LESS_MEMORY}"
                 )
             passes, halved = replace(passes, most=-(-passes.size // 2)), True
             log.warning(
-                "%s: a forward pass of %d clips doesn't fit into the GPU's memory: goes on with %d, with the same result",
+                "%s: a forward pass of %d clips doesn't fit into the GPU's memory: goes on with %d, to the same result",
                 task.spec.name,
                 clips,
                 passes.size * task.order.group_size,
