@@ -9,16 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import nn
 
-from raymae.config import Config
+from raymae.config import Config, TrainConfig
 from raymae.config.stages import STAGES, Kind
 from raymae.features.augment import crop_frames
-from raymae.models import MODELS, build_classifier, grid_size, kept_tokens
+from raymae.models import grid_size, kept_tokens
+from raymae.pipeline.dry_run.activations import Device
+from raymae.pipeline.dry_run.memory import Checkpointing, Memory, finetune_memory, pretrain_memory
 from raymae.pipeline.plan.plan import Plan
 
 TORCH_MB = 650
 """Resident memory of a process that has imported torch."""
+CLASSES = 10
+"""Of a classifier: their number hardly changes its size."""
 
 
 def estimate(plan: Plan) -> dict[str, str]:
@@ -44,13 +47,11 @@ def pretrain_estimate(plan: Plan, stage: str) -> str:
     steps = ceil(train.epochs * clips / train.global_batch_size)
     frames = crop_frames(train.augment, config.audio)
     grid = grid_size(frames, config.audio.n_mels, config.model.patch_size)
-    with torch.device("meta"):
-        model = MODELS[config.model.name](config.audio, config.model)
-    memory = memory_mb(model, train.micro_batch_size * prod(grid), config)
+    memory = pretrain_memory(config.audio, config.model, train, *computed_on(train, config))
     return (
         f": {clips} clips{heard(rows, config)}, {steps} steps, "
         f"{kept_tokens(grid, config.model)} of {prod(grid)} tokens kept, "
-        f"{parameters(model) / 1e6:.1f} M parameters, about {memory:.0f} MB a worker"
+        f"{memory.gradients / 4e6:.1f} M parameters, about {worker_mb(memory, train, config):,.0f} MB a worker"
     )
 
 
@@ -72,11 +73,9 @@ def finetune_estimate(plan: Plan, stage: str) -> str:
     labelled = len(rows) - rows["scene_label"].null_count
     steps = ceil(train.epochs * labelled / train.global_batch_size)
     more = " and the accepted pseudo-labels, at least" if stage == "student" else ""
-    frames = crop_frames(train.augment, config.audio)
-    tokens = train.micro_batch_size * prod(grid_size(frames, config.audio.n_mels, config.model.patch_size))
-    with torch.device("meta"):
-        model = build_classifier(config.audio, config.model, train, num_classes=10)
-    return f": {labelled} labels{more}, {steps} steps, about {memory_mb(model, tokens, config):.0f} MB a worker"
+    memory = finetune_memory(config.audio, config.model, train, CLASSES, *computed_on(train, config))
+    megabytes = worker_mb(memory, train, config)
+    return f": {labelled} labels{more}, {steps} steps, about {megabytes:,.0f} MB a worker"
 
 
 def consistency_estimate(plan: Plan, stage: str) -> str:
@@ -86,13 +85,10 @@ def consistency_estimate(plan: Plan, stage: str) -> str:
     unlabelled = rows["scene_label"].null_count
     ratio = settings.ratio if unlabelled else 0
     steps = ceil(train.epochs * (len(rows) - unlabelled) / train.global_batch_size)
-    grid = grid_size(crop_frames(train.augment, config.audio), config.audio.n_mels, config.model.patch_size)
-    with torch.device("meta"):
-        model = build_classifier(config.audio, config.model, train, num_classes=10)
-    memory = memory_mb(model, (1 + ratio) * train.micro_batch_size * prod(grid), config)
+    memory = finetune_memory(config.audio, config.model, train, CLASSES, *computed_on(train, config))
     return (
         f": {len(rows) - unlabelled} labels and {unlabelled} unlabelled clips, 1 to {ratio} in each of {steps} steps, "
-        f"about {memory:.0f} MB a worker"
+        f"about {worker_mb(memory, train, config, 1 + ratio):,.0f} MB a worker"
     )
 
 
@@ -104,17 +100,21 @@ ESTIMATES: dict[Kind, Callable[[Plan, str], str]] = {
 """By training task, from a plan and a stage to a few words."""
 
 
-def parameters(model: nn.Module) -> int:
-    """Trained parameters."""
-    return sum(value.numel() for value in model.parameters())
+def computed_on(train: TrainConfig, config: Config) -> tuple[Device, Checkpointing]:
+    """The device that a stage is likely to be trained on, as far as this machine knows, and what of it is kept."""
+    on_gpu = config.compute.use_gpu or (config.compute.use_gpu is None and torch.cuda.is_available())
+    return "cuda" if on_gpu else "cpu", "blocks" if train.activation_checkpointing else "none"
 
 
-def memory_mb(model: nn.Module, tokens: int, config: Config) -> float:
-    """Weights, gradient, two moments and the average in fp32, and some 40 activations per token and block.
+def worker_mb(memory: Memory, train: TrainConfig, config: Config, clips_for_each: int = 1) -> float:
+    """Memory of a training worker with its largest forward pass, in MB, that of torch included.
 
-    Where they are sharded, a share of them and, to validate, the weights as a whole.
+    Where weights, gradients, moments and average are sharded: a share of them and, to validate, the weights as a whole.
     """
-    activations = tokens * config.model.embed_dim * config.model.depth * 40 * 4
-    weights, workers = 4 * parameters(model), config.compute.num_workers or 1
-    sharded = config.compute.parallel == "fsdp" and workers > 1
-    return TORCH_MB + ((5 / workers + 1 if sharded else 5) * weights + activations) / 1e6
+    workers = config.compute.num_workers or 1
+    groups = train.global_batch_size // train.group_size
+    clips = min(train.micro_batch_size, -(-groups // workers) * train.group_size)
+    spared = 0.0
+    if config.compute.parallel == "fsdp" and workers > 1:
+        spared = memory.state * (1 - 1 / workers) - memory.weights
+    return TORCH_MB + (memory.peak(clips * clips_for_each) - spared) / 1e6
