@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
@@ -270,7 +270,8 @@ class Trainer:
         counts = {"step": step, "steps": self.order.steps, "last": ended}
         event: dict[str, Any] = {**counts, "trail": self.trail(), "metrics": metrics}
         if mark and not ended and self.session.gather(self.figures.due())[0]:
-            figures = self.task.figures(self.result_model.eval())
+            with self._uncompiled():
+                figures = self.task.figures(self.result_model.eval())
             self.model.train()
             if self.session.rank == 0:
                 event["figures"] = self.figures.draw(event, figures)
@@ -307,10 +308,14 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         model = self.result_model.eval()
-        with torch.inference_mode(), autocast(self.config.precision, self.device):
+        with self._uncompiled(), torch.inference_mode(), autocast(self.config.precision, self.device):
             metrics = self.task.validate(model, self.session)
         self.model.train()
         return metrics
+
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """A context without compiled blocks: they are compiled for the shapes of training."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
     def _commit(self) -> None:
         """Write a checkpoint, in the background; collective."""

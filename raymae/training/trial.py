@@ -88,7 +88,8 @@ def _try_pass(step: TrainStep, groups: list[Group], passes: Passes, transfer: Tr
         reserved = torch.empty(moments if step.device.type == "cuda" else 0, device=step.device)
         batch = prepare(step.task, 0, groups, passes, transfer).batches[0]
         totals = dict.fromkeys(step.task.counted, torch.ones((), device=step.device))
-        with parallel.reduce_gradients(step.wrapped, now=False):
+        # sharded weights are gathered in any case, and gradients that weren't reduced would be kept for the next pass
+        with parallel.reduce_gradients(step.wrapped, now=parallel.is_sharded(step.model)):
             with autocast(step.task.config.precision, step.device):
                 loss, _ = step.task.training_step(step.wrapped, batch.arrived(), totals)
             loss.backward()

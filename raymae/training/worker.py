@@ -179,4 +179,4 @@ def prepare_model(model: nn.Module, device: torch.device, config: TrainConfig) -
             module.checkpointed = config.activation_checkpointing
             if config.compile:
                 for block in module.blocks:
-                    block.compile(dynamic=False, mode=config.compile_mode)
+                    block.compile(fullgraph=True, dynamic=False, mode=config.compile_mode)

@@ -31,7 +31,7 @@ from raymae.training.step import PreparedStep, TrainStep
 from raymae.training.tasks.base import Task
 from raymae.training.worker import BareSession
 from tests.support.audio_files import make_store, write_clips, write_tone
-from tests.support.training import EVERYTHING, RESPONSES, TINY, make_spec
+from tests.support.training import EVERYTHING, RESPONSES, TINY, make_spec, train
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "item")
 """Operations whose result the host has to wait for."""
@@ -272,3 +272,29 @@ def test_compiled_blocks_see_one_set_of_shapes(store: FeatureStore, tmp_path: Pa
         for batch in prepare(task, *one, passes, Transfer(torch.device("cpu"))).batches:
             found.add(shapes(batch))
     assert len(found) == 1
+
+
+GRAPHS = {"local": 2, "global": 2, "latent": 3, "finetune": 1, "freematch": 2, "softmatch": 1}
+"""Graphs of all blocks: one for the encoder's and one for the decoder's, and one more for a pass without a gradient."""
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_blocks_are_compiled_once(
+    store: FeatureStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All blocks of an encoder share a graph, over a whole run on mixed clips with validation; without the generator of
+    machine code, which takes minutes."""
+    from torch._dynamo.utils import counters
+
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode, **more: compiled(self, backend="eager", **more))
+    name, config = KINDS[kind]
+    sections = {
+        section: replace(getattr(config, section), epochs=4, compile=True) for section in ("pretrain", "finetune")
+    }
+    torch._dynamo.reset()
+    counters.clear()
+    train(make_spec(store, tmp_path, name, replace(config, **sections), responses=RESPONSES))
+    assert counters["stats"]["unique_graphs"] == GRAPHS[kind]
+    assert not counters["graph_break"]
+    assert "can't be compiled" not in caplog.text

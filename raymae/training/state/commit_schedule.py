@@ -24,10 +24,13 @@ class CommitSchedule:
     def __init__(self, config: TrainConfig, order: Order) -> None:
         self.batch, self.rows = config.global_batch_size, order.rows_per_epoch
         self.interval, self.cost = Interval(60 * config.commit_minutes), 0.0
+        self._epoch: int | None = None
 
     def due(self, step: int) -> bool:
-        """Whether to write a checkpoint after this step."""
-        epoch_ended = step * self.batch // self.rows > (step - 1) * self.batch // self.rows
+        """Whether to write a checkpoint after this step; asked every few steps, always of a later one."""
+        epoch, last = step * self.batch // self.rows, self._epoch
+        self._epoch = epoch
+        epoch_ended = epoch > ((step - 1) * self.batch // self.rows if last is None else last)
         least = max(EPOCH_COMMIT_SECONDS, self.cost / COST_SHARE)
         return self.interval.is_over() or (epoch_ended and self.interval.elapsed() > least)
 
