@@ -168,21 +168,21 @@ def _stripe(limit: NDArray[np.integer], largest: int, draws: Draws) -> NDArray[n
 
 
 def hidden_patches(
-    drawn: Drawn, patch_size: tuple[int, int], grid: tuple[int, int], starts: int = 0
+    drawn: Drawn, patch_size: tuple[int, int], grid: tuple[int, int], n_mels: int, start: int = 0
 ) -> NDArray[np.bool_] | None:
-    """(B, L): the patches of which SpecAugment hides every value; None without it.
+    """(B, L): the patches without padding of which SpecAugment hides every value; None without it.
 
-    `starts` is the frame at which the first column of patches begins.
+    `start` is the frame at which the first column of patches begins; the last row may have fewer bands than others.
     """
     if "band_stripe" not in drawn:
         return None
     (columns, rows), (frames, bands) = grid, patch_size
-    column = starts + frames * np.arange(columns)
+    column = start + frames * np.arange(columns)
     row = bands * np.arange(rows)
     first, end = (drawn["frame_stripe"][:, one, None] for one in (0, 1))
     hidden_columns = (first <= column) & (column + frames <= end)
     first, end = (drawn["band_stripe"][:, one, None] for one in (0, 1))
-    hidden_rows = (first <= row) & (row + bands <= end)
+    hidden_rows = (first <= row) & (np.minimum(row + bands, n_mels) <= end)
     return np.asarray((hidden_columns[:, :, None] | hidden_rows[:, None, :]).reshape(-1, columns * rows))
 
 

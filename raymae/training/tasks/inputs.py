@@ -56,11 +56,12 @@ class Sound:
     grid: Grid
     starts: list[int]
     patch_size: tuple[int, int]
+    n_mels: int
 
     def without_hidden(self, drawn: Drawn, rows: slice = slice(None)) -> NDArray[np.bool_]:
         """The valid patches of some clips, without those that SpecAugment hides from them."""
         valid = self.valid[rows]
-        parts = [hidden_patches(drawn, self.patch_size, self.grid, start) for start in self.starts]
+        parts = [hidden_patches(drawn, self.patch_size, self.grid, self.n_mels, start) for start in self.starts]
         hidden = [part for part in parts if part is not None]
         return valid & ~np.stack(hidden, 1) if hidden else valid
 
@@ -84,7 +85,7 @@ def find_sound(
     ]
     stacked = np.stack(valid, 1)
     sounding = sounding_clips(values, frames.valid_frames, stacked.reshape(len(values), -1))
-    return Sound(stacked, sounding, grid, starts, patch_size)
+    return Sound(stacked, sounding, grid, starts, patch_size, values.shape[2])
 
 
 def prefixed(prefix: str, drawn: Drawn) -> Drawn:
