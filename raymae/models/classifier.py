@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models.encoder import Encoder
 from raymae.models.masking import Drawn, Kept, RandomBits, arrange_kept, choose_structured, kept_structured, only
-from raymae.models.patches import Grid, Patches, grid_size
+from raymae.models.patches import Grid, Patches, all_frames, grid_size
 from raymae.models.pooling import cut_segments, one_hot, row_stats, segment_starts, token_mean
 
 ParameterGroup = dict[str, Any]
@@ -99,8 +99,8 @@ class AudioClassifier(nn.Module):
             drawn["drop"] = (stays / (1 - rates)).astype(np.float32)
         return drawn
 
-    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> tuple[Patches, Tensor | None]:
-        """(B, T, F) -> patches, one row for each segment of each clip, and the rows' valid frames; None: all.
+    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> tuple[Patches, Tensor]:
+        """(B, T, F) -> patches, one row for each segment of each clip, and the rows' valid frames; the default is all.
 
         With `finetune.subtract_band_mean` the band mean is subtracted first; with `finetune.with_raw` too, the rows of
         each clip as it is come before those of the clip with the band mean subtracted.
@@ -110,10 +110,10 @@ class AudioClassifier(nn.Module):
             log_mel = torch.stack([log_mel, normalised], 1).flatten(0, 1) if self.finetune.with_raw else normalised
             if self.finetune.with_raw and valid_frames is not None:
                 valid_frames = valid_frames.repeat_interleave(2)
+        if valid_frames is None:
+            valid_frames = all_frames(log_mel)
         segments = len(self.segment_starts(log_mel.shape[1]))
         if segments > 1:
-            if valid_frames is None:
-                valid_frames = torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device)
             log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, self.encoder.patch_size[0])
         return self.encoder.patchify(log_mel)._replace(segments=segments), valid_frames
 

@@ -121,11 +121,8 @@ class Encoder(nn.Module):
         grid = grid_size(log_mel.shape[1], log_mel.shape[2], self.patch_size)
         return Patches(patchify(log_mel, self.patch_size, self.silence), grid)
 
-    def valid(self, patches: Patches, valid_frames: Tensor | None = None) -> Tensor:
-        """(B, L) bool: the patches that contain sound, by the frames (B,) of each clip before padding; None: all."""
-        if valid_frames is None:
-            size = patches.grid[0] * self.patch_size[0]
-            valid_frames = torch.full((len(patches.values),), size, device=patches.values.device)
+    def valid(self, patches: Patches, valid_frames: Tensor) -> Tensor:
+        """(B, L) bool: the patches that contain sound, by the frames (B,) of each clip before padding."""
         return valid_patches(patches.values, self.patch_size, patches.grid[1], valid_frames)
 
     def forward(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from raymae.models.mae import (
     summed_error,
 )
 from raymae.models.masking import Masking, RandomBits, every
-from raymae.models.patches import Patches
+from raymae.models.patches import Patches, all_frames
 
 
 class LatentAutoencoder(MaskedAutoencoder):
@@ -92,7 +92,7 @@ class LatentAutoencoder(MaskedAutoencoder):
             patches were removed (1, T, F), bool.
         """
         patches = self.patchify(log_mel)
-        valid = self.encoder.valid(patches, valid_frames)
+        valid = self.encoder.valid(patches, all_frames(log_mel) if valid_frames is None else valid_frames)
         target, _ = self.targets(patches, valid)
         masking = first_masks(self.random_masking(log_mel, valid_frames, draws), self.config.masks_per_clip)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()

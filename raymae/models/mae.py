@@ -24,7 +24,7 @@ from raymae.models.masking import (
     kept_tokens,
     masking_of,
 )
-from raymae.models.patches import Grid, Patches, Positions, unpatchify
+from raymae.models.patches import Grid, Patches, Positions, all_frames, unpatchify
 
 
 class MaeOutput(NamedTuple):
@@ -105,7 +105,8 @@ class MaskedAutoencoder(nn.Module):
         In training everything but the arithmetic is decided ahead (`draw`); this reads the batch back.
         """
         patches = self.patchify(log_mel)
-        drawn = self.draw(self.encoder.valid(patches, valid_frames).cpu().numpy(), patches.grid, draws)
+        valid = self.encoder.valid(patches, all_frames(log_mel) if valid_frames is None else valid_frames)
+        drawn = self.draw(valid.cpu().numpy(), patches.grid, draws)
         return masking_of({name: torch.from_numpy(value).to(log_mel.device) for name, value in drawn.items()})
 
     def forward_encoder(self, patches: Patches, masking: Masking) -> Tensor:

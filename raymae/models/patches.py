@@ -55,6 +55,11 @@ def unpatchify(patches: Tensor, grid: Grid, patch_size: tuple[int, int]) -> Tens
     return log_mel.reshape(-1, columns * frames, rows * bands)
 
 
+def all_frames(log_mel: Tensor) -> Tensor:
+    """(B, T, F) -> (B,): the valid frames of clips without padding."""
+    return torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device)
+
+
 def valid_patches(patches: Tensor, patch_size: tuple[int, int], n_rows: int, valid_frames: Tensor) -> Tensor:
     """(B, L, p) -> (B, L) bool: the patches that contain sound.
 

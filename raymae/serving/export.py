@@ -24,7 +24,7 @@ from raymae.inference.classifier import one_line, read_classifier
 from raymae.inference.embedder import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
 from raymae.models.masking import every, only
-from raymae.models.patches import Grid, Patches, unpatchify
+from raymae.models.patches import Grid, Patches, all_frames, unpatchify
 from raymae.models.timm_weights import timm_names
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.model_uri import open_artifact
@@ -101,9 +101,7 @@ def read_encoder(folder: Folder) -> Embedder:
         raise ValueError(f"{redact(folder.url)} is damaged: {type(error).__name__}: {one_line(error)}") from None
 
 
-def patches_of(
-    model: Model | Graph, log_mel: Tensor, valid_frames: Tensor | None = None
-) -> tuple[Patches, Tensor | None]:
+def patches_of(model: Model | Graph, log_mel: Tensor, valid_frames: Tensor) -> tuple[Patches, Tensor]:
     """Patches of log-mels (B, T, F), a row for each segment of a clip in a classifier, and the rows' valid frames."""
     if model.classifier:
         return model.classifier.patchify(log_mel, valid_frames)
@@ -159,11 +157,11 @@ def check_timm(model: Model, arguments: dict[str, Any], path: Path) -> float:
     vit = VisionTransformer(**arguments).eval()
     vit.load_state_dict(load_file(path))
     log_mel = torch.randn(2, model.segment, model.audio.n_mels, generator=torch.Generator().manual_seed(0))
-    patches = patches_of(model, log_mel)[0]
+    patches, frames = patches_of(model, log_mel, all_frames(log_mel))
     image = unpatchify(patches.values, patches.grid, model.encoder.patch_size)[:, None, : arguments["img_size"][0]]
     if model.classifier and model.has_timm_head:
         return difference("timm", model.classifier(log_mel), vit(image))
-    tokens = model.encoder(patches, only(model.encoder.valid(patches)).kept)
+    tokens = model.encoder(patches, only(model.encoder.valid(patches, frames)).kept)
     return difference("timm", tokens, vit.forward_features(image))
 
 
@@ -193,11 +191,7 @@ class Graph(nn.Module):
         patches, frames = patches_of(self, log_mel, valid_frames)
         valid = self.encoder.valid(patches, frames)
         kept = every(valid, valid.shape[0], valid.shape[1], valid.device)
-        return (
-            self.classifier.head(self.classifier.embed(patches, kept))
-            if self.classifier
-            else self.encoder(patches, kept)
-        )
+        return self.classifier.head(self.classifier.embed(patches, kept)) if self.classifier else self.encoder(patches, kept)
 
 
 def noise_clips(model: Model, batch: int) -> tuple[Tensor, Tensor]:

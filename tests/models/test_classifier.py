@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models import AudioClassifier, Cnn, MaskedAutoencoder, build_classifier, load_encoder
 from raymae.models.classifier import subtract_band_mean
+from raymae.models.masking import Kept, kept_of, only
+from tests.support.masks import make_draws, tensors
 
 torch.set_num_threads(1)
 
@@ -29,6 +32,21 @@ def make(model: ModelConfig = MODEL, **changes: object) -> AudioClassifier:
 
 def sound(batch: int, n_frames: int, seed: int = 0) -> Tensor:
     return torch.randn(batch, n_frames, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(
+    classifier: AudioClassifier,
+    batch: int,
+    grid: tuple[int, int],
+    seed: int = 0,
+    segments: int = 1,
+    valid: Tensor | None = None,
+) -> tuple[Kept, Tensor | None]:
+    """The arguments kept and drop of a training step, of clips whose patches are all valid by default."""
+    shape = batch, segments, grid[0] * grid[1]
+    sounding = np.ones(shape, np.bool_) if valid is None else valid.numpy().reshape(shape)
+    drawn = tensors(classifier.draw(sounding, grid, make_draws(batch, seed)))
+    return kept_of(drawn), drawn.get("drop")
 
 
 def all_parameters_once(model: AudioClassifier | Cnn, groups: list[dict]) -> bool:
@@ -61,11 +79,11 @@ def test_segments_are_encoded_separately_and_pooled_together(pool: str, subtract
     inputs = subtract_band_mean(clips, frames) if subtract else clips
     tokens, ids, rows = [], [], []
     for start in (0, 48):
-        patches = whole.encoder.patchify(inputs[:, start : start + 48], (frames - start).clamp(0, 48))
-        masking = whole.masking(patches, None)
-        encoded = whole.encoder(patches, masking)
+        patches = whole.encoder.patchify(inputs[:, start : start + 48])
+        valid = whole.encoder.valid(patches, (frames - start).clamp(0, 48))
+        encoded = whole.encoder(patches, only(valid).kept)
         for clip in range(2):
-            kept = patches.valid[clip]
+            kept = valid[clip]
             tokens.append((encoded[clip, :1], encoded[clip, 1:][: int(kept.sum())]))
             ids.append(clip)
             rows.append(kept.nonzero()[:, 0] % patches.grid[1])
@@ -98,8 +116,8 @@ def test_with_raw_uses_clips_with_and_without_band_mean(pool: str) -> None:
     clips[1, 40:] = AUDIO.silence
     halves = []
     for one in (clips, subtract_band_mean(clips, frames)):
-        patches = plain.patchify(one, frames)
-        halves.append(plain.embed(patches, plain.masking(patches, None)))
+        patches, own = plain.patchify(one, frames)
+        halves.append(plain.embed(patches, only(plain.encoder.valid(patches, own)).kept))
     assert torch.allclose(both(clips, frames), both.head(torch.cat(halves, 1)), atol=1e-4)
     assert both(clips).shape == (3, 3)
     with pytest.raises(ValueError, match=r"it needs finetune\.subtract_band_mean"):
@@ -107,23 +125,39 @@ def test_with_raw_uses_clips_with_and_without_band_mean(pool: str) -> None:
 
 
 @POOLS
-def test_masks_in_training_come_from_the_generator(pool: str) -> None:
-    classifier = make(pool=pool, time_mask_ratio=0.5, freq_mask_ratio=0.5)
-    log_mel = sound(2, 64)
+def test_masks_and_dropped_blocks_come_from_the_draws(pool: str) -> None:
+    """Nothing else is random, in training neither."""
+    log_mel = sound(4, 64)
+    for changes in ({"time_mask_ratio": 0.5}, {"freq_mask_ratio": 0.5}, {"drop_path": 0.6}):
+        classifier = make(pool=pool, **changes).train()
 
-    def logits(seed: int) -> Tensor:
-        return classifier(log_mel, None, torch.Generator().manual_seed(seed))
+        def logits(seed: int, classifier: AudioClassifier = classifier) -> Tensor:
+            return classifier(log_mel, None, *draw(classifier, 4, (8, 4), seed))
 
-    assert torch.equal(logits(0), logits(1))
-    classifier.train()
-    assert torch.equal(logits(0), logits(0))
-    assert not torch.equal(logits(0), logits(1))
+        assert torch.equal(logits(0), logits(0))
+        assert not torch.equal(logits(0), logits(1))
+        assert torch.equal(classifier(log_mel), classifier.eval()(log_mel))
+
+
+@pytest.mark.parametrize("variants", [1, 2])
+def test_every_row_of_a_clip_is_masked_for_itself(variants: int) -> None:
+    """Two segments of each clip, with or without its raw version beside it."""
+    more = {"subtract_band_mean": True, "with_raw": True} if variants == 2 else {}
+    seconds = 40 * AUDIO.hop_length / AUDIO.sample_rate
+    classifier = make(time_mask_ratio=0.4, freq_mask_ratio=0.2, drop_path=0.5, segment_seconds=seconds, **more)
+    kept, drop = draw(classifier, 30, (5, 4), segments=2)
+    assert kept.ids.shape == (30 * 2 * variants, 9)
+    assert drop.shape == (30 * 2 * variants, 3, 2)
+    for values in (kept.ids, drop.flatten(1)):
+        rows = values.unflatten(0, (30, -1))
+        assert all(not torch.equal(rows[:, 0], rows[:, row]) for row in range(1, rows.shape[1]))
+    assert classifier(sound(30, 80), None, kept, drop).shape == (30, 3)
 
 
 def test_structured_masking_removes_columns_and_rows() -> None:
-    classifier = make(time_mask_ratio=0.2, freq_mask_ratio=0.2).train()
-    patches = classifier.encoder.patchify(sound(4, 80))
-    kept = classifier.masking(patches, None).mask.unflatten(1, patches.grid) == 0
+    classifier = make(time_mask_ratio=0.2, freq_mask_ratio=0.2)
+    ids = draw(classifier, 4, (10, 4))[0].ids
+    kept = torch.zeros(4, 40, dtype=torch.bool).scatter(1, ids, True).unflatten(1, (10, 4))
     assert kept.any(2).sum(1).tolist() == [8] * 4
     assert kept.any(1).sum(1).tolist() == [3] * 4
     assert kept.sum((1, 2)).tolist() == [24] * 4
@@ -132,30 +166,33 @@ def test_structured_masking_removes_columns_and_rows() -> None:
 def test_row_stats_are_mean_and_deviation_of_each_row() -> None:
     classifier = make(pool="row_stats")
     log_mel = sound(2, 64)
-    patches = classifier.encoder.patchify(log_mel)
-    masking = classifier.masking(patches, None)
-    tokens = classifier.encoder(patches, masking)
+    patches, frames = classifier.patchify(log_mel)
+    kept = only(classifier.encoder.valid(patches, frames)).kept
+    tokens = classifier.encoder(patches, kept)
     grid = tokens[:, 1:].unflatten(1, patches.grid)
     expected = torch.stack([grid.mean(1), (grid.var(1, unbiased=False) + 1e-6).sqrt()], dim=1)
     expected = nn.functional.layer_norm(expected, (32,), eps=1e-6).flatten(1)
-    assert torch.allclose(classifier.pool(tokens, masking, patches), expected, atol=1e-4)
+    assert torch.allclose(classifier.pool(tokens, kept, patches), expected, atol=1e-4)
 
 
 def test_masked_rows_are_zero() -> None:
-    classifier = make(pool="row_stats", freq_mask_ratio=0.5).train()
-    patches = classifier.encoder.patchify(sound(2, 64))
-    masking = classifier.masking(patches, None)
-    pooled = classifier.embed(patches, masking).view(2, 2, 4, 32)
-    kept = (masking.mask == 0).unflatten(1, patches.grid).any(1)
-    assert torch.equal(pooled.abs().amax(3) > 0, kept[:, None].expand(-1, 2, -1))
+    classifier = make(pool="row_stats", freq_mask_ratio=0.5)
+    patches, _ = classifier.patchify(sound(2, 64))
+    kept = draw(classifier, 2, patches.grid)[0]
+    pooled = classifier.embed(patches, kept).view(2, 2, 4, 32)
+    rows = torch.stack([(kept.ids % 4 == row).any(1) for row in range(4)], 1)
+    assert rows.sum(1).tolist() == [2, 2]
+    assert torch.equal(pooled.abs().amax(3) > 0, rows[:, None].expand(-1, 2, -1))
 
 
 @POOLS
 def test_every_parameter_is_trained(pool: str) -> None:
     classifier = make(pool=pool, time_mask_ratio=0.3, drop_path=0.1).train()
-    log_mel = sound(4, 64)
+    log_mel, frames = sound(4, 64), torch.tensor([64, 64, 30, 3])
     log_mel[0] = AUDIO.silence
-    classifier(log_mel, torch.tensor([64, 64, 30, 3])).square().sum().backward()
+    patches, _ = classifier.patchify(log_mel)
+    masks = draw(classifier, 4, patches.grid, valid=classifier.encoder.valid(patches, frames))
+    classifier(log_mel, frames, *masks).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in classifier.parameters())
 
 
@@ -201,11 +238,17 @@ def test_an_encoder_that_does_not_fit_is_refused(changes: dict, wrong: str) -> N
         load_encoder(make(dataclasses.replace(MODEL, **changes)), pretrained.state_dict())
 
 
-def test_drop_path_grows_to_the_last_block_and_is_off_in_eval() -> None:
-    classifier = make(drop_path=0.2)
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in classifier.encoder.blocks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2])
-    assert torch.equal(classifier(sound(1, 64)), classifier(sound(1, 64)))
+def test_drop_path_grows_to_the_last_block() -> None:
+    """Factors are 0 or make their mean 1, those of attention and MLP apart; without drop path there are none."""
+    drop = draw(make(drop_path=0.2), 5000, (1, 4))[1]
+    assert drop.shape == (5000, 3, 2)
+    for block, rate in enumerate([0.0, 0.1, 0.2]):
+        own = drop[:, block]
+        assert (own == 0).float().mean(0).tolist() == pytest.approx([rate] * 2, abs=0.02)
+        assert torch.allclose(own[own > 0], torch.tensor(1 / (1 - rate)))
+    both = (drop[:, 2] == 0).all(1).float().mean().item()
+    assert both == pytest.approx(0.2**2, abs=0.01)
+    assert draw(make(), 2, (1, 4))[1] is None
 
 
 def test_head_starts_near_zero() -> None:

@@ -7,7 +7,9 @@ import torch
 
 from raymae.config import LatentConfig, ModelConfig
 from raymae.models import LatentAutoencoder
+from raymae.models.patches import all_frames
 from tests.support.audio_files import TINY_AUDIO
+from tests.support.masks import run
 from tests.support.training import TINY
 
 MODEL = replace(TINY.model, name="latent", masks_per_clip=3)
@@ -22,15 +24,17 @@ def sound(batch: int, frames: int) -> torch.Tensor:
     return torch.randn(batch, frames, TINY_AUDIO.n_mels, generator=torch.Generator().manual_seed(1))
 
 
-def draw(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def targets(model: LatentAutoencoder, log_mel: torch.Tensor, frames: torch.Tensor | None = None):
+    patches = model.patchify(log_mel)
+    return model.targets(patches, model.encoder.valid(patches, all_frames(log_mel) if frames is None else frames))
 
 
 def test_shapes_and_masks_of_a_clip() -> None:
-    output = make()(sound(2, 64), generator=draw())
+    output = run(make(), sound(2, 64))
     assert output.prediction.shape == (6, 32, MODEL.embed_dim)
     assert output.mask.shape == (6, 32)
-    assert output.loss_per_clip.shape == (2,)
+    assert output.error.shape == output.count.shape == output.clip_error.shape == (2,)
+    assert output.count.tolist() == [3 * 20, 3 * 20], "of all masks of a clip, each with 12 of 32 patches kept"
     assert not torch.equal(output.mask[0], output.mask[1]), "each mask of a clip is drawn by itself"
     assert output.loss.ndim == 0
 
@@ -38,34 +42,31 @@ def test_shapes_and_masks_of_a_clip() -> None:
 def test_targets_are_normalised_and_come_from_the_teacher_alone() -> None:
     model = make()
     log_mel = sound(2, 64)
-    patches = model.patchify(log_mel)
-    target, clip = model.targets(log_mel, patches)
+    target, clip = targets(model, log_mel)
     assert torch.allclose(target.mean(2), torch.zeros(2, 32), atol=1e-5)
     assert torch.allclose(target.var(2, correction=0), torch.ones(2, 32), atol=1e-2)
     assert torch.allclose(clip.mean(1), torch.zeros(2), atol=1e-5)
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(1.0)
-    assert torch.equal(model.targets(log_mel, patches)[0], target)
+    assert torch.equal(targets(model, log_mel)[0], target)
     assert not target.requires_grad
 
 
 def test_targets_are_the_mean_of_the_upper_blocks() -> None:
     log_mel = sound(1, 64)
     both, last = make(latent=LatentConfig(teacher_layers=2)), make(latent=LatentConfig(teacher_layers=1))
-    patches = both.patchify(log_mel)
-    assert not torch.allclose(both.targets(log_mel, patches)[0], last.targets(log_mel, patches)[0], atol=1e-3)
-    default = make().targets(log_mel, patches)[0]  # the upper half of two blocks
-    assert torch.equal(default, last.targets(log_mel, patches)[0])
+    assert not torch.allclose(targets(both, log_mel)[0], targets(last, log_mel)[0], atol=1e-3)
+    default = targets(make(), log_mel)[0]  # the upper half of two blocks
+    assert torch.equal(default, targets(last, log_mel)[0])
 
 
 def test_padding_changes_nothing() -> None:
     model = make().eval()
     short, frames = sound(1, 40), torch.tensor([40])
     padded = torch.cat([short, torch.full((1, 24, TINY_AUDIO.n_mels), TINY_AUDIO.silence)], dim=1)
-    alone, in_batch = model.patchify(short, frames), model.patchify(padded, frames)
-    target, clip = model.targets(short, alone)
-    padded_target, padded_clip = model.targets(padded, in_batch)
+    target, clip = targets(model, short)
+    padded_target, padded_clip = targets(model, padded, frames)
     assert torch.allclose(clip, padded_clip, atol=1e-5)
     assert torch.allclose(target, padded_target[:, : target.shape[1]], atol=1e-4)
 
@@ -86,7 +87,8 @@ def test_the_teacher_is_updated_by_its_decay() -> None:
 
 def test_the_teacher_has_no_gradient_and_is_not_optimised() -> None:
     model = make()
-    model(sound(2, 64), generator=draw()).loss.backward()
+    output = run(model, sound(2, 64))
+    (output.loss + output.clip_error.mean()).backward()
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
     trained = {id(p) for group in model.parameter_groups(0.1) for p in group["params"]}
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}
@@ -96,10 +98,19 @@ def test_the_teacher_has_no_gradient_and_is_not_optimised() -> None:
 def test_teacher_view_reaches_the_teacher_only() -> None:
     model = make()
     log_mel = sound(2, 64)
-    same = model(log_mel, generator=draw())
-    other = model(log_mel, generator=draw(), teacher_view=log_mel + sound(2, 64).roll(1, 0))
+    same = run(model, log_mel)
+    other = run(model, log_mel, teacher_view=log_mel + sound(2, 64).roll(1, 0))
     assert torch.equal(same.prediction, other.prediction)
     assert not torch.equal(same.loss, other.loss)
+
+
+def test_a_silent_clip_has_no_error() -> None:
+    log_mel = sound(2, 64)
+    log_mel[0] = TINY_AUDIO.silence
+    output = run(make(), log_mel)
+    for values in (output.error, output.count, output.clip_error):
+        assert values[0] == 0
+        assert values[1] > 0
 
 
 def test_overfits_a_few_clips_without_collapse() -> None:
@@ -108,14 +119,15 @@ def test_overfits_a_few_clips_without_collapse() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for step in range(60):
-        loss = model(log_mel, generator=draw(step)).loss
+        output = run(model, log_mel, seed=step)
+        loss = output.loss + MODEL.latent.clip_weight * output.clip_error.mean() / 2
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         model.after_update(step / 60)
         losses.append(float(loss.detach()))
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
-    tokens = model.targets(log_mel, model.patchify(log_mel))[0].flatten(0, 1)
+    tokens = targets(model, log_mel)[0].flatten(0, 1)
     assert torch.linalg.matrix_rank(tokens, rtol=1e-2) > 8
 
 

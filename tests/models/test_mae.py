@@ -22,8 +22,10 @@ from raymae.models.decoder import (
     to_windows,
     window_mask,
 )
-from raymae.models.masking import index
-from raymae.models.patches import Positions, grid_size, patchify, unpatchify, valid_patches
+from raymae.models.mae import MaeOutput
+from raymae.models.masking import only
+from raymae.models.patches import Positions, all_frames, grid_size, patchify, unpatchify, valid_patches
+from tests.support.masks import keeping, make_draws, run
 
 torch.set_num_threads(1)
 
@@ -53,10 +55,6 @@ def make(seed: int = 0, **changes: object) -> MaskedAutoencoder:
 
 def sound(batch: int, n_frames: int, n_mels: int = 32, seed: int = 0) -> Tensor:
     return torch.randn(batch, n_frames, n_mels, generator=torch.Generator().manual_seed(seed))
-
-
-def draw(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @given(frames=st.integers(1, 40), bands=st.integers(1, 40), t=st.integers(2, 9), f=st.integers(1, 9))
@@ -118,7 +116,7 @@ def test_encoder_is_timms_vision_transformer() -> None:
         vit.pos_embed[:, 1:] = encoder.positions((6, 4), CPU)
     log_mel = sound(2, 48)
     patches = encoder.patchify(log_mel)
-    tokens = encoder(patches, index(patches.valid, log_mel.device))
+    tokens = encoder(patches, only(encoder.valid(patches, all_frames(log_mel))).kept)
     assert torch.allclose(tokens, vit.forward_features(log_mel[:, None]), atol=1e-5)
 
 
@@ -127,7 +125,7 @@ def test_encoder_is_timms_vision_transformer() -> None:
 @pytest.mark.parametrize("n_mels", [32, 20])
 def test_any_length_works(decoder: str, n_frames: int, n_mels: int) -> None:
     model = make(decoder=decoder).train()
-    output = model(sound(2, n_frames, n_mels))
+    output = run(model, sound(2, n_frames, n_mels))
     columns, rows = grid_size(n_frames, n_mels, (8, 8))
     assert output.prediction.shape == (2, columns * rows, 64)
     output.loss.backward()
@@ -143,14 +141,15 @@ def test_padding_changes_nothing(decoder: str) -> None:
     padded[1] = sound(1, 96, seed=1)[0]
     valid_frames = torch.tensor([44, 96])
 
-    alone = model.patchify(short)
-    in_batch = model.patchify(padded, valid_frames)
+    alone, in_batch = model.patchify(short), model.patchify(padded)
+    valid = model.encoder.valid(alone, all_frames(short))
     kept = torch.zeros(1, 24, dtype=torch.bool)
     kept[:, 3:13] = True
     other = torch.zeros(1, 48, dtype=torch.bool)
     other[:, 5:25] = True
-    masking = index(kept, short.device)
-    batch_masking = index(torch.cat([torch.nn.functional.pad(kept, (0, 24)), other]), short.device)
+    masking = keeping(kept, valid)
+    both = torch.cat([torch.nn.functional.pad(kept, (0, 24)), other])
+    batch_masking = keeping(both, model.encoder.valid(in_batch, valid_frames))
 
     latent = model.forward_encoder(alone, masking)
     batch_latent = model.forward_encoder(in_batch, batch_masking)
@@ -158,9 +157,10 @@ def test_padding_changes_nothing(decoder: str) -> None:
     prediction = model.forward_decoder(latent, alone, masking)
     batch_prediction = model.forward_decoder(batch_latent, in_batch, batch_masking)
     assert torch.allclose(prediction[0, :20], batch_prediction[0, :20], atol=1e-5)
-    loss = model.forward_loss(alone, prediction, masking.mask)[1]
-    batch_loss = model.forward_loss(in_batch, batch_prediction, batch_masking.mask)[1]
-    assert torch.allclose(loss[0], batch_loss[0], atol=1e-5)
+    error, count = model.forward_loss(alone, prediction, masking)
+    batch_error, batch_count = model.forward_loss(in_batch, batch_prediction, batch_masking)
+    assert count[0] == batch_count[0] == 10
+    assert torch.allclose(error[0], batch_error[0], atol=1e-4)
 
 
 @DECODERS
@@ -170,7 +170,7 @@ def test_the_content_of_padding_changes_nothing(decoder: str) -> None:
     silent, noisy = sound(2, 64), sound(2, 64)
     silent[1, 40:] = AUDIO.silence
     noisy[1, 40:] = 100 * sound(1, 24, seed=5)[0]
-    first, second = (model(log_mel, valid_frames, draw()) for log_mel in (silent, noisy))
+    first, second = (run(model, log_mel, valid_frames) for log_mel in (silent, noisy))
     assert torch.equal(first.mask, second.mask)
     assert torch.allclose(first.loss, second.loss)
     assert torch.allclose(first.prediction[1, :20], second.prediction[1, :20], atol=1e-5)
@@ -179,22 +179,22 @@ def test_the_content_of_padding_changes_nothing(decoder: str) -> None:
 def test_loss_is_that_of_the_removed_valid_patches() -> None:
     model = make()
     log_mel, valid_frames = sound(2, 64), torch.tensor([64, 40])
-    patches = model.patchify(log_mel, valid_frames)
-    mask = model.random_masking(patches, draw()).mask
-    counts = (patches.valid & (mask == 1)).sum(1)
-    assert counts.tolist() == [16, 10]
+    patches = model.patchify(log_mel)
+    valid = model.encoder.valid(patches, valid_frames)
+    masking = model.random_masking(log_mel, valid_frames, make_draws(2))
+    assert (valid & (masking.mask == 1)).sum(1).tolist() == [16, 10]
 
     prediction = patches.values.clone()
-    prediction[mask == 0] = 1e3
-    prediction[~patches.valid] = 1e3
-    loss, per_clip = model.forward_loss(patches, prediction, mask)
-    assert loss == 0
-    assert not per_clip.any()
+    prediction[masking.mask == 0] = 1e3
+    prediction[~valid] = 1e3
+    error, count = model.forward_loss(patches, prediction, masking)
+    assert count.tolist() == [16, 10]
+    assert not error.any()
 
     prediction[1] += 2.0
-    loss, per_clip = model.forward_loss(patches, prediction, mask)
-    assert torch.allclose(per_clip, torch.tensor([0.0, 4.0]))
-    assert torch.allclose(loss, torch.tensor(4 * 10 / 26))
+    error, count = model.forward_loss(patches, prediction, masking)
+    assert torch.allclose(error, torch.tensor([0.0, 4.0 * 10]))
+    assert torch.allclose(MaeOutput(error, count, prediction, masking.mask).loss, torch.tensor(4 * 10 / 26))
 
 
 def test_normalised_target() -> None:
@@ -202,35 +202,57 @@ def test_normalised_target() -> None:
     patches = model.patchify(3 + 5 * sound(1, 16))
     values = patches.values
     prediction = (values - values.mean(2, keepdim=True)) / (values.var(2, keepdim=True, unbiased=True) + 1e-6).sqrt()
-    assert model.forward_loss(patches, prediction, torch.ones(1, 8))[0] < 1e-10
+    masking = keeping(torch.arange(8)[None] == 0)
+    error, count = model.forward_loss(patches, prediction, masking)
+    assert count == 7
+    assert error < 1e-9
 
 
 def test_silent_clips_have_no_loss_and_finite_gradients() -> None:
     model = make().train()
     log_mel = sound(2, 64)
     log_mel[0] = AUDIO.silence
-    output = model(log_mel, None, draw())
-    assert output.loss_per_clip[0] == 0
-    assert torch.allclose(output.loss, output.loss_per_clip[1])
-    output = model(torch.full((2, 64, 32), AUDIO.silence))
+    output = run(model, log_mel)
+    assert output.error[0] == output.count[0] == 0
+    assert torch.allclose(output.loss, output.error[1] / output.count[1])
+    output = run(model, torch.full((2, 64, 32), AUDIO.silence))
     output.loss.backward()
     assert output.loss == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_generator_decides_the_mask() -> None:
+def test_the_draws_decide_the_mask() -> None:
     model, log_mel = make().train(), sound(3, 64)
-    first, again, other = (model(log_mel, None, draw(seed)) for seed in (1, 1, 2))
+    first, again, other = (run(model, log_mel, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.mask, again.mask)
     assert torch.equal(first.loss, again.loss)
     assert not torch.equal(first.mask, other.mask)
 
 
+@pytest.mark.parametrize("name", ["mae", "latent"])
+def test_a_clip_has_the_same_sums_in_any_batch(name: str) -> None:
+    """Beside clips of other lengths and with other numbers of kept patches, and alone."""
+    torch.manual_seed(0)
+    model = MODELS[name](AUDIO, dataclasses.replace(TINY, name=name, masks_per_clip=2)).eval()
+    log_mel, valid_frames, draws = sound(4, 64), torch.tensor([64, 40, 64, 9]), make_draws(4)
+    log_mel[2, 16:] = AUDIO.silence
+    together = run(model, log_mel, valid_frames)
+    assert together.count.tolist() == [2 * 16, 2 * 10, 2 * 4, 2 * 2]
+    for clip in range(4):
+        own = slice(clip, clip + 1)
+        alone = model(log_mel[own], model.random_masking(log_mel[own], valid_frames[own], draws.select(own, 1)))
+        assert torch.equal(alone.mask, together.mask[2 * clip : 2 * clip + 2])
+        assert alone.count[0] == together.count[clip]
+        assert torch.allclose(alone.error[0], together.error[clip], rtol=1e-4)
+        if together.clip_error is not None:
+            assert torch.allclose(alone.clip_error[0], together.clip_error[clip], rtol=1e-4)
+
+
 def test_prediction_mode_does_not_spoil_training() -> None:
     model, log_mel = make().train(), sound(1, 64)
     with torch.inference_mode():
-        model(log_mel)
-    model(log_mel).loss.backward()
+        run(model, log_mel)
+    run(model, log_mel).loss.backward()
 
 
 @pytest.mark.parametrize(("decoder", "norm_target"), [("local", True), ("global", False)])
@@ -241,7 +263,7 @@ def test_overfits_eight_clips(decoder: str, norm_target: bool) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(200):
-        loss = model(log_mel, None, draw()).loss
+        loss = run(model, log_mel).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -255,9 +277,9 @@ def test_overfits_eight_clips(decoder: str, norm_target: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_stays_near_float32(decoder: str, dtype: torch.dtype) -> None:
     model, log_mel, valid_frames = make(decoder=decoder), sound(2, 64), torch.tensor([64, 40])
-    loss = model(log_mel, valid_frames, draw()).loss
+    loss = run(model, log_mel, valid_frames).loss
     with torch.autocast("cpu", dtype):
-        assert torch.allclose(model(log_mel, valid_frames, draw()).loss, loss, rtol=0.02)
+        assert torch.allclose(run(model, log_mel, valid_frames).loss, loss, rtol=0.02)
 
 
 @given(grid=st.tuples(st.integers(1, 13), st.integers(1, 10)), shift=st.sampled_from([0, SHIFT]))
