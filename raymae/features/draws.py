@@ -89,7 +89,7 @@ class Draws:
         """(B, count), standard normal."""
         from scipy.special import ndtri
 
-        return np.asarray(ndtri(self.uniform(purpose, count) + 2.0**-54))
+        return np.asarray(ndtri(np.maximum(self.uniform(purpose, count), 2.0**-54)))  # of 0 it is infinite
 
     def beta(self, purpose: str, alpha: float) -> NDArray[np.float64]:
         """(B,), from Beta(alpha, alpha)."""
