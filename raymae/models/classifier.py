@@ -113,7 +113,7 @@ class AudioClassifier(nn.Module):
         if valid_frames is None:
             valid_frames = all_frames(log_mel)
         segments = len(self.segment_starts(log_mel.shape[1]))
-        if segments > 1:
+        if log_mel.shape[1] > self.segment:
             log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, self.encoder.patch_size[0])
         return self.encoder.patchify(log_mel)._replace(segments=segments), valid_frames
 

@@ -191,7 +191,11 @@ class Graph(nn.Module):
         patches, frames = patches_of(self, log_mel, valid_frames)
         valid = self.encoder.valid(patches, frames)
         kept = every(valid, valid.shape[0], valid.shape[1], valid.device)
-        return self.classifier.head(self.classifier.embed(patches, kept)) if self.classifier else self.encoder(patches, kept)
+        return (
+            self.classifier.head(self.classifier.embed(patches, kept))
+            if self.classifier
+            else self.encoder(patches, kept)
+        )
 
 
 def noise_clips(model: Model, batch: int) -> tuple[Tensor, Tensor]:

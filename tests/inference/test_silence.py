@@ -19,9 +19,10 @@ from raymae.inference.embedder import Pool, make_embedder
 from raymae.inference.labeller import FAILED, FILES, Labeller
 from raymae.inference.predictor import Predictor
 from raymae.models import AudioClassifier, Encoder, build_classifier
-from raymae.models.masking import keep_all
+from raymae.models.masking import every
 from raymae.models.patches import has_sound
 from raymae.storage.folder import Folder
+from raymae.training.tasks.inputs import Frames, find_sound
 from tests.support.audio_files import TINY_AUDIO
 from tests.support.classifiers import write_tiny
 from tests.support.training import TINY
@@ -83,9 +84,11 @@ def test_a_batch_of_silence_is_computed(finetune: FinetuneConfig) -> None:
     batch, valid = torch.from_numpy(np.stack([log_mel] * 2)), torch.tensor([frames, frames // 2])
     for training in (True, False):
         assert model.train(training)(batch, valid).isfinite().all()
-    patches = model.patchify(batch, valid)
-    assert not patches.valid.any()
-    assert model.classify(patches, keep_all(patches.valid)).isfinite().all()
+    patches, frames_of_rows = model.patchify(batch, valid)
+    sounding = model.encoder.valid(patches, frames_of_rows)
+    assert not sounding.any()
+    kept = every(sounding, *sounding.shape, sounding.device)
+    assert model(batch, valid, kept).isfinite().all()
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
@@ -117,5 +120,10 @@ def test_silence_is_the_same_for_front_end_and_models() -> None:
     for wave in (noise(1), quiet, silence(1), constant, noise(1)[: CLIP // 3], silence(1)[:40], noise(1)[:40]):
         log_mel, frames = fit_length(front(wave), TINY_AUDIO.n_frames, TINY_AUDIO.silence)
         batch, valid = torch.from_numpy(log_mel[None]), torch.tensor([frames])
-        patches = Encoder(TINY_AUDIO, TINY.model).patchify(batch, valid)
-        assert is_silent(log_mel, frames) == (not has_sound(batch, valid).item()) == (not patches.valid.any())
+        encoder = Encoder(TINY_AUDIO, TINY.model)
+        patches = encoder.valid(encoder.patchify(batch), valid)
+        assert is_silent(log_mel, frames) == (not has_sound(batch, valid).item()) == (not patches.any())
+        stored = Frames(batch.half(), np.array([frames]), None)
+        sound = find_sound(stored, TINY.model.patch_size, TINY_AUDIO.silence)
+        assert np.array_equal(sound.valid[:, 0], patches.numpy())
+        assert sound.sounding[0] == has_sound(batch, valid).item()

@@ -13,6 +13,7 @@ from raymae.config.recipes import RECIPES
 from raymae.models import MaskedAutoencoder
 from raymae.pipeline.plan.estimate import parameters
 
+NAMES = {"vit_huge_patch14_224", *(f"vit_{size}_patch16_224" for size in MODEL_SIZES)}
 ENCODER = ("embed_dim", "depth", "num_heads")
 DECODER = ("decoder", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
@@ -29,8 +30,9 @@ def build(model: ModelConfig) -> MaskedAutoencoder:
 @pytest.mark.parametrize("size", MODEL_SIZES)
 def test_an_encoder_is_timms_vit_of_that_size(size: str) -> None:
     """Parameter by parameter, except for the positions, which timm trains."""
+    (name,) = {name.split(".")[0] for name in timm.list_models(f"vit_{size}_patch1*_224")} & NAMES
     with torch.device("meta"):
-        vit = timm.create_model(f"vit_{size}_patch16_224", in_chans=1, num_classes=0)
+        vit = timm.create_model(name, in_chans=1, num_classes=0, patch_size=16)
     shapes = {name: value.shape for name, value in vit.named_parameters() if name != "pos_embed"}
     encoder = build(MODEL_SIZES[size]).encoder
     assert {name: value.shape for name, value in encoder.named_parameters()} == shapes
@@ -106,7 +108,7 @@ def test_recipes_keep_their_own_sizes() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--model.size huge", "'huge' .*--model.size.*'large'"),
+        ("--model.size giant", "'giant' .*--model.size.*'large'"),
         ("--model.size", "--model.size"),
         ("--model.siz base", "unknown setting --model.siz .*; valid here: .*--model.size"),
         ("--model.size tiny --model.num-heads 5", "model.embed_dim = 192 must be a multiple of its 5 heads"),

@@ -29,7 +29,7 @@ from raymae.training.spec import StageSpec
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.audio_files import write_clips, write_table
-from tests.support.training import TINY, KilledError, make_spec, train
+from tests.support.training import TINY, make_spec, train, train_in_two
 from tests.support.weights import make_plan, make_state, start
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def test_finetuning_starts_from_a_checkpoint_and_keeps_its_positions(
     spec = spec_of(plan, "finetune", store)
     official.unlink()  # the workers read the copy
     run_stage(spec, BareSession(store, spec.artifact))
-    assert spec.artifact.result()["metrics"]["val/macro_accuracy"] > 0.9
+    assert spec.artifact.result()["metrics"]["val/macro_accuracy"] > 0.85  # of 24 clips; 0.5 by chance
     table = make_state()["pos_embed"][0, 1:].unflatten(0, (9, 4))
     written = load_tensors(spec.artifact.read_bytes("model.safetensors"))
     assert torch.equal(written["encoder.pos_embed"], table)
@@ -96,20 +96,7 @@ def test_going_on_from_a_commit_is_exact(
     plan = make_plan(start(official, kind, SHORT), clips, tmp_path)
     spec = spec_of(plan, kind, store)
     undisturbed = train(replace(spec, artifact=Folder(str(tmp_path / "whole"))))
-    real_step = Trainer._step
-
-    def step(self: Trainer, batches, share: float) -> dict[str, float]:
-        if self.progress.step == 5:
-            self._commit()
-            self.committer.wait()
-            raise KilledError
-        return real_step(self, batches, share)
-
-    monkeypatch.setattr(Trainer, "_step", step)
-    with pytest.raises(KilledError):
-        train(spec)
-    monkeypatch.setattr(Trainer, "_step", real_step)
-    resumed = train(spec)
+    resumed = train_in_two(spec, monkeypatch, at=5)
     assert "encoder.pos_embed" in resumed
     for name, value in undisturbed.items():
         assert torch.equal(value, resumed[name]), name

@@ -90,6 +90,16 @@ def test_timm_reads_one_segment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
+def test_timm_reads_the_whole_patches_of_a_segment(tmp_path: Path, pool: str) -> None:
+    seconds = 30 * TINY.audio.hop_length / TINY.audio.sample_rate
+    model = read_model(classifier_folder(tmp_path, pool=pool, augment=AugmentConfig(crop_seconds=seconds)))
+    assert (model.segment, model.grid[0]) == (30, 4)
+    save_file(timm_state(model), tmp_path / "vit.safetensors")
+    assert timm_arguments(model)["img_size"][0] == 24
+    assert check_timm(model, timm_arguments(model), tmp_path / "vit.safetensors") < 1e-4
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "row_stats"])
 def test_raw_and_subtracted_inputs_have_no_head_in_timm(tmp_path: Path, pool: str) -> None:
     model = read_model(classifier_folder(tmp_path, pool=pool, subtract_band_mean=True, with_raw=True))
     assert timm_arguments(model)["num_classes"] == 0
