@@ -16,29 +16,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raymae.audio.errors import AudioError, SilentError
+from raymae.audio.errors import AudioError, NoAnswerError, SilentError, TimeLimitError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
 from raymae.audio.sources import open_clip
-from raymae.audio.windows import WHOLE, Span, read_spans
+from raymae.audio.spans import WHOLE, Clip, Span
+from raymae.audio.windows import read_spans
 from raymae.config import AudioConfig
 from raymae.storage.io_wait import waits
 
-Clip = tuple[NDArray[np.float16], int, float]
-"""Log-mel (T, F), its frames before padding, and the seconds that were read."""
-
-
 TICK = 0.25
 """Seconds between looks at what a thread that reads a clip is doing."""
-
-
-class NoAnswerError(AudioError):
-    """Neither the recording nor an error came: of its storage, or because nothing happened at all. It may pass."""
-
-
-class TimeLimitError(AudioError):
-    """Decoding takes more computing than is allowed."""
 
 
 class ClipReader:

@@ -20,3 +20,11 @@ class SilentError(AudioError):
 
 class TooLongError(AudioError):
     """The recording is too long to be read at once."""
+
+
+class NoAnswerError(AudioError):
+    """Neither the recording nor an error came: of its storage, or because nothing happened at all. It may pass."""
+
+
+class TimeLimitError(AudioError):
+    """Decoding takes more computing than is allowed."""

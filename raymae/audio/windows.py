@@ -18,12 +18,10 @@ from raymae.audio.decode import FloatArray, full_scale, open_audio, read_mono, t
 from raymae.audio.errors import AudioError
 from raymae.audio.formats.av_reader import UNKNOWN_FRAMES
 from raymae.audio.reader import Reader
+from raymae.audio.spans import Span
 from raymae.config import AudioConfig
 
 Source = str | Path | bytes | BinaryIO
-Span = tuple[float | None, float | None]
-"""Start and end of a part of a recording, seconds; None: its beginning, its end."""
-WHOLE: Span = (None, None)
 
 SHORTEST = 20
 """A rest at the end of a recording is a window if it has this part of a clip, and an FFT's samples."""

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -24,6 +23,8 @@ def state_columns(clips: pa.Table) -> list[str]:
 
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
     """Hash (16 hex digits) of the content and order of some columns."""
+    import pandas as pd
+
     state = hashlib.sha256()
     for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
         state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())

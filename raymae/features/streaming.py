@@ -10,17 +10,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.clip_reader import Clip, ClipReader
 from raymae.audio.errors import AudioError
-from raymae.audio.windows import Span
+from raymae.audio.spans import Clip, Span
 from raymae.config import redact
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
 from raymae.features.write import runs_of, spans_of
+
+if TYPE_CHECKING:
+    from raymae.audio.clip_reader import ClipReader
 
 CHECKED = "artifacts/checked"
 """Folder of the shards without features."""
@@ -38,6 +41,8 @@ class StreamedClips(FeatureStore):
 
     @cached_property
     def _reader(self) -> ClipReader:
+        from raymae.audio.clip_reader import ClipReader
+
         return ClipReader(self.audio, self.timeout)
 
     def read(self, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:

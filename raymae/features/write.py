@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raymae.audio.clip_reader import Clip, ClipReader, NoAnswerError, TimeLimitError
 from raymae.audio.containers import storage_of
-from raymae.audio.errors import AudioError, SilentError, UnreachableError
-from raymae.audio.windows import WHOLE, Span
+from raymae.audio.errors import AudioError, NoAnswerError, SilentError, TimeLimitError, UnreachableError
+from raymae.audio.spans import WHOLE, Clip, Span, SpanReader
 from raymae.config import AudioConfig, redact, to_dict
 from raymae.datasets.rows import state_columns
 from raymae.features.shard import BLANK, META, SILENT, moments, seal
@@ -27,7 +26,7 @@ from raymae.storage.retry import with_retries
 
 
 def write_store(
-    folder: Folder, clips: pa.Table, audio: AudioConfig, reader: ClipReader, shard_mb: float
+    folder: Folder, clips: pa.Table, audio: AudioConfig, reader: SpanReader, shard_mb: float
 ) -> FeatureStore:
     """Write the feature store of a clip table in this process; ValueError if a file can't be read.
 
@@ -104,7 +103,7 @@ def hash_column(state: Any, column: pa.ChunkedArray) -> None:
         state.update(numbers.astype("<f8" if numbers.dtype.kind == "f" else "<i8").tobytes())
 
 
-def read_all(reader: ClipReader, clips: pa.Table) -> Iterator[tuple[int, Clip | AudioError]]:
+def read_all(reader: SpanReader, clips: pa.Table) -> Iterator[tuple[int, Clip | AudioError]]:
     """Read clips (columns path and, for parts of a recording, start_seconds and end_seconds).
 
     Yields the number and the clip or its AudioError. Neighbours that are parts of one recording are read in one go. A
@@ -135,7 +134,7 @@ def read_all(reader: ClipReader, clips: pa.Table) -> Iterator[tuple[int, Clip | 
         yield from zip(run, answers, strict=True)
 
 
-def read_run(reader: ClipReader, path: str, spans: Sequence[Span]) -> list[Clip | AudioError]:
+def read_run(reader: SpanReader, path: str, spans: Sequence[Span]) -> list[Clip | AudioError]:
     """Parts of one recording, each a clip or its error; retried while its storage fails temporarily."""
 
     def read() -> list[Clip | AudioError]:
@@ -186,7 +185,7 @@ class _Row:
 
 
 def write_shard(
-    target: Folder, name: str, clips: pa.Table, reader: ClipReader, compression: str = "none", features: bool = True
+    target: Folder, name: str, clips: pa.Table, reader: SpanReader, compression: str = "none", features: bool = True
 ) -> dict[str, Any]:
     """Featurize `clips` (columns clip_id, path) into one shard and return its summary, which lists the bad files.
 
@@ -216,7 +215,7 @@ def write_shard(
     return summary | {"size": len(content)}
 
 
-def _read_rows(clips: pa.Table, reader: ClipReader, features: bool) -> list[_Row]:
+def _read_rows(clips: pa.Table, reader: SpanReader, features: bool) -> list[_Row]:
     """Read the clips of a shard; a row for each, in the table's order."""
     ids, paths = clips["clip_id"].to_pylist(), clips["path"].to_pylist()
     rows = []

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.logmel import mel_bank
 from raymae.config import AudioConfig
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
@@ -137,6 +136,8 @@ def _panel_figure(
 
 def _frequency_ticks(audio: AudioConfig) -> tuple[list[int], list[str]]:
     """The mel bands nearest to round frequencies, and those frequencies in kHz, as text."""
+    from raymae.audio.logmel import mel_bank
+
     peaks = mel_bank(audio).argmax(axis=1) * audio.sample_rate / audio.n_fft / 1000
     ticks = [khz for khz in TICKS_KHZ if audio.f_min / 1000 <= khz <= audio.f_high / 1000]
     return [int(np.abs(peaks - khz).argmin()) for khz in ticks], [f"{khz:g}" for khz in ticks]

@@ -14,7 +14,8 @@ from raymae.audio import windows
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import load
 from raymae.audio.errors import AudioError, SilentError, TooLongError
-from raymae.audio.windows import WHOLE, least_samples, read_spans, read_windows, window_starts
+from raymae.audio.spans import WHOLE
+from raymae.audio.windows import least_samples, read_spans, read_windows, window_starts
 from tests.support.audio_files import TINY_AUDIO
 
 RATE, CLIP = TINY_AUDIO.sample_rate, TINY_AUDIO.n_samples

@@ -17,14 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raymae.audio.spans import WHOLE
 from raymae.benchmark import command
 from raymae.benchmark.command import PARTS, main
 from raymae.benchmark.harness.memory import PeakMemory, process_tree, pss_mb
+from raymae.benchmark.harness.noise_store import NoiseReader
 from raymae.benchmark.harness.result import Result, Row, load_rows, markdown
 from raymae.benchmark.harness.timing import cpu_between, cpu_seconds, interleave, pace
 from raymae.benchmark.scale.plan import CORPORA, Cluster, Corpus, Plan, estimate, measured
 from raymae.benchmark.speed.front_end import FrontEnd, bands_below, require_equal
-from raymae.benchmark.speed.ingest import NoiseReader, median, order_rows
+from raymae.benchmark.speed.ingest import batches, median, order_rows
 from raymae.benchmark.speed.ingest import make_spec as make_store
 from raymae.benchmark.speed.predict import JobPace, pace_of
 from raymae.benchmark.speed.prepare import Job, bare
@@ -296,12 +298,13 @@ def test_noise_clips_are_distinct(tmp_path: Path) -> None:
     spec = make_store(Folder(str(tmp_path)), TINY_AUDIO, clips=70, epochs=2)
     features, _ = spec.store.read(np.arange(70))
     for row in (0, 33, 69):
-        np.testing.assert_array_equal(features[row], NoiseReader(TINY_AUDIO)(str(row))[0])
+        np.testing.assert_array_equal(features[row], next(NoiseReader(TINY_AUDIO).each(str(row), [WHOLE]))[0])
     assert len({clip.tobytes() for clip in features}) == 70
     assert np.isfinite(features).all()
     rows = order_rows(spec)
     assert len(rows) == spec.order().steps * 32
     assert set(rows.tolist()) == set(range(70))
+    np.testing.assert_array_equal(np.concatenate(list(batches(spec))), features[rows])
 
 
 def test_pace_skips_the_first_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_recovery_time_runs_from_the_signal_to_the_next_step(
 def test_invalid_options_raise() -> None:
     with pytest.raises(ValueError, match="the parts are prepare, train, predict"):
         Nodes(parts=("all",)).run()
-    with pytest.raises(ValueError, match="--nodes 3 must be 2 or more and divide"):
-        Nodes(nodes=3).run()
-    with pytest.raises(ValueError, match="--workers must divide"):
-        Recovery(workers=3).run()
+    with pytest.raises(ValueError, match="--nodes 9 must lie between 2 and 8"):
+        Nodes(nodes=9).run()
+    with pytest.raises(ValueError, match="--workers at most 8"):
+        Recovery(workers=9).run()

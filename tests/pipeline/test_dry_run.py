@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from raymae.config import AudioConfig, ConsistencyConfig, DataConfig, FinetuneConfig, ModelConfig
+from raymae.features.draws import Draws
 from raymae.models import build_classifier
 from raymae.pipeline.dry_run import dry_run, trial_steps
 from raymae.pipeline.dry_run.cost import finetune_flops
 from raymae.pipeline.dry_run.trial_steps import TrialSteps, few
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
+from raymae.training.tasks.finetune import masks_of
 from tests.support.audio_files import write_clips, write_table
 from tests.support.killed import kill
 from tests.support.training import TINY
@@ -32,10 +35,13 @@ def test_finetune_flops_are_those_of_the_model() -> None:
     finetune = FinetuneConfig(drop_path=0.0, time_mask_ratio=0.25, freq_mask_ratio=0.5)
     audio = AudioConfig(n_mels=shape[1], clip_seconds=2.0)
     classifier = build_classifier(audio, model, finetune, num_classes=10).train()
+    valid = np.ones((2, 1, 32), bool)
+    drawn = classifier.draw(valid, (8, 4), Draws(0, np.arange(2)))
+    masks = masks_of({name: torch.from_numpy(value) for name, value in drawn.items()})
     counter = FlopCounterMode(display=False)
     with counter:
-        classifier(torch.randn(2, *shape), torch.full((2,), shape[0]), torch.Generator()).sum().backward()
-    # unlike the count of the benchmark, the embedding of all patches runs, and no gradient reaches the input
+        classifier(torch.randn(2, *shape), torch.full((2,), shape[0]), *masks).sum().backward()
+    # unlike the counter, `finetune_flops` counts no head, and a gradient of the input
     assert counter.get_total_flops() == pytest.approx(2 * finetune_flops(model, finetune, *shape), rel=0.06)
 
 
@@ -85,6 +91,8 @@ def test_a_run_is_rehearsed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
         8 * 36 * found["trial_steps"]["pretrain"]["seconds"] / 2 / 3600
     )
     said = capsys.readouterr().out
+    assert "pretrain on a GPU, by arithmetic: about" in said
+    assert {kind: one["clips"] for kind, one in found["gpu_memory"].items()} == {"pretrain": 8, "finetune": 8}
     assert "2 clips at once (not 8, for a CPU)" in said
     assert "6 clips at once (not 24, for a CPU)" in said
     assert "12 labels and 12 unlabelled clips, 1 to 2 in each of 15 steps" in said

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raymae.benchmark.harness.own_ray import own_ray
 from raymae.benchmark.harness.result import Result, Row
-from raymae.benchmark.speed.loop import Loop, train_on_ray
+from raymae.benchmark.speed.loop import MOST_WORKERS, Loop, train_on_ray
 from raymae.benchmark.speed.predict import run_job, write_untrained
 from raymae.benchmark.speed.prepare import Job
 from raymae.config import Config, DataConfig
@@ -54,8 +54,8 @@ class Nodes:
         """Measure."""
         if unknown := set(self.parts) - set(PARTS):
             raise ValueError(f"--parts {' '.join(unknown)}: the parts are {', '.join(PARTS)}")
-        if self.nodes < 2 or 64 % self.nodes:
-            raise ValueError(f"--nodes {self.nodes} must be 2 or more and divide a batch of 64 clips")
+        if not 2 <= self.nodes <= MOST_WORKERS:
+            raise ValueError(f"--nodes {self.nodes} must lie between 2 and {MOST_WORKERS}")
         rates: dict[str, dict[int, list[float]]] = {part: {1: [], self.nodes: []} for part in self.parts}
         with tempfile.TemporaryDirectory(prefix="raymae-nodes-") as folder:
             sides = {part: self._side(part, Folder(folder) / part) for part in self.parts}
@@ -98,11 +98,10 @@ class Nodes:
     def _train(self, folder: Folder) -> Callable[[int, str], float]:
         loop = Loop(steps=self.steps, model=SMALL_MODEL)
         spec = loop.spec(folder)
-        train = replace(spec.config.pretrain, micro_batch_size=64 // self.nodes)
 
         def measure(nodes: int, name: str) -> float:
             compute = replace(spec.config.compute, num_workers=nodes, torch_threads=self.nodes // nodes)
-            config = replace(spec.config, compute=compute, pretrain=train)
+            config = replace(spec.config, compute=compute)
             return loop.measure(
                 replace(spec, config=config, artifact=folder / name), lambda one: train_on_ray(one, folder)
             ).rate

@@ -16,7 +16,7 @@ from pathlib import Path
 from raymae.benchmark.harness.memory import process_tree
 from raymae.benchmark.harness.own_ray import own_ray
 from raymae.benchmark.harness.result import Result, Row
-from raymae.benchmark.speed.loop import Loop, train_on_ray
+from raymae.benchmark.speed.loop import MOST_WORKERS, Loop, train_on_ray
 from raymae.storage.commits import latest_step
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
@@ -52,8 +52,10 @@ class Recovery:
 
     def run(self) -> Result:
         """Measure."""
-        if min(self.runs, self.workers, self.step, self.after) < 1 or 64 % self.workers:
-            raise ValueError("--runs, --step and --after must be 1 or more; --workers must divide a batch of 64 clips")
+        if min(self.runs, self.workers, self.step, self.after) < 1 or self.workers > MOST_WORKERS:
+            raise ValueError(
+                f"--runs, --step, --after and --workers must be 1 or more; --workers at most {MOST_WORKERS}"
+            )
         runs = []
         for _ in range(self.runs):
             with tempfile.TemporaryDirectory(prefix="raymae-recovery-") as folder:
@@ -77,7 +79,7 @@ class Recovery:
     def spec(self, root: Folder) -> StageSpec:
         """The stage, which writes a checkpoint every few steps."""
         spec = Loop(before=1, steps=self.step, after=self.after).spec(root)
-        train = replace(spec.config.pretrain, micro_batch_size=64 // self.workers, commit_minutes=0.05)
+        train = replace(spec.config.pretrain, commit_minutes=0.05)
         compute = replace(
             spec.config.compute, num_workers=self.workers, torch_threads=max(1, self.cpus // self.workers)
         )

@@ -1,10 +1,10 @@
-"""`ingest`: feature store to training batches through Ray Data, against a torch DataLoader."""
+"""`ingest`: feature store to training batches as a training worker reads them, against a torch DataLoader."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.clip_reader import Clip, ClipReader
-from raymae.audio.windows import Span
 from raymae.benchmark.harness.memory import PeakMemory
-from raymae.benchmark.harness.own_ray import OBJECT_STORE_MB, own_ray
+from raymae.benchmark.harness.noise_store import noise_stage
 from raymae.benchmark.harness.result import Result, Row
 from raymae.benchmark.harness.timing import Pace, pace
 from raymae.benchmark.speed.prepare import GROWTH, memory_row
 from raymae.config import AudioConfig, Config, PretrainConfig
-from raymae.datasets.synthetic.tones import noise_clips
-from raymae.features.write import write_store
 from raymae.pipeline.dry_run.cost import Rates
 from raymae.storage.folder import Folder
-from raymae.training.batches.windows import MicroBatch, micro_batches
 from raymae.training.spec import StageSpec
 
 if TYPE_CHECKING:
@@ -33,9 +28,11 @@ if TYPE_CHECKING:
 H200_CLIPS = Rates().gpu_clips
 BATCH = 32
 SKIPPED = 8
-"""Untimed batches at the start of a run, during which the workers start."""
+"""Untimed batches at the start of a run, during which the readers start."""
 CHECKED = 12
 """Number of batches compared between both sides."""
+AHEAD_MB = 80
+"""Windows in memory and on their way: eight of 128 clips of 2.5 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +40,15 @@ class Ingest:
     """Epochs over a store of noise, and the peak memory of an epoch over a store and over one ten times as large.
 
     Both sides yield the same float32 batches of 32 ten-second clips in the same order. A run is timed from its ninth
-    batch on; runs alternate and the median is reported. Memory is measured on clips of 2.5 s with a small object store,
-    which has to hold a few windows of 128 clips; the base is at least four times as large as the object store.
+    batch on; runs alternate and the median is reported. raymae reads in a thread of the training process, the
+    DataLoader in processes of its own. Memory is measured on clips of 2.5 s; the base is at least four times what is
+    read ahead.
 
     `--json` keys: `clips_per_second`, `mb_per_second` (float16 features as stored) and `loader_clips_per_second`,
     `loader_mb_per_second` (torch DataLoader over one .npy per clip); CPU milliseconds per clip over all processes
     `cpu_ms`, `loader_cpu_ms`; `mb_per_core_second`, from `cpu_ms`; `start_seconds`, from the call to the first
-    batch; `clips`, `store_mb`, `cpus`; for the memory `object_store_mb`, `base_store_mb`, `base_peak_mb`, `peak_mb`
-    (PSS of all processes).
+    batch; `clips`, `store_mb`, `workers`; for the memory `base_store_mb`, `base_peak_mb`, `peak_mb` (PSS of all
+    processes).
     """
 
     json: str | None = None
@@ -63,8 +61,8 @@ class Ingest:
     """Clips of 2.5 s in the base for memory; ten times as many are written to disk (3.4 GB at the default)."""
     runs: int = 2
     """Timed runs of each side."""
-    cpus: int = 2
-    """CPUs of Ray, and workers of the DataLoader."""
+    workers: int = 1
+    """Workers of the DataLoader."""
 
     def run(self) -> Result:
         """Measure."""
@@ -73,8 +71,7 @@ class Ingest:
         with tempfile.TemporaryDirectory(prefix="raymae-ingest-") as folder:
             base_mb, peaks = self._peaks(Folder(folder))
             spec = make_spec(Folder(folder) / "rates", audio, self.clips, self.epochs)
-            with own_ray(self.cpus, object_store_mb=1000):
-                raymae, baseline = self._rates(spec, Path(folder))
+            raymae, baseline = self._rates(spec, Path(folder))
         values = {
             "clips_per_second": raymae.rate,
             "mb_per_second": raymae.rate * clip_mb,
@@ -86,20 +83,18 @@ class Ingest:
             "start_seconds": raymae.start_seconds,
             "clips": self.clips,
             "store_mb": self.clips * clip_mb,
-            "cpus": self.cpus,
-            "object_store_mb": OBJECT_STORE_MB,
+            "workers": self.workers,
             "base_store_mb": base_mb,
             "base_peak_mb": peaks[0],
             "peak_mb": peaks[1],
         }
         rates = [f"{side.rate:.0f} clips/s, {side.rate * clip_mb:.0f} MB/s" for side in (raymae, baseline)]
-        what = f"store to batches of {BATCH} on {self.cpus} CPUs"
         rows = [
             Row(
                 "ingest",
-                what,
+                f"store to batches of {BATCH}",
                 rates[0],
-                f"{rates[1]} (DataLoader, {self.cpus} workers, .npy)",
+                f"{rates[1]} (DataLoader, workers: {self.workers}, .npy)",
                 raymae.rate / baseline.rate,
                 1.0,
             ),
@@ -117,19 +112,16 @@ class Ingest:
         """Size of the base (MB), and peak memory (MB) of an epoch over it and over ten times as many clips."""
         audio = AudioConfig(clip_seconds=2.5)
         base_mb = self.base_clips * megabytes(audio)
-        if base_mb < 4 * OBJECT_STORE_MB:
-            raise ValueError(
-                f"a base of {base_mb:.0f} MB is smaller than 4 x {OBJECT_STORE_MB} MB: increase --base-clips"
-            )
+        if base_mb < 4 * AHEAD_MB:
+            raise ValueError(f"a base of {base_mb:.0f} MB is smaller than 4 x {AHEAD_MB} MB: increase --base-clips")
         counts = {"base": self.base_clips, "large": GROWTH * self.base_clips}
         specs = [make_spec(folder / name, audio, count, epochs=1) for name, count in counts.items()]
         peaks = []
-        with own_ray(self.cpus):
-            for spec in specs:
-                with PeakMemory() as memory:
-                    for batch in batches(spec):
-                        batch.log_mel.max()
-                peaks.append(memory.mb)
+        for spec in specs:
+            with PeakMemory() as memory:
+                for batch in batches(spec):
+                    batch.max()
+            peaks.append(memory.mb)
         (folder / "large").remove("")
         return base_mb, peaks
 
@@ -145,7 +137,7 @@ class Ingest:
         for row in range(len(spec.store)):
             np.save(folder / "npy" / f"{row:05d}.npy", spec.store.read(np.array([row]))[0][0])
         sampler = EpochSampler()
-        baseline = loader(Stored(folder / "npy", len(spec.store)), sampler, BATCH, self.cpus)
+        baseline = loader(Stored(folder / "npy", len(spec.store)), sampler, BATCH, self.workers)
         sampler.indices = rows[: CHECKED * BATCH].tolist()
         for batch, other in zip(as_float(batches(spec)), baseline, strict=False):
             if not torch.equal(batch, other.float()):
@@ -163,46 +155,27 @@ def megabytes(audio: AudioConfig) -> float:
     return 2 * audio.n_frames * audio.n_mels / 1e6
 
 
-class NoiseReader(ClipReader):
-    """Reader of float16 noise in [0, 1): a piece of one long noise, whose path is the offset of its first value."""
-
-    def __init__(self, audio: AudioConfig) -> None:
-        super().__init__(audio, timeout=30)
-        bits = np.random.default_rng(0).integers(0, 0x3C00, 1_000_000, dtype=np.uint16)
-        self.noise = bits.view(np.float16)
-
-    def each(self, path: str, spans: Sequence[Span]) -> Iterator[Clip]:
-        """Features (T, F), frames and seconds."""
-        shape = (self.audio.n_frames, self.audio.n_mels)
-        start = int(path) % (len(self.noise) - shape[0] * shape[1])
-        features = self.noise[start : start + shape[0] * shape[1]].reshape(shape)
-        yield from [(features, shape[0], self.audio.clip_seconds)] * len(spans)
-
-
 def make_spec(folder: Folder, audio: AudioConfig, clips: int, epochs: float) -> StageSpec:
-    """Write a store of noise; returns the pre-training stage that reads it."""
-    config = Config(
-        audio=audio,
-        pretrain=PretrainConfig(
-            epochs=epochs, warmup_epochs=0, global_batch_size=BATCH, micro_batch_size=BATCH, probe_clips=0
-        ),
-    )
-    store = write_store(folder, noise_clips(clips), audio, NoiseReader(audio), config.data.shard_mb)
-    return StageSpec(name="ingest", kind="pretrain", config=config, artifact=folder / "run", store=store)
+    """Write a store of noise; returns the pre-training stage that reads it in steps of `BATCH` clips."""
+    train = PretrainConfig(epochs=epochs, warmup_epochs=0, global_batch_size=BATCH, probe_clips=0)
+    return noise_stage(folder, Config(audio=audio, pretrain=train), clips)
 
 
 def order_rows(spec: StageSpec) -> NDArray[np.int64]:
-    """Rows of all batches of a stage, in order."""
-    order = spec.order()
-    return np.concatenate([order.window_rows(window) for window in range(order.windows)])
+    """Rows of all steps of a stage, in order."""
+    order, steps = spec.order(), []
+    for first in range(0, order.windows, order.slots):
+        rows = [order.window_rows(first + slot) for slot in range(order.slots)]
+        steps.append(np.stack(rows).reshape(order.slots, -1, order.group_size).swapaxes(0, 1).ravel())
+    return np.concatenate(steps)
 
 
-def batches(spec: StageSpec) -> Iterator[MicroBatch]:
-    """Micro-batches of a stage through Ray Data, as its only training worker receives them."""
-    from raymae.cluster.feed import read_segment, split_in_order, windows_of
+def batches(spec: StageSpec) -> Iterator[NDArray[np.float16]]:
+    """The log-mels (B, T, F) of every step of a stage, as its only training worker reads them."""
+    from raymae.training.worker import read_groups
 
-    (split,) = split_in_order(read_segment(spec, 0, workers=1), 1)
-    return micro_batches(spec.order(), windows_of(split, spec.config.audio), 0, 1, 0)
+    for _, groups in read_groups(spec.store, spec.order(), rank=0, world_size=1, step=0):
+        yield np.concatenate([group.log_mel for group in groups])
 
 
 def median(paces: list[Pace]) -> Pace:
@@ -211,8 +184,8 @@ def median(paces: list[Pace]) -> Pace:
     return Pace(*map(statistics.median, columns))
 
 
-def as_float(items: Iterator[MicroBatch]) -> Iterator[torch.Tensor]:
+def as_float(items: Iterator[NDArray[np.float16]]) -> Iterator[torch.Tensor]:
     """Convert the batches to float32 tensors, as the training loop does."""
     import torch
 
-    return (batch.to_torch(torch.device("cpu"))[0] for batch in items)
+    return (torch.from_numpy(batch).float() for batch in items)

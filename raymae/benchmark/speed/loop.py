@@ -1,4 +1,4 @@
-"""`loop`: training with Ray Train and Ray Data, against the same loop on the same batches in a bare process."""
+"""`loop`: training with Ray Train, against the same loop on the same batches in a bare process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 
 from raymae.benchmark.harness.memory import process_tree
+from raymae.benchmark.harness.noise_store import noise_stage
 from raymae.benchmark.harness.own_ray import own_ray
 from raymae.benchmark.harness.result import Result, Row
 from raymae.benchmark.harness.timing import cpu_between, cpu_seconds
-from raymae.benchmark.speed.ingest import make_spec
 from raymae.config import ComputeConfig, ModelConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec
+
+MOST_WORKERS = 8
+"""Mixing groups of a step of 64 clips: the most workers that can share it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +100,10 @@ class Loop:
         """Write a store of noise with a batch of clips per step; returns the stage that trains on it for one epoch."""
         config, steps = small(), self.before + self.steps + self.after
         train = replace(config.pretrain, epochs=1, warmup_epochs=0, report_steps=1, probe_clips=0)
-        stored = make_spec(root, config.audio, steps * train.global_batch_size, epochs=1)
         compute = ComputeConfig(num_workers=1, use_gpu=False, torch_threads=self.threads or self.cpus)
         any_depth = replace(config.finetune, layer=None)  # only pre-training runs
         config = replace(config, model=self.model, pretrain=train, finetune=any_depth, compute=compute)
-        return replace(stored, name="loop", config=config)
+        return replace(noise_stage(root, config, steps * train.global_batch_size), name="loop")
 
     def _take_turns(self, spec: StageSpec, root: Folder) -> tuple[Run, Run, float]:
         """Median runs of both sides (Ray, bare), and the start-up time of Ray, seconds."""

@@ -16,7 +16,7 @@ from raymae.audio.clip_reader import ClipReader
 from raymae.audio.decode import load
 from raymae.audio.errors import AudioError
 from raymae.audio.logmel import LogMel
-from raymae.audio.windows import Span
+from raymae.audio.spans import Span
 from raymae.benchmark.harness.result import Result, Row
 from raymae.benchmark.harness.timing import interleave
 from raymae.benchmark.speed.front_end import bare_ffts, windowed

@@ -1,25 +1,31 @@
-"""Timed work of `train-step`: matrix products, and pre-training steps as in the training loop."""
+"""Timed work of `train-step`: matrix products, and steps of a training stage by the product's own `TrainStep`."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from raymae.config import AudioConfig, ModelConfig, PretrainConfig
-from raymae.models import MODELS, choose_attention
-from raymae.training.batches.windows import MicroBatch
-from raymae.training.optim import adamw, clip_gradients
+from raymae.training import parallel
+from raymae.training.batches.transfer import Transfer
+from raymae.training.batches.windows import ahead
+from raymae.training.feeder import DEPTH, plan_passes, prepare, prepared_steps
+from raymae.training.optim import adamw
+from raymae.training.run_stage import build_task
+from raymae.training.spec import StageSpec
+from raymae.training.step import PreparedStep, TrainStep
+from raymae.training.worker import BareSession, prepare_model, prepare_process
 
 Side = tuple[Callable[[], object], int]
 """A callable, and its number of calls per turn."""
+SHARE = 0.5
+"""The share of the run that is said to be done at every step."""
 
 
 class Product:
@@ -36,69 +42,57 @@ class Product:
 
 
 class Stepper:
-    """A model with its optimizer, and the one batch that it trains on.
+    """Steps of a stage on one batch in this process, without the loop around them.
 
     Args:
-        model: model sizes.
-        shape: (B, T, F) of a batch.
+        spec: the stage; its settings say what is compiled, and how many clips a step and a pass have.
         device: name of the torch device.
-        precision: as in `TrainConfig.precision`.
-        compiled: use torch.compile.
         fused: use fused attention kernels.
     """
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        shape: tuple[int, int, int],
-        device: str,
-        *,
-        precision: Literal["fp32", "bf16"],
-        compiled: bool = False,
-        fused: bool = True,
-    ) -> None:
+    def __init__(self, spec: StageSpec, device: str, *, fused: bool = True) -> None:
         self.device, self.fused = torch.device(device), fused
-        self.autocast = precision == "bf16"
-        network = MODELS[model.name](AudioConfig(n_mels=shape[2]), model).to(self.device)
-        choose_attention(network, self.device, precision)
+        session = BareSession(spec.store, spec.artifact, device)
+        prepare_process(self.device, spec.config.compute)
+        self.task = task = build_task(spec)
+        prepare_model(task.model, self.device, task.config)
         if not fused:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # otherwise it computes in float32
-            for module in network.modules():
+            for module in task.model.modules():
                 if hasattr(module, "fused_attn"):  # timm's switch
                     module.fused_attn = False  # type: ignore[assignment]
-        config = PretrainConfig(lr=1e-4)
-        self.optimizer = adamw(network.parameter_groups(config.weight_decay), config)
-        self.network = network
-        self.called: torch.nn.Module = torch.compile(network) if compiled else network  # type: ignore[assignment]
-        log_mel = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).astype(np.float16)
-        frames = np.full(shape[0], shape[1], np.int32)
-        self.batch = MicroBatch(0, np.arange(shape[0]), log_mel, frames)
-        self.input = self.batch.to_torch(self.device)
+        wrapped, order = session.wrap(task.model, task.config.precision), task.order
+        statistics = parallel.RunningStatistics(task.model, order.slots, range(order.slots))
+        optimizer = adamw(task.parameter_groups(), task.config)
+        self.train_step = TrainStep(task, task.model, wrapped, optimizer, statistics, self.device)
+        self.transfer, self.passes = Transfer(self.device), plan_passes(task, order, 1, sharded=False)
+        self.groups = next(session.groups(order, 0))[1]
+        self.batch = self.prepare()
+        self._fed: Iterator[PreparedStep] | None = None
+
+    def prepare(self) -> PreparedStep:
+        """Decide all of the step but its arithmetic, and copy it to the device."""
+        return prepare(self.task, 0, self.groups, self.passes, self.transfer)
 
     def on_device(self) -> None:
-        """Run a step on a batch that is already on the device."""
-        self.step(*self.input)
+        """Run a step on the batch that is already on the device."""
+        self._run(self.batch)
 
     def fed(self) -> None:
-        """Run a step on a batch in host memory, copied as in the stages."""
-        self.step(*self.batch.to_torch(self.device))
+        """Run a step on the batch in host memory, prepared ahead by a thread as in the stages."""
+        if self._fed is None:
+            steps = ((step, self.groups) for step in itertools.count())
+            self._fed = ahead(prepared_steps(self.task, steps, self.passes, self.transfer), DEPTH)
+        self._run(next(self._fed))
 
-    def step(self, log_mel: Tensor, valid_frames: Tensor) -> None:
-        """Forward, backward and update; as in the training loop, the gradient norm is checked before the update."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._contexts():
-            loss = self.called(log_mel, valid_frames).loss
-        loss.backward()
-        if torch.isfinite(clip_gradients(self.network.parameters(), None)):
-            self.optimizer.step()
+    def loss(self) -> float:
+        """The last step's loss; waits for the device."""
+        return self.train_step.read()["loss"]
 
-    def _contexts(self) -> AbstractContextManager[object]:
-        stack = ExitStack()
-        if self.autocast:
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-        if not self.fused:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        return stack
+    def _run(self, prepared: PreparedStep) -> None:
+        attention: AbstractContextManager[Any] = nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH)
+        with attention:
+            self.train_step.run(prepared, SHARE)
 
 
 def take_turns(sides: Mapping[str, Side], repetitions: int, device: str) -> tuple[dict[str, float], dict[str, float]]:

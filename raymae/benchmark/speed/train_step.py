@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from raymae.benchmark.harness.result import Result, Row, machine
 from raymae.config import ModelConfig, with_decoder
@@ -16,11 +18,12 @@ from raymae.pipeline.dry_run.cost import VIT_B, useful_flops
 
 if TYPE_CHECKING:
     from raymae.benchmark.speed.steps import Side
+    from raymae.training.spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """Forward, backward, gradient norm and AdamW of the masked autoencoder: clips/s, and the share of the matmul peak.
+    """The product's step of pre-training (forward to AdamW): clips/s, and the share of the matmul peak.
 
     All sides alternate in one process and each number is a median over the turns. Other processes on the cores slow a
     step more than a product, since its threads synchronize a thousand times; `--threads 1` avoids that. Clips are
@@ -33,7 +36,7 @@ class TrainStep:
     (light decoder), `bf16_clips_per_second` (bfloat16 autocast; null if the processor has no bfloat16 multiplication),
     and `cpu_time_share`, the share by CPU time instead of wall time, which is less affected by other processes. Only
     `gpu`: `plain_clips_per_second` (the same model with unfused attention and not compiled, bfloat16 autocast),
-    `fed_clips_per_second` (batches from host memory).
+    `fed_clips_per_second` (batches from host memory, prepared ahead by a thread as in the stages).
     """
 
     json: str | None = None
@@ -63,14 +66,44 @@ class TrainStep:
         """Measure."""
         import torch
 
-        cpu = self.cpu()
-        gpu = self.gpu("cuda") if torch.cuda.is_available() else None
+        with tempfile.TemporaryDirectory(prefix="raymae-train-step-") as folder:
+            cpu = self.cpu(Path(folder))
+            gpu = self.gpu("cuda", Path(folder)) if torch.cuda.is_available() else None
         text = f"By CPU time, less affected by other processes: {cpu['cpu_time_share']:.2f} of the matrix product." + (
             "" if gpu else " No GPU found."
         )
         return Result("train-step", cpu_rows(cpu) + (gpu_rows(gpu) if gpu else []), {"cpu": cpu, "gpu": gpu}, text)
 
-    def cpu(self) -> dict[str, Any]:
+    def spec(
+        self,
+        folder: Path,
+        batch_size: int,
+        precision: Literal["fp32", "bf16"],
+        model: ModelConfig | None = None,
+        compiled: bool = False,
+    ) -> StageSpec:
+        """The pre-training stage of a side, whose step is one pass, and its clips of noise in a new folder within
+        `folder`."""
+        from raymae.benchmark.harness.noise_store import noise_audio, noise_stage
+        from raymae.config import Config, PretrainConfig
+        from raymae.storage.folder import Folder
+
+        train = PretrainConfig(
+            global_batch_size=batch_size,
+            micro_batch_size=batch_size,
+            precision=precision,
+            compile=compiled,
+            lr=1e-4,
+            probe_clips=0,
+        )
+        config = Config(
+            audio=noise_audio(self.n_frames, self.n_mels),
+            model=model or self.model,
+            pretrain=train,
+        )
+        return noise_stage(Folder(tempfile.mkdtemp(dir=folder)), config, batch_size)
+
+    def cpu(self, folder: Path) -> dict[str, Any]:
         """Measure the CPU."""
         import torch
 
@@ -80,11 +113,10 @@ class TrainStep:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = self.threads or cores
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)  # as the training loop does
-        shape = (self.batch_size, self.n_frames, self.n_mels)
         product = Product(self.matmul_size, "cpu", torch.float32)
-        faithful = Stepper(self.model, shape, "cpu", precision="fp32")
-        narrow = Stepper(with_decoder(self.model, "light"), shape, "cpu", precision="fp32")
+        faithful = Stepper(self.spec(folder, self.batch_size, "fp32"), "cpu")
+        light = with_decoder(self.model, "light")
+        narrow = Stepper(self.spec(folder, self.batch_size, "fp32", light), "cpu")
         sides: dict[str, Side] = {
             # products before and after the long step, to run under the same load
             "product": (product, 10),
@@ -93,7 +125,7 @@ class TrainStep:
             "light": (narrow.on_device, 2),
         }
         if native_precision() == "bf16":
-            sides["bf16"] = (Stepper(self.model, shape, "cpu", precision="bf16").on_device, 2)
+            sides["bf16"] = (Stepper(self.spec(folder, self.batch_size, "bf16"), "cpu").on_device, 2)
         wall, used = take_turns(sides, self.repetitions, "cpu")
         gflop = useful_flops(self.model, self.n_frames, self.n_mels) / 1e9
         peak, cpu_peak = (
@@ -112,16 +144,15 @@ class TrainStep:
             "cpu_time_share": self.batch_size * gflop / used["faithful"] / cpu_peak,
         }
 
-    def gpu(self, device: str) -> dict[str, Any]:
+    def gpu(self, device: str, folder: Path) -> dict[str, Any]:
         """Measure a GPU."""
         import torch
 
         from raymae.benchmark.speed.steps import Product, Stepper, device_name, take_turns
 
-        shape = (self.gpu_batch_size, self.n_frames, self.n_mels)
         product = Product(self.gpu_matmul_size, device, torch.bfloat16)
-        fused = Stepper(self.model, shape, device, precision="bf16", compiled=True)
-        plain = Stepper(self.model, shape, device, precision="bf16", fused=False)
+        fused = Stepper(self.spec(folder, self.gpu_batch_size, "bf16", compiled=True), device)
+        plain = Stepper(self.spec(folder, self.gpu_batch_size, "bf16"), device, fused=False)
         steps = self.gpu_steps
         sides: dict[str, Side] = {
             "product": (product, steps),

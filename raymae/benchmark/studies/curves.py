@@ -39,9 +39,7 @@ def variants(config: Config) -> dict[str, Config]:
     train, model = config.pretrain, config.model
     pixel = replace(model, name="mae", masks_per_clip=1, latent=LatentConfig())
     latent = replace(model, name="latent", masks_per_clip=MASKS, norm_target=False)
-    clips = max(1, train.micro_batch_size // MASKS)
-    slots = train.global_batch_size // train.micro_batch_size
-    fewer = replace(train, global_batch_size=clips * slots, micro_batch_size=clips, lr=train.peak_lr)
+    fewer = replace(train, global_batch_size=max(1, train.global_batch_size // MASKS), lr=train.peak_lr)
     return {
         PIXEL_LIGHT: replace(config, model=pixel),
         PIXEL_FAITHFUL: replace(config, model=replace(pixel, decoder="local", decoder_depth=16)),

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from raymae.config import SyntheticConfig, to_dict
 from raymae.datasets.synthetic.recording_session import Session
@@ -88,6 +87,8 @@ def _is_done(target: Path) -> bool:
 
 
 def _write_files(target: Path, config: SyntheticConfig) -> None:
+    import soundfile
+
     (target / "audio").mkdir(parents=True)
     visits = _plan(config)
     sessions = _draw_sessions(visits, config.seed)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 44_100
@@ -24,6 +23,8 @@ def recording(seconds: float, seed: int, sample_rate: int = SAMPLE_RATE) -> NDAr
 
 def write_recording(path: Path, seconds: float, seed: int) -> None:
     """Write one recording, as WAV or FLAC by its suffix."""
+    import soundfile
+
     soundfile.write(path, recording(seconds, seed), SAMPLE_RATE, subtype="PCM_24")
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from raymae.config import Config
 from raymae.config.stages import STAGES, Target
-from raymae.datasets.rows import rows_of
+from raymae.datasets.rows import class_names, rows_of
 from raymae.features.augment import crop_frames
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
+from raymae.pipeline.dry_run.memory import Checkpointing, finetune_memory, micro_batch_that_fits, pretrain_memory
 from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, TrialSteps, clips_for_each, memory_mb, micro_batch, run_trial
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.repeats import kind_of, runs_of
@@ -26,6 +27,8 @@ from raymae.storage.folder import Folder
 
 TRIED: dict[str, str] = {name: stage.kind for name, stage in STAGES.items() if stage.kind and not stage.timed}
 """By stage, the training task that two steps are run of; none for a stage that trains for a number of seconds."""
+GPU_GB = 80
+"""Memory of a GPU of the data centre."""
 
 
 def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
@@ -43,13 +46,16 @@ def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     fits = {kind: fit(config, kind, found) for kind, found in trials.items()}
     if "prepare" in plan.to_do:
         fits["disk"] = disk_fit(plan, trials)
-    for line in [*trial_lines(config, trials), *cost_lines(costs, len(runs), times), *map(fit_line, fits.items())]:
+    gpu = {kind: found for kind in kinds if (found := gpu_memory(plan, kind))}
+    lines = *trial_lines(config, trials), *cost_lines(costs, len(runs), times), *map(fit_line, fits.items())
+    for line in (*lines, *gpu_lines(gpu)):
         print(line)
     return {
         "plan": {name: node.reused for name, node in plan.nodes.items()},
         "trial_steps": {kind: found and asdict(found) for kind, found in trials.items()},
         "costs": costs,
         "fits": fits,
+        "gpu_memory": gpu,
     }
 
 
@@ -114,7 +120,7 @@ def stage_cost(plan: Plan, name: str, trials: Mapping[str, TrialSteps | None]) -
 
 
 def fit(config: Config, kind: str, found: TrialSteps | None) -> dict[str, Any]:
-    """Memory of a worker at the settings' micro-batch, and the memory of this machine."""
+    """Memory of a worker at the settings' forward pass, and the memory of this machine."""
     _, clips = micro_batch(config, kind)
     there = available_mb(found)
     if found is None:
@@ -137,6 +143,23 @@ def available_mb(found: TrialSteps | None) -> float:
         return kilobytes * 1024 / 1e6 + memory_mb()
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def gpu_memory(plan: Plan, kind: str) -> dict[str, Any] | None:
+    """Memory of a worker on a GPU by arithmetic, and the largest power of two of clips at once that would fit into one
+    of `GPU_GB`; None for consistency training, which the arithmetic doesn't cover."""
+    config = plan.config
+    if kind == "consistency":
+        return None
+    section = config.pretrain if kind == "pretrain" else config.finetune
+    blocks: Checkpointing = "blocks" if section.activation_checkpointing else "none"
+    if kind == "pretrain":
+        found = pretrain_memory(config.audio, config.model, config.pretrain, checkpointing=blocks)
+    else:
+        classes = len(class_names(plan.clips, config.finetune.labels))
+        found = finetune_memory(config.audio, config.model, config.finetune, classes, checkpointing=blocks)
+    _, clips = micro_batch(config, kind)
+    return {"clips": clips, "needed_mb": found.peak(clips) / 1e6, "most_clips": micro_batch_that_fits(found, GPU_GB)}
 
 
 def disk_fit(plan: Plan, trials: Mapping[str, TrialSteps | None]) -> dict[str, Any]:
@@ -198,6 +221,15 @@ def cost_lines(costs: Mapping[str, Mapping[str, Any]], repeats: int, times: str)
             "H200; pseudo-labels, baselines and evaluation come on top, and a student counts with all its pseudo-labels"
         )
     return lines
+
+
+def gpu_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What each training task needs on a GPU."""
+    return [
+        f"  {kind} on a GPU, by arithmetic: about {size(one['needed_mb'] / 1e3)} for {one['clips']} clips at once; "
+        f"{one['most_clips']:,} fit into {GPU_GB} GB"
+        for kind, one in found.items()
+    ]
 
 
 def fit_line(item: tuple[str, Mapping[str, Any]]) -> str:

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.audio.clip_reader import Clip, ClipReader
+from raymae.audio.clip_reader import ClipReader
 from raymae.audio.logmel import fit_length
-from raymae.audio.windows import Span
+from raymae.audio.spans import Clip, Span
 from raymae.config import Config
 from raymae.config.recipes import native_precision
 from raymae.datasets.rows import rows_of
@@ -49,8 +49,8 @@ class TrialSteps:
     parameters: int
     """Trained ones."""
     clips: int
-    """Clips at once: the micro-batch of the settings, on CPUs no more than `CPU_CLIPS`, to each of which consistency
-    training brings its unlabelled ones."""
+    """Clips at once: those of a forward pass by the settings, on CPUs no more than `CPU_CLIPS`, to each of which
+    consistency training brings its unlabelled ones."""
     first_seconds: float
     """Of the first step, which also warms up."""
     seconds: float
@@ -60,7 +60,7 @@ class TrialSteps:
     base_mb: float
     """The share of it that was used before the model was built."""
     state_mb: float
-    """Weights, gradients, two moments and, where it is kept, the average: the same for any micro-batch."""
+    """Weights, gradients, two moments and, where it is kept, the average: the same for any number of clips."""
     loss: float
 
     def needed_mb(self, clips: int) -> float:
@@ -111,7 +111,7 @@ def few(clips: pa.Table) -> pa.Table:
 
 
 def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
-    """The same settings for two steps of one micro-batch each, without validation, checkpoints and profiling.
+    """The same settings for two steps of one forward pass each, without validation, checkpoints and profiling.
 
     On CPUs that don't multiply bfloat16 in hardware in fp32: emulated, a step of ViT-B would take minutes.
     """
@@ -119,6 +119,7 @@ def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
     changes: dict[str, Any] = {
         "global_batch_size": clips,
         "micro_batch_size": clips,
+        "mixing_group": None,
         "warmup_epochs": 0,
         "report_steps": 1,
     }
@@ -132,9 +133,11 @@ def two_steps(config: Config, clips: int, on_gpu: bool) -> Config:
 
 
 def micro_batch(config: Config, kind: str) -> tuple[int, int]:
-    """Clips of a micro-batch: as the settings count them, and with the unlabelled ones of consistency training."""
+    """Clips of a worker's forward pass: as the settings count them, and with the unlabelled ones of consistency
+    training. It has the whole step where there are no other workers."""
     section = config.consistency.training(config.finetune) if kind == "consistency" else getattr(config, kind)
-    return section.micro_batch_size, section.micro_batch_size * clips_for_each(config, kind)
+    clips = min(section.micro_batch_size, section.global_batch_size)
+    return clips, clips * clips_for_each(config, kind)
 
 
 def clips_for_each(config: Config, kind: str) -> int:
