@@ -165,7 +165,7 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
     """
     clips, kind = spec.store.clips, spec.config.finetune.labels
     names = class_names(clips, kind)
-    labels = clips["scene_label"].to_pandas().where(clips["split"].to_pandas() == "train")
+    labels = pc.if_else(pc.equal(clips["split"], "train"), clips["scene_label"], pa.scalar(None, pa.string()))
     soft: csr_array | None = None
     if spec.pseudo_labels:
         pseudo = accepted_labels(spec.pseudo_labels)
@@ -177,9 +177,10 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
         if "probabilities" in pseudo.column_names:
             soft = soft_targets(pseudo, rows, len(clips), names)
         else:
-            labels.iloc[rows] = pseudo["pseudo_label"].to_pandas().to_numpy()
-    column = pa.chunked_array([pa.array(labels, pa.string(), from_pandas=True)])
-    targets = target_matrix(column, names, kind)
+            given = labels.to_numpy(zero_copy_only=False)
+            given[rows] = pseudo["pseudo_label"].to_numpy()
+            labels = pa.chunked_array([pa.array(given, pa.string())])
+    targets = target_matrix(labels, names, kind)
     if soft is not None:
         targets = csr_array(targets + soft)
     return np.flatnonzero(np.diff(targets.indptr)).astype(np.int64), targets

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from raymae.audio.spans import Clip, Span
 from raymae.config import AudioConfig, Config
+from raymae.config.stages import Kind
 from raymae.datasets.synthetic.tones import noise_clips
 from raymae.features.write import write_store
 from raymae.storage.folder import Folder
@@ -15,6 +17,8 @@ from raymae.training.spec import StageSpec
 
 VALUES = 1_000_000
 """Length of the noise that clips are pieces of, if none is longer."""
+CLASSES = 10
+"""Classes of labelled clips."""
 
 
 class NoiseReader:
@@ -41,8 +45,11 @@ def noise_audio(n_frames: int, n_mels: int) -> AudioConfig:
     return AudioConfig(n_mels=n_mels, clip_seconds=n_frames * front_end.hop_length / front_end.sample_rate)
 
 
-def noise_stage(folder: Folder, config: Config, clips: int) -> StageSpec:
-    """Write a store of noise; returns the pre-training stage that reads it."""
-    audio = config.audio
-    store = write_store(folder, noise_clips(clips), audio, NoiseReader(audio), config.data.shard_mb)
-    return StageSpec(name="noise", kind="pretrain", config=config, artifact=folder / "run", store=store)
+def noise_stage(folder: Folder, config: Config, clips: int, kind: Kind = "pretrain") -> StageSpec:
+    """Write a store of noise, labelled unless it is for pre-training; returns the stage that reads it."""
+    audio, table = config.audio, noise_clips(clips)
+    if kind != "pretrain":
+        columns = {"split": ["train"] * clips, "scene_label": [f"class {number % CLASSES}" for number in range(clips)]}
+        table = pa.table({**{name: table[name] for name in table.column_names}, **columns})
+    store = write_store(folder, table, audio, NoiseReader(audio), config.data.shard_mb)
+    return StageSpec(name="noise", kind=kind, config=config, artifact=folder / "run", store=store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -86,8 +87,8 @@ class Stepper:
         self._run(next(self._fed))
 
     def loss(self) -> float:
-        """The last step's loss; waits for the device."""
-        return self.train_step.read()["loss"]
+        """The last step's loss, NaN if it wasn't finite; waits for the device."""
+        return self.train_step.read().get("loss", math.nan)
 
     def _run(self, prepared: PreparedStep) -> None:
         attention: AbstractContextManager[Any] = nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH)

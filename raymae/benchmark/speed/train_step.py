@@ -89,6 +89,8 @@ class TrainStep:
         from raymae.storage.folder import Folder
 
         train = PretrainConfig(
+            epochs=1,
+            warmup_epochs=0,
             global_batch_size=batch_size,
             micro_batch_size=batch_size,
             precision=precision,
