@@ -35,7 +35,6 @@ from raymae.training.batches.windows import Group, Window, rank_steps
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import hang_error, hangs, write_failure
 from raymae.training.spec import StageSpec
-from raymae.training.worker import read_groups
 
 log = logging.getLogger(__name__)
 

@@ -62,7 +62,7 @@ class LocalDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid, valid: Tensor | None) -> Tensor:
         """(B, 1 + L, D) -> (B, L, D); nothing attends to a patch that isn't in `valid` (B, L), None meaning all."""
-        patches = tokens[:, 1:].unflatten(1, grid)
+        patches = tokens[:, 1:].contiguous().unflatten(1, grid)  # laid out as between the blocks, for the compiler
         shifts = (0, SHIFT)
         allowed = [window_mask(valid, len(tokens), grid, shift, tokens.device) for shift in shifts]
         for i, block in enumerate(self.blocks):

@@ -117,6 +117,21 @@ class StageSpec:
         return math.gcd(self.train.global_batch_size, CNN_GROUP) if self.cnn else self.train.group_size
 
     @property
+    def always_masks(self) -> bool:
+        """Whether attention takes a mask even for batches that need none: in compiled models of stages with short
+        clips, so that all batches have the same arrays. Where clips are whole a rare dropout is compiled apart."""
+        if not self.train.compile:
+            return False
+        if "seconds" not in self.store.clips.column_names:
+            return True
+        rows = np.unique(np.concatenate(self.order().rows))
+        seconds = self.store.clips["seconds"].take(rows)
+        audio = self.config.audio
+        augment = (self.config.pretrain if self.kind == "pretrain" else self.classification).augment
+        needed = audio.frames_of(augment.crop_seconds) * audio.hop_length / audio.sample_rate
+        return bool(seconds.null_count or pc.min(seconds).as_py() < needed)
+
+    @property
     def slots(self) -> int:
         """Mixing groups of a step: the most workers that can share it."""
         return self.train.global_batch_size // self.group_size

@@ -33,8 +33,8 @@ def test_shapes_and_masks_of_a_clip() -> None:
     output = run(make(), sound(2, 64))
     assert output.prediction.shape == (6, 32, MODEL.embed_dim)
     assert output.mask.shape == (6, 32)
-    assert output.error.shape == output.count.shape == output.clip_error.shape == (2,)
-    assert output.count.tolist() == [3 * 20, 3 * 20], "of all masks of a clip, each with 12 of 32 patches kept"
+    assert output.error.shape == output.patches.shape == output.clip_error.shape == (2,)
+    assert output.patches.tolist() == [3 * 20, 3 * 20], "of all masks of a clip, each with 12 of 32 patches kept"
     assert not torch.equal(output.mask[0], output.mask[1]), "each mask of a clip is drawn by itself"
     assert output.loss.ndim == 0
 
@@ -108,7 +108,7 @@ def test_a_silent_clip_has_no_error() -> None:
     log_mel = sound(2, 64)
     log_mel[0] = TINY_AUDIO.silence
     output = run(make(), log_mel)
-    for values in (output.error, output.count, output.clip_error):
+    for values in (output.error, output.patches, output.clip_error):
         assert values[0] == 0
         assert values[1] > 0
 

@@ -213,8 +213,8 @@ def test_silent_clips_have_no_loss_and_finite_gradients() -> None:
     log_mel = sound(2, 64)
     log_mel[0] = AUDIO.silence
     output = run(model, log_mel)
-    assert output.error[0] == output.count[0] == 0
-    assert torch.allclose(output.loss, output.error[1] / output.count[1])
+    assert output.error[0] == output.patches[0] == 0
+    assert torch.allclose(output.loss, output.error[1] / output.patches[1])
     output = run(model, torch.full((2, 64, 32), AUDIO.silence))
     output.loss.backward()
     assert output.loss == 0
@@ -237,12 +237,12 @@ def test_a_clip_has_the_same_sums_in_any_batch(name: str) -> None:
     log_mel, valid_frames, draws = sound(4, 64), torch.tensor([64, 40, 64, 9]), make_draws(4)
     log_mel[2, 16:] = AUDIO.silence
     together = run(model, log_mel, valid_frames)
-    assert together.count.tolist() == [2 * 16, 2 * 10, 2 * 4, 2 * 2]
+    assert together.patches.tolist() == [2 * 16, 2 * 10, 2 * 4, 2 * 2]
     for clip in range(4):
         own = slice(clip, clip + 1)
         alone = model(log_mel[own], model.random_masking(log_mel[own], valid_frames[own], draws.select(own, 1)))
         assert torch.equal(alone.mask, together.mask[2 * clip : 2 * clip + 2])
-        assert alone.count[0] == together.count[clip]
+        assert alone.patches[0] == together.patches[clip]
         assert torch.allclose(alone.error[0], together.error[clip], rtol=1e-4)
         if together.clip_error is not None:
             assert torch.allclose(alone.clip_error[0], together.clip_error[clip], rtol=1e-4)

@@ -115,7 +115,7 @@ class ConsistencyTask(FinetuneTask):
             offsets = np.broadcast_to(gain, (len(gain), self.audio.n_mels))
             drawn["weak.offsets"] = offsets.astype(np.float32)
         weak = sound.valid[rows]
-        if isinstance(self.network, AudioClassifier) and (self.config.compile or not weak.all()):
+        if isinstance(self.network, AudioClassifier) and (self.always_masks or not weak.all()):
             drawn["weak_valid"] = np.repeat(weak[:, None], self.network.variants, 1).reshape(-1, weak.shape[2])
         return drawn, sound.without_hidden(strong, rows)
 

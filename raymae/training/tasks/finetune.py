@@ -88,6 +88,7 @@ class FinetuneTask:
         self.audio = spec.config.audio
         self.class_names = class_names(spec.store.clips, self.config.labels)
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
+        self.always_masks = spec.always_masks
         _, self.targets = labelled_rows(spec)
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = self.network = self._build()
@@ -159,7 +160,7 @@ class FinetuneTask:
     def _draw_masks(self, valid: NDArray[np.bool_], grid: Grid, draws: Draws) -> Drawn:
         if isinstance(self.network, Cnn):
             return {}
-        return self.network.draw(valid, grid, draws, always=self.config.compile)
+        return self.network.draw(valid, grid, draws, always=self.always_masks)
 
     def training_step(
         self, model: nn.Module, batch: DeviceBatch, totals: Mapping[str, Tensor]

@@ -46,6 +46,7 @@ class PretrainTask:
         self.config = spec.config.pretrain
         self.max_seconds = None
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
+        self.always_masks = spec.always_masks
         self.audio = spec.config.audio
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
         if spec.encoder:
@@ -75,7 +76,7 @@ class PretrainTask:
         settings = frames.valid_frames, augment, self.audio
         color = draw_coloration(*settings, draws, self.spec.responses, frames.gain)
         valid = sound.without_hidden(color)[:, 0]
-        drawn = color | self.model.draw(valid, sound.grid, draws, always=self.config.compile)
+        drawn = color | self.model.draw(valid, sound.grid, draws, always=self.always_masks)
         drawn |= {"valid_frames": frames.valid_frames, "weight": clips.weight}
         if self.teacher_view == "other":
             other = draw_coloration(*settings, draws.named("teacher"), self.spec.responses, frames.gain)
