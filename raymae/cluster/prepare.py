@@ -18,6 +18,7 @@ from raymae.audio.errors import SilentError
 from raymae.cluster.errors import unwrap_errors
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
+from raymae.features.pages import PAGES
 from raymae.features.shard import DAMAGED, asks_again, read_summary, usable_shards
 from raymae.features.write import ShardPlan, plan_shards, write_shard
 from raymae.storage.checksums import CHECKSUMS
@@ -166,6 +167,8 @@ def prepare(
         raise ValueError(f"no clip holds any sound; all of them: {redact(artifact.url)}/{QUARANTINE}")
     kept = clips.filter(pc.invert(pc.is_in(clips["clip_id"], quarantine["clip_id"].combine_chunks())))
     artifact.write_table("clips.parquet", kept)
+    if (pages := tally.pages()) is not None:
+        artifact.write_table(PAGES, pages)
     manifest = tally.manifest(config.audio)
     artifact.write_json("manifest.json", manifest)
     return {

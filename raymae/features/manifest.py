@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from raymae.audio.errors import SilentError
 from raymae.config import AudioConfig, to_dict
+from raymae.features.pages import pages_table
 from raymae.features.shard import SILENT
+from raymae.features.store import ROW_GROUP
 from raymae.features.write import ShardPlan
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
 
-FORMAT = 2
+FORMAT = 3
 QUARANTINE = "quarantine.csv"
 AGAIN = ("passing", "limit")
 """Fields of a quarantined clip that a later run reads again (`raymae.features.shard.asks_again`)."""
@@ -44,6 +46,7 @@ class Tally:
         self._clip_id = clips["clip_id"]
         self._sums = {name: np.zeros((len(plans), len(self.names))) for name in _SUMS}
         self._shards: list[dict[str, Any] | None] = [None] * len(plans)
+        self._pages: list[dict[str, Any]] = [{}] * len(plans)
         self._compression: Counter[str] = Counter()
         self._bad: list[pa.Table] = []
         self._again: list[dict[str, Any]] = []
@@ -72,6 +75,8 @@ class Tally:
         self._count(number, "total", split, frames * clips["mean"])
         self._count(number, "square", split, frames * clips["mean_square"])
         self._compression[summary["compression"]] += 1
+        pages = {name: summary[name] for name in ("rows", "starts", "pages") if name in summary}
+        self._pages[number] = pages | {"clips": {"frames": summary["clips"]["frames"]}}
         self._shards[number] = {"name": plan.name, **{key: summary[key] for key in ("rows", "size", "crc32")}}
 
     def _count(self, number: int, name: str, split: Any, values: Any) -> None:
@@ -106,6 +111,11 @@ class Tally:
                 mean = total / frames
                 return {"split": name, "mean": mean, "std": max(0.0, square / frames - mean**2) ** 0.5}
         return {"split": None, "mean": None, "std": None}
+
+    def pages(self) -> pa.Table | None:
+        """The table of `raymae.features.pages.PAGES`, once every shard has been added; None where shards are
+        compressed or hold no features."""
+        return pages_table(self._pages, ROW_GROUP)
 
     def manifest(self, audio: AudioConfig) -> dict[str, Any]:
         """The manifest of the store, once every shard has been added."""

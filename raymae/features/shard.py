@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymae.config import redact
+from raymae.config import AudioConfig, from_dict, redact
+from raymae.features.pages import page_starts
 from raymae.storage.folder import Folder
 
 META = b"raymae"
@@ -71,7 +72,11 @@ def read_summary(target: Folder, name: str, verify: bool = False) -> dict[str, A
         with target.open(name) as file:
             if verify and not intact(file.read()):
                 return None
-            found = dict(json.loads(pq.read_metadata(file).metadata[META])["summary"])
+            metadata = pq.read_metadata(file)
+            entry = json.loads(metadata.metadata[META])
+            found, shape = dict(entry["summary"]), from_dict(AudioConfig, entry["audio"])
+            if found.get("pages"):
+                found["starts"] = page_starts(metadata, 2 * shape.n_frames * shape.n_mels)
             return found | {"size": file.seek(0, 2)}
     except _UNREADABLE:
         return None

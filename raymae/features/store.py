@@ -2,7 +2,7 @@
 
     artifacts/shards/<key>.parquet     clip_id, log_mel (T·F float16 as fixed-size binary), valid_frames, seconds
     artifacts/prepare/<key>/           manifest.json, clips.parquet (one row per stored clip, in shard order),
-                                       quarantine.csv, done.json
+                                       pages.parquet (where the log-mels lie), quarantine.csv, done.json
 
 A shard's key is a hash of the front end's settings and of its clips (name, size, change time), so a shard is computed
 once and reused by other tables and labels of the same clips. Fixed-size binary without compression or statistics reads
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from raymae.config import AudioConfig, from_dict
 from raymae.datasets.rows import Rows
+from raymae.features.pages import Pages, read_pages
 from raymae.features.shard import explain
 from raymae.storage.folder import Folder
 
@@ -109,9 +110,11 @@ class FeatureStore:
 
         Raises ValueError that names a shard that is missing or damaged.
         """
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        if not self.shards.is_local and self._pages is not None:
+            return self._read_ranges(shard_of, rows)
         log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
         valid_frames = np.empty(len(rows), np.int32)
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of):
             here = np.flatnonzero(shard_of == shard)
             try:
@@ -123,6 +126,27 @@ class FeatureStore:
                     raise
                 raise reason from error
         return log_mel, valid_frames
+
+    @cached_property
+    def _pages(self) -> Pages | None:
+        return read_pages(self.folder, np.diff(self._starts), ROW_GROUP)
+
+    def _read_ranges(self, shard_of: Rows, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+        """Read rows from object storage, all pages at once."""
+        pages, names = self._pages, [shard["name"] for shard in self.manifest["shards"]]
+        assert pages is not None
+        counts, shape = np.diff(self._starts), (self.audio.n_frames, self.audio.n_mels)
+        try:
+            found = pages.read(
+                self.shards, names, counts, shard_of, rows - self._starts[shard_of], 2 * shape[0] * shape[1]
+            )
+        except (OSError, ValueError) as error:
+            for shard in np.unique(shard_of):
+                reason = explain(self.shards, names[shard], error)
+                if reason is not error:
+                    raise reason from error
+            raise
+        return found.view(np.float16).reshape(-1, *shape), pages.valid_frames[rows]
 
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
         file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])

@@ -19,6 +19,7 @@ from raymae.audio.errors import AudioError, NoAnswerError, SilentError, TimeLimi
 from raymae.audio.spans import WHOLE, Clip, Span, SpanReader
 from raymae.config import AudioConfig, redact, to_dict
 from raymae.datasets.rows import state_columns
+from raymae.features.pages import PAGES, page_starts, page_sums, pages_table
 from raymae.features.shard import BLANK, META, SILENT, moments, seal
 from raymae.features.store import ROW_GROUP, SHARDS, FeatureStore
 from raymae.storage.folder import Folder
@@ -33,7 +34,7 @@ def write_store(
     Silent clips are left out.
     """
     store = FeatureStore(folder / "prepare", folder / SHARDS)
-    shards = []
+    shards, pages = [], []
     silent: list[str] = []
     for plan in plan_shards(clips, audio, shard_mb):
         summary = write_shard(store.shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
@@ -43,8 +44,11 @@ def write_store(
                 continue
             raise ValueError(f"{bad['path']} can't be read: {bad['reason']}")
         shards.append({"name": plan.name, "rows": summary["rows"]})
+        pages.append(summary)
     kept = pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(silent, pa.string())))
     store.folder.write_table("clips.parquet", clips.filter(kept))
+    if (table := pages_table(pages, ROW_GROUP)) is not None:
+        store.folder.write_table(PAGES, table)
     store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
     return store
 
@@ -74,7 +78,7 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
     """Divide a clip table into shards, each named by a hash of its content."""
     size = shard_rows(len(clips), audio, shard_mb)
-    front_end = json.dumps([4, to_dict(audio)], sort_keys=True).encode()
+    front_end = json.dumps([5, to_dict(audio)], sort_keys=True).encode()
     plans = []
     for start in range(0, len(clips), size):
         part = clips.slice(start, size)
@@ -199,6 +203,8 @@ def write_shard(
     kept = [row for row in rows if row.reason is None]
     summary = _summary(rows, kept, compression)
     audio = reader.audio
+    if features and compression == "none":
+        summary["pages"] = page_sums([row.log_mel for row in kept], ROW_GROUP)
     columns = {"clip_id": pa.array([row.clip_id for row in kept], pa.string())}
     if features:
         columns["log_mel"] = pa.array([row.log_mel for row in kept], pa.binary(2 * audio.n_frames * audio.n_mels))
@@ -212,6 +218,9 @@ def write_shard(
         writer.add_key_value_metadata({META: json.dumps({"audio": to_dict(audio), "summary": summary}).encode()})
     content, summary["crc32"] = seal(sink.getvalue())
     target.write_bytes(name, content)
+    if "pages" in summary:
+        metadata = pq.read_metadata(pa.BufferReader(content))
+        summary["starts"] = page_starts(metadata, 2 * audio.n_frames * audio.n_mels)
     return summary | {"size": len(content)}
 
 

@@ -22,7 +22,8 @@ from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
 from raymae.training import parallel
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import Group, ahead, rank_slots, rank_steps, rank_windows, read_window
+from raymae.training.batches.prefetch import Prefetch
+from raymae.training.batches.windows import Group, rank_slots, rank_steps, rank_windows, read_window
 
 
 class Session(Protocol):
@@ -154,10 +155,10 @@ class GroupSession(BareSession):
 def read_groups(
     store: FeatureStore, order: Order, rank: int, world_size: int, step: int
 ) -> Iterator[tuple[int, list[Group]]]:
-    """A rank's mixing groups of every step, whose windows a thread reads ahead: up to a round of them."""
+    """A rank's mixing groups of every step, whose windows are read ahead: up to a round of them."""
     numbers = rank_windows(order, rank, world_size, step)
-    depth = max(2, len(rank_slots(order.slots, rank, world_size)))
-    windows = ahead((read_window(store, order, number) for number in numbers), depth)
+    depth = len(rank_slots(order.slots, rank, world_size))
+    windows = iter(Prefetch(lambda number: read_window(store, order, number), numbers, depth))
     return rank_steps(order, windows, rank, world_size, step)
 
 

@@ -13,7 +13,8 @@ import soundfile as sf
 
 from raymae.audio.clip_reader import ClipReader
 from raymae.config import AudioConfig, to_dict
-from raymae.features.store import SHARDS, FeatureStore
+from raymae.features.pages import PAGES, pages_table
+from raymae.features.store import ROW_GROUP, SHARDS, FeatureStore
 from raymae.features.write import plan_shards, write_shard
 from raymae.storage.folder import Folder
 
@@ -97,11 +98,15 @@ def make_store(storage: Path, clips: pa.Table, audio: AudioConfig = TINY_AUDIO, 
     root = Folder(str(storage))
     store = FeatureStore(root / "artifacts/prepare/test", root / SHARDS)
     reader = ClipReader(audio, 10)
-    shards = []
+    shards, summaries = [], []
     for plan in plan_shards(clips, audio, shard_mb):
         summary = write_shard(store.shards, plan.name, clips.slice(plan.start, plan.stop - plan.start), reader)
         shards.append({"name": plan.name, "rows": summary["rows"], "size": summary["size"]})
+        summaries.append(summary)
     store.folder.write_table("clips.parquet", clips)
+    pages = pages_table(summaries, ROW_GROUP)
+    assert pages is not None
+    store.folder.write_table(PAGES, pages)
     store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
     store.folder.finish({})
     return store

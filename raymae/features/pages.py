@@ -1,0 +1,133 @@
+"""Where the log-mels of a store lie in its shards, and reading them from object storage by ranges of bytes.
+
+The log-mels of a row group are one page of a Parquet file: without compression, the values one after the other. With
+their places known a window is read by one round of concurrent requests, of the bytes that it needs and no others. A
+file object would read footers first, one after the other, and ahead, several times as much as is used.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raymae.datasets.rows import Rows
+from raymae.storage.folder import Folder
+
+PAGES = "pages.parquet"
+"""In the `prepare` artifact: a row for each row group of all shards, in their order."""
+LARGEST_GAP = 1 << 16
+"""Bytes between two pages of a shard that are read with them rather than by another request."""
+
+
+def page_starts(metadata: pq.FileMetaData, row_bytes: int) -> list[int]:
+    """The offset of the log-mels of every row group in an uncompressed shard; ValueError if they aren't one page."""
+    column = metadata.schema.to_arrow_schema().get_field_index("log_mel")
+    starts = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        found = group.column(column)
+        size = group.num_rows * row_bytes
+        head = found.total_compressed_size - size
+        if found.compression != "UNCOMPRESSED" or not 0 < head < 256:
+            raise ValueError(f"row group {number} isn't one uncompressed page")
+        starts.append(found.data_page_offset + head)
+    return starts
+
+
+def page_sums(values: Sequence[bytes], size: int) -> list[int]:
+    """The CRC-32 of every row group of `size` clips, by the clips' log-mels."""
+    return [zlib.crc32(b"".join(values[start : start + size])) for start in range(0, len(values), size)]
+
+
+def pages_table(summaries: Sequence[dict[str, Any]], size: int) -> pa.Table | None:
+    """The table of `PAGES` of shards in order, with row groups of `size` clips; None if one of them has none, as with
+    compression."""
+    if not all(summary.get("starts") for summary in summaries if summary["rows"]):
+        return None
+    starts: list[int] = []
+    sums: list[int] = []
+    frames: list[list[int]] = []
+    for summary in summaries:
+        own, count = summary["clips"]["frames"], len(summary.get("pages", []))
+        starts += summary.get("starts", [])
+        sums += summary.get("pages", [])
+        frames += [own[number * size : (number + 1) * size] for number in range(count)]
+    columns = pa.array(starts, pa.int64()), pa.array(sums, pa.uint32()), pa.array(frames, pa.list_(pa.int32()))
+    return pa.table(dict(zip(("start", "crc32", "valid_frames"), columns, strict=True)))
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The pages of a store's shards."""
+
+    starts: NDArray[np.int64]
+    """(G,) of all row groups, shard by shard."""
+    sums: NDArray[np.uint32]
+    """(G,)."""
+    valid_frames: NDArray[np.int32]
+    """(n,) of all clips."""
+    first: Rows
+    """(shards,): number of every shard's first row group."""
+    group: int
+    """Rows of a row group."""
+
+    def read(
+        self, folder: Folder, names: Sequence[str], counts: Rows, shards: Rows, rows: Rows, row_bytes: int
+    ) -> NDArray[np.uint8]:
+        """The bytes (n, row_bytes) of some rows, by their shards (n,) and rows within them (n,).
+
+        Args:
+            names: of all shards.
+            counts: (shards,), rows of every shard.
+
+        ValueError for a page that isn't what was written.
+        """
+        pairs, place = np.unique(np.stack([shards, rows // self.group]), axis=1, return_inverse=True)
+        place = place.ravel()
+        numbers = self.first[pairs[0]] + pairs[1]
+        sizes = np.minimum(counts[pairs[0]] - pairs[1] * self.group, self.group) * row_bytes
+        starts = self.starts[numbers]
+        ranges = merged(pairs[0], starts, starts + sizes)
+        contents = folder.read_ranges([(names[shard], start, end) for shard, start, end, _ in ranges])
+        found = np.empty((len(rows), row_bytes), np.uint8)
+        order = np.argsort(place, kind="stable")
+        bounds = np.searchsorted(place[order], np.arange(len(numbers) + 1))
+        for (_, begin, _, pages), content in zip(ranges, contents, strict=True):
+            view = memoryview(content)
+            for page in pages:
+                values = view[starts[page] - begin : starts[page] - begin + sizes[page]]
+                if zlib.crc32(values) != self.sums[numbers[page]]:
+                    raise ValueError(f"row group {pairs[1][page]} doesn't have its checksum")
+                own = order[bounds[page] : bounds[page + 1]]
+                found[own] = np.frombuffer(values, np.uint8).reshape(-1, row_bytes)[rows[own] % self.group]
+        return found
+
+
+def merged(shards: Rows, starts: Rows, ends: Rows) -> list[tuple[int, int, int, list[int]]]:
+    """Ranges (shard, start, end, the pages within) of pages that are sorted by shard and place."""
+    found: list[tuple[int, int, int, list[int]]] = []
+    for page, (shard, start, end) in enumerate(zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)):
+        if found and found[-1][0] == shard and 0 <= start - found[-1][2] <= LARGEST_GAP:
+            found[-1] = (shard, found[-1][1], end, [*found[-1][3], page])
+        else:
+            found.append((shard, start, end, [page]))
+    return found
+
+
+def read_pages(folder: Folder, counts: Rows, group: int) -> Pages | None:
+    """The pages of a store with shards of so many rows (shards,); None if it has none."""
+    if not folder.exists(PAGES):
+        return None
+    table = pq.read_table(io.BytesIO(folder.read_checked(PAGES)))
+    first = np.cumsum([0, *(-(-counts[:-1] // group))], dtype=np.int64)
+    frames = pc.list_flatten(table["valid_frames"]).to_numpy()
+    return Pages(table["start"].to_numpy(), table["crc32"].to_numpy(), frames, first, group)

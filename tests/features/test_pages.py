@@ -1,0 +1,91 @@
+"""Reading a store from object storage by ranges: the same clips to the bit, no byte too many, damage noticed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymae.features.pages import LARGEST_GAP, merged
+from raymae.features.store import ROW_GROUP, FeatureStore
+from raymae.storage.folder import Folder
+from tests.support.audio_files import make_store, write_clips
+
+CLIPS = 75
+"""No multiple of a row group, so that the last one is smaller."""
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    folder = tmp_path_factory.mktemp("near")
+    return make_store(folder, write_clips(folder, CLIPS))
+
+
+@pytest.fixture(scope="module")
+def far(near: FeatureStore) -> Iterator[FeatureStore]:
+    """The same store where every file is read by requests."""
+    memory = fsspec.filesystem("memory")
+    for kind in ("folder", "shards"):
+        source: Folder = getattr(near, kind)
+        for name in source.names():
+            memory.pipe(f"/far/{kind}/{name}", source.read_bytes(name))
+    yield FeatureStore(Folder("memory://far/folder"), Folder("memory://far/shards"))
+    memory.rm("/far", recursive=True)
+
+
+@given(rows=st.lists(st.integers(0, CLIPS - 1), min_size=1, max_size=60))
+def test_any_rows_in_any_order_are_those_on_disk(near: FeatureStore, far: FeatureStore, rows: list[int]) -> None:
+    wanted, found = near.read(np.array(rows)), far.read(np.array(rows))
+    assert np.array_equal(found[0].view(np.uint16), wanted[0].view(np.uint16))
+    assert np.array_equal(found[1], wanted[1])
+
+
+def test_only_the_row_groups_of_the_rows_are_requested_and_neighbours_at_once(
+    far: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read = Folder.read_ranges
+
+    def counted(self: Folder, ranges: list[tuple[str, int, int]]) -> list[bytes]:
+        asked.extend(end - start for _, start, end in ranges)
+        return read(self, ranges)
+
+    monkeypatch.setattr(Folder, "read_ranges", counted)
+    far.read(np.array([0, 1, 2, 3, 4, 5, 6, 7, 33]))
+    clip = 2 * far.audio.n_frames * far.audio.n_mels
+    assert len(asked) == 2
+    assert sum(asked) < 1.1 * 3 * ROW_GROUP * clip
+
+
+def test_a_damaged_page_names_the_shard(far: FeatureStore) -> None:
+    memory = fsspec.filesystem("memory")
+    name = far.shards.names()[1]
+    content = memory.cat_file(f"/far/shards/{name}")
+    assert far._pages is not None
+    row = far.manifest["shards"][0]["rows"]
+    at = int(far._pages.starts[far._pages.first[[one["name"] for one in far.manifest["shards"]].index(name)]]) + 5
+    memory.pipe(f"/far/shards/{name}", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    first = sum(itertools.takewhile(bool, (s["rows"] * (s["name"] != name) for s in far.manifest["shards"])))
+    try:
+        with pytest.raises(ValueError, match=rf"shard .*{name} is damaged"):
+            far.read(np.array([first]))
+        far.read(np.array([0 if first >= row else first + row]))
+    finally:
+        memory.pipe(f"/far/shards/{name}", content)
+
+
+def test_a_range_never_spans_shards_or_wide_gaps() -> None:
+    shards, starts = np.array([0, 0, 0, 1, 1]), np.array([0, 110, 210 + LARGEST_GAP + 1, 5, 300])
+    ends = starts + 100
+    found = merged(shards, starts, ends)
+    assert [(shard, start, end) for shard, start, end, _ in found] == [
+        (0, 0, 210),
+        (0, 210 + LARGEST_GAP + 1, 310 + LARGEST_GAP + 1),
+        (1, 5, 400),
+    ]
+    assert [page for *_, pages in found for page in pages] == list(range(5))
