@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,17 +20,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
-from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, PretrainConfig
-from raymae.models import MODELS, AudioClassifier, MaskedAutoencoder, choose_attention, kept_tokens, mae
-from raymae.models.masking import Masking, kept_count
-from raymae.models.patches import Patches, patchify
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
+from raymae.models import MODELS, AudioClassifier, MaskedAutoencoder
+from raymae.models.encoder import Precision
+from raymae.models.masking import kept_of, masking_of
+from raymae.pipeline.dry_run.activations import Device
 from raymae.pipeline.dry_run.memory import Memory, finetune_memory, micro_batch_that_fits, pretrain_memory
+from raymae.training.worker import prepare_model
+from tests.support.masks import make_draws, tensors
 
 AUDIO = AudioConfig(n_mels=80, clip_seconds=3.0)
-GRID = 12, 5
-"""Its patches, which don't fill whole windows."""
+"""12 x 5 patches, which don't fill whole windows."""
 MODEL = ModelConfig(
     embed_dim=96, depth=4, num_heads=3, decoder_embed_dim=64, decoder_depth=4, decoder_num_heads=4, mask_ratio=0.5
 )
@@ -41,7 +44,7 @@ CASES: dict[str, ModelConfig | FinetuneConfig] = {
     "light": replace(MODEL, decoder="light", decoder_depth=1, norm_target=True, masks_per_clip=3),
     "latent": replace(MODEL, decoder="light", name="latent", masks_per_clip=2),
     "mean": FinetuneConfig(),
-    "cls": FinetuneConfig(pool="cls", layer=3, ema_decay=0.9),
+    "cls": FinetuneConfig(pool="cls", layer=3, ema_decay=0.9, drop_path=0.0),
     "row_stats": SEGMENTS,
 }
 """Models in pre-training, and classifiers by their pooling."""
@@ -79,62 +82,64 @@ class Storages(TorchDispatchMode):
 # The models: all calls of them are here -----------------------------------------------------------------------------
 
 
-def build(case: str, checkpointing: str) -> nn.Module:
-    """The network in training mode; with checkpointing it keeps of every block the input alone."""
+def settings(case: str, precision: Precision, checkpointing: bool) -> TrainConfig:
+    """The section of the stage that trains a case."""
+    config = CASES[case]
+    train = PretrainConfig() if isinstance(config, ModelConfig) else config
+    return replace(train, precision=precision, activation_checkpointing=checkpointing)
+
+
+def build(case: str, train: TrainConfig, device: str) -> nn.Module:
+    """The network as it is trained."""
     config = CASES[case]
     if isinstance(config, ModelConfig):
         network: nn.Module = MODELS[config.name](AUDIO, config)
     else:
         network = AudioClassifier(AUDIO, MODEL, config, CLASSES)
-    for blocks in (module for module in network.modules() if isinstance(module, nn.ModuleList)):
-        for block in blocks if checkpointing == "blocks" else ():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    prepare_model(network, torch.device(device), train)
     return network.train()
 
 
-def loss_of(network: nn.Module, log_mel: Tensor) -> Tensor:
-    """The loss of a training step."""
+def make_inputs(network: nn.Module) -> dict[str, Tensor]:
+    """What a step takes: clips without silence, their masks and the factors of stochastic depth."""
+    log_mel = torch.randn(CLIPS, AUDIO.n_frames, AUDIO.n_mels)
     if isinstance(network, MaskedAutoencoder):
-        return network(log_mel).loss
-    return functional.cross_entropy(network(log_mel), torch.zeros(len(log_mel), dtype=torch.long))
+        patches, segments = network.patchify(log_mel), ()
+    else:
+        patches, _ = network.patchify(log_mel)
+        segments = (patches.segments,)
+    valid = np.ones((CLIPS, *segments, math.prod(patches.grid)), np.bool_)
+    return {"log_mel": log_mel, **tensors(network.draw(valid, patches.grid, make_draws(CLIPS)))}
 
 
-def loss_of_sizes(network: nn.Module, log_mel: Tensor) -> Tensor:
-    """The loss by tensors without values, of which a mask can't be drawn: each patch kept is the first."""
-    batch, patches = len(log_mel), GRID[0] * GRID[1]
-    ids = torch.zeros(batch, patches, dtype=torch.int64, device="cuda")
-    values = Patches(patchify(log_mel, MODEL.patch_size, 0.0), GRID, torch.ones(batch, patches, dtype=torch.bool))
-    if isinstance(network, AudioClassifier):
-        kept = kept_count(GRID[0], 0.2) * kept_count(GRID[1], 0.2)
-        masking = Masking(torch.ones(batch, patches, device="cuda"), ids[:, :kept].clone(), ids, None)
-        return network.classify(values, masking).float().logsumexp(1).sum()
-    assert isinstance(network, MaskedAutoencoder)
-    ids_keep = ids[:, : kept_tokens(GRID, network.config)].clone()
-    masking = Masking(torch.ones(batch, patches, device="cuda"), ids_keep, ids, None)
-    prediction = network.forward_decoder(network.forward_encoder(values, masking), values, masking)
-    return network.forward_loss(values, prediction, masking.mask)[0]
+def loss_of(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The loss of a training step."""
+    log_mel = inputs["log_mel"]
+    if isinstance(network, MaskedAutoencoder):
+        output = network(log_mel, masking_of(inputs))
+        return output.loss if output.clip_error is None else output.loss + output.clip_error.mean()
+    logits = network(log_mel, None, kept_of(inputs), inputs.get("drop"))
+    return functional.cross_entropy(logits, torch.zeros(CLIPS, dtype=torch.long, device=log_mel.device))
 
 
 # Measurements -------------------------------------------------------------------------------------------------------
 
 
-def predict(case: str, precision: str, device: str, checkpointing: str) -> Memory:
-    config = CASES[case]
-    if isinstance(config, ModelConfig):
-        return pretrain_memory(AUDIO, config, PretrainConfig(precision=precision), device, checkpointing)
-    return finetune_memory(AUDIO, MODEL, replace(config, precision=precision), CLASSES, device, checkpointing)
+def predict(case: str, train: TrainConfig, device: Device) -> Memory:
+    if isinstance(train, FinetuneConfig):
+        return finetune_memory(AUDIO, MODEL, train, CLASSES, device)
+    return pretrain_memory(AUDIO, CASES[case], train, device)
 
 
-def measure(network: nn.Module, precision: str) -> tuple[int, int]:
+def measure(network: nn.Module, precision: Precision) -> tuple[int, int]:
     """Bytes kept for the backward pass on the CPU, and the most that a step needs beside weights and gradients."""
-    choose_attention(network, torch.device("cpu"), precision)
-    log_mel = torch.randn(CLIPS, AUDIO.n_frames, AUDIO.n_mels)
-    loss_of(network, log_mel[:1]).backward()  # makes the tables of positions, and the gradients to add to
+    inputs = make_inputs(network)
+    loss_of(network, inputs).backward()  # makes the tables of positions, and the gradients to add to
     gradients = [value.grad for value in network.parameters() if value.grad is not None]
-    storages = Storages([log_mel, *network.parameters(), *network.buffers(), *gradients])
+    storages = Storages([*inputs.values(), *network.parameters(), *network.buffers(), *gradients])
     with storages:
         with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
-            loss = loss_of(network, log_mel)
+            loss = loss_of(network, inputs)
         kept = storages.bytes
         loss.backward()
     return kept, storages.peak
@@ -151,28 +156,34 @@ def attention_on_cuda(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None 
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, compute_log_sumexp=True)[0]
 
 
-def measure_on_cuda(case: str, precision: str, checkpointing: str) -> int:
+def measure_on_cuda(case: str, train: TrainConfig) -> int:
     """Bytes kept for the backward pass on a GPU, by tensors that have a size and no values: it takes no GPU."""
     with torch.device("meta"):
-        network = build(case, checkpointing)
+        network = build(case, train, "cuda")
+    drawn = make_inputs(network)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cuda")
-        log_mel = torch.empty(CLIPS, AUDIO.n_frames, AUDIO.n_mels, device="cuda")
+        inputs = {name: torch.empty_like(value, device="cuda") for name, value in drawn.items()}
+        loss_of(network, inputs)  # makes the tables of positions
         torch.set_autocast_dtype("cuda", torch.bfloat16)
-        torch.set_autocast_enabled("cuda", precision == "bf16")
-        with Storages([log_mel, *network.parameters(), *network.buffers()]) as storages:
-            loss = loss_of_sizes(network, log_mel)
+        torch.set_autocast_enabled("cuda", train.precision == "bf16")
+        with Storages([*inputs.values(), *network.parameters(), *network.buffers()]) as storages:
+            loss = loss_of(network, inputs)
         torch.set_autocast_enabled("cuda", False)
         torch.clear_autocast_cache()
         assert loss.requires_grad
         return storages.bytes
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "blocks"])
+checkpointed_or_not = pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+
+
+@checkpointed_or_not
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
-def test_predicted_memory_is_what_torch_needs(case: str, precision: str, checkpointing: str) -> None:
-    network, found = build(case, checkpointing), predict(case, precision, "cpu", checkpointing)
+def test_predicted_memory_is_what_torch_needs(case: str, precision: Precision, checkpointing: bool) -> None:
+    train = settings(case, precision, checkpointing)
+    network, found = build(case, train, "cpu"), predict(case, train, "cpu")
     kept, peak = measure(network, precision)
     assert found.kept(CLIPS) == nearly(kept)
     assert found.peak(CLIPS) - found.state == within_a_tenth(peak)
@@ -182,21 +193,20 @@ def test_predicted_memory_is_what_torch_needs(case: str, precision: str, checkpo
     assert found.state == 4 * (copies * numbers + 3 * trained)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "blocks"])
+@checkpointed_or_not
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", ["local", "global", "mean"])
 def test_predicted_memory_is_that_of_a_gpu(
-    case: str, precision: str, checkpointing: str, monkeypatch: pytest.MonkeyPatch
+    case: str, precision: Precision, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention_on_cuda)
-    monkeypatch.setattr(mae, "unless_all", lambda mask, device: None)  # all patches are valid
-    kept = measure_on_cuda(case, precision, checkpointing)
-    assert predict(case, precision, "cuda", checkpointing).kept(CLIPS) == nearly(kept)
+    train = settings(case, precision, checkpointing)
+    assert predict(case, train, "cuda").kept(CLIPS) == nearly(measure_on_cuda(case, train))
 
 
 @given(st.sampled_from(list(CASES)), st.floats(0.001, 100))
 def test_the_largest_power_of_two_fits(case: str, gigabytes: float) -> None:
-    found, room = predict(case, "bf16", "cuda", "none"), 0.9e9 * gigabytes
+    found, room = predict(case, settings(case, "bf16", False), "cuda"), 0.9e9 * gigabytes
     clips = micro_batch_that_fits(found, gigabytes)
     assert clips.bit_count() <= 1
     assert clips == 0 or found.peak(clips) <= room

@@ -20,7 +20,7 @@ from raymae.config import Config
 from raymae.config.stages import Kind
 from raymae.features.draws import Draws
 from raymae.models import grid_size
-from raymae.pipeline.dry_run.memory import Checkpointing, finetune_memory, pretrain_memory
+from raymae.pipeline.dry_run.memory import finetune_memory, pretrain_memory
 from raymae.storage.folder import Folder
 
 WARM_STEPS = 3
@@ -117,11 +117,10 @@ def host_time(stepper: Stepper, device: Device) -> Values:
 
 def memory(kind: Kind, config: Config, clips: int, device: Device) -> Values:
     """Memory of a step as predicted by arithmetic, GB, and on GPUs what torch allocated and reserved at most."""
-    blocks: Checkpointing = "none"
     if kind == "pretrain":
-        found = pretrain_memory(config.audio, config.model, config.pretrain, "cuda", blocks)
+        found = pretrain_memory(config.audio, config.model, config.pretrain)
     else:
-        found = finetune_memory(config.audio, config.model, config.finetune, CLASSES, "cuda", blocks)
+        found = finetune_memory(config.audio, config.model, config.finetune, CLASSES)
     values = {"predicted_gb": found.peak(clips) / 1e9}
     if device == "cuda":
         values["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9

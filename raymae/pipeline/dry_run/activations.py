@@ -97,8 +97,9 @@ def transformer_block(tokens: int, width: int, heads: int, model: ModelConfig, n
         before the GELU        c N H
         after the GELU         c N H     input of fc2
 
-    Sums, drop path and the results of projection and fc2 keep nothing. In the backward pass of fc2 there are three
-    gradients: that of the residual stream (4 N D), its cast (c N D), and that of the hidden layer (c N H).
+    Sums and the results of projection and fc2 keep nothing, stochastic depth but its two factors, which are not
+    counted. In the backward pass of fc2 there are three gradients: that of the residual stream (4 N D), its cast or
+    product with a factor (c N D), and that of the hidden layer (c N H).
     """
     cast, values, hidden = numbers.cast, tokens * width, tokens * int(width * model.mlp_ratio)
     attention = FLOAT * heads * tokens if numbers.fused else cast * heads * tokens**2
@@ -126,7 +127,7 @@ def window_block(grid: tuple[int, int], shift: int, model: ModelConfig, numbers:
         position biases        c W² 384  once for all clips: the hidden layer of their MLP, for every two places
 
     The norms come last, so that none keeps the residual stream: the block's input (4 L D) is only kept to compute the
-    block again.
+    block again. The masks that are then kept with it, one of each shift for all blocks, are not counted.
     """
     from raymae.models.decoder import WINDOW, window_padding
 

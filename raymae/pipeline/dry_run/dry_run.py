@@ -18,7 +18,7 @@ from raymae.config.stages import STAGES, Target
 from raymae.datasets.rows import class_names, rows_of
 from raymae.features.augment import crop_frames
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
-from raymae.pipeline.dry_run.memory import Checkpointing, finetune_memory, micro_batch_that_fits, pretrain_memory
+from raymae.pipeline.dry_run.memory import finetune_memory, micro_batch_that_fits, pretrain_memory
 from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, TrialSteps, clips_for_each, memory_mb, micro_batch, run_trial
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.repeats import kind_of, runs_of
@@ -151,13 +151,11 @@ def gpu_memory(plan: Plan, kind: str) -> dict[str, Any] | None:
     config = plan.config
     if kind == "consistency":
         return None
-    section = config.pretrain if kind == "pretrain" else config.finetune
-    blocks: Checkpointing = "blocks" if section.activation_checkpointing else "none"
     if kind == "pretrain":
-        found = pretrain_memory(config.audio, config.model, config.pretrain, checkpointing=blocks)
+        found = pretrain_memory(config.audio, config.model, config.pretrain)
     else:
         classes = len(class_names(plan.clips, config.finetune.labels))
-        found = finetune_memory(config.audio, config.model, config.finetune, classes, checkpointing=blocks)
+        found = finetune_memory(config.audio, config.model, config.finetune, classes)
     _, clips = micro_batch(config, kind)
     return {"clips": clips, "needed_mb": found.peak(clips) / 1e6, "most_clips": micro_batch_that_fits(found, GPU_GB)}
 

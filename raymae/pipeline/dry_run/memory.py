@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, PretrainConfig
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
 from raymae.pipeline.dry_run.activations import (
     BIAS_WIDTH,
     FLOAT,
@@ -27,9 +26,6 @@ from raymae.pipeline.dry_run.activations import (
     decoder_blocks,
     transformer_block,
 )
-
-Checkpointing = Literal["none", "blocks"]
-"""blocks: of every Transformer block the input is kept, and the rest computed again in the backward pass."""
 
 SPARE = 0.1
 """Share of the memory that is left to the CUDA context and to the allocator."""
@@ -84,7 +80,6 @@ def pretrain_memory(
     model: ModelConfig,
     pretrain: PretrainConfig,
     device: Device = "cuda",
-    checkpointing: Checkpointing = "none",
 ) -> Memory:
     """Memory of pre-training. Of every mask of a clip with K kept patches, N = K + 1, beside the blocks:
 
@@ -94,7 +89,8 @@ def pretrain_memory(
         places of the tokens   8 L               int64
         decoder's norm         4 L D' + 8 L      its input, mean and deviation
         prediction             c L D'            its input
-        loss                   8 L t             prediction and target in float32; t = p, or D with name = latent
+        loss                   8 L t + 4 L       prediction and target in float32, and the mask; t = p, or D with
+                                                 name = latent
         and in the forward     4 L t             the squared error
                                c L t             under autocast, the prediction before it becomes float32
                                4 L p             the patches, where they aren't the target themselves
@@ -114,14 +110,14 @@ def pretrain_memory(
     others = model.name == "latent" or model.norm_target
     pieces = [
         Piece(kept=cast * kept * patch_values(model)),
-        *encoder_blocks(tokens, model, numbers, model.depth, checkpointing),
+        *encoder_blocks(tokens, model, numbers, model.depth, pretrain),
         Piece(
             kept=tokens * (FLOAT * width + 8 + cast * (width + narrow)) + 8 * patches,
             kept_once=numbers.copy * width * narrow,
         ),
-        *kept_by(decoder_blocks(grid, model, numbers), checkpointing),
+        *kept_by(decoder_blocks(grid, model, numbers), pretrain),
         Piece(
-            kept=patches * (FLOAT * narrow + 8 + cast * narrow) + loss,
+            kept=patches * (FLOAT * narrow + 8 + cast * narrow + FLOAT) + loss,
             forward=loss / 2 + patches * (numbers.copy * target_size(model) + FLOAT * others * patch_values(model)),
             backward=loss,
             kept_once=numbers.copy * narrow * target_size(model),
@@ -137,35 +133,50 @@ def finetune_memory(
     finetune: FinetuneConfig,
     num_classes: int,
     device: Device = "cuda",
-    checkpointing: Checkpointing = "none",
 ) -> Memory:
     """Memory of fine-tuning the encoder's classifier. Of every segment with K patches that the masks leave, N = K + 1,
     beside the blocks (`with_raw` doubles the segments of a clip):
 
         gathered patches       c K p             input of the patch embedding, whose weight needs it
         pool = cls             4 N D + 8 N       input of the norm, which comes before the pooling
+        pool = mean            4 K               weights of the tokens
         pool = row_stats       4 K D + 8 K F     deviations from the means of F rows, and which patch is in which row
-        head                   4 E               its input
         and in the forward     4 L p             all patches of the input
+
+    And of every clip, whose segments share the E values of the pooling:
+
+        pool = mean            4 E               input of the norm, which comes after the pooling
+        pool = row_stats       6 E               that input, and the standard deviations
+        head                   c E               its input
     """
     from raymae.features.augment import crop_frames, segment_frames
     from raymae.models import grid_size
-    from raymae.models.masking import kept_count
+    from raymae.models.masking import kept_structured
     from raymae.models.pooling import segment_starts
 
     numbers, length = Numbers(device=device, precision=finetune.precision), segment_frames(finetune, audio)
     columns, n_rows = grid_size(length, audio.n_mels, model.patch_size)
-    kept = kept_count(columns, finetune.time_mask_ratio) * kept_count(n_rows, finetune.freq_mask_ratio)
+    kept = kept_structured((columns, n_rows), finetune.time_mask_ratio, finetune.freq_mask_ratio)
     tokens, width, depth = kept + 1, model.embed_dim, finetune.layer or model.depth
-    pooling = {"cls": tokens * (FLOAT * width + 8), "row_stats": kept * (FLOAT * width + 8 * n_rows), "mean": 0}
+    segments = len(segment_starts(crop_frames(finetune.augment, audio), length, model.patch_size[0]))
     pooled = width * (2 * n_rows if finetune.pool == "row_stats" else 1)
+    of_segment, of_clip = {
+        "mean": (FLOAT * kept, FLOAT * pooled),
+        "cls": (tokens * (FLOAT * width + 8), 0),
+        "row_stats": (kept * (FLOAT * width + 8 * n_rows), 6 * pooled),
+    }[finetune.pool]
+    head = pooled * (1 + finetune.with_raw) * num_classes
+    pooling = of_segment + (of_clip + numbers.cast * pooled) / segments
     pieces = [
         Piece(kept=numbers.cast * kept * patch_values(model)),
-        *encoder_blocks(tokens, model, numbers, depth, checkpointing),
-        Piece(kept=pooling[finetune.pool] + FLOAT * pooled, forward=FLOAT * columns * n_rows * patch_values(model)),
+        *encoder_blocks(tokens, model, numbers, depth, finetune),
+        Piece(
+            kept=pooling,
+            forward=FLOAT * columns * n_rows * patch_values(model),
+            kept_once=numbers.copy * head,
+        ),
     ]
-    weights = encoder_parameters(model, depth) + (pooled * (1 + finetune.with_raw) + 1) * num_classes
-    segments = len(segment_starts(crop_frames(finetune.augment, audio), length, model.patch_size[0]))
+    weights = encoder_parameters(model, depth) + head + num_classes
     return memory(weights, weights, finetune.ema_decay, pieces, segments * (1 + finetune.with_raw))
 
 
@@ -188,16 +199,16 @@ def memory(
 
 
 def encoder_blocks(
-    tokens: int, model: ModelConfig, numbers: Numbers, depth: int, checkpointing: Checkpointing
+    tokens: int, model: ModelConfig, numbers: Numbers, depth: int, train: TrainConfig
 ) -> Sequence[Piece]:
     """The blocks of the encoder."""
     block = transformer_block(tokens, model.embed_dim, model.num_heads, model, numbers)
-    return kept_by([block] * depth, checkpointing)
+    return kept_by([block] * depth, train)
 
 
-def kept_by(blocks: list[Block], checkpointing: Checkpointing) -> Sequence[Piece]:
+def kept_by(blocks: list[Block], train: TrainConfig) -> Sequence[Piece]:
     """The blocks with checkpointing or without."""
-    return [checkpointed(block) for block in blocks] if checkpointing == "blocks" else blocks
+    return [checkpointed(block) for block in blocks] if train.activation_checkpointing else blocks
 
 
 def teacher(patches: int, model: ModelConfig) -> Piece:

@@ -15,7 +15,7 @@ from raymae.config.stages import STAGES, Kind
 from raymae.features.augment import crop_frames
 from raymae.models import grid_size, kept_tokens
 from raymae.pipeline.dry_run.activations import Device
-from raymae.pipeline.dry_run.memory import Checkpointing, Memory, finetune_memory, pretrain_memory
+from raymae.pipeline.dry_run.memory import Memory, finetune_memory, pretrain_memory
 from raymae.pipeline.plan.plan import Plan
 
 TORCH_MB = 650
@@ -47,7 +47,7 @@ def pretrain_estimate(plan: Plan, stage: str) -> str:
     steps = ceil(train.epochs * clips / train.global_batch_size)
     frames = crop_frames(train.augment, config.audio)
     grid = grid_size(frames, config.audio.n_mels, config.model.patch_size)
-    memory = pretrain_memory(config.audio, config.model, train, *computed_on(train, config))
+    memory = pretrain_memory(config.audio, config.model, train, likely_device(config))
     return (
         f": {clips} clips{heard(rows, config)}, {steps} steps, "
         f"{kept_tokens(grid, config.model)} of {prod(grid)} tokens kept, "
@@ -73,7 +73,7 @@ def finetune_estimate(plan: Plan, stage: str) -> str:
     labelled = len(rows) - rows["scene_label"].null_count
     steps = ceil(train.epochs * labelled / train.global_batch_size)
     more = " and the accepted pseudo-labels, at least" if stage == "student" else ""
-    memory = finetune_memory(config.audio, config.model, train, CLASSES, *computed_on(train, config))
+    memory = finetune_memory(config.audio, config.model, train, CLASSES, likely_device(config))
     megabytes = worker_mb(memory, train, config)
     return f": {labelled} labels{more}, {steps} steps, about {megabytes:,.0f} MB a worker"
 
@@ -85,7 +85,7 @@ def consistency_estimate(plan: Plan, stage: str) -> str:
     unlabelled = rows["scene_label"].null_count
     ratio = settings.ratio if unlabelled else 0
     steps = ceil(train.epochs * (len(rows) - unlabelled) / train.global_batch_size)
-    memory = finetune_memory(config.audio, config.model, train, CLASSES, *computed_on(train, config))
+    memory = finetune_memory(config.audio, config.model, train, CLASSES, likely_device(config))
     return (
         f": {len(rows) - unlabelled} labels and {unlabelled} unlabelled clips, 1 to {ratio} in each of {steps} steps, "
         f"about {worker_mb(memory, train, config, 1 + ratio):,.0f} MB a worker"
@@ -100,10 +100,10 @@ ESTIMATES: dict[Kind, Callable[[Plan, str], str]] = {
 """By training task, from a plan and a stage to a few words."""
 
 
-def computed_on(train: TrainConfig, config: Config) -> tuple[Device, Checkpointing]:
-    """The device that a stage is likely to be trained on, as far as this machine knows, and what of it is kept."""
+def likely_device(config: Config) -> Device:
+    """The device that the stages are likely to be trained on, as far as this machine knows."""
     on_gpu = config.compute.use_gpu or (config.compute.use_gpu is None and torch.cuda.is_available())
-    return "cuda" if on_gpu else "cpu", "blocks" if train.activation_checkpointing else "none"
+    return "cuda" if on_gpu else "cpu"
 
 
 def worker_mb(memory: Memory, train: TrainConfig, config: Config, clips_for_each: int = 1) -> float:
