@@ -63,7 +63,7 @@ class Run:
             "--data.dataset": "table",
             "--data.tables": self.table,
             "--pretrain.epochs": 150,
-            "--pretrain.micro-batch-size": 16,
+            "--pretrain.mixing-group": 16,
             "--pretrain.precision": "fp32",
             "--pretrain.report-steps": 1,
             "--pretrain.commit-minutes": 0.02,

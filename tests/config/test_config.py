@@ -36,7 +36,9 @@ def test_recipes_survive_json(name: str) -> None:
     [
         (lambda: AudioConfig(win_length=5000), "n_fft = 4096"),
         (lambda: AudioConfig(f_max=17_000), "sample_rate / 2"),
-        (lambda: TrainConfig(global_batch_size=30, micro_batch_size=16), "multiple of micro_batch_size = 16"),
+        (lambda: TrainConfig(global_batch_size=30, mixing_group=4), "mixing_group = 4 must divide global_batch_size = 30"),
+        (lambda: TrainConfig(mixing_group=0), "mixing_group = 0 must divide"),
+        (lambda: TrainConfig(global_batch_size=30, mixing_group=15, micro_batch_size=14), "set mixing_group to 14 or less"),
         (lambda: TrainConfig(warmup_epochs=-1), "warmup_epochs = -1 must not be negative"),
         (lambda: Config(seed=-1), "seed = -1 must not be negative"),
         (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),
@@ -59,6 +61,11 @@ def test_recipes_survive_json(name: str) -> None:
 def test_wrong_settings_say_what_is_right(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(("batch", "group", "expected"), [(512, None, 8), (30, None, 2), (15, None, 1), (30, 15, 15)])
+def test_a_step_has_mixing_groups_whatever_its_size(batch: int, group: int | None, expected: int) -> None:
+    assert TrainConfig(global_batch_size=batch, mixing_group=group).group_size == expected
 
 
 def test_audioset_is_fine_tuned_as_audio_mae_does() -> None:
@@ -99,8 +106,8 @@ def test_wrong_arguments_end_with_a_message(arguments: list[str], capsys: pytest
 
 def test_contradictions_on_the_command_line_end_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(["small", "--pretrain.global-batch-size", "50"], "")
-    assert "multiple of" in capsys.readouterr().err
+        parse(["small", "--pretrain.mixing-group", "7"], "")
+    assert "must divide global_batch_size" in capsys.readouterr().err
 
 
 def test_help_shows_every_fields_documentation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,8 @@ SETTINGS = {
     "--finetune.report-steps": 1,
     "--consistency.epochs": 20,
     "--evaluate.baselines": "svm svm_robust",  # the CNN trains for seconds, not steps: no two runs of it are equal
-    "--pretrain.micro-batch-size": 16,
-    "--finetune.micro-batch-size": 8,
+    "--pretrain.mixing-group": 16,
+    "--finetune.mixing-group": 8,
     "--compute.num-workers": 2,
     "--compute.min-workers": 2,
     "--compute.torch-threads": 1,

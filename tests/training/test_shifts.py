@@ -89,7 +89,7 @@ def test_a_recording_begins_elsewhere_in_every_epoch_and_others_elsewhere() -> N
 def test_windows_of_an_order_hold_an_epoch() -> None:
     store = store_of([3 * T + 5] * 4)
     rows = np.arange(len(store.parts))
-    order = Order(rows=(rows,), weights=(1.0,), seed=3, epochs=2, global_batch_size=4, micro_batch_size=4, shifted=True)
+    order = Order(rows=(rows,), weights=(1.0,), seed=3, epochs=2, global_batch_size=4, group_size=4, shifted=True)
     found: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
     for number in range(order.windows):
         window = read_window(store, order, number)

@@ -1,4 +1,6 @@
-"""Micro-batches cut from windows: the same for any number of workers, from any step."""
+"""Mixing groups cut from windows: the same for any number of workers, from any step."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -6,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import MicroBatch, Window, ahead, micro_batches
+from raymae.training.batches.windows import Group, Window, ahead, rank_slots, rank_steps, rank_windows
+
+WORKERS = (1, 2, 3, 4)
 
 
 def make_order(n: int = 300) -> Order:
-    return Order(
-        rows=(np.arange(n),), weights=(1.0,), seed=1, epochs=3, global_batch_size=32, micro_batch_size=8, chunk=4
-    )
+    return Order(rows=(np.arange(n),), weights=(1.0,), seed=1, epochs=3, global_batch_size=32, group_size=8, chunk=4)
 
 
 def window(order: Order, number: int) -> Window:
@@ -21,45 +23,66 @@ def window(order: Order, number: int) -> Window:
     return Window(positions, rows, rows[:, None, None].astype(np.float16), rows.astype(np.int32))
 
 
-def of_rank(order: Order, rank: int, workers: int, step: int = 0) -> list[MicroBatch]:
-    numbers = range(order.first_window(step) + rank, order.windows, workers)
-    return list(micro_batches(order, (window(order, number) for number in numbers), rank, workers, step))
+def of_rank(order: Order, rank: int, workers: int, step: int = 0) -> Iterator[tuple[int, list[Group]]]:
+    numbers = rank_windows(order, rank, workers, step)
+    return rank_steps(order, (window(order, number) for number in numbers), rank, workers, step)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_workers_share_the_micro_batches_of_one_worker(workers: int) -> None:
+def rows_by_place(steps: Iterator[tuple[int, list[Group]]]) -> dict[int, list[int]]:
+    return {group.place: group.rows.tolist() for _, groups in steps for group in groups}
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_workers_share_the_groups_of_one_worker(workers: int) -> None:
     order = make_order()
-    alone = {batch.index: batch.rows.tolist() for batch in of_rank(order, 0, 1)}
-    together = {b.index: b.rows.tolist() for rank in range(workers) for b in of_rank(order, rank, workers)}
+    alone = rows_by_place(of_rank(order, 0, 1))
+    ranks = [list(of_rank(order, rank, workers)) for rank in range(workers)]
+    together = {place: rows for steps in ranks for place, rows in rows_by_place(iter(steps)).items()}
     assert together == alone
-    assert list(alone) == list(range(order.steps * order.slots))
+    assert list(alone) == list(range(0, order.steps * order.global_batch_size, order.group_size))
+    assert sum(len(groups) for steps in ranks for _, groups in steps) == len(alone)
+    for steps in ranks:
+        assert [step for step, _ in steps] == list(range(order.steps))
+        assert all(group.place // order.global_batch_size == step for step, groups in steps for group in groups)
 
 
-@given(step=st.integers(0, 28), workers=st.sampled_from([1, 2, 4]))
+@given(step=st.integers(0, 28), workers=st.sampled_from(WORKERS))
 def test_resuming_at_any_step_repeats_the_rest(step: int, workers: int) -> None:
     order = make_order()
     for rank in range(workers):
-        whole = [b for b in of_rank(order, rank, workers) if b.index >= step * order.slots]
-        rest = of_rank(order, rank, workers, step)
-        assert [(b.index, b.rows.tolist()) for b in rest] == [(b.index, b.rows.tolist()) for b in whole]
+        rest = list(of_rank(order, rank, workers, step))
+        assert [number for number, _ in rest] == list(range(step, order.steps))
+        whole = rows_by_place(of_rank(order, rank, workers))
+        assert rows_by_place(iter(rest)) == {
+            place: rows for place, rows in whole.items() if place >= step * order.global_batch_size
+        }
+
+
+@given(slots=st.integers(1, 70), data=st.data())
+def test_ranks_have_neighbouring_slots_and_equally_many_or_one_more(slots: int, data: st.DataObject) -> None:
+    workers = data.draw(st.integers(1, slots))
+    shares = [rank_slots(slots, rank, workers) for rank in range(workers)]
+    assert [slot for share in shares for slot in share] == list(range(slots))
+    assert {len(share) for share in shares} <= {slots // workers, -(-slots // workers)}
 
 
 def test_rows_come_with_their_features() -> None:
-    for batch in of_rank(make_order(), 0, 1)[:20]:
-        np.testing.assert_array_equal(batch.log_mel[:, 0, 0], batch.rows.astype(np.float16))
-        np.testing.assert_array_equal(batch.valid_frames, batch.rows)
+    for _, groups in list(of_rank(make_order(), 0, 1))[:5]:
+        for group in groups:
+            np.testing.assert_array_equal(group.log_mel[:, 0, 0], group.rows.astype(np.float16))
+            np.testing.assert_array_equal(group.valid_frames, group.rows)
 
 
 def test_a_window_out_of_order_is_an_error() -> None:
     order = make_order()
     numbers = iter([1, 0, 2, 3])
     with pytest.raises(RuntimeError, match="out of order"):
-        next(micro_batches(order, (window(order, number) for number in numbers), 0, 1, 0))
+        next(rank_steps(order, (window(order, number) for number in numbers), 0, 1, 0))
 
 
-def test_the_number_of_workers_must_divide_the_micro_batches() -> None:
-    with pytest.raises(ValueError, match="multiple of the 3 workers"):
-        next(micro_batches(make_order(), iter([]), 0, 3, 0))
+def test_there_are_at_most_as_many_workers_as_groups() -> None:
+    with pytest.raises(AssertionError, match="5 workers can't share 4 mixing groups"):
+        next(of_rank(make_order(), 0, 5))
 
 
 def test_ahead_yields_all_windows_and_raises_errors() -> None:

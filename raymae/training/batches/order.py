@@ -12,22 +12,23 @@ Nothing is stored: the permutation is a Feistel network, so the cost of any part
 its own length only. Runs of `chunk` neighbouring rows stay together in the stream and are shuffled within their window,
 so that a read touches few pieces of the store.
 
-What that costs in randomness, for batches of 64 from a store in which every 50 neighbours come from one recording, as
-one micro-batch of 64 / as four of 16; a `DataLoader` with shuffle=True draws a full permutation:
+What that costs in randomness, for batches of 64 from a store in which every 50 neighbours come from one recording, in
+mixing groups of 64 / 16 / 8; a `DataLoader` with shuffle=True draws a full permutation:
 
-    chunk             recordings    spread of the      pairs that meet again    reads per second from
-                      in a batch    class shares       in the next epoch        memory    disk
-    full permutation  61            1.0                0.19 %
-    1                 61 / 61       1.0 / 1.0          0.19 / 0.19 %            3,500     2,400
-    4                 30 / 52       2.4 / 1.3          0.9 / 0.23 %             6,400     2,750
-    8                 17 / 43       4.2 / 1.8          1.8 / 0.28 %             7,750     3,200
-    32                6 / 22        13 / 3.8           8.0 / 0.6 %              8,700     3,600
+    chunk             recordings      spread of the      pairs that meet again   reads per second from
+                      in a batch      class shares       in the next epoch       memory    disk
+    full permutation  61              1.0                0.19 %
+    1                 61 / 61 / 61    1.0 / 1.0 / 1.0    0.19 / 0.19 / 0.19 %    3,500     2,400
+    4                 30 / 52 / 57    2.4 / 1.3 / 1.15   0.9 / 0.23 / 0.20 %     6,400     2,750
+    8                 17 / 43 / 52    4.2 / 1.8 / 1.35   1.8 / 0.28 / 0.21 %     7,750     3,200
+    32                6 / 22 / 34     13 / 3.9 / 2.3     8.0 / 0.6 / 0.28 %      8,700     3,600
 
 The spread is the variance from batch to batch, in units of a full permutation's: a batch of 64 with spread 4.2 is as
-representative of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (group_size - 1) / 127
-as long as a chunk lies within one recording, and 1 if neighbours have nothing in common. Chunks of 1 are a full
-permutation; they read a whole row group of 4 for each row, on object storage with a request each. Reads: clips of
-640 x 256, one process, one window after the other.
+representative of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (group_size - 1) / (n - 1),
+with the n = window_steps * group_size clips of a window, as long as a chunk lies within one recording, and 1 if
+neighbours have nothing in common. A window has 128 clips in the table and 64 for steps of 512 clips in groups of 8,
+whose spread is 1.8 with chunks of 8. Chunks of 1 are a full permutation; they read a whole row group of 4 for each row,
+on object storage with a request each. Reads: clips of 640 x 256, groups of 64, one process, one window after the other.
 """
 
 from __future__ import annotations
