@@ -62,9 +62,9 @@ class Workforce:
         return sum(int(node.get("CPU", 0) / cpus + 1e-6) for node in idle()) >= more
 
     def below(self, workers: int) -> Workforce:
-        """A workforce of fewer than `workers`, which found no room although there should have been some."""
-        fewer = next((count for count in self.counts if count < workers), workers)
-        return replace(self, most=fewer)
+        """A workforce of fewer than `workers`, which found no room although there should have been some; not of fewer
+        than may be."""
+        return replace(self, most=max(self.fewest, workers - 1))
 
     def wait(self, deadline: Deadline) -> int:
         """Wait until there is room for enough workers; their number, or 0 if the deadline comes first."""

@@ -218,7 +218,7 @@ def train_group(
                 # the room is taken, or spread over nodes: ask for what looks idle less and less often
                 misses = min(misses + 1, MAX_DOUBLINGS)
                 workforce = replace(workforce, grows_from=time.time() + 60 * compute.wait_minutes * 2**misses)
-                limited = limited.below(workers)
+                limited = limited.below(workers + 1 - 2 ** (misses - 1))  # by 1, 2, 4 … fewer: each try takes minutes
         except (ray.train.TrainingFailedError, TimeoutError) as error:  # TimeoutError: of a worker that hung
             if not compute.max_failures or progress_of(specs) == before:
                 raise
