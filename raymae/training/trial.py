@@ -76,9 +76,10 @@ def passes_that_fit(
 def _described(error: Exception | None) -> tuple[str, str] | None:
     if error is None:
         return None
-    lines = str(error).strip().splitlines()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    ends = 2 if lines[0].endswith(":") else 1  # torch.compile names the cause below its first line
     kind = "memory" if isinstance(error, torch.OutOfMemoryError) else "other"
-    return kind, f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    return kind, f"{type(error).__name__}: {' '.join(lines[:ends])[:300].rstrip('.')}"
 
 
 def _try_pass(step: TrainStep, groups: list[Group], passes: Passes, transfer: Transfer) -> Exception | None:
