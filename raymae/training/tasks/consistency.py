@@ -128,7 +128,8 @@ class ConsistencyTask(FinetuneTask):
         inputs = self._labelled(log_mel[:n], drawn)
         if not self.paired:
             logits, _ = model(inputs, drawn["valid_frames"], *masks_of(drawn))
-            return self._supervised(logits, drawn["target"], drawn["counted"], totals["clips"])
+            loss, metrics = self._supervised(logits, drawn["target"], drawn["counted"], totals["clips"])
+            return loss, metrics | {"supervised_loss": loss.detach()}
         strong = apply_coloration(log_mel[n:], drawn["view_frames"], part("strong.", drawn))
         weak = self._weak(apply_coloration(log_mel[n:], drawn["view_frames"], part("weak.", drawn)), drawn)
         own = self.averaged_teacher is None
