@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from raymae.storage.folder import Folder
 from raymae.training.guards.deadline import FOREVER, Deadline
 
 
-def workforce_of(monkeypatch: pytest.MonkeyPatch, room: list[float], most: int, slots: int, fewest: int) -> Workforce:
+def workforce_of(monkeypatch: pytest.MonkeyPatch, room: list[float], most: int, fewest: int) -> Workforce:
     """A workforce on a cluster with room for `room` workers, one number for each look at it."""
 
     def alive() -> list[dict[str, float]]:
@@ -28,22 +29,21 @@ def workforce_of(monkeypatch: pytest.MonkeyPatch, room: list[float], most: int, 
 
     monkeypatch.setattr(elastic, "alive", alive)
     monkeypatch.setattr(elastic, "POLL_SECONDS", 0.0)
-    return Workforce(ComputeConfig(min_workers=fewest), most, slots, use_gpu=True)
+    return Workforce(ComputeConfig(min_workers=fewest), most, use_gpu=True)
 
 
-@given(room=st.floats(0, 40), most=st.integers(1, 32), slots=st.integers(1, 32), fewest=st.integers(1, 32))
-def test_as_many_workers_as_divide_the_slots(room: float, most: int, slots: int, fewest: int) -> None:
+@given(room=st.floats(0, 40), most=st.integers(1, 32), fewest=st.integers(1, 32))
+def test_as_many_workers_as_there_is_room_for(room: float, most: int, fewest: int) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        found = workforce_of(monkeypatch, [room], most, slots, fewest)
-        count = found.now()
-    fitting = [number for number in range(1, min(most, int(room)) + 1) if slots % number == 0]
-    assert count == (fitting[-1] if fitting and fitting[-1] >= min(fewest, most) else 0)
+        count = workforce_of(monkeypatch, [room], most, fewest).now()
+    fitting = min(most, int(room))
+    assert count == (fitting if fitting >= min(fewest, most) else 0)
 
 
 def test_a_run_waits_while_there_are_too_few(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    assert workforce_of(monkeypatch, [1, 1, 3, 4], most=8, slots=8, fewest=3).wait(FOREVER) == 4
+    assert workforce_of(monkeypatch, [1, 1, 2, 3, 4], most=8, fewest=3).wait(FOREVER) == 3
     assert caplog.text.count("waiting for nodes: compute.min_workers = 3 workers have no room") == 1
-    assert workforce_of(monkeypatch, [1], most=8, slots=8, fewest=3).wait(Deadline(1.0, 0.0)) == 0
+    assert workforce_of(monkeypatch, [1], most=8, fewest=3).wait(Deadline(1.0, 0.0)) == 0
 
 
 def test_a_cluster_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,14 +62,15 @@ def test_a_worker_is_on_a_single_node() -> None:
 
 
 def test_fewer_workers_if_the_room_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = workforce_of(monkeypatch, [8], most=8, slots=8, fewest=2)
+    found = workforce_of(monkeypatch, [8], most=8, fewest=2)
     assert found.now() == 8
-    assert found.below(8).now() == 4
-    assert found.below(8).below(4).below(2).now() == 2, "fewer than min_workers"
+    assert found.below(8).now() == 7
+    assert found.below(4).now() == 3
+    assert found.below(3).below(2).now() == found.below(-5).now() == 2, "fewer than min_workers"
 
 
 def test_a_run_grows_into_idle_resources_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = workforce_of(monkeypatch, [8], most=8, slots=8, fewest=2)
+    found = workforce_of(monkeypatch, [8], most=8, fewest=2)
     free = [{"GPU": 1.0}, {"CPU": 64.0}, {"GPU": 3.0, "CPU": 1.0}]
     monkeypatch.setattr(elastic, "idle", lambda: free)
     assert found.can_grow(4)
@@ -81,7 +82,7 @@ def test_a_run_grows_into_idle_resources_only(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_cpu_worker_needs_room_on_a_single_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "alive", lambda *_: [{"CPU": 16.0}] * 2)
-    found, free = Workforce(ComputeConfig(cpus_per_worker=2), 8, 8, use_gpu=False), [{"CPU": 1.0}] * 8
+    found, free = Workforce(ComputeConfig(cpus_per_worker=2), 8, use_gpu=False), [{"CPU": 1.0}] * 8
     monkeypatch.setattr(elastic, "idle", lambda: free)
     assert not found.can_grow(4)  # spread over nodes
     free[:] = [{"CPU": 5.0}, {"CPU": 4.5}]
@@ -99,7 +100,7 @@ def test_draining_nodes_are_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fewer_workers_are_tried_until_they_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, artifact, tried = workforce_of(monkeypatch, [8], most=8, slots=8, fewest=1), SimpleNamespace(done=False), []
+    found, artifact, tried = workforce_of(monkeypatch, [8], most=8, fewest=1), SimpleNamespace(done=False), []
     artifact.is_done = lambda: artifact.done
 
     def fit(specs: Any, storage: Any, deadline: Any, workforce: Workforce, workers: int) -> None:
@@ -111,14 +112,14 @@ def test_fewer_workers_are_tried_until_they_find_room(monkeypatch: pytest.Monkey
     monkeypatch.setattr(train, "plan_workforce", lambda specs: found)
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train, "latest_step", lambda artifact: 1)
-    train.train([SimpleNamespace(artifact=artifact)], Folder("/nowhere"))  # type: ignore[list-item]
-    assert [workers for workers, _ in tried] == [8, 4, 2]
+    train.train([SimpleNamespace(artifact=artifact, slots=8)], Folder("/nowhere"))  # type: ignore[list-item]
+    assert [workers for workers, _ in tried] == [8, 7, 5, 1]
     minutes = [pause / 60 for _, pause in tried[1:]]
-    assert minutes == pytest.approx([2 * found.compute.wait_minutes, 4 * found.compute.wait_minutes], rel=0.05)
+    assert minutes == pytest.approx([times * found.compute.wait_minutes for times in (2, 4, 8)], rel=0.05)
 
 
 def test_a_run_that_waits_for_room_finally_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, artifact, tried = workforce_of(monkeypatch, [2], most=2, slots=2, fewest=1), SimpleNamespace(done=False), []
+    found, artifact, tried = workforce_of(monkeypatch, [2], most=2, fewest=1), SimpleNamespace(done=False), []
     artifact.is_done = lambda: artifact.done
     clock = [1e9]
 
@@ -135,7 +136,7 @@ def test_a_run_that_waits_for_room_finally_grows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(train, "plan_workforce", lambda specs: found)
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train, "latest_step", lambda artifact: 1)
-    train.train([SimpleNamespace(artifact=artifact)], Folder("/nowhere"))  # type: ignore[list-item]
+    train.train([SimpleNamespace(artifact=artifact, slots=8)], Folder("/nowhere"))  # type: ignore[list-item]
     assert [workers for workers, _ in tried[-3:]] == [1, 1, 2], "it grew too early, or never"
     assert tried[-1][1] - 1e9 <= 60 * found.compute.wait_minutes * (2000 + 16)
 
@@ -145,8 +146,39 @@ def test_a_draining_node_is_no_error_at_the_start(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
     monkeypatch.setattr(elastic.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
     monkeypatch.setattr(elastic.state, "get_draining_nodes", lambda: {"b": 0})
-    spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig()), order=lambda: SimpleNamespace(slots=4))
+    spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig()))
     assert elastic.plan_workforce([spec]).wait(FOREVER) == 2
+
+
+@given(slots=st.lists(st.integers(1, 12), min_size=1, max_size=8), most=st.integers(1, 12))
+def test_neighbouring_stages_that_can_use_equally_many_workers_share_them(slots: list[int], most: int) -> None:
+    specs: list[Any] = [stage(f"stage{number}", count) for number, count in enumerate(slots)]
+    workforce = Workforce(ComputeConfig(min_workers=2), most, use_gpu=False, grows_from=5.0)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        lines: list[str] = []
+        monkeypatch.setattr(elastic.log, "warning", lambda text, *values: lines.append(text % values))
+        found = elastic.by_workers(specs, workforce)
+    assert [spec for some, _ in found for spec in some] == specs
+    for some, workers in found:
+        assert {min(most, spec.slots) for spec in some} == {workers.most}
+        assert workers == replace(workforce, most=workers.most)
+    assert all(one.most != other.most for (_, one), (_, other) in itertools.pairwise(found))
+    assert [line.split()[0] for line in lines] == [spec.name for spec in specs if spec.slots < most]
+
+
+def stage(name: str, slots: int) -> Any:
+    """A stage whose steps have so many mixing groups of 8 clips."""
+    train = SimpleNamespace(global_batch_size=8 * slots)
+    return SimpleNamespace(name=name, slots=slots, group_size=8, train=train)
+
+
+def test_a_stage_with_fewer_groups_than_workers_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    workforce = Workforce(ComputeConfig(), 6, use_gpu=True)
+    found = elastic.by_workers([stage("pretrain", 64), stage("cnn", 4)], workforce)
+    assert [workers.most for _, workers in found] == [6, 4]
+    assert caplog.messages == [
+        "cnn uses 4 of 6 workers: a step of 32 clips has 4 mixing groups of 8 clips, which aren't divided"
+    ]
 
 
 def test_the_workers_of_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +36,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
     """What each worker group does, in order."""
     acts: list[Callable[[], None]] = []
     compute = replace(TINY.compute, max_failures=2)
-    workforce = SimpleNamespace(compute=compute, wait=lambda deadline: 1, grows_from=float("inf"))
+    workforce = Workforce(compute, most=1, use_gpu=False, grows_from=float("inf"))
+    monkeypatch.setattr(Workforce, "wait", lambda self, deadline: 1)
     monkeypatch.setattr(module, "plan_workforce", lambda specs: workforce)
     monkeypatch.setattr(module, "fit", lambda *_: acts.pop(0)())
     yield acts
@@ -116,9 +116,10 @@ def test_ray_train_stores_where_everything_else_is(
     monkeypatch.setattr(Workforce, "scaling", lambda *_: None)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     storage = Folder(str(tmp_path) if url == "local" else url)
-    workforce = Workforce(TINY.compute, most=1, slots=1, use_gpu=False)
+    workforce = Workforce(TINY.compute, most=1, use_gpu=False)
     module.fit([make_spec(store, tmp_path / "run")], storage, module.FOREVER, workforce, 1)
     config = given["run_config"]
+    assert not given["datasets"], "workers read a store themselves"
     assert config.storage_path == f"{storage.path()}/ray"
     assert isinstance(config.storage_filesystem, PyFileSystem) == (url != "local")
 
