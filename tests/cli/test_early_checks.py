@@ -70,7 +70,6 @@ def write_table(folder: Path, splits: str = "train train val test", classes: int
             "use_gpu is set and the cluster has no GPU: Ray would start on",
         ),
         ("--compute.num-workers 3", "train test", 2, "compute.num_workers = 3 needs more CPUs than the cluster's 2"),
-        ("--compute.num-workers 2", "train test", 2, "can't share a step of pretrain equally: it has 1 micro"),
     ],
 )
 def test_what_the_clips_and_the_machine_lack(

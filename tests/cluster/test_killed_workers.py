@@ -1,4 +1,4 @@
-"""SIGKILL of training workers under Ray Train and Ray Data: the weights and the clips are those of an undisturbed run.
+"""SIGKILL of training workers, which read a store or are fed by Ray Data: weights and clips of an undisturbed run.
 
 The loss of several workers with their nodes is in test_faults.py.
 """
@@ -21,6 +21,7 @@ from raymae.benchmark.scale.recovery import training_workers
 from raymae.cluster import train
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
+from raymae.features.streaming import StreamedClips
 from raymae.storage.commits import latest_step, step_of
 from raymae.storage.events import read_events
 from raymae.storage.folder import COMMITS, Folder
@@ -47,6 +48,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return store
 
 
+@pytest.fixture(scope="module")
+def streamed(shards: FeatureStore) -> StreamedClips:
+    """The same clips, decoded anew in every epoch."""
+    return StreamedClips(shards.folder, shards.shards, timeout=10)
+
+
 @dataclass(frozen=True)
 class Kill:
     """The state when a worker was killed."""
@@ -59,7 +66,7 @@ class Kill:
 
 
 def stage(store: FeatureStore, folder: Path, kind: str, **compute: int) -> StageSpec:
-    """A stage of a few hundred steps with many checkpoints a second, over several segments."""
+    """A stage of a few hundred steps with many checkpoints a second; if it is streamed, over several segments."""
     config = replace(
         TINY,
         pretrain=replace(TINY.pretrain, epochs=24, report_steps=1, commit_minutes=COMMIT_MINUTES),
@@ -142,9 +149,12 @@ def assert_as_undisturbed(spec: StageSpec, other: StageSpec, kills: list[Kill]) 
         )
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_kills_change_nothing(shards: FeatureStore, tmp_path: Path, ray_cluster: None, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "source"), [("pretrain", "streamed"), ("finetune", "shards")])
+def test_kills_change_nothing(
+    request: pytest.FixtureRequest, tmp_path: Path, ray_cluster: None, kind: str, source: str
+) -> None:
     """Each kill costs a start of the worker group, up to half a minute on two busy cores: hence so few."""
+    shards = request.getfixturevalue(source)
     whole = undisturbed(stage(shards, tmp_path / "whole", kind))
     spec = stage(shards, tmp_path / "killed", kind, num_workers=1, max_failures=KILLS)
     *steps, in_commit = steps_inside_epochs(spec, KILLS)

@@ -36,9 +36,15 @@ def test_recipes_survive_json(name: str) -> None:
     [
         (lambda: AudioConfig(win_length=5000), "n_fft = 4096"),
         (lambda: AudioConfig(f_max=17_000), "sample_rate / 2"),
-        (lambda: TrainConfig(global_batch_size=30, mixing_group=4), "mixing_group = 4 must divide global_batch_size = 30"),
+        (
+            lambda: TrainConfig(global_batch_size=30, mixing_group=4),
+            "mixing_group = 4 must divide global_batch_size = 30",
+        ),
         (lambda: TrainConfig(mixing_group=0), "mixing_group = 0 must divide"),
-        (lambda: TrainConfig(global_batch_size=30, mixing_group=15, micro_batch_size=14), "set mixing_group to 14 or less"),
+        (
+            lambda: TrainConfig(global_batch_size=30, mixing_group=15, micro_batch_size=14),
+            "set mixing_group to 14 or less",
+        ),
         (lambda: TrainConfig(warmup_epochs=-1), "warmup_epochs = -1 must not be negative"),
         (lambda: Config(seed=-1), "seed = -1 must not be negative"),
         (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),

@@ -15,12 +15,12 @@ import ray.data
 import torch
 from safetensors.torch import load as load_tensors
 
-from raymae.cluster.feed import read_segment, split_in_order, windows_of
+from raymae.cluster.feed import read_segment, segments, split_in_order, windows_of
 from raymae.config import Config, DataConfig
 from raymae.features import streaming
 from raymae.features.store import FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips
-from raymae.pipeline.run import run_plan
+from raymae.pipeline.run import make_plan, run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.batches.windows import read_window
 from raymae.training.run_stage import run_stage
@@ -72,15 +72,19 @@ def test_a_clip_that_has_gone_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[str, Config]:
-    """The same pre-training from a store and from the audio, with one bad file, in separate storages."""
+    """The same pre-training from a store and from the audio, with one bad file, in separate storages.
+
+    Two workers; from the audio they are fed in several segments.
+    """
     folder = tmp_path_factory.mktemp("recordings")
     table = write_table(folder, write_clips(folder, 120))
     (folder / "clip004.wav").write_bytes(b"no recording")
-    runs = {}
+    runs, compute = {}, replace(TINY.compute, num_workers=2, data_workers=1, torch_threads=1, feed_windows=4)
     for kind in ("parquet", "none"):
         data = DataConfig(dataset="table", tables=(str(table),), shard_mb=0.1, store=kind)
-        runs[kind] = replace(TINY, recipe="tiny", storage=str(tmp_path_factory.mktemp(kind)), data=data)
-        run_plan(runs[kind], "pretrain", open_storage(runs[kind].storage))
+        storage = str(tmp_path_factory.mktemp(kind))
+        runs[kind] = replace(TINY, recipe="tiny", storage=storage, data=data, compute=compute)
+        run_plan(runs[kind], "pretrain", open_storage(storage))
     return runs
 
 
@@ -101,6 +105,8 @@ def test_the_whole_pipeline_gives_the_same_and_stores_no_features(runs: dict[str
     assert "clip004.wav" in quarantines[1][0]
     for name in ("clips", "hours", "quarantined", "splits", "statistics", "config_hash"):
         assert manifests[0][name] == manifests[1][name]
+    spec = make_plan(runs["none"], "pretrain", open_storage(runs["none"].storage)).spec("pretrain")
+    assert len(segments(spec, 0)) > 1
     kept = Path(runs["none"].storage)
     assert not (kept / "artifacts/shards").exists()
     assert all("log_mel" not in pq.read_schema(path).names for path in kept.glob(f"{CHECKED}/*.parquet"))
@@ -108,7 +114,7 @@ def test_the_whole_pipeline_gives_the_same_and_stores_no_features(runs: dict[str
 
 def long_run(source: StreamedClips, folder: Path) -> StageSpec:
     """A pre-training of more than a hundred windows."""
-    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=200, micro_batch_size=16))
+    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=200))
     spec = make_spec(source, folder / "run", config=config)  # type: ignore[arg-type]
     assert spec.order().windows > 100
     return spec

@@ -102,6 +102,20 @@ def first_loss(spec: StageSpec) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return sum(loss for loss, _ in found), {name: sum(more[name] for _, more in found) for name in found[0][1]}
 
 
+def losses(spec: StageSpec, workers: int) -> dict[int, float]:
+    """The loss of every pass of a run, as a sum over its clips, by the place of its first clip, for so many workers."""
+    found = {}
+    for rank in range(workers):
+        session = BareSession(spec.store, spec.artifact)
+        session.rank, session.world_size = rank, workers
+        for task, prepared in passes(spec, session):
+            ones = dict.fromkeys(task.counted, torch.ones(()))
+            for batch in prepared.batches:
+                with torch.no_grad():
+                    found[batch.key] = task.training_step(task.model, batch, ones)[0].item()
+    return found
+
+
 def trails(spec: StageSpec) -> dict[int, str]:
     """The trail after every step of a stage, from its order alone."""
     order, ids, total, found = spec.order(), spec.store.clips["clip_id"].to_pylist(), 0, {}

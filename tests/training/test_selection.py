@@ -154,19 +154,19 @@ def test_without_enough_groups_the_last_weights_are_kept(
 def test_the_best_weights_survive_a_crash(rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(rich, tmp_path, "finetune", SHORT)
     validated = scored(monkeypatch, [0.9, 0.3] + [0.2] * 20)
-    real, stop_at = Trainer._step, round(spec.order().steps * 0.25)
+    real, stop_at = Trainer._take, round(spec.order().steps * 0.25)
 
-    def step(self: Trainer, batches: Any, share: float) -> dict[str, float]:
+    def take(self: Trainer, steps: Any, share: float) -> None:
         if self.progress.step == stop_at:
             self._commit()
             self.committer.wait()
             raise KilledError
-        return real(self, batches, share)
+        real(self, steps, share)
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "_take", take)
     with pytest.raises(KilledError):
         run_stage(spec, BareSession(rich, spec.artifact))
-    monkeypatch.setattr(Trainer, "_step", real)
+    monkeypatch.setattr(Trainer, "_take", real)
     trainer = Trainer.start(build_task(spec), BareSession(rich, spec.artifact), spec.artifact)
     assert trainer.progress.best_metric == 0.9
     assert same(trainer.best, validated[0])
@@ -218,14 +218,13 @@ def test_a_stage_with_a_time_budget_validates_as_often(
     rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated = scored(monkeypatch, SCORES)
-    real = Trainer._step
+    real = Trainer._take
 
-    def step(self: Trainer, batches: Any, share: float) -> dict[str, float]:
-        metrics = real(self, batches, share)
+    def take(self: Trainer, steps: Any, share: float) -> None:
+        real(self, steps, share)
         self.progress.work_seconds = self.progress.step * 0.1
-        return metrics
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "_take", take)
     budget = Folder(str(tmp_path / "budget"))
     budget.finish({"work_seconds": 2.0})
     spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="test_resnet", time_budget=budget)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +13,22 @@ import torch
 
 from raymae.audio.clip_reader import ClipReader
 from raymae.config import AugmentConfig
-from raymae.features.augment import freq_mixstyle, mixup
+from raymae.features.augment import apply_coloration, apply_mixup, draw_coloration, draw_mixup
+from raymae.features.draws import Draws
 from raymae.features.manifest import Tally
 from raymae.features.shard import SILENT
+from raymae.features.store import FeatureStore
 from raymae.features.write import plan_shards, write_shard
 from raymae.models import MaskedAutoencoder
 from raymae.storage.folder import Folder
-from raymae.training.tasks.finetune import multi_loss, single_loss
+from raymae.training.batches.passes import Passes
+from raymae.training.batches.transfer import Transfer
+from raymae.training.batches.windows import Group
+from raymae.training.feeder import prepare
+from raymae.training.run_stage import build_task
+from raymae.training.worker import BareSession
 from tests.support.audio_files import TINY_AUDIO, write_clips
-from tests.support.training import TINY
+from tests.support.training import TINY, make_spec
 
 SHAPE = TINY_AUDIO.n_frames, TINY_AUDIO.n_mels
 
@@ -34,48 +43,73 @@ def batch_with_silence() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_reconstruction_of_silence_costs_nothing() -> None:
     model = MaskedAutoencoder(TINY_AUDIO, TINY.model)
     log_mel, frames = batch_with_silence()
-    for batch in (log_mel, log_mel[1:2]):
-        output = model(batch, frames[: len(batch)])
+    for clips in (slice(None), slice(1, 2)):
+        batch = log_mel[clips]
+        masking = model.random_masking(batch, frames[clips], Draws(0, np.arange(len(batch))))
+        output = model(batch, masking)
         output.loss.backward()
         assert output.loss.isfinite()
         assert all(one.grad is None or one.grad.isfinite().all() for one in model.parameters())
-    assert output.loss_per_clip.tolist() == [0.0]
+    assert output.error.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("loss", [single_loss, multi_loss])
-def test_only_sounding_clips_have_a_gradient(loss: type[single_loss]) -> None:  # type: ignore[valid-type]
-    target, sounding = torch.eye(3), torch.tensor([True, False, True])
-    logits = torch.randn(3, 3, requires_grad=True)
-    other = logits.detach().clone().requires_grad_(True)
-    loss(logits, target, 0.1, sounding)[0].backward()  # type: ignore[operator]
-    loss(other, target, 0.1, torch.ones(3, dtype=torch.bool))[0].backward()  # type: ignore[operator]
-    assert logits.grad is not None
-    assert other.grad is not None
-    assert logits.grad[1].abs().max() == 0
-    torch.testing.assert_close(logits.grad[[0, 2]], other.grad[[0, 2]])
+ALONE: dict[str, Any] = {"mixing_group": 4, "augment": AugmentConfig(roll_p=0.5, eq_p=0.5, gain_db=3.0)}
+"""Augmentations that mix no clips."""
+CONFIG = replace(
+    TINY,
+    pretrain=replace(TINY.pretrain, **ALONE),
+    finetune=replace(TINY.finetune, drop_path=0.0, label_smoothing=0.1, **ALONE),
+)
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("pretrain", "single"), ("finetune", "single"), ("finetune", "multi")])
+def test_silent_clips_have_no_part_in_a_step(store: FeatureStore, tmp_path: Path, kind: str, labels: Any) -> None:
+    """The count, the loss and the gradients are those of the other clips alone."""
+    config = replace(CONFIG, finetune=replace(CONFIG.finetune, labels=labels))
+    task = build_task(make_spec(store, tmp_path, kind, config))
+    _, (group, *_) = next(BareSession(store, task.spec.artifact).groups(task.order, 0))
+    group.log_mel[[1, 3]] = TINY_AUDIO.silence
+    others = [alone(group, number) for number in (0, 2)]
+    found = []
+    for groups in ([group], others):
+        step = prepare(task, 0, groups, Passes(most=2, largest=len(groups)), Transfer(torch.device("cpu")))
+        (batch,) = step.batches
+        loss, _ = task.training_step(task.model, batch, dict.fromkeys(task.counted, torch.tensor(10.0)))
+        loss.backward()
+        gradients = [one.grad.clone() for one in task.model.parameters() if one.grad is not None]
+        task.model.zero_grad()
+        found.append((loss.detach(), step.counts, gradients))
+    (loss, counts, gradients), (other_loss, other_counts, other_gradients) = found
+    assert loss > 0
+    assert counts.tolist() == other_counts.tolist()
+    torch.testing.assert_close(loss, other_loss)
+    torch.testing.assert_close(gradients, other_gradients)
+
+
+def alone(group: Group, number: int) -> Group:
+    """One of its clips as a group of its own, at its place."""
+    one = slice(number, number + 1)
+    return Group(group.place + number, group.rows[one], group.log_mel[one], group.valid_frames[one])
 
 
 def test_nobody_is_mixed_with_silence() -> None:
     log_mel, frames = batch_with_silence()
-    sounding, target = torch.tensor([True, False, True]), torch.eye(3)
-    always = AugmentConfig(mixup_p=1.0, mixstyle_p=1.0)
+    sounding, target = np.array([True, False, True]), np.eye(3, dtype=np.float32)
+    always, partners = AugmentConfig(mixup_p=1.0, mixstyle_p=1.0), set()
     for seed in range(10):
-        partner = torch.randperm(3, generator=at_permutation(seed))
-        mixed, labels, _ = mixup(log_mel, target, frames, always, torch.Generator().manual_seed(seed), sounding)
+        draws = Draws(seed, np.arange(3), group=3)
+        labels, _, drawn = draw_mixup(target, frames.numpy(), always, draws, sounding)
+        partner = drawn["mixup_partner"]
+        partners |= {int(partner[0]), int(partner[2])}
+        mixed = apply_mixup(log_mel, {name: torch.from_numpy(value) for name, value in drawn.items()})
         for clip in (0, 2):
-            assert (labels[clip, 1] == 0).all()
+            assert labels[clip, 1] == 0
             if partner[clip] == 1:
                 torch.testing.assert_close(mixed[clip], log_mel[clip])
-        styled, _ = freq_mixstyle(log_mel, frames, always, TINY_AUDIO, torch.Generator().manual_seed(seed))
+        style = draw_coloration(frames.numpy(), always, TINY_AUDIO, draws)
+        styled = apply_coloration(log_mel, frames, {name: torch.from_numpy(value) for name, value in style.items()})
         assert (styled[[0, 2]].std(1) > 0.3).all()
-
-
-def at_permutation(seed: int) -> torch.Generator:
-    """A generator at the point at which `mixup` draws the partners."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.rand((), generator=generator)
-    torch.randint(2**62, (), generator=generator)
-    return generator
+    assert partners == {0, 1, 2}
 
 
 def test_silent_files_are_left_out_and_counted_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from raymae.datasets.rows import class_names
 from raymae.features.store import FeatureStore
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.training.batches.windows import MicroBatch
+from raymae.training.batches.windows import Group
 from raymae.training.run_stage import build_task, run_stage
 from raymae.training.spec import StageSpec, labelled_rows, pretrain_sources
 from raymae.training.tasks.base import TrainingError
@@ -25,6 +26,8 @@ SHORT = replace(
     finetune=replace(TINY.finetune, epochs=7),
 )
 """A dozen steps of each stage."""
+GROUPS: dict[str, Any] = {"mixing_group": 4, "micro_batch_size": 4}
+"""Several mixing groups a step, each a forward pass."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,23 +58,17 @@ def test_finetuning_learns_two_tones(store: FeatureStore, pretrained: StageSpec,
 
 
 @pytest.mark.parametrize(("kind", "model"), [("pretrain", "mae"), ("pretrain", "latent"), ("finetune", "mae")])
-def test_one_worker_and_two_augment_the_same(store: FeatureStore, tmp_path: Path, kind: str, model: str) -> None:
+def test_one_worker_and_several_augment_the_same(store: FeatureStore, tmp_path: Path, kind: str, model: str) -> None:
     config = replace(
         TINY,
         model=replace(TINY.model, name=model),
-        pretrain=replace(TINY.pretrain, epochs=2, augment=EVERYTHING),
-        finetune=replace(
-            TINY.finetune,
-            epochs=3,
-            micro_batch_size=4,
-            drop_path=0.0,  # its draws are keyed by the training loop
-            augment=replace(EVERYTHING, mixup_p=0.8),
-        ),
+        pretrain=replace(TINY.pretrain, epochs=2, augment=EVERYTHING, **GROUPS),
+        finetune=replace(TINY.finetune, epochs=3, drop_path=0.3, augment=replace(EVERYTHING, mixup_p=0.8), **GROUPS),
     )
     spec = make_spec(store, tmp_path, kind, config, responses=RESPONSES)
-    one, two = losses(spec, 1), losses(spec, 2)
-    assert one == two
-    assert len(set(one.values())) == len(one) == 2 * spec.order().steps
+    one = losses(spec, 1)
+    assert all(losses(spec, workers) == one for workers in range(2, spec.slots + 1))
+    assert len(set(one.values())) == len(one) == spec.slots * spec.order().steps
 
 
 def test_each_stage_has_its_own_augmentation(store: FeatureStore, tmp_path: Path) -> None:
@@ -106,14 +103,14 @@ def test_resuming_from_a_checkpoint_is_exact(
 
 
 def test_the_trail_depends_on_clips_and_steps(store: FeatureStore) -> None:
-    def trail(batches: dict[int, list[int]]) -> int:
-        return sum(micro_batch(index, rows).fingerprint(store.clip_ids) for index, rows in batches.items()) % 2**64
+    def trail(groups: dict[int, list[int]]) -> int:
+        return sum(group(place, rows).fingerprint(store.clip_ids) for place, rows in groups.items()) % 2**64
 
-    def micro_batch(index: int, rows: list[int]) -> MicroBatch:
-        return MicroBatch(index, np.array(rows), np.empty(0, np.float16), np.empty(0, np.int32))
+    def group(place: int, rows: list[int]) -> Group:
+        return Group(place, np.array(rows), np.empty(0, np.float16), np.empty(0, np.int32))
 
-    run = {0: [3, 1, 2], 1: [4, 5, 9]}
-    others = [{0: [1, 3, 2], 1: [4, 5, 9]}, {0: [4, 5, 9], 1: [3, 1, 2]}, {0: [3, 1, 2]}, {0: [3, 1, 2], 1: [4, 5, 8]}]
+    run = {0: [3, 1, 2], 3: [4, 5, 9]}
+    others = [{0: [1, 3, 2], 3: [4, 5, 9]}, {0: [4, 5, 9], 3: [3, 1, 2]}, {0: [3, 1, 2]}, {0: [3, 1, 2], 3: [4, 5, 8]}]
     assert trail(dict(reversed(run.items()))) == trail(run)
     assert trail(run) not in map(trail, others)
 
@@ -133,9 +130,9 @@ def test_steps_that_are_not_finite_are_skipped_then_an_error(
     real = task.training_step
     bad_until = [2]
 
-    def step(model, batch, device):
-        loss, extra = real(model, batch, device)
-        return (loss * float("nan") if batch.index // spec.order().slots < bad_until[0] else loss), extra
+    def step(model, batch, totals):
+        loss, extra = real(model, batch, totals)
+        return (loss * float("nan") if batch.key // spec.order().global_batch_size < bad_until[0] else loss), extra
 
     monkeypatch.setattr(task, "training_step", step)
     trainer = Trainer.start(task, BareSession(store, spec.artifact), spec.artifact)
