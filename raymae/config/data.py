@@ -207,7 +207,7 @@ class DataConfig:
 
     1 is a full permutation, as of a DataLoader with shuffle=True; it reads a store in memory at half the speed, one on
     local disk at three quarters. With 8, if neighbours are from one recording, the class shares of batches vary as if a
-    batch of 64 held 15 clips drawn at random (one micro-batch of 64) or 36 (four of 16); see
+    batch of 64 held 47 clips drawn at random (in mixing groups of 8), 36 (of 16) or 15 (of 64); see
     raymae/training/batches/order.py.
     """
 
