@@ -218,7 +218,7 @@ def write_shard(
         writer.add_key_value_metadata({META: json.dumps({"audio": to_dict(audio), "summary": summary}).encode()})
     content, summary["crc32"] = seal(sink.getvalue())
     target.write_bytes(name, content)
-    if "pages" in summary:
+    if summary.get("pages"):
         metadata = pq.read_metadata(pa.BufferReader(content))
         summary["starts"] = page_starts(metadata, 2 * audio.n_frames * audio.n_mels)
     return summary | {"size": len(content)}
