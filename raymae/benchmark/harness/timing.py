@@ -47,6 +47,11 @@ def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
+def cpu_beside(before: dict[int, float], after: dict[int, float]) -> float:
+    """`cpu_between` without the process that used most."""
+    return cpu_between(before, after) - max(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+
+
 @dataclass(frozen=True)
 class Pace:
     """Throughput after start-up."""

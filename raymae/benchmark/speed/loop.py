@@ -16,7 +16,7 @@ from raymae.benchmark.harness.memory import process_tree
 from raymae.benchmark.harness.noise_store import noise_stage
 from raymae.benchmark.harness.own_ray import own_ray
 from raymae.benchmark.harness.result import Result, Row
-from raymae.benchmark.harness.timing import cpu_between, cpu_seconds
+from raymae.benchmark.harness.timing import cpu_beside, cpu_between, cpu_seconds
 from raymae.config import ComputeConfig, ModelConfig
 from raymae.config.recipes import SMALL_MODEL, small
 from raymae.storage.events import read_events
@@ -37,7 +37,7 @@ class Loop:
     trained on the same clips at the same steps and ended with the same weights.
 
     `--json` keys: `clips_per_second` and `bare_clips_per_second`; CPU milliseconds per clip over all processes of a
-    side, `cpu_ms` and `bare_cpu_ms`, and `cpu_ratio`, bare over Ray: the ratio to expect when all cores compute, less
+    side, `cpu_ms` and `bare_cpu_ms`; `cores_beside`, what the driver and Ray use beside the worker; `cpu_ratio`, bare over Ray: the ratio to expect when all cores compute, less
     affected by other processes; `data_wait_share` and `bare_data_wait_share`, the share of a step spent waiting for
     its batch; `start_seconds` and `bare_start_seconds`, from the call to the end of the first step (without the start
     of Ray: `ray_seconds`); `threads`, `steps`, `runs`, `cpus`.
@@ -79,6 +79,7 @@ class Loop:
             "bare_data_wait_share": bare.data_wait_share,
             "start_seconds": raymae.start_seconds,
             "bare_start_seconds": bare.start_seconds,
+            "cores_beside": raymae.beside,
             "ray_seconds": ray_seconds,
             "threads": spec.config.compute.torch_threads,
             "steps": self.steps,
@@ -94,7 +95,9 @@ class Loop:
             f"Start-up, not in the rates: {raymae.start_seconds:.1f} s to the end of the first step, bare "
             f"{bare.start_seconds:.1f} s; Ray itself {ray_seconds:.1f} s."
         )
-        return Result("loop", [Row("loop", what, *rates, wall, 0.97)], values, text)
+        beside = "all other processes beside the training worker", f"{raymae.beside:.2f} cores", "1 core"
+        rows = [Row("loop", what, *rates, wall, 0.97), Row("loop", *beside, raymae.beside, 0.2, at_most=True)]
+        return Result("loop", rows, values, text)
 
     def spec(self, root: Folder) -> StageSpec:
         """Write a store of noise with a batch of clips per step; returns the stage that trains on it for one epoch."""
@@ -132,9 +135,11 @@ class Loop:
         with cpu_of_steps(spec, first, last) as used:
             train(spec)
         events = read_events(spec.artifact)
+        seconds = events[last - 1]["time"] - events[first - 1]["time"]
         clips = self.steps * spec.train.global_batch_size
         return Run(
-            rate=clips / (events[last - 1]["time"] - events[first - 1]["time"]),
+            rate=clips / seconds,
+            beside=cpu_beside(*used) / seconds,
             cpu=cpu_between(*used) / clips,
             data_wait_share=statistics.mean(event["metrics"]["data_wait_share"] for event in events[first:last]),
             start_seconds=events[0]["time"] - begun,
@@ -147,6 +152,8 @@ class Run:
 
     rate: float
     """Clips per second."""
+    beside: float
+    """Cores that all processes but the busiest, the training worker, use."""
     cpu: float
     """CPU seconds per clip during the timed steps, of this process and its descendants."""
     data_wait_share: float
