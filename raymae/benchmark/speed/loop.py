@@ -37,10 +37,11 @@ class Loop:
     trained on the same clips at the same steps and ended with the same weights.
 
     `--json` keys: `clips_per_second` and `bare_clips_per_second`; CPU milliseconds per clip over all processes of a
-    side, `cpu_ms` and `bare_cpu_ms`; `cores_beside`, what the driver and Ray use beside the worker; `cpu_ratio`, bare over Ray: the ratio to expect when all cores compute, less
-    affected by other processes; `data_wait_share` and `bare_data_wait_share`, the share of a step spent waiting for
-    its batch; `start_seconds` and `bare_start_seconds`, from the call to the end of the first step (without the start
-    of Ray: `ray_seconds`); `threads`, `steps`, `runs`, `cpus`.
+    side, `cpu_ms` and `bare_cpu_ms`, and `cpu_ratio`, bare over Ray: the ratio to expect when all cores compute,
+    less affected by other processes; `cores_beside`, what the driver and Ray use beside the training worker;
+    `data_wait_share` and `bare_data_wait_share`, the share of a step spent waiting for its batch; `start_seconds`
+    and `bare_start_seconds`, from the call to the end of the first step (without the start of Ray: `ray_seconds`);
+    `threads`, `steps`, `runs`, `cpus`.
     """
 
     json: str | None = None
