@@ -1,15 +1,16 @@
-"""Where the log-mels of a store lie in its shards, and reading them from object storage by ranges of bytes.
+"""Where the log-mels of a store lie in its shards, and reading them by ranges of bytes, from any thread.
 
 The log-mels of a row group are one page of a Parquet file: without compression, the values one after the other. With
-their places known a window is read by one round of concurrent requests, of the bytes that it needs and no others. A
-file object would read footers first, one after the other, and ahead, several times as much as is used.
+their places known a window is read from object storage by one round of concurrent requests, of the bytes that it needs
+and no others; a file object would read footers first, one after the other, and ahead, several times as much as is used.
+From a disk several threads read at once, which Arrow's files don't allow.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,9 @@ def pages_table(summaries: Sequence[dict[str, Any]], size: int) -> pa.Table | No
     return pa.table(dict(zip(("start", "crc32", "valid_frames"), columns, strict=True)))
 
 
+ReadRanges = Callable[[list[tuple[int, int, int]]], Sequence[bytes | memoryview]]
+
+
 @dataclass(frozen=True)
 class Pages:
     """The pages of a store's shards."""
@@ -80,13 +84,11 @@ class Pages:
     group: int
     """Rows of a row group."""
 
-    def read(
-        self, folder: Folder, names: Sequence[str], counts: Rows, shards: Rows, rows: Rows, row_bytes: int
-    ) -> NDArray[np.uint8]:
+    def read(self, read: ReadRanges, counts: Rows, shards: Rows, rows: Rows, row_bytes: int) -> NDArray[np.uint8]:
         """The bytes (n, row_bytes) of some rows, by their shards (n,) and rows within them (n,).
 
         Args:
-            names: of all shards.
+            read: returns ranges (shard, start, end) of bytes.
             counts: (shards,), rows of every shard.
 
         ValueError for a page that isn't what was written.
@@ -97,7 +99,7 @@ class Pages:
         sizes = np.minimum(counts[pairs[0]] - pairs[1] * self.group, self.group) * row_bytes
         starts = self.starts[numbers]
         ranges = merged(pairs[0], starts, starts + sizes)
-        contents = folder.read_ranges([(names[shard], start, end) for shard, start, end, _ in ranges])
+        contents = read([(shard, start, end) for shard, start, end, _ in ranges])
         found = np.empty((len(rows), row_bytes), np.uint8)
         order = np.argsort(place, kind="stable")
         bounds = np.searchsorted(place[order], np.arange(len(numbers) + 1))

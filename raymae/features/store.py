@@ -21,6 +21,7 @@ file has a checksum too (`raymae.features.shard`), the manifest holds its size, 
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -43,13 +44,22 @@ ROW_GROUP = 4
 SHARDS = "artifacts/shards"
 
 
+_one_reader = threading.Lock()
+"""Arrow's files can't be read by two threads at once."""
+
+
+@lru_cache(maxsize=64)
+def _map_shard(url: str, name: str) -> mmap.mmap:
+    with open(Folder(url).path(name), "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 @lru_cache(maxsize=64)
 def _open_shard(url: str, name: str) -> tuple[pq.ParquetFile, mmap.mmap | None]:
     folder = Folder(url)
     if not folder.is_local:
         return pq.ParquetFile(folder.open(name), page_checksum_verification=True), None
-    with open(folder.path(name), "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = _map_shard(url, name)
     source = pa.BufferReader(pa.py_buffer(mapped))
     return pq.ParquetFile(source, page_checksum_verification=True), mapped
 
@@ -111,8 +121,8 @@ class FeatureStore:
         Raises ValueError that names a shard that is missing or damaged.
         """
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        if not self.shards.is_local and self._pages is not None:
-            return self._read_ranges(shard_of, rows)
+        if self._pages is not None:
+            return self._read_pages(shard_of, rows)
         log_mel = np.empty((len(rows), self.audio.n_frames, self.audio.n_mels), np.float16)
         valid_frames = np.empty(len(rows), np.int32)
         for shard in np.unique(shard_of):
@@ -120,6 +130,7 @@ class FeatureStore:
             try:
                 log_mel[here], valid_frames[here] = self._read_shard(int(shard), rows[here] - self._starts[shard])
             except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+                _map_shard.cache_clear()
                 _open_shard.cache_clear()  # the open files are of a shard that will be replaced
                 reason = explain(self.shards, self.manifest["shards"][shard]["name"], error)
                 if reason is error:
@@ -131,28 +142,44 @@ class FeatureStore:
     def _pages(self) -> Pages | None:
         return read_pages(self.folder, np.diff(self._starts), ROW_GROUP)
 
-    def _read_ranges(self, shard_of: Rows, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        """Read rows from object storage, all pages at once."""
-        pages, names = self._pages, [shard["name"] for shard in self.manifest["shards"]]
+    @cached_property
+    def _names(self) -> list[str]:
+        return [str(shard["name"]) for shard in self.manifest["shards"]]
+
+    def _read_pages(self, shard_of: Rows, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+        """Read rows by the places of their pages: from object storage all at once."""
+        pages, shape = self._pages, (self.audio.n_frames, self.audio.n_mels)
         assert pages is not None
-        counts, shape = np.diff(self._starts), (self.audio.n_frames, self.audio.n_mels)
+        read = self._mapped if self.shards.is_local else self._requested
+        within = rows - self._starts[shard_of]
         try:
-            found = pages.read(
-                self.shards, names, counts, shard_of, rows - self._starts[shard_of], 2 * shape[0] * shape[1]
-            )
+            found = pages.read(read, np.diff(self._starts), shard_of, within, 2 * shape[0] * shape[1])
         except (OSError, ValueError) as error:
+            _map_shard.cache_clear()  # the open files are of a shard that will be replaced
             for shard in np.unique(shard_of):
-                reason = explain(self.shards, names[shard], error)
+                reason = explain(self.shards, self._names[shard], error)
                 if reason is not error:
                     raise reason from error
             raise
         return found.view(np.float16).reshape(-1, *shape), pages.valid_frames[rows]
 
+    def _requested(self, ranges: list[tuple[int, int, int]]) -> list[bytes]:
+        return self.shards.read_ranges([(self._names[shard], start, end) for shard, start, end in ranges])
+
+    def _mapped(self, ranges: list[tuple[int, int, int]]) -> list[bytes]:
+        found = []
+        for shard, start, end in ranges:
+            mapped = _map_shard(self.shards.url, self._names[shard])
+            found.append(mapped[start:end])
+            mapped.madvise(mmap.MADV_DONTNEED)  # or this process's memory would grow with all that it has read
+        return found
+
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
-        size = file.metadata.row_group(0).num_rows
-        groups, index = np.unique(rows // size, return_inverse=True)
-        table = file.read_row_groups(groups.tolist(), columns=["log_mel", "valid_frames"], use_threads=False)
+        with _one_reader:
+            file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
+            size = file.metadata.row_group(0).num_rows
+            groups, index = np.unique(rows // size, return_inverse=True)
+            table = file.read_row_groups(groups.tolist(), columns=["log_mel", "valid_frames"], use_threads=False)
         found = index * size + rows % size
         result = features_of(table["log_mel"], self.audio)[found], table["valid_frames"].to_numpy()[found]
         if mapped:
