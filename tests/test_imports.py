@@ -1,6 +1,7 @@
 """The layers of the package: what may import what, and how large a folder and a file may grow."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -35,13 +36,14 @@ MAY_IMPORT = {
         "raymae.serving.http.job",
         "raymae.serving.predict",
         "raymae.sweep.recorder",
-        "raymae.sweep.run",
         "raymae.sweep.search",
     },
     "mlflow": {"raymae.tracking.tracker", "raymae.tracking.registry", "raymae.tracking.pyfunc_model"},
     "tyro": {"raymae.cli", "raymae.benchmark.command"},
 }
 """The modules, or whole packages, that may import a framework."""
+RAY_PRIVATE = PACKAGE / "cluster" / "ray_private.py"
+"""The one module that may use what isn't public in Ray."""
 MOST_ENTRIES, MOST_MODULES, MOST_LINES = 20, 14, 350
 
 
@@ -105,6 +107,57 @@ def test_a_framework_is_imported_where_it_belongs(framework: str) -> None:
         module for module in importing if not any(f"{module}.".startswith(f"{place}.") for place in places)
     } == set()
     assert all(any(f"{module}.".startswith(f"{place}.") for module in importing) for place in places)
+
+
+def private_names(source: str) -> set[str]:
+    """What a file mentions of Ray that isn't public, comments and strings included."""
+    found = set(re.findall(r"\bray\.(?:\w+\.)*_[a-z]\w*(?:\.\w+)*", source))
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    if not any(name.split(".")[0] == "ray" for node in nodes for name in imported(node)):
+        return found
+    names: list[str | None] = [item.name for node in nodes if isinstance(node, ast.ImportFrom) for item in node.names]
+    names += [node.attr for node in nodes if isinstance(node, ast.Attribute) and not is_own(node.value)]
+    names += [node.arg for node in nodes if isinstance(node, ast.keyword)]
+    keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)]
+    names += [key.value for key in keys if isinstance(key.value, str)]
+    return found | {name for name in names if name and re.match("_[A-Za-z]", name)}
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The modules that a statement imports."""
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [item.name for item in node.names] if isinstance(node, ast.Import) else []
+
+
+def is_own(node: ast.expr) -> bool:
+    """Whether an attribute of it is the class's own."""
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import ray\nray._private.worker.get_dashboard_url()", "_private ray._private.worker.get_dashboard_url"),
+        ("from ray.data._internal.plan import Plan", "ray.data._internal.plan"),
+        ("from ray.train.torch.config import _TorchBackend", "_TorchBackend"),
+        ("import ray\ndef step(executor): executor._consumer_idling()", "_consumer_idling"),
+        ("from ray import serve\nserve.delete('a', _blocking=False)", "_blocking"),
+        ("import ray.data\noptions = {'_system_config': {}}", "_system_config"),
+        ("getLogger('ray.data._internal.progress')", "ray.data._internal.progress"),
+        ("import ray\nclass A:\n def b(self): return self._c, ray.nodes.__name__, {'d_e': 1}", ""),
+        ("array._replace(a=1)", ""),
+    ],
+)
+def test_private_names_of_ray_are_found(source: str, found: str) -> None:
+    assert private_names(source) == set(found.split())
+
+
+def test_private_names_of_ray_are_in_one_module() -> None:
+    assert private_names(RAY_PRIVATE.read_text()), "it can go"
+    others = {module_of(path): private_names(path.read_text()) for path in files() if path != RAY_PRIVATE}
+    assert {module: names for module, names in others.items() if names} == {}
 
 
 def test_folders_and_files_keep_their_size() -> None:

@@ -42,21 +42,27 @@ def starts_here(address: str | None) -> bool:
     return address is None and not os.environ.get("RAY_ADDRESS") and not started.exists()
 
 
-def start_ray(compute: ComputeConfig) -> None:
+def start_ray(compute: ComputeConfig) -> str | None:
     """Connect to the configured cluster or the job's, or start a local one; says so where that takes long.
+
+    Returns the dashboard's host and port; None without one, or if this process was connected before.
 
     ConnectionError if the cluster doesn't answer, or Ray doesn't start here in two tries.
     """
     import ray
     import ray.data
 
+    from raymae.cluster.ray_private import PROGRESS_LOGGER
+
+    dashboard = None
     if not ray.is_initialized():
         address = check_address(compute.address)
         with announced(f"Ray of {address}" if address else "Ray"):
             for last in (False, True):
                 try:
                     # the workers' output stays in Ray's log files and dashboard: the driver reports progress and events
-                    ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
+                    joined = ray.init(address=compute.address, log_to_driver=False, logging_level=logging.ERROR)
+                    dashboard = joined.dashboard_url
                     break
                 except Exception as error:  # Ray raises various kinds
                     ray.shutdown()
@@ -64,11 +70,12 @@ def start_ray(compute: ComputeConfig) -> None:
                         raise ConnectionError(not_started(address, error)) from None
                     log.warning("Ray doesn't start (%s); trying once more", one_line(error))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that its bars are off
+    logging.getLogger(PROGRESS_LOGGER).setLevel(logging.ERROR)  # else it warns that its bars are off
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    return dashboard
 
 
 def check_address(address: str | None) -> str | None:

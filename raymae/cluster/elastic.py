@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import ray
 import ray.train
-from ray._private.state import state  # Ray Train uses it; no public function lists draining nodes or free resources
 
+from raymae.cluster.ray_private import state
 from raymae.cluster.room import has_room, reserved_cpus, uses_gpu, workers_of
 from raymae.config import ComputeConfig
 from raymae.training.guards.deadline import Deadline

@@ -14,9 +14,9 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raymae.cluster.elastic import alive
+from raymae.cluster.ray_private import ExecutionCallback, consumer_waits
 from raymae.cluster.room import reserved_cpus
 from raymae.config import AudioConfig
 from raymae.features.store import features_of
@@ -132,7 +132,7 @@ class ThrottledPolling(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Called after each round."""
-        time.sleep(PAUSE if executor._consumer_idling() else LONG_PAUSE)
+        time.sleep(PAUSE if consumer_waits(executor) else LONG_PAUSE)
 
 
 class InOrder(ray.train.DataConfig):

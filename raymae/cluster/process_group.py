@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.train
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -49,7 +50,10 @@ class Group(TorchConfig):
         return GroupBackend
 
 
-class GroupBackend(_TorchBackend):
+TORCH_BACKEND: Any = TorchConfig().backend_cls
+
+
+class GroupBackend(TORCH_BACKEND):  # type: ignore[misc]
     """Ray Train's backend; if Ray listens on loopback alone, PyTorch's store does too.
 
     By default the store listens on every interface, and whoever can connect to it can take part in the training.
@@ -63,11 +67,26 @@ class GroupBackend(_TorchBackend):
         backend = backend_config.backend
         timeout, count = timedelta(seconds=backend_config.timeout_s), len(worker_group)
         port = worker_group.execute_single(0, open_store, timeout)
-        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(set_environment)
         ranks = [
             worker_group.execute_single_async(rank, join, rank, count, backend, port, timeout) for rank in range(count)
         ]
         ray.get(ranks)
+
+
+def set_environment() -> None:
+    """Tell this worker's process its ranks, as torchrun and Ray Train's backend do: libraries read them."""
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    os.environ |= {
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "ACCELERATE_TORCH_DEVICE": str(get_device()),
+    }
 
 
 def open_store(timeout: timedelta) -> int:

@@ -18,12 +18,12 @@ import ray.data
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raymae.cluster.elastic import Workforce, by_workers, plan_workforce, torch_threads
 from raymae.cluster.errors import user_error
 from raymae.cluster.feed import InOrder, dataset_factory, read_segment, segments, split_in_order, windows_of
 from raymae.cluster.prometheus import Gauges
+from raymae.cluster.ray_private import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from raymae.config import redact
 from raymae.features.streaming import StreamedClips
 from raymae.storage.commits import latest_step, resumable
@@ -39,8 +39,7 @@ from raymae.training.spec import StageSpec
 log = logging.getLogger(__name__)
 
 RETRIED = (ActorDiedError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
-"""Errors that aren't a training worker's: Ray Train's controller died, or the group couldn't be started (these two have
-no public names)."""
+"""Errors that aren't a training worker's: Ray Train's controller died, or the group couldn't be started."""
 
 MAX_DOUBLINGS = 4
 """How often the pause before asking for more workers doubles: up to 16 times `compute.wait_minutes`."""

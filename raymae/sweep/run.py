@@ -139,8 +139,6 @@ class Sweep:
 
     def search(self) -> str | None:
         """Run the trials that are left; a line about what couldn't be delivered to MLflow, or None."""
-        import ray
-
         from raymae.cluster.connect import start_ray
         from raymae.sweep.search import trial_resources
 
@@ -148,13 +146,13 @@ class Sweep:
         for one in self.before.values():
             if one.status == "refused" and not self.folder.exists(f"trials/{one.key}.json"):
                 write_record(self.folder, one)
-        start_ray(self.config.compute)
+        dashboard = start_ray(self.config.compute)
         demand = trial_resources(self.config.sweep, self.config.compute)
         self._prepare()
         name = f"{self.config.recipe}-sweep"
         self.reporter.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))
         tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
-        self._print_addresses(tensorboard, ray._private.worker.get_dashboard_url())
+        self._print_addresses(tensorboard, dashboard)
         try:
             self._check_end(self._run_trials(tensorboard, demand))
         except TimeIsUpError:
@@ -210,7 +208,7 @@ class Sweep:
             if not point.plan.nodes["prepare"].reused:
                 run_plan(self.planner.config_of(values), "prepare", self.storage, self.started)
 
-    def _print_addresses(self, tensorboard: str | None, dashboard: str) -> None:
+    def _print_addresses(self, tensorboard: str | None, dashboard: str | None) -> None:
         print(f"open MLflow:       {ui_command(self.config.tracking, self.storage)}")
         if tensorboard:
             print(f"open TensorBoard:  tensorboard --logdir '{tensorboard}'")

@@ -15,9 +15,9 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from raymae.cluster.ray_private import propagated_to_trials
 from raymae.config import ComputeConfig, SweepConfig, to_text
 from raymae.sweep.points import Planner, Point
 from raymae.sweep.recorder import Recorder
@@ -181,7 +181,7 @@ def withhold_keys() -> None:
 
     A trial then opens the storage with its node's own keys, as all other workers do.
     """
-    propagated = class_cache.ENV_VARS_TO_PROPAGATE
+    propagated = propagated_to_trials()
     propagated -= {name for name in propagated if name.startswith("AWS_")}
 
 

@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,12 @@ from raymae.config import ComputeConfig
 
 @pytest.fixture
 def init(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], Any]]]:
-    """What each call of `ray.init` does, in order; no Ray is started."""
+    """What each call of `ray.init` does, in order, and returns as the dashboard's address; no Ray is started."""
     calls: list[Callable[[], Any]] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "init", lambda **_: calls.pop(0)())
+    monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(dashboard_url=calls.pop(0)()))
     yield calls
     assert not calls
 
@@ -33,8 +34,8 @@ def fail() -> None:
 
 
 def test_a_second_try_is_made(init: list[Callable[[], Any]], caplog: pytest.LogCaptureFixture) -> None:
-    init += [fail, lambda: None]
-    start_ray(ComputeConfig())
+    init += [fail, lambda: "127.0.0.1:8265"]
+    assert start_ray(ComputeConfig()) == "127.0.0.1:8265", "the dashboard's address"
     expected = "Ray doesn't start (The current node timed out during startup.); trying once more"
     assert caplog.messages == [expected]
 

@@ -12,10 +12,10 @@ import pytest
 import ray.train
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raymae.cluster import elastic, train
 from raymae.cluster.elastic import Workforce
+from raymae.cluster.ray_private import WorkerGroupStartupTimeoutError
 from raymae.config import ComputeConfig
 from raymae.storage.folder import Folder
 from raymae.training.guards.deadline import FOREVER, Deadline

@@ -125,7 +125,7 @@ def test_a_pickle_as_a_shard_or_a_recording(tmp_path: Path, sprung: Path) -> Non
 def test_python_objects_in_parquet_columns(place: str, tmp_path: Path, sprung: Path) -> None:
     """Ray has an Arrow type for them, which every process that imports ray.data registers, and unpickles."""
     import ray.data  # noqa: F401
-    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+    from ray.data.extensions import ArrowPythonObjectArray
 
     objects = ArrowPythonObjectArray.from_objects([Trap(sprung), Trap(sprung)])
     plain = pa.array(["a.wav", "b.wav"])

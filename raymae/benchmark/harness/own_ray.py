@@ -28,6 +28,7 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -
     from ray.cluster_utils import Cluster
 
     from raymae.cluster.connect import start_ray
+    from raymae.cluster.ray_private import SYSTEM_CONFIG, TEMP_DIR
     from raymae.config import ComputeConfig
 
     started = time.perf_counter()
@@ -35,11 +36,12 @@ def own_ray(cpus: int, object_store_mb: int = OBJECT_STORE_MB, nodes: int = 1) -
     folder = Path("/tmp") / f"raymae-{os.getpid()}"  # short: Ray's socket names have a limit of 107 characters
     size: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": object_store_mb * 1_000_000}
     # Ray's workers have a raised niceness by default and would yield the CPU to the baseline
-    first = size | {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+    first = size | {"include_dashboard": False, SYSTEM_CONFIG: {"worker_niceness": 0}}
+    place: dict[str, Any] = {TEMP_DIR: str(folder)}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cluster = None
     if nodes == 1:
-        ray.init(address="local", _temp_dir=str(folder), **first, **quiet)
+        ray.init(address="local", **first, **place, **quiet)
     else:
         cluster = Cluster(initialize_head=True, head_node_args={"temp_dir": str(folder), **first})
         for _ in range(nodes - 1):

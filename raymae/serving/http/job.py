@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 
 from raymae.cluster.connect import start_ray
 from raymae.cluster.pools import torch_device
+from raymae.cluster.ray_private import begin_to_delete
 from raymae.cluster.room import uses_gpu
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
 from raymae.serving.predict import find_classifier
@@ -98,7 +99,7 @@ class Closer:
 
     def __init__(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        serve.delete(APPLICATION, _blocking=False)
+        begin_to_delete(APPLICATION)
         while APPLICATION in serve.status().applications and time.monotonic() < until:
             time.sleep(0.1)
         serve.shutdown()
