@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from raymae.config.data import MAX_CLIP_SAMPLES, MAX_FFT, MAX_MELS, MAX_VALUES
-from raymae.config.values import require, require_choice, require_share
+from raymae.config.values import require, require_choice, require_share, to_dict
 
 Framing = Literal["centred", "kaldi"]
 
@@ -16,6 +16,8 @@ Window = Literal["symmetric", "periodic"]
 MelScale = Literal["kaldi", "slaney"]
 
 LogFloor = Literal["add", "clamp"]
+
+Device = Literal["cpu", "gpu"]
 
 CONSTANT = 1e-3
 """Largest change of a band of the normalised log-mel over time that counts as none: a float16 step."""
@@ -63,6 +65,9 @@ class AudioConfig:
     """Divisor of the log-mel, after norm_mean is subtracted."""
     clip_seconds: float = 10.0
     """Length to which clips are cut or padded, seconds."""
+    device: Device = "cpu"
+    """Where training makes log-mels. cpu: where the clips are read; gpu: on the training worker's device, from
+    waveforms, within 1e-3 of those of the CPU; augmentations of waveforms need it, and it needs data.store = none."""
 
     def __post_init__(self) -> None:
         require(self.sample_rate > 0, f"audio.sample_rate = {self.sample_rate} must be positive")
@@ -70,6 +75,7 @@ class AudioConfig:
         require_choice("audio.window", self.window, get_args(Window))
         require_choice("audio.mel_scale", self.mel_scale, get_args(MelScale))
         require_choice("audio.log_floor", self.log_floor, get_args(LogFloor))
+        require_choice("audio.device", self.device, get_args(Device))
         require(  # a symmetric Hann window of 2 samples is all zero
             3 <= self.win_length <= self.n_fft,
             f"audio.win_length = {self.win_length} must lie between 3 and audio.n_fft = {self.n_fft}",
@@ -99,6 +105,10 @@ class AudioConfig:
             self.n_frames * self.n_mels <= MAX_VALUES,
             f"audio.hop_length = {self.hop_length} and n_mels = {self.n_mels} give clips more than {MAX_VALUES} values",
         )
+
+    def front_end(self) -> dict[str, Any]:
+        """The settings that decide a log-mel, by name: all but the device that makes it."""
+        return {name: value for name, value in to_dict(self).items() if name != "device"}
 
     @property
     def f_high(self) -> float:

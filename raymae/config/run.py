@@ -178,6 +178,7 @@ class Config:
         self._check_folds()
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         self._check_unlabelled()
+        self._check_device()
         require(
             self.promote.alias != self.tracking.alias,
             f"promote.alias = {self.promote.alias} is tracking.alias, the candidate's: the two have to differ",
@@ -240,6 +241,22 @@ class Config:
         require(
             self.seeds == 1, f"folds and seeds = {self.seeds}: run either all folds with one seed, or several seeds"
         )
+
+    def _check_device(self) -> None:
+        """Check where log-mels are made against what needs the waveforms there."""
+        if self.audio.device == "gpu":
+            require(
+                self.data.store == "none",
+                "audio.device = gpu makes log-mels of waveforms, and the store holds log-mels: set data.store = none",
+            )
+            return
+        for section in ("pretrain", "finetune"):
+            for name in getattr(self, section).augment.of_waveforms:
+                value = getattr(getattr(self, section).augment, name)
+                raise ValueError(
+                    f"{section}.augment.{name} = {value} changes waveforms, of which only log-mels reach the training "
+                    "worker: set audio.device = gpu, and data.store = none with it"
+                )
 
     def _check_unlabelled(self) -> None:
         """Check `unlabelled`, and consistency training against fine-tuning."""

@@ -169,6 +169,12 @@ class ConsistencyConfig:
                 f"consistency.strong.{name} = {value} has no effect: both views have the crop, roll and gain of "
                 "finetune.augment, and mixup is for labelled clips",
             )
+        waveforms = self.strong.of_waveforms
+        require(
+            not waveforms,
+            f"consistency.strong.{waveforms[0] if waveforms else ''} has no effect: both views are made from the same "
+            "waveform, which finetune.augment changes",
+        )
         for field in fields(self):
             value, methods = getattr(self, field.name), ONLY_FOR.get(field.name, (self.method,))
             require(

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.audio.errors import SilentError
-from raymae.config import AudioConfig, to_dict
+from raymae.config import AudioConfig
 from raymae.features.pages import pages_table
 from raymae.features.shard import SILENT
 from raymae.features.store import ROW_GROUP
@@ -133,8 +133,8 @@ class Tally:
         }
         return {
             "format": FORMAT,
-            "config_hash": digest(to_dict(audio)),
-            "audio": to_dict(audio),
+            "config_hash": digest(audio.front_end()),
+            "audio": audio.front_end(),
             "shape": [audio.n_frames, audio.n_mels],
             "dtype": "float16",
             **totals,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from raymae.audio.containers import storage_of
 from raymae.audio.errors import AudioError, NoAnswerError, SilentError, TimeLimitError, UnreachableError
 from raymae.audio.spans import WHOLE, Clip, Span, SpanReader
-from raymae.config import AudioConfig, redact, to_dict
+from raymae.config import AudioConfig, redact
 from raymae.datasets.rows import state_columns
 from raymae.features.pages import PAGES, page_starts, page_sums, pages_table
 from raymae.features.shard import BLANK, META, SILENT, moments, seal
@@ -49,7 +49,7 @@ def write_store(
     store.folder.write_table("clips.parquet", clips.filter(kept))
     if (table := pages_table(pages, ROW_GROUP)) is not None:
         store.folder.write_table(PAGES, table)
-    store.folder.write_json("manifest.json", {"audio": to_dict(audio), "shards": shards})
+    store.folder.write_json("manifest.json", {"audio": audio.front_end(), "shards": shards})
     return store
 
 
@@ -78,7 +78,7 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
     """Divide a clip table into shards, each named by a hash of its content."""
     size = shard_rows(len(clips), audio, shard_mb)
-    front_end = json.dumps([5, to_dict(audio)], sort_keys=True).encode()
+    front_end = json.dumps([5, audio.front_end()], sort_keys=True).encode()
     plans = []
     for start in range(0, len(clips), size):
         part = clips.slice(start, size)
@@ -215,7 +215,7 @@ def write_shard(
     plain = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with pq.ParquetWriter(sink, table.schema, compression=compression, **plain) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP)
-        writer.add_key_value_metadata({META: json.dumps({"audio": to_dict(audio), "summary": summary}).encode()})
+        writer.add_key_value_metadata({META: json.dumps({"audio": audio.front_end(), "summary": summary}).encode()})
     content, summary["crc32"] = seal(sink.getvalue())
     target.write_bytes(name, content)
     if summary.get("pages"):

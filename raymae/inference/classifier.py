@@ -48,7 +48,7 @@ def write_classifier(
 ) -> None:
     """Write a classifier folder; `cnn` names the network if it is not the transformer encoder."""
     folder.write_bytes("model.safetensors", save_weights(model))
-    settings = {"audio": to_dict(audio), "model": to_dict(model_config), "finetune": to_dict(finetune), "cnn": cnn}
+    settings = {"audio": audio.front_end(), "model": to_dict(model_config), "finetune": to_dict(finetune), "cnn": cnn}
     folder.write_json("classifier.json", {"format": FORMAT, "class_names": class_names, **settings})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,8 @@ def check_front_end(encoder: Folder, audio: AudioConfig) -> None:
     from raymae.inference.embedder import read_card
 
     _, card = read_card(encoder)
-    own = to_dict(audio)
-    other = [item.name for item in fields(AudioConfig) if card["audio"].get(item.name) != own[item.name]]
+    own = audio.front_end()
+    other = [name for name, value in own.items() if card["audio"].get(name) != value]
     if other:
         found = ", ".join(f"audio.{name} = {card['audio'].get(name)} (here {own[name]})" for name in other)
         raise ValueError(f"the encoder was trained with {found}: give its recipe or these settings")

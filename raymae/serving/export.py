@@ -308,5 +308,5 @@ def card_of(model: Model, arguments: dict[str, Any], graph: str | None) -> dict[
         "subtract_band_mean": bool(finetune and finetune.subtract_band_mean),
         "pool": model.pool,
         "class_names": model.class_names,
-        "audio": to_dict(model.audio),
+        "audio": model.audio.front_end(),
     }

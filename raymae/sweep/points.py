@@ -49,7 +49,7 @@ class Planner:
 
     def clips_of(self, config: Config) -> pa.Table:
         """The clip table of a configuration; each is read once."""
-        key = digest([to_dict(config.data, secret=True), to_dict(config.audio), config.finetune.labels])
+        key = digest([to_dict(config.data, secret=True), config.audio.front_end(), config.finetune.labels])
         if key not in self.clips:
             self.clips[key] = load_clips(config, self.storage, config.finetune.labels)
         return self.clips[key]

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from raymae.config import FRONT_ENDS, RANDOM, AudioConfig, Config, from_dict, redact
@@ -224,7 +224,7 @@ def check_heads(found: int, config: Config) -> None:
 
 def compare_front_ends(theirs: AudioConfig, ours: AudioConfig) -> None:
     """Warn of the front-end settings that differ from those that the weights were trained with."""
-    names = [item.name for item in fields(AudioConfig) if getattr(theirs, item.name) != getattr(ours, item.name)]
+    names = [name for name, value in theirs.front_end().items() if getattr(ours, name) != value]
     if names:
         different = ", ".join(
             f"audio.{name} = {getattr(ours, name)} (theirs {getattr(theirs, name)})" for name in names

@@ -101,6 +101,8 @@ class Keys:
         if (responses := self.responses[section]) is not None:
             share = getattr(getattr(config, section), name).response_share
             values[name] |= {"responses": responses.digests, "response_p": share}
+        if config.audio.device == "gpu":  # the log-mels of its clips differ by rounding from those of the CPU
+            values["device"] = "gpu"
         return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
 
     def given_weights(self, section: str) -> str | None:
@@ -124,7 +126,7 @@ def prepare_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "store": data.store,
-        "audio": to_dict(keys.config.audio),
+        "audio": keys.config.audio.front_end(),
         "max_bad_share": data.max_bad_share,
         "clips": fingerprint(keys.clips, keys.clips.column_names),
     }
@@ -134,7 +136,7 @@ def pretrain_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     """Of pre-training."""
     config = keys.config
     return {
-        "audio": to_dict(config.audio),
+        "audio": config.audio.front_end(),
         "model": to_dict(config.model),
         "training": keys.training("pretrain"),
         "clips": keys.fingerprint(["pool"] if config.pretrain.pool_only else ["pool", "train"], "source", "weight"),
@@ -148,7 +150,7 @@ def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     train = clips_of(keys.clips, ["train"])
     labelled = train.filter(pc.is_valid(train["scene_label"]))
     return {
-        "audio": to_dict(config.audio),
+        "audio": config.audio.front_end(),
         "model": to_dict(config.model),
         "training": keys.training("finetune"),
         "clips": fingerprint(labelled, [*state_columns(labelled), "scene_label"]),
@@ -191,7 +193,7 @@ def evaluate_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     config = keys.config
     return {
         "version": EVALUATION,
-        "audio": to_dict(config.audio),
+        "audio": config.audio.front_end(),
         "baselines": config.evaluate.baselines,
         "clips": fingerprint(keys.clips, keys.clips.column_names),
         "models": {name: key for name, key in node.keys.items() if name.startswith(CLASSIFIERS)},

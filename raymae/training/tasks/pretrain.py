@@ -133,7 +133,7 @@ class PretrainTask:
         """Write the weights, the settings that build the model, and its figures."""
         artifact, config = self.spec.artifact, self.spec.config
         artifact.write_bytes("model.safetensors", save_weights(model))
-        settings = {"audio": to_dict(config.audio), "model": to_dict(config.model)}
+        settings = {"audio": config.audio.front_end(), "model": to_dict(config.model)}
         crop_seconds = self.config.augment.crop_seconds
         artifact.write_json("model.json", {"format": 1, "crop_seconds": crop_seconds, **settings})
         for name, figure in self.figures(model.eval()).items():
