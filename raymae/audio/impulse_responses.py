@@ -1,8 +1,8 @@
-"""Impulse responses of recording devices as additive log-mel offsets, one number per band. No torch.
+"""Impulse responses of recording devices, as they are and as additive log-mel offsets, one number per band. No torch.
 
 A device filters what it records. If its impulse response h is short against the front end's window, the log-mel of the
 filtered sound is that of the sound plus, in every band, the logarithm of the response's power. Adding this offset to a
-batch costs almost nothing (Morocutti et al. 2023 convolve the waveform with h).
+batch costs almost nothing (Morocutti et al. 2023 convolve the waveform with h, as `raymae.features.waveforms` does).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import ceil
 
 import numpy as np
 import soundfile
+import soxr
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ from raymae.audio.containers import AUDIO
 from raymae.audio.decode import load
 from raymae.audio.errors import AudioError
 from raymae.audio.logmel import hann_window, mel_bank
-from raymae.config import AudioConfig, redact
+from raymae.config import AudioConfig, ResponsesBy, redact
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +44,23 @@ class Responses:
 
     offsets: NDArray[np.float32]
     """(n, F): the offset that each adds to a normalised log-mel."""
+    waveforms: NDArray[np.float32]
+    """(n, taps): the responses at the front end's rate, zeros after their ends; convolution leaves the mean level over
+    the bands as it is, as the offsets do."""
     digests: tuple[str, ...]
     """SHA-256 of the files' contents, sorted."""
 
 
-def read_responses(names: Sequence[str], audio: AudioConfig, setting: str) -> Responses:
-    """Read the offsets of all impulse responses of `names` (files, folders, globs, URLs).
+def read_responses(
+    names: Sequence[str], audio: AudioConfig, setting: str, used_by: ResponsesBy = "offsets"
+) -> Responses:
+    """Read all impulse responses of `names` (files, folders, globs, URLs).
+
+    A warning names those whose reverberation is lost where they are used by their offsets.
 
     Raises ValueError that begins with `setting` and names a file that can't be read or is not usable for `audio`.
     """
-    found: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     digests = []
     for address, content in _contents(names, setting):
         digest = hashlib.sha256(content).hexdigest()
@@ -63,16 +71,19 @@ def read_responses(names: Sequence[str], audio: AudioConfig, setting: str) -> Re
             response, rate = _decode(content, audio)
         except AudioError as error:
             raise ValueError(f"{setting}: {redact(address)}: {error}") from None
-        found[digest] = band_offsets(response, rate, audio)
+        found[digest] = band_offsets(response, rate, audio), levelled(response, rate, audio)
         outside, window = share_outside(response, rate, audio), 1000 * audio.win_length / audio.sample_rate
-        if outside > LONG_SHARE:
+        if outside > LONG_SHARE and used_by == "offsets":
             message = (
                 "%s: %s: %.0f %% of the energy lies outside one window of %.0f ms; its frequency response is used, its "
                 "reverberation is not"
             )
             log.warning(message, setting, redact(address), 100 * outside, window)
     digests.sort()
-    return Responses(np.stack([found[digest] for digest in digests]), tuple(digests))
+    offsets, waveforms = zip(*(found[digest] for digest in digests), strict=True)
+    taps = max(map(len, waveforms))
+    padded = [np.pad(one, (0, taps - len(one))) for one in waveforms]
+    return Responses(np.stack(offsets), np.stack(padded), tuple(digests))
 
 
 def band_offsets(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> NDArray[np.float32]:
@@ -83,15 +94,30 @@ def band_offsets(response: NDArray[np.floating], rate: int, audio: AudioConfig) 
     front end's frequencies whatever `rate` is, so that no resampling filter is part of it. The offsets' mean over the
     bands is 0, since level is left to `augment.gain_db`; empty bands (no FFT bin in the filter) have offset 0.
     """
+    nats, filled = _nats(response, rate, audio)
+    offsets = np.zeros(audio.n_mels, np.float32)
+    offsets[filled] = (nats - nats.mean()) / audio.norm_scale
+    return offsets
+
+
+def levelled(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> NDArray[np.float32]:
+    """`response` (n_samples,), `rate` in Hz, at the front end's rate (taps,), with a mean level of 0 over the bands."""
+    nats, _ = _nats(response, rate, audio)
+    scale = rate / audio.sample_rate * np.exp(-nats.mean() / 2)  # a sum of more samples would be louder
+    resampled = soxr.resample(response.astype(np.float64), rate, audio.sample_rate, quality="HQ")
+    return np.asarray(scale * resampled, np.float32)
+
+
+def _nats(
+    response: NDArray[np.floating], rate: int, audio: AudioConfig
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The logarithm of a response's power in every band that has an FFT bin, and which bands (F,) have one."""
     power = _smoothed_power(response, rate, audio)
     bank = mel_bank(audio).astype(np.float64)
     weight = bank.sum(axis=1)
     filled = weight > 0
     in_band = bank[filled] @ power / weight[filled]
-    nats = np.log(np.maximum(in_band, FLOOR * in_band.max()))
-    offsets = np.zeros(audio.n_mels, np.float32)
-    offsets[filled] = (nats - nats.mean()) / audio.norm_scale
-    return offsets
+    return np.log(np.maximum(in_band, FLOOR * in_band.max())), filled
 
 
 def _smoothed_power(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> NDArray[np.float64]:

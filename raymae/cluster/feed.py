@@ -18,8 +18,7 @@ import ray.train
 from raymae.cluster.elastic import alive
 from raymae.cluster.ray_private import ExecutionCallback, consumer_waits
 from raymae.cluster.room import reserved_cpus
-from raymae.config import AudioConfig
-from raymae.features.store import features_of
+from raymae.features.store import Layout
 from raymae.storage.commits import resumable, step_of
 from raymae.training.batches.order import Order
 from raymae.training.batches.windows import Window, rank_slots, read_window
@@ -48,23 +47,19 @@ class WindowReader:
 
     def __init__(self, spec: StageSpec) -> None:
         self.store, self.order = spec.store, spec.order()
-        self.clip_bytes = 2 * spec.config.audio.n_frames * spec.config.audio.n_mels
+        self.clip_bytes = spec.store.layout.nbytes
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         number = int(batch["window"][0])
         if number == FILLER:
             size = self.clip_bytes
             filler = pa.array([bytes(size)], pa.binary(size))
-            return pa.table(
-                {"position": [FILLER], "row": [FILLER], "log_mel": filler, "valid_frames": np.zeros(1, np.int32)}
-            )
+            return pa.table({"position": [FILLER], "row": [FILLER], "values": filler, "valid": np.zeros(1, np.int32)})
         window = read_window(self.store, self.order, number)
-        features = pa.Array.from_buffers(
-            pa.binary(window.log_mel[0].nbytes), len(window.log_mel), [None, pa.py_buffer(window.log_mel)]
+        values = pa.Array.from_buffers(
+            pa.binary(self.clip_bytes), len(window.values), [None, pa.py_buffer(window.values)]
         )
-        return pa.table(
-            {"position": window.positions, "row": window.rows, "log_mel": features, "valid_frames": window.valid_frames}
-        )
+        return pa.table({"position": window.positions, "row": window.rows, "values": values, "valid": window.valid})
 
 
 def emitted(order: Order, first: int, stop: int, workers: int) -> list[int]:
@@ -105,8 +100,8 @@ def read_segment(spec: StageSpec, first: int, workers: int) -> ray.data.Dataset:
 
 def window_bytes(spec: StageSpec) -> int:
     """The size of a full window in memory, in bytes."""
-    audio, order = spec.config.audio, spec.order()
-    return order.window_steps * order.group_size * 2 * audio.n_frames * audio.n_mels
+    order = spec.order()
+    return order.window_steps * order.group_size * spec.store.layout.nbytes
 
 
 def window_readers(spec: StageSpec, workers: int) -> tuple[int, float]:
@@ -157,7 +152,7 @@ def split_in_order(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.
     return dataset.streaming_split(world_size, equal=False)
 
 
-def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
+def windows_of(split: Any, layout: Layout) -> Iterator[Window]:
     """Iterate over the windows of one rank, from its `ray.data.DataIterator`."""
     for block in split.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         if block["position"][0].as_py() == FILLER:
@@ -165,8 +160,8 @@ def windows_of(split: Any, audio: AudioConfig) -> Iterator[Window]:
         yield Window(
             block["position"].to_numpy(),
             block["row"].to_numpy(),
-            features_of(block["log_mel"], audio),
-            block["valid_frames"].to_numpy(),
+            layout.view(block["values"]),
+            block["valid"].to_numpy(),
         )
 
 

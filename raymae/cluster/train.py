@@ -92,7 +92,7 @@ class RaySession:
                 if self.rank == 0:
                     splits = split_in_order(read_segment(self.spec, start, self.world_size), self.world_size)
                 split = self.gather(splits)[0][self.rank]
-            yield from windows_of(split, self.spec.config.audio)
+            yield from windows_of(split, self.spec.store.layout)
 
     def wrap(self, model: Any, precision: Any) -> Any:
         """Wrap the model as `compute` says."""

@@ -6,7 +6,7 @@ ValueErrors that say what would be right.
 """
 
 from raymae.config.audio import CONSTANT, FRONT_ENDS, AudioConfig
-from raymae.config.augment import AugmentConfig
+from raymae.config.augment import AugmentConfig, ResponsesBy
 from raymae.config.data import DataConfig, SplitConfig, SplitKind, SyntheticConfig
 from raymae.config.jobs import (
     AuditConfig,
@@ -58,6 +58,7 @@ __all__ = [
     "PretrainConfig",
     "PromoteConfig",
     "PseudoLabelConfig",
+    "ResponsesBy",
     "ServeConfig",
     "SplitConfig",
     "SplitKind",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from raymae.config.values import require, require_choice
+
+ResponsesBy = Literal["offsets", "convolution"]
 
 WAVEFORM = ("speed_p", "wave_mix_p", "noise_p")
 """Probabilities of augmentations of the waveform itself, which need audio.device = gpu."""
@@ -34,7 +36,7 @@ class AugmentConfig:
     content, not their path, is part of a stage's key."""
     response_p: float | None = None
     """Probability that a clip gets one of the responses, drawn for each clip; None: 0.5 if there are responses."""
-    responses_by: Literal["offsets", "convolution"] = "offsets"
+    responses_by: ResponsesBy = "offsets"
     """offsets: a response is what it adds to every band of a log-mel; convolution: the waveform is convolved with it,
     its reverberation included (audio.device = gpu)."""
     speed_p: float = 0.0
@@ -79,7 +81,7 @@ class AugmentConfig:
 
     def _check_waveforms(self) -> None:
         """Check the settings of waveforms."""
-        require_choice("augment.responses_by", self.responses_by, ("offsets", "convolution"))
+        require_choice("augment.responses_by", self.responses_by, get_args(ResponsesBy))
         for rate in self.speed_rates:
             require(
                 0.5 <= rate <= 2 and rate != 1 and math.isclose(100 * rate, round(100 * rate)),

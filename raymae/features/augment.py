@@ -143,7 +143,7 @@ def draw_coloration(
     """
     drawn: Drawn = {}
     offsets: list[NDArray[np.floating]] = [] if gain is None else [gain]
-    if config.response_share:
+    if config.response_share and config.responses_by == "offsets":
         offsets.append(device_response(config, responses, draws))
     if config.eq_p:
         offsets.append(random_eq(config, audio, draws))

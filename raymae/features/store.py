@@ -65,6 +65,43 @@ def _open_shard(url: str, name: str) -> tuple[pq.ParquetFile, mmap.mmap | None]:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What training reads of a clip: an array whose first axis is time."""
+
+    shape: tuple[int, ...]
+    """Of a whole clip: (T, F), or (samples,)."""
+    dtype: type[np.floating]
+    step: int
+    """Places of the time axis from one frame to the next."""
+    rest: float
+    """What stands after the end of a shorter clip."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a clip."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def view(self, column: pa.ChunkedArray) -> NDArray[Any]:
+        """View a column of fixed-size binaries as (n, *shape), without a copy if it has one chunk."""
+        array = column.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+        count = (array.offset + len(array)) * int(np.prod(self.shape))
+        flat = np.frombuffer(array.buffers()[1], self.dtype, count=count)
+        return flat.reshape(-1, *self.shape)[array.offset :]
+
+
+def log_mel_layout(audio: AudioConfig) -> Layout:
+    """Log-mels (T, F) float16."""
+    return Layout((audio.n_frames, audio.n_mels), np.float16, 1, audio.silence)
+
+
+def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float16]:
+    """View a log_mel column as (n, T, F)."""
+    return log_mel_layout(audio).view(column)
+
+
+@dataclass(frozen=True)
 class FeatureStore:
     """A finished store, opened for reading; picklable."""
 
@@ -83,6 +120,11 @@ class FeatureStore:
         """The front end that made the features."""
         section: AudioConfig = from_dict(AudioConfig, self.manifest["audio"])
         return section
+
+    @property
+    def layout(self) -> Layout:
+        """What `read_for_training` returns of a clip."""
+        return log_mel_layout(self.audio)
 
     @cached_property
     def clips(self) -> pa.Table:
@@ -174,6 +216,10 @@ class FeatureStore:
             mapped.madvise(mmap.MADV_DONTNEED)  # or this process's memory would grow with all that it has read
         return found
 
+    def read_for_training(self, rows: Rows) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Read what training takes of some rows, (n, *layout.shape), and how much of it is valid (n,)."""
+        return self.read(rows)
+
     def _read_shard(self, shard: int, rows: Rows) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
         with _one_reader:
             file, mapped = _open_shard(self.shards.url, self.manifest["shards"][shard]["name"])
@@ -185,16 +231,6 @@ class FeatureStore:
         if mapped:
             mapped.madvise(mmap.MADV_DONTNEED)  # or this process's memory would grow with all that it has read
         return result
-
-
-def features_of(column: pa.ChunkedArray, audio: AudioConfig) -> NDArray[np.float16]:
-    """View a log_mel column as (n, T, F), without a copy if it has one chunk."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    size = audio.n_frames * audio.n_mels
-    flat = np.frombuffer(array.buffers()[1], np.float16, count=(array.offset + len(array)) * size)
-    return flat.reshape(-1, audio.n_frames, audio.n_mels)[array.offset :]
 
 
 def iterate(

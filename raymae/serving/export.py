@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from raymae.config import AudioConfig, Config, redact, to_dict
+from raymae.config import AudioConfig, Config, redact
 from raymae.features.augment import crop_frames, segment_frames
 from raymae.inference.classifier import one_line, read_classifier
 from raymae.inference.embedder import Embedder, read_embedder

@@ -29,7 +29,7 @@ def prepare(task: Task, step: int, groups: list[Group], passes: Passes, transfer
     """Decide everything of a rank's part of a step but its arithmetic, and start its copies."""
     batches, counts = [], None
     for clips in passes.clips(groups):
-        host, more = task.prepare(clips, transfer.empty)
+        host, more = task.prepare(clips, transfer)
         counts = more if counts is None else counts + more
         batches.append(transfer.send(transfer.pack(host)))
     assert counts is not None

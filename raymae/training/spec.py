@@ -55,6 +55,8 @@ class StageSpec:
     """The stage of another configuration whose random draws it repeats."""
     responses: NDArray[np.float32] | None = None
     """Offsets (n, F) of the impulse responses that the stage augments with; read once, by the driver."""
+    response_waveforms: NDArray[np.float32] | None = None
+    """The responses themselves (n, taps), where `augment.responses_by` = convolution."""
     strong_responses: NDArray[np.float32] | None = None
     """The same for the strong views of consistency training."""
     fence: Fence | None = None

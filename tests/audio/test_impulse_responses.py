@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve, firwin2, minimum_phase
 
-from raymae.audio.impulse_responses import band_offsets, read_responses, share_outside
-from raymae.audio.logmel import LogMel
+from raymae.audio.impulse_responses import band_offsets, levelled, read_responses, share_outside
+from raymae.audio.logmel import LogMel, band_centres
 from raymae.config import FRONT_ENDS, AudioConfig, AugmentConfig, Config, FinetuneConfig, PretrainConfig
 from raymae.config.recipes import SMALL_AUDIO
 from raymae.features.augment import random_eq
@@ -265,3 +265,16 @@ def test_each_stage_has_its_own(clips: pa.Table, folder: Path, tmp_path: Path) -
     assert make_plan(clips, tmp_path, off, two).spec("pretrain").responses is None
     with pytest.raises(ValueError, match=r"^finetune\.augment\.responses: there is no audio file /nowhere"):
         keys(clips, tmp_path, one, AugmentConfig(responses=("/nowhere",)))
+
+
+@pytest.mark.parametrize("audio", [FRONT_ENDS["paper"], SMALL_AUDIO])
+def test_a_response_as_a_waveform_is_at_the_level_of_its_offsets(audio: AudioConfig) -> None:
+    """Convolution at the front end's rate changes each band's mean by the offset."""
+    response = device(seed=3)
+    x = soxr.resample(sound("noise"), RATE, audio.sample_rate).astype(np.float32)
+    heard = fftconvolve(x, levelled(response, RATE, audio))[: len(x)]
+    log_mel = LogMel(audio)
+    frames = slice(20, -20)
+    change = log_mel(heard.astype(np.float32))[frames].mean(0) - log_mel(x)[frames].mean(0)
+    inside = band_centres(audio) < 0.9 * audio.sample_rate / 2  # above it the resampler's filter begins
+    assert np.abs(change - band_offsets(response, RATE, audio))[inside].max() < 0.1 / audio.norm_scale

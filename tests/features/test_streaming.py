@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from raymae.cluster.feed import read_segment, segments, split_in_order, windows_of
 from raymae.config import Config, DataConfig
 from raymae.features import streaming
-from raymae.features.store import FeatureStore
+from raymae.features.store import FeatureStore, log_mel_layout
 from raymae.features.streaming import CHECKED, StreamedClips
 from raymae.pipeline.run import make_plan, run_plan
 from raymae.storage.folder import Folder, open_storage
@@ -149,7 +149,7 @@ class SlowTrainer:
     """A process like a training worker's: what Ray Data prefetches in it ends with it."""
 
     def __init__(self, split: ray.data.DataIterator) -> None:
-        self.windows = windows_of(split, TINY_AUDIO)
+        self.windows = windows_of(split, log_mel_layout(TINY_AUDIO))
 
     def take(self) -> None:
         next(self.windows)

@@ -88,7 +88,7 @@ def test_speed_moves_tones_and_ends(rate: float) -> None:
     assert np.array_equal(kept.numpy(), x)
 
 
-@pytest.mark.parametrize("up, down, rate", [(10, 9, 0.9), (10, 11, 1.1)])
+@pytest.mark.parametrize(("up", "down", "rate"), [(10, 9, 0.9), (10, 11, 1.1)])
 def test_speed_is_band_limited_resampling(up: int, down: int, rate: float) -> None:
     x = scipy.signal.firwin(101, 0.3)  # nothing near the Nyquist frequency, where the two filters differ
     x = np.convolve(np.random.default_rng(0).normal(size=2000), x, "same").astype(np.float32)
@@ -115,8 +115,11 @@ def test_a_gain_is_the_offset_that_log_mels_get() -> None:
     config = AugmentConfig(gain_db=12.0)
     factor = w.draw_wave_gain(config, DRAWS)["wave_gain"]
     expected = 10 ** (12 * (2 * DRAWS.one("gain") - 1) / 20)
-    np.testing.assert_allclose(w.apply_level(tensor(batch()), tensor(VALID), {"wave_gain": tensor(factor)}).numpy(),
-                               batch() * expected[:, None], rtol=1e-5)
+    np.testing.assert_allclose(
+        w.apply_level(tensor(batch()), tensor(VALID), {"wave_gain": tensor(factor)}).numpy(),
+        batch() * expected[:, None],
+        rtol=1e-5,
+    )
 
 
 def test_draws_are_by_place_alone() -> None:

@@ -235,7 +235,7 @@ def test_a_forward_pass_lies_wholly_on_the_gpu(store: FeatureStore, tmp_path: Pa
     passes = plan_passes(task, task.order, 1, sharded=False)
     clips = passes.clips(groups)
     transfer = Transfer(torch.device("cuda"))
-    packed = [transfer.pack(task.prepare(one, transfer.empty)[0]) for one in clips]
+    packed = [transfer.pack(task.prepare(one, transfer)[0]) for one in clips]
     with fake_gpu():
         model = to_device(task.model, "cuda")
         task.averaged = Ema(model, 0.9).model

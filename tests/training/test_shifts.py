@@ -93,6 +93,6 @@ def test_windows_of_an_order_hold_an_epoch() -> None:
     found: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
     for number in range(order.windows):
         window = read_window(store, order, number)
-        for position, clip, valid in zip(window.positions, window.log_mel, window.valid_frames, strict=True):
+        for position, clip, valid in zip(window.positions, window.values, window.valid, strict=True):
             found[int(position) // len(rows)] += [(int(one[1]), int(one[0])) for one in clip[:valid]]
     assert all(len(set(frames)) == len(frames) == 4 * (3 * T + 5) for frames in found.values())

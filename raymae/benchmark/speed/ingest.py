@@ -175,7 +175,7 @@ def batches(spec: StageSpec) -> Iterator[NDArray[np.float16]]:
     from raymae.training.worker import read_groups
 
     for _, groups in read_groups(spec.store, spec.order(), rank=0, world_size=1, step=0):
-        yield np.concatenate([group.log_mel for group in groups])
+        yield np.concatenate([group.values for group in groups])
 
 
 def median(paces: list[Pace]) -> Pace:

@@ -78,14 +78,19 @@ class Keys:
         for section, name in AUGMENTS.items():
             augment = getattr(getattr(self.config, section), name)
             used = augment.response_share > 0
-            setting = f"{section}.{name}.responses"
-            found[section] = read_responses(augment.responses, self.config.audio, setting) if used else None
+            read = augment.responses, self.config.audio, f"{section}.{name}.responses", augment.responses_by
+            found[section] = read_responses(*read) if used else None
         return found
 
     def offsets(self, section: str) -> NDArray[np.float32] | None:
         """A section's impulse responses as offsets (n, F) of the log-mel."""
         responses = self.responses[section]
         return None if responses is None else responses.offsets
+
+    def convolved(self, section: str) -> NDArray[np.float32] | None:
+        """A section's impulse responses (n, taps), where waveforms are convolved with them."""
+        responses, augment = self.responses[section], getattr(getattr(self.config, section), AUGMENTS[section])
+        return responses.waveforms if responses and augment.responses_by == "convolution" else None
 
     def training(self, section: str) -> dict[str, Any]:
         """A section's settings that decide the result of training; responses by their content, weights by theirs."""

@@ -25,7 +25,7 @@ from raymae.config.stages import (
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
 from raymae.features.shard import all_exist, asks_again
 from raymae.features.store import SHARDS, FeatureStore
-from raymae.features.streaming import CHECKED, StreamedClips
+from raymae.features.streaming import CHECKED, StreamedClips, WaveformClips
 from raymae.pipeline.plan.keys import Asked, Keys
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.checksums import digest
@@ -263,7 +263,8 @@ class Plan:
         """The clips as training reads them, once prepared: the feature store, or a stream from the audio."""
         prepared, data = self.nodes["prepare"].artifact, self.config.data
         if data.store == "none":
-            return StreamedClips(prepared, self.shards, data.file_timeout)
+            kind = WaveformClips if self.config.audio.device == "gpu" else StreamedClips
+            return kind(prepared, self.shards, data.file_timeout)
         return FeatureStore(prepared, self.shards)
 
     @property
@@ -292,6 +293,7 @@ class Plan:
         kind = STAGES[node.stage].kind
         assert kind is not None, f"{name} trains nothing"
         from_teacher = self.continues(name) or (kind == "consistency" and self.config.consistency.start == "finetune")
+        section = "pretrain" if kind == "pretrain" else "finetune"
         return StageSpec(
             name=name,
             kind=kind,
@@ -300,7 +302,8 @@ class Plan:
             store=self.store,
             encoder=None if from_teacher else self.start(name),
             classifier=self.nodes[teacher_of(name)].artifact if from_teacher else None,
-            responses=self.keys.offsets("pretrain" if kind == "pretrain" else "finetune"),
+            responses=self.keys.offsets(section),
+            response_waveforms=self.keys.convolved(section),
             **self._own_inputs(name),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,10 @@ class Clips:
     """(B,): rows of the store."""
     places: Rows
     """(B,): places in the run."""
-    log_mel: list[NDArray[np.float16]]
-    """B times (T, F)."""
-    valid_frames: NDArray[np.int64]
-    """(B,)."""
+    values: list[NDArray[Any]]
+    """B times a log-mel (T, F) float16, or a waveform (samples,) float32."""
+    valid: NDArray[np.int64]
+    """(B,): frames or samples before the padding."""
     weight: NDArray[np.float32]
     """(B,): 1, or 0 for clips that only fill the pass up."""
     group_size: int
@@ -33,8 +34,8 @@ class Clips:
         return Clips(
             self.rows[indices],
             self.places[indices],
-            [self.log_mel[index] for index in indices],
-            self.valid_frames[indices],
+            [self.values[index] for index in indices],
+            self.valid[indices],
             self.weight[indices],
             self.group_size,
         )
@@ -83,8 +84,8 @@ def _joined(groups: Sequence[Group], counted: int) -> Clips:
     return Clips(
         np.concatenate([group.rows for group in groups]),
         np.concatenate([group.place + np.arange(size) for group in groups]),
-        [clip for group in groups for clip in group.log_mel],
-        np.concatenate([group.valid_frames for group in groups]).astype(np.int64),
+        [clip for group in groups for clip in group.values],
+        np.concatenate([group.valid for group in groups]).astype(np.int64),
         np.repeat(np.arange(len(groups)) < counted, size).astype(np.float32),
         size,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class HostBatch:
     """A forward pass in host memory, pinned if there is a GPU."""
 
     log_mel: Tensor
-    """(B, T, F) float16."""
+    """(B, T, F) float16; on the device already where it was made there."""
     drawn: Drawn
     """What is decided ahead of the step, by name."""
     key: int = 0
@@ -83,11 +84,22 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.on_gpu = device.type == "cuda" and torch.cuda.is_available()
-        self.stream = torch.cuda.Stream(device) if self.on_gpu else None
+        # what is ahead of the step but waited for (raymae.training.tasks.device_inputs) goes before the step's kernels
+        self.stream = torch.cuda.Stream(device, priority=-1) if self.on_gpu else None
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
         """Host memory for a batch, pinned if there is a GPU: torch uses it again once its copy is made."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.on_gpu)
+
+    def in_stream(self) -> AbstractContextManager[Any]:
+        """A context in which the device's work is part of the stream of the copies."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def copy(self, values: NDArray[Any]) -> Tensor:
+        """Start the copy of a small array."""
+        host = self.empty(*values.shape, dtype=_TYPES[values.dtype.name])
+        host.numpy()[...] = values
+        return host.to(self.device, non_blocking=True)
 
     def pack(self, batch: HostBatch) -> PackedBatch:
         """Put everything but the clips into one piece of host memory."""

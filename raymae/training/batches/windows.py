@@ -28,8 +28,10 @@ class Window:
 
     positions: Rows
     rows: Rows
-    log_mel: NDArray[np.float16]
-    valid_frames: NDArray[np.int32]
+    values: NDArray[Any]
+    """(n, *shape): log-mels or waveforms (`raymae.features.store.FeatureStore.layout`)."""
+    valid: NDArray[np.int32]
+    """(n,): frames or samples before the padding."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Group:
     place: int
     """Place of its first clip in the run; the others follow. Every random draw is keyed by a clip's place."""
     rows: Rows
-    log_mel: NDArray[np.float16]
-    valid_frames: NDArray[np.int32]
+    values: NDArray[Any]
+    valid: NDArray[np.int32]
 
     def fingerprint(self, clip_ids: pa.LargeStringArray) -> int:
         """A 64-bit hash of the place and the clips, in their order, by the store's `clip_ids`.
@@ -57,7 +59,7 @@ def read_window(store: FeatureStore, order: Order, number: int) -> Window:
     rows = order.rows_at(positions)
     if order.shifted:
         return Window(positions, rows, *read_shifted(store, rows, order.epochs_at(positions), order.seed))
-    return Window(positions, rows, *store.read(rows))
+    return Window(positions, rows, *store.read_for_training(rows))
 
 
 def rank_slots(slots: int, rank: int, world_size: int) -> range:
@@ -95,8 +97,8 @@ def rank_steps(
                     Group(
                         (step * order.slots + slot) * size,
                         window.rows[part],
-                        window.log_mel[part],
-                        window.valid_frames[part],
+                        window.values[part],
+                        window.valid[part],
                     )
                     for slot, window in zip(slots, own, strict=True)
                 ],

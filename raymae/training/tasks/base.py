@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from raymae.config import TrainConfig
 from raymae.training.batches.order import Order
 from raymae.training.batches.passes import Clips
-from raymae.training.batches.transfer import DeviceBatch, HostBatch
+from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
 from raymae.training.spec import StageSpec
-from raymae.training.tasks.inputs import Empty
 from raymae.training.tasks.selection import Selection
 from raymae.training.worker import Session
 
@@ -60,10 +59,11 @@ class Task(Protocol):
     averaged: nn.Module | None
     """The EMA of the model, in evaluation mode, if the loop keeps one; set by the loop."""
 
-    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+    def prepare(self, clips: Clips, transfer: Transfer) -> tuple[HostBatch, Counts]:
         """Decide everything about a forward pass but its arithmetic, and count what is `counted`.
 
-        Called ahead of the step by a thread of its own; `empty` allocates the memory of the clips.
+        Called ahead of the step by a thread of its own; `transfer` allocates the memory of the clips and,
+        where their log-mels are made on the device, waits for it.
         """
         ...
 

@@ -23,13 +23,13 @@ from raymae.models.masking import every
 from raymae.models.patches import grid_size
 from raymae.training.batches.order import PairedOrder
 from raymae.training.batches.passes import Clips
-from raymae.training.batches.transfer import DeviceBatch, HostBatch
+from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
 from raymae.training.parallel import reshard
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.base import Counts
 from raymae.training.tasks.consistency_weights import METHODS, FreeMatch, consistency_loss
 from raymae.training.tasks.finetune import FinetuneTask, masks_of
-from raymae.training.tasks.inputs import Empty, Frames, Sound, part, prefixed, take_frames
+from raymae.training.tasks.inputs import Frames, Sound, part, prefixed
 from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ class ConsistencyTask(FinetuneTask):
         if not self.paired:
             log.warning("%s: split train has no unlabelled clip; training on the labelled clips alone", spec.name)
 
-    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+    def prepare(self, clips: Clips, transfer: Transfer) -> tuple[HostBatch, Counts]:
         """Decide everything of the labelled clips and of both views of the unlabelled ones; count all that sound."""
         if not self.paired:
-            host, counts = super().prepare(clips, empty)
+            host, counts = super().prepare(clips, transfer)
             return host, np.append(counts, [0.0, 0.0])
         size = clips.group_size
         labelled = size // (1 + self.settings.ratio)
@@ -93,9 +93,10 @@ class ConsistencyTask(FinetuneTask):
         clips = clips.take(np.concatenate([by_group[:, :labelled].ravel(), by_group[:, labelled:].ravel()]))
         n = len(by_group) * labelled
         draws = Draws(mix(self.seed, 5), clips.places)
-        frames = take_frames(clips, self.config.augment, self.audio, draws, empty)
+        own_draws = draws.select(slice(n), labelled)
+        frames = self.inputs.take(clips, draws, own_draws, transfer)
         sound = self._find_sound(frames)
-        drawn, own = self._prepare_labelled(clips.rows[:n], draws.select(slice(n), labelled), frames, sound)
+        drawn, own = self._prepare_labelled(clips.rows[:n], own_draws, frames, sound)
         strong, views = self._prepare_views(n, draws.select(slice(n, None), size - labelled), frames, sound)
         drawn |= strong | self._draw_masks(np.concatenate([own, views]), sound.grid, draws)
         drawn["input_frames"] = np.concatenate([drawn["valid_frames"], frames.valid_frames[n:]])

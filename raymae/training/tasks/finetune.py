@@ -27,10 +27,11 @@ from raymae.models.masking import kept_of
 from raymae.models.patches import Grid
 from raymae.models.weights_file import load_weights
 from raymae.training.batches.passes import Clips
-from raymae.training.batches.transfer import DeviceBatch, HostBatch
+from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
 from raymae.training.spec import StageSpec, labelled_rows
 from raymae.training.tasks.base import Counts
-from raymae.training.tasks.inputs import Empty, Frames, Sound, find_sound, take_frames
+from raymae.training.tasks.chosen_inputs import inputs_of
+from raymae.training.tasks.inputs import Frames, Sound, find_sound
 from raymae.training.tasks.linear_probe_init import start_head
 from raymae.training.tasks.selection import selection
 from raymae.training.worker import Session
@@ -86,6 +87,7 @@ class FinetuneTask:
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.config, self.seed = spec, spec.classification, spec.seed()
         self.audio = spec.config.audio
+        self.inputs = inputs_of(spec, self.config.augment)
         self.class_names = class_names(spec.store.clips, self.config.labels)
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.always_masks = spec.always_masks
@@ -124,10 +126,10 @@ class FinetuneTask:
                 group["lr_scale"] *= self.config.head_lr_scale
         return groups
 
-    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+    def prepare(self, clips: Clips, transfer: Transfer) -> tuple[HostBatch, Counts]:
         """Decide augmentation, mixup and structured masks of some clips; count those that aren't silent."""
         draws = Draws(mix(self.seed, 5), clips.places, clips.group_size)
-        frames = take_frames(clips, self.config.augment, self.audio, draws, empty)
+        frames = self.inputs.take(clips, draws, draws, transfer)
         sound = self._find_sound(frames)
         drawn, valid = self._prepare_labelled(clips.rows, draws, frames, sound)
         drawn["counted"] = clips.weight * sound.sounding
@@ -138,7 +140,7 @@ class FinetuneTask:
         patch_size, silence = self.spec.config.model.patch_size, self.audio.silence
         if isinstance(self.network, Cnn):
             return find_sound(frames, patch_size, silence)
-        starts = self.network.segment_starts(frames.values.shape[1])
+        starts = self.network.segment_starts(frames.log_mel.shape[1])
         return find_sound(frames, patch_size, silence, self.network.segment, starts)
 
     def _prepare_labelled(
@@ -150,7 +152,7 @@ class FinetuneTask:
         gain = None if frames.gain is None else frames.gain[count]
         drawn = draw_coloration(before, config, self.audio, draws, self.spec.responses, gain)
         valid = sound.without_hidden(drawn, count)
-        target = self.targets[rows].toarray()
+        target = frames.mixed_targets(self.targets[rows].toarray())
         target, after, mixed = draw_mixup(target, before, config, draws, sound.sounding[count])
         if mixed:
             uses = (mixed["mixup_weight"] < 1)[:, None, None]

@@ -20,11 +20,12 @@ from raymae.models.masking import masking_of
 from raymae.models.weights_file import save_weights
 from raymae.storage.png import png
 from raymae.training.batches.passes import Clips
-from raymae.training.batches.transfer import DeviceBatch, HostBatch
+from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
 from raymae.training.figures import component_figure, reconstruction_figure
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.base import Counts
-from raymae.training.tasks.inputs import Empty, find_sound, part, prefixed, take_frames
+from raymae.training.tasks.chosen_inputs import inputs_of
+from raymae.training.tasks.inputs import find_sound, part, prefixed
 from raymae.training.tasks.probe_monitor import monitor
 from raymae.training.tasks.selection import LAST
 from raymae.training.worker import Session
@@ -48,6 +49,7 @@ class PretrainTask:
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.always_masks = spec.always_masks
         self.audio = spec.config.audio
+        self.inputs = inputs_of(spec, self.config.augment)
         self.model = MODELS[spec.config.model.name](self.audio, spec.config.model)
         if spec.encoder:
             load_pretrained(self.model, load_tensors(spec.encoder.read_checked("model.safetensors")))
@@ -67,11 +69,11 @@ class PretrainTask:
         """All parameters; those of one dimension and the tokens without weight decay."""
         return self.model.parameter_groups(self.config.weight_decay)
 
-    def prepare(self, clips: Clips, empty: Empty) -> tuple[HostBatch, Counts]:
+    def prepare(self, clips: Clips, transfer: Transfer) -> tuple[HostBatch, Counts]:
         """Decide crops, coloration and masks of some clips; count removed patches, clips and patches by source."""
         draws = Draws(mix(self.seed, 5), clips.places, clips.group_size)
         model, augment = self.spec.config.model, self.config.augment
-        frames = take_frames(clips, augment, self.audio, draws, empty)
+        frames = self.inputs.take(clips, draws, draws, transfer)
         sound = find_sound(frames, model.patch_size, self.audio.silence)
         settings = frames.valid_frames, augment, self.audio
         color = draw_coloration(*settings, draws, self.spec.responses, frames.gain)
