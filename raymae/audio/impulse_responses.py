@@ -34,6 +34,8 @@ MAX_SECONDS = 3.0
 MAX_BYTES = 2**25
 FLOOR = 1e-8
 """Lower limit of a band's power relative to the strongest band: every device has a noise floor."""
+LEAD = 200
+"""Zeros before and after a response that is resampled, samples."""
 LONG_SHARE = 0.1
 """Share of a response's energy outside one window above which the log warns of it."""
 
@@ -104,7 +106,8 @@ def levelled(response: NDArray[np.floating], rate: int, audio: AudioConfig) -> N
     """`response` (n_samples,), `rate` in Hz, at the front end's rate (taps,), with a mean level of 0 over the bands."""
     nats, _ = _nats(response, rate, audio)
     scale = rate / audio.sample_rate * np.exp(-nats.mean() / 2)  # a sum of more samples would be louder
-    resampled = soxr.resample(response.astype(np.float64), rate, audio.sample_rate, quality="HQ")
+    padded = np.pad(response.astype(np.float64), LEAD)  # the resampler's filter reaches to both sides of the onset
+    resampled = soxr.resample(padded, rate, audio.sample_rate, quality="HQ")
     return np.asarray(scale * resampled, np.float32)
 
 
@@ -128,8 +131,8 @@ def _smoothed_power(response: NDArray[np.floating], rate: int, audio: AudioConfi
     size = fine * audio.n_fft  # long enough that the response's autocorrelation doesn't wrap around into the window's
     band = [0, audio.sample_rate / 2]
     power = np.abs(zoom_fft(response.astype(np.float64), band, size // 2 + 1, fs=rate, endpoint=True)) ** 2
-    window = np.abs(np.fft.rfft(hann_window(audio).astype(np.float64), size)) ** 2
-    smooth = np.fft.rfft(np.fft.irfft(power, size) * np.fft.irfft(window, size) / window.mean()).real
+    window = np.fft.irfft(np.abs(np.fft.rfft(hann_window(audio).astype(np.float64), size)) ** 2, size)
+    smooth = np.fft.rfft(np.fft.irfft(power, size) * window / window[0]).real
     return np.maximum(smooth[::fine], 0.0)
 
 
