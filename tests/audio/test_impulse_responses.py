@@ -277,4 +277,4 @@ def test_a_response_as_a_waveform_is_at_the_level_of_its_offsets(audio: AudioCon
     frames = slice(20, -20)
     change = log_mel(heard.astype(np.float32))[frames].mean(0) - log_mel(x)[frames].mean(0)
     inside = band_centres(audio) < 0.9 * audio.sample_rate / 2  # above it the resampler's filter begins
-    assert np.abs(change - band_offsets(response, RATE, audio))[inside].max() < 0.1 / audio.norm_scale
+    assert np.abs(change - band_offsets(response, RATE, audio))[inside].max() < 0.15 / audio.norm_scale

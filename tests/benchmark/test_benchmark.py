@@ -41,7 +41,7 @@ ROW = Row("front-end", "LogMel", "5 ms", "20 ms (torch)", 4.0, 3.5)
 
 # The plan -------------------------------------------------------------------------------------------------------------
 
-RATES = Rates(prepare_clips=50, ingest_mb=100, gpu_clips=1000)
+RATES = Rates(prepare_clips=50, decode_clips=80, ingest_mb=100, gpu_clips=1000)
 
 
 def test_worked_example() -> None:
@@ -62,6 +62,8 @@ def test_worked_example() -> None:
     assert plan.stream_bottleneck == "CPUs"
     assert plan.stream_cores_per_gpu == pytest.approx(20)
     assert plan.store_cores_per_gpu == pytest.approx(3.2768)
+    assert plan.waveform_cores_per_gpu == pytest.approx(12.5)
+    assert (plan.log_mel_feed_mb, plan.waveform_feed_mb) == (pytest.approx(327.68), pytest.approx(1280))
     assert plan.store_network_mb == pytest.approx(2 * 327.68)
     assert plan.stream_network_mb == pytest.approx(2000)
     assert plan.epochs_repaid == pytest.approx(72 / (72 - 18))
@@ -132,9 +134,11 @@ def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps({"part": "all", "parts": {"i": ingest, "p": prepare, "f": front_end}}))
     (tmp_path / "c.json").write_text(json.dumps({"part": "plan"}))
     alone = measured([str(tmp_path / "a.json")], Rates())
-    assert alone == replace(Rates(), prepare_clips=40.0)
+    assert alone == replace(Rates(), prepare_clips=40.0, decode_clips=pytest.approx(209 / 119 * 40))
+    (tmp_path / "d.json").write_text(json.dumps(front_end | {"decode_ms": 5.0}))
+    assert measured([str(tmp_path / "d.json")], Rates()) == replace(Rates(), prepare_clips=40.0, decode_clips=100.0)
     together = measured([str(tmp_path / "b.json"), str(tmp_path / "a.json")], Rates())
-    assert together == replace(Rates(), prepare_clips=50.0, ingest_mb=300.0)
+    assert together == replace(Rates().featurizing(50.0), decode_clips=pytest.approx(209 / 119 * 50), ingest_mb=300.0)
     with pytest.raises(ValueError, match=r"c\.json holds no rates"):
         measured([str(tmp_path / "c.json")], Rates())
     given_too = Plan(measured=(str(tmp_path / "a.json"),), prepare_clips=7.0).run()

@@ -23,6 +23,9 @@ TRAINING_BYTES = 12
 COMMIT_SECONDS = 300
 """Seconds between two checkpoints (pretrain.commit_minutes)."""
 
+WAVEFORM_BYTES = 4
+"""Bytes of a sample on its way to a GPU: float32 (`raymae.audio.clip_reader.WaveformReader`)."""
+
 READERS, AHEAD, WINDOW_CLIPS = 2, 3, 128
 """Readers per training worker, windows in flight per reader and for the worker itself, and clips per window."""
 
@@ -73,6 +76,12 @@ class Estimate:
     """Cores needed to keep one GPU busy from the store."""
     stream_cores_per_gpu: float
     """Cores needed to keep one GPU busy from the audio."""
+    waveform_cores_per_gpu: float
+    """Cores needed to keep one GPU busy from the audio where it makes the log-mels (audio.device = gpu)."""
+    log_mel_feed_mb: float
+    """MB/s of log-mels from the cores to one GPU."""
+    waveform_feed_mb: float
+    """MB/s of waveforms from the cores to one GPU that makes the log-mels."""
     store_network_mb: float
     """MB/s needed to keep all GPUs busy from the store."""
     stream_network_mb: float
@@ -120,6 +129,9 @@ def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Estimate:
         stream_epoch_hours=stream[1] / 3600,
         store_cores_per_gpu=store_mb / units * rates.gpu_clips / rates.ingest_mb,
         stream_cores_per_gpu=rates.gpu_clips / rates.prepare_clips,
+        waveform_cores_per_gpu=rates.gpu_clips / rates.decode_clips,
+        log_mel_feed_mb=store_mb / units * rates.gpu_clips,
+        waveform_feed_mb=clips * audio.n_samples * WAVEFORM_BYTES / 1e6 / units * rates.gpu_clips,
         store_network_mb=store_mb / gpu_seconds,
         stream_network_mb=audio_mb / gpu_seconds,
         prepare_bottleneck=prepare[0],
@@ -157,9 +169,11 @@ def measured(paths: Sequence[str], rates: Rates) -> Rates:
         if part["part"] == "ingest":
             rates = replace(rates, ingest_mb=part["mb_per_core_second"])
         elif part["part"] == "prepare":
-            rates = replace(rates, prepare_clips=1000 / part["cpu_ms"])
+            rates = rates.featurizing(1000 / part["cpu_ms"])
         else:
-            rates = replace(rates, prepare_clips=part["clips_per_second"] * part["clip_seconds"] / UNIT_SECONDS)
+            rates = rates.featurizing(part["clips_per_second"] * part["clip_seconds"] / UNIT_SECONDS)
+            if "decode_ms" in part:
+                rates = replace(rates, decode_clips=1000 / part["decode_ms"] * part["clip_seconds"] / UNIT_SECONDS)
     return rates
 
 
@@ -209,6 +223,8 @@ class Plan:
     """JSON files of prepare, ingest, front-end or all, whose rates replace the defaults."""
     prepare_clips: float | None = None
     """Ten-second clips per second and core, from recording to log-mel."""
+    decode_clips: float | None = None
+    """Ten-second clips per second and core, from recording to waveform."""
     ingest_mb: float | None = None
     """MB per second and core, from the feature store to batches."""
     gpu_clips: float | None = None
@@ -226,7 +242,7 @@ class Plan:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be positive")
         rates = measured(self.measured, Rates())
         given = {name: getattr(self, name) for name in asdict(rates) if getattr(self, name) is not None}
-        rates = replace(rates, **given)
+        rates = replace(rates.featurizing(self.prepare_clips or rates.prepare_clips), **given)
         cluster = Cluster(gpus=self.gpus, cpus=self.cpus, network_gbit=self.network_gbit)
         corpora = [
             replace(corpus, clip_seconds=self.clip_seconds, audio_mb_per_hour=self.audio_mb_per_hour)
@@ -256,6 +272,9 @@ def summary(cluster: Cluster, rates: Rates, plan: Estimate, origin: str) -> str:
         f"One GPU needs {plan.store_cores_per_gpu:.1f} cores from the store or "
         f"{plan.stream_cores_per_gpu:.1f} cores from the audio; all GPUs read {plan.store_network_mb:,.0f} MB/s from "
         f"the store or {plan.stream_network_mb:,.0f} MB/s of audio.\n"
+        f"With --audio.device gpu {plan.waveform_cores_per_gpu:.1f} cores decode and resample for one GPU "
+        f"({plan.stream_cores_per_gpu - plan.waveform_cores_per_gpu:.1f} fewer), and send it "
+        f"{plan.waveform_feed_mb:,.0f} MB/s of waveforms instead of {plan.log_mel_feed_mb:,.0f} MB/s of log-mels.\n"
         f"Object store: {plan.object_store_gb:.1f} GB per GPU. Checkpoint: {plan.commit_gb:.1f} GB every "
         f"{COMMIT_SECONDS / 60:.0f} min, {plan.commit_network_mb:.0f} MB/s. Gradients: {plan.gradients_mb:,.0f} MB/s "
         f"in and out of each GPU."

@@ -33,8 +33,9 @@ class FrontEnd:
     `--json` keys: `log_mel_ms`; its baselines `reference_ms` (torch.stft, |X|^2, dense Kaldi bank of torchaudio),
     `tuned_ms` (the same in place, without square roots), `transforms_ms` (torchaudio.transforms), `fft_ms` (bare
     scipy.fft.rfft of the same frames); `wav_ms`, `flac_ms` (load + LogMel) and their baselines `wav_reference_ms`,
-    `flac_reference_ms` (soundfile, torchaudio Resample, reference); `largest_difference` between LogMel
-    and its baselines; `chain_difference`, below 10 kHz; `clip_seconds`; `clips_per_second` of one core, from WAV.
+    `flac_reference_ms` (soundfile, torchaudio Resample, reference); `decode_ms` (load alone, WAV);
+    `largest_difference` between LogMel and its baselines; `chain_difference`, below 10 kHz; `clip_seconds`;
+    `clips_per_second` of one core, from WAV.
     """
 
     json: str | None = None
@@ -86,6 +87,7 @@ class FrontEnd:
             **{name: partial(baseline, tensor) for name, baseline in called.items()},
             "fft": partial(bare_ffts, windowed(log_mel, waveform)),
         }
+        sides["decode"] = partial(load, names["wav"], config.sample_rate, seconds=config.clip_seconds)
         for kind, path in names.items():
             sides |= {kind: partial(from_file, path), f"{kind}_reference": partial(chain, path)}
         return sides, {"largest_difference": largest, "chain_difference": max(differences)}
