@@ -1,8 +1,8 @@
 """Checkpoints of a stage as files, and which of them a run resumes from. Without torch: the driver asks, too.
 
 A checkpoint is a folder `<artifact>/commits/<step>-<writer>/`, complete once its `commit.json` exists, which holds the
-size and the CRC-32 of its other files. Every process that writes has folders of its own: two that each take the other
-for dead can't write into the same one.
+size and the CRC-32 of its other files, and a hash of its own content. Every process that writes has folders of its own:
+two that each take the other for dead can't write into the same one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from raymae.config import redact
-from raymae.storage.checksums import checksum_of
+from raymae.storage.checksums import checksum_of, digest
 from raymae.storage.folder import COMMITS, Folder, check_format
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ def read_commit(artifact: Folder, name: str) -> dict[str, Any]:
         check_format(state.pop("format", 1), COMMIT_FORMAT, f"{redact(folder.url)}/{COMMIT}")
     if not (isinstance(state, dict) and isinstance(state.get("parts"), dict)):
         raise DamagedCommitError(f"{redact(folder.url)}/{COMMIT} is damaged: it names no parts")
+    if state.pop("digest", None) not in (None, digest(state)):  # earlier versions wrote none
+        raise DamagedCommitError(f"{redact(folder.url)}/{COMMIT} is damaged: it doesn't have its checksum")
     return state
 
 

@@ -24,6 +24,8 @@ from raymae.datasets.rows import Rows
 from raymae.features.draws import Draws
 from raymae.features.store import FeatureStore, Layout
 from raymae.features.streaming import StreamedClips, WaveformClips
+from raymae.pipeline.plan.plan import Plan
+from raymae.storage.folder import Folder
 from raymae.training.batches.passes import Clips
 from raymae.training.batches.shifts import read_shifted
 from raymae.training.batches.transfer import Transfer
@@ -223,3 +225,13 @@ def test_what_needs_waveforms_says_so() -> None:
         Config(audio=replace(TINY_AUDIO, device="gpu"))
     with pytest.raises(ValueError, match=r"consistency.strong.speed_p has no effect"):
         ConsistencyConfig(strong=AugmentConfig(speed_p=0.5))
+
+
+def test_keys_of_trainings_name_the_device_and_that_of_the_clips_does_not(store: FeatureStore, tmp_path: Path) -> None:
+    cpu, gpu = (
+        Plan(replace(TINY, audio=audio, data=DataConfig(store="none")), store.clips, Folder(str(tmp_path)), "pretrain")
+        for audio in (TINY_AUDIO, replace(TINY_AUDIO, device="gpu"))
+    )
+    assert cpu.nodes["prepare"].key == gpu.nodes["prepare"].key
+    assert cpu.nodes["pretrain"].key != gpu.nodes["pretrain"].key
+    assert (type(cpu.store), type(gpu.store)) == (StreamedClips, WaveformClips)

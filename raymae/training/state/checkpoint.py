@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raymae.config import redact
 from raymae.models.weights_file import load_tensors
-from raymae.storage.checksums import crc32
+from raymae.storage.checksums import crc32, digest
 from raymae.storage.commits import (
     COMMIT,
     COMMIT_FORMAT,
@@ -164,7 +164,8 @@ class Committer:
                 written[part] = {"size": len(content), "crc32": crc32(content)}
             events()
             self.check()
-            folder.write_json(COMMIT, {"format": COMMIT_FORMAT, "step": step, "parts": written, **state})
+            entries = {"step": step, "parts": written, **state}
+            folder.write_json(COMMIT, {"format": COMMIT_FORMAT, "digest": digest(entries), **entries})
         except StorageFullError:
             self.folder.remove(name)  # half a checkpoint would take the room that the next one needs
             raise
