@@ -40,8 +40,8 @@ def test_failed_run_ends_the_watch_thread(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_median_of_each_field() -> None:
-    runs = [Run(1.0, 5.0, 0.1, 9.0), Run(2.0, 4.0, 0.3, 7.0), Run(3.0, 6.0, 0.2, 8.0)]
-    assert median(runs) == Run(2.0, 5.0, 0.2, 8.0)
+    runs = [Run(1.0, 0.3, 5.0, 0.1, 9.0), Run(2.0, 0.1, 4.0, 0.3, 7.0), Run(3.0, 0.2, 6.0, 0.2, 8.0)]
+    assert median(runs) == Run(2.0, 0.2, 5.0, 0.2, 8.0)
 
 
 def test_zero_steps_raise() -> None:
