@@ -123,7 +123,7 @@ def long_run(source: StreamedClips, folder: Path) -> StageSpec:
 @pytest.mark.ray
 def test_ray_data_may_hold_some_windows_per_worker(streamed: StreamedClips, tmp_path: Path, ray_cluster: None) -> None:
     spec = long_run(streamed, tmp_path)
-    window = read_window(spec.store, spec.order(), 0).log_mel.nbytes
+    window = read_window(spec.store, spec.order(), 0).values.nbytes
     limits = [read_segment(spec, 0, workers).context.execution_options.resource_limits for workers in (1, 2)]
     assert all(3 * workers * window <= one.object_store_memory <= 16 * window for workers, one in enumerate(limits, 1))
 

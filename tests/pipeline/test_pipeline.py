@@ -282,9 +282,8 @@ def test_ray_exports_the_metrics_of_a_stage(result: dict[str, Any], watch: Watch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_process_listened_beyond_loopback(result: dict[str, Any], watch: Watch) -> None:
-    # two groups of two and the group that replaced the killed one listen; the CNN's only worker doesn't
-    assert sum(map(bool, watch.workers.values())) == 6
-    assert len(watch.workers) <= 7
+    # two groups of two, the group that replaced the killed one, and the CNN's only worker
+    assert 6 <= sum(map(bool, watch.workers.values())) <= len(watch.workers) <= 7
     assert [address for address in watch.listeners if not is_loopback(address)] == []
 
 

@@ -67,8 +67,8 @@ def test_clips_come_with_their_places_and_weights() -> None:
     assert first.places.tolist() == first.rows.tolist() == [10, 11, 12, 13]
     assert (first.weight.tolist(), second.weight.tolist()) == ([1, 1, 1, 1], [1, 1, 0, 0])
     assert second.places.tolist() == [14, 15, 10, 11]
-    assert [int(clip[0, 0]) for clip in second.log_mel] == [14, 14, 10, 10]
-    assert second.valid_frames.tolist() == [3, 1, 3, 1]
+    assert [int(clip[0, 0]) for clip in second.values] == [14, 14, 10, 10]
+    assert second.valid.tolist() == [3, 1, 3, 1]
     swapped = second.take(np.array([2, 0]))
     assert (swapped.places.tolist(), swapped.weight.tolist()) == ([10, 14], [0, 1])
-    assert [int(clip[0, 0]) for clip in swapped.log_mel] == [10, 14]
+    assert [int(clip[0, 0]) for clip in swapped.values] == [10, 14]

@@ -68,7 +68,7 @@ def test_silent_clips_have_no_part_in_a_step(store: FeatureStore, tmp_path: Path
     config = replace(CONFIG, finetune=replace(CONFIG.finetune, labels=labels))
     task = build_task(make_spec(store, tmp_path, kind, config))
     _, (group, *_) = next(BareSession(store, task.spec.artifact).groups(task.order, 0))
-    group.log_mel[[1, 3]] = TINY_AUDIO.silence
+    group.values[[1, 3]] = TINY_AUDIO.silence
     others = [alone(group, number) for number in (0, 2)]
     found = []
     for groups in ([group], others):
@@ -89,7 +89,7 @@ def test_silent_clips_have_no_part_in_a_step(store: FeatureStore, tmp_path: Path
 def alone(group: Group, number: int) -> Group:
     """One of its clips as a group of its own, at its place."""
     one = slice(number, number + 1)
-    return Group(group.place + number, group.rows[one], group.log_mel[one], group.valid_frames[one])
+    return Group(group.place + number, group.rows[one], group.values[one], group.valid[one])
 
 
 def test_nobody_is_mixed_with_silence() -> None:

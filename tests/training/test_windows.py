@@ -69,8 +69,8 @@ def test_ranks_have_neighbouring_slots_and_equally_many_or_one_more(slots: int, 
 def test_rows_come_with_their_features() -> None:
     for _, groups in list(of_rank(make_order(), 0, 1))[:5]:
         for group in groups:
-            np.testing.assert_array_equal(group.log_mel[:, 0, 0], group.rows.astype(np.float16))
-            np.testing.assert_array_equal(group.valid_frames, group.rows)
+            np.testing.assert_array_equal(group.values[:, 0, 0], group.rows.astype(np.float16))
+            np.testing.assert_array_equal(group.valid, group.rows)
 
 
 def test_a_window_out_of_order_is_an_error() -> None:
