@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.features.pages import LARGEST_GAP, merged
+from raymae.features.pages import LARGEST_GAP, merged, page_starts
 from raymae.features.store import ROW_GROUP, FeatureStore
 from raymae.storage.folder import Folder
 from tests.support.audio_files import make_store, write_clips
@@ -89,3 +91,20 @@ def test_a_range_never_spans_shards_or_wide_gaps() -> None:
         (1, 5, 400),
     ]
     assert [page for *_, pages in found for page in pages] == list(range(5))
+
+
+@pytest.mark.parametrize("size", [2 * 1024 * 128, 1_000_000])
+def test_a_row_group_of_long_clips_is_one_page(size: int) -> None:
+    """Also where it is as large as Arrow's pages of 1 MB, or larger."""
+    clips = [np.random.default_rng(number).bytes(size) for number in range(2 * ROW_GROUP + 1)]
+    sink = pa.BufferOutputStream()
+    table = pa.table({"clip_id": [str(len(clip)) for clip in clips], "log_mel": pa.array(clips, pa.binary(size))})
+    pq.write_table(
+        table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    content = sink.getvalue().to_pybytes()
+    starts = page_starts(pq.read_metadata(pa.BufferReader(content)), size)
+    assert len(starts) == 3
+    for number, clip in enumerate(clips):
+        at = starts[number // ROW_GROUP] + number % ROW_GROUP * size
+        assert content[at : at + size] == clip
