@@ -201,7 +201,7 @@ def test_the_same_classifier_is_the_same_version(tracker: Tracker, registered: t
 def test_a_registered_model_has_its_metadata(registered: tuple[Folder, str, str]) -> None:
     info = mlflow.models.get_model_info(registered[1])
     assert info.metadata["class_names"] == NAMES
-    assert info.metadata["audio"] == to_dict(TINY_AUDIO)
+    assert info.metadata["audio"] == TINY_AUDIO.front_end()
     assert info.metadata["metrics"] == {"test": {"accuracy": 0.5}}
     assert info.signature.inputs.to_dict() == [{"type": "any", "required": True}]
     assert info.signature.outputs.input_names() == ["scene_label", "confidence", "error", *P]
