@@ -164,9 +164,9 @@ def unsharded(model: nn.Module, empty: nn.Module, device: torch.device) -> nn.Mo
 
 
 class StepSums(nn.Module):
-    """Running statistics that are updated once a step, by sums over the clips of all its micro-batches on all workers.
+    """Running statistics that are updated once a step, by sums over its clips, of all passes on all workers.
 
-    So every micro-batch of a step uses the same statistics, those after the previous step, on whatever worker.
+    So every pass of a step uses the same statistics, those after the previous step, on whatever worker.
 
     Args:
         size: how many numbers `sums` holds; float64, so that the order of summation makes no difference that matters.
