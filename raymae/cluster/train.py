@@ -64,6 +64,11 @@ class RaySession:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.torch_device: torch.device = get_device()
         check_device(self.torch_device, workforce.use_gpu, self.world_size)
+        self.feeding: Any = None
+        if is_streamed(spec):
+            from raymae.training import parallel
+
+            self.feeding = parallel.own_group()
         self.events = EventWriter(spec.artifact)
         self.gauges = Gauges(spec.name, spec.artifact.url.rpartition("/")[2])
 
@@ -84,14 +89,19 @@ class RaySession:
         return rank_steps(order, windows, self.rank, self.world_size, step)
 
     def _windows(self, first: int) -> Iterator[Window]:
-        """This rank's windows: of the driver's segment, then of those that rank 0 starts, at the same step for all."""
+        """This rank's windows: of the driver's segment, then of those that rank 0 starts, at the same step for all.
+
+        Iterated over by the thread that prepares steps, which talks to the other ranks' in a group of their own.
+        """
+        from raymae.training import parallel
+
         split = ray.train.get_dataset_shard(self.spec.name)
         for start in segments(self.spec, first):
             if start > first:
                 splits = None
                 if self.rank == 0:
                     splits = split_in_order(read_segment(self.spec, start, self.world_size), self.world_size)
-                split = self.gather(splits)[0][self.rank]
+                split = parallel.gather(splits, self.feeding)[0][self.rank]
             yield from windows_of(split, self.spec.store.layout)
 
     def wrap(self, model: Any, precision: Any) -> Any:

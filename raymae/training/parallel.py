@@ -28,15 +28,22 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather(value: Any) -> list[Any]:
-    """All-gather a picklable value: that of every rank, on every rank.
+def own_group() -> Any:
+    """A group of all workers for the collectives of another thread, which would mix with those of the training step;
+    None with one worker. Called by every rank."""
+    return dist.new_group(backend="gloo") if world_size() > 1 else None
+
+
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """All-gather a picklable value: that of every rank, on every rank; by the training thread, or in a `group` of the
+    calling thread's own.
 
     Over gloo, also where gradients go over NCCL (`raymae.cluster.process_group`): the GPU isn't waited for.
     """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 
