@@ -279,5 +279,6 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
     except ray.train.ControllerError:
         raise
     except ray.train.TrainingFailedError as error:
-        failures = map(str, getattr(error, "worker_failures", {}).values())
+        found = getattr(error, "worker_failures", {}).values()
+        failures = (f"{type(one).__name__}: {one}" for one in found)  # as in the text of what Ray Data's workers raise
         raise user_error(failures) or hang_error(str(error), hangs(artifacts) - known) or error from None
