@@ -131,7 +131,7 @@ def _clean() -> bool:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
     except RuntimeError as error:
-        print(f"the GPU can't be used any more, the next call goes on: {error}", flush=True)
+        print(f"the GPU can't be used any more; call again for the remaining figures: {error}", flush=True)
         return False
     return True
 
