@@ -34,7 +34,6 @@ MAY_IMPORT = {
         "raymae.benchmark",
         "raymae.cluster",
         "raymae.serving.http.job",
-        "raymae.serving.predict",
         "raymae.sweep.recorder",
         "raymae.sweep.search",
     },

@@ -1,17 +1,20 @@
-"""Size the group of training workers: as many as configured, fewer while nodes are lost."""
+"""Size the group of training workers: as many as configured, fewer while nodes are missing."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import ray
 import ray.train
 
-from raymae.cluster.ray_private import state
-from raymae.cluster.room import has_room, reserved_cpus, uses_gpu, workers_of
+from raymae.cluster.connect import starts_here
+from raymae.cluster.resources.demand import Demand, Wait
+from raymae.cluster.resources.gpus import wants_gpu
+from raymae.cluster.resources.nodes import alive, idle
+from raymae.cluster.resources.room import reserved_cpus, room_for, workers_of
 from raymae.config import ComputeConfig
 from raymae.training.guards.deadline import Deadline
 from raymae.training.spec import StageSpec
@@ -19,6 +22,8 @@ from raymae.training.spec import StageSpec
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
+"""How long the room of the last group of workers, which has ended, may take to be free again."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Workforce:
     use_gpu: bool
     grows_from: float = 0.0
     """Unix time before which it doesn't ask for more workers."""
+    demand: Demand | None = None
+    """Asks for room, where nodes may join; None where Ray was started for this job alone, on this machine."""
 
     @property
     def fewest(self) -> int:
@@ -37,37 +44,78 @@ class Workforce:
         return min(self.compute.min_workers, self.most)
 
     @property
-    def counts(self) -> list[int]:
-        """The numbers of workers that the run may have, the largest first."""
-        return list(range(self.most, self.fewest - 1, -1))
+    def asked(self) -> int:
+        """The number of workers for which nodes are asked for."""
+        return min(self.most, self.compute.num_workers or self.fewest)
+
+    @property
+    def wanted(self) -> int:
+        """The number of workers that would start now if nothing else took the room: on nodes that stand, or are asked
+        for."""
+        return max(self.asked, room_for(self.compute, self.use_gpu, alive(), self.most))
+
+    @property
+    def known(self) -> int:
+        """The number of workers that may be, as far as is known now."""
+        return self.most if self.most < sys.maxsize else self.wanted
 
     def now(self) -> int:
         """The number of workers that the cluster has room for now; 0 if they are too few."""
-        nodes = alive()
-        return next((count for count in self.counts if has_room(self.compute, self.use_gpu, count, nodes)), 0)
+        count = room_for(self.compute, self.use_gpu, alive(), self.most)
+        return count if count >= self.fewest else 0
 
     def can_grow(self, workers: int) -> bool:
-        """Whether idle resources have room for more than `workers`."""
-        more = self.now() - workers
-        return more > 0 and time.time() >= self.grows_from and self.is_idle(more)
+        """Whether there is room for more than `workers`: what was asked for has come, or idle resources."""
+        if workers >= self.most or time.time() < self.grows_from:
+            return False
+        self.ask_for_more(workers)
+        return bool(self.demand and self.demand.ready()) or (self.now() > workers and self.is_idle())
 
-    def is_idle(self, more: int) -> bool:
-        """Whether the resources of so many more workers are idle.
+    def is_idle(self) -> bool:
+        """Whether the resources of one worker are idle.
 
         For GPU workers only GPUs count: this run's own data workers may hold the CPUs, which are then divided anew.
         """
         if self.use_gpu:
-            return sum(node.get("GPU", 0) for node in idle()) >= more
+            return sum(node.get("GPU", 0) for node in idle()) >= 1
         cpus = reserved_cpus(self.compute, self.now(), alive())
-        return sum(int(node.get("CPU", 0) / cpus + 1e-6) for node in idle()) >= more
+        return any(node.get("CPU", 0) / cpus + 1e-6 >= 1 for node in idle())
+
+    def ask_for_more(self, workers: int) -> None:
+        """Ask for the workers that are missing beside so many, where nodes may join."""
+        if self.demand and time.time() >= self.grows_from:
+            self.demand.ask(max(0, self.asked - workers))
+
+    def ask_for_none(self) -> None:
+        """Ask for no more workers, and give back the room that has come of it."""
+        if self.demand:
+            self.demand.withdraw()
 
     def below(self, workers: int) -> Workforce:
         """A workforce of fewer than `workers`, which found no room although there should have been some; not of fewer
         than may be."""
         return replace(self, most=max(self.fewest, workers - 1))
 
+    def start(self, deadline: Deadline) -> int:
+        """Wait until there is room for all workers, or after `compute.wait_minutes` for enough; their number, or 0 if
+        the deadline comes first.
+
+        ValueError if no node can hold a worker, or if too few come to a cluster without autoscaler.
+        """
+        return self._wait(deadline, 60 * self.compute.wait_minutes, gives_up=True)
+
     def wait(self, deadline: Deadline) -> int:
-        """Wait until there is room for enough workers; their number, or 0 if the deadline comes first."""
+        """Wait, after a group of workers has ended, until there is room for enough; their number, or 0 if the deadline
+        comes first."""
+        return self._wait(deadline, SETTLE_SECONDS, gives_up=False)
+
+    def _wait(self, deadline: Deadline, seconds: float, gives_up: bool) -> int:
+        if not self.demand:
+            return self._wait_here(deadline)
+        wait = Wait(wanted=self.wanted, fewest=self.fewest, seconds=seconds, gives_up=gives_up, what="training workers")
+        return wait.run(self.demand, deadline)
+
+    def _wait_here(self, deadline: Deadline) -> int:
         warned = False
         while not (count := self.now()) and not deadline.is_over():
             if not warned:
@@ -89,13 +137,20 @@ class Workforce:
 
 
 def plan_workforce(specs: Sequence[StageSpec]) -> Workforce:
-    """The most workers that any stage may have: on GPUs, one each by default, if the cluster has some, else on CPUs.
+    """The most workers that any stage may have: as many as configured, by default one per GPU, or else one on CPUs.
 
-    Raises ValueError if `compute.num_workers` are more than the cluster has room for.
+    Where Ray was started for this job alone, ValueError if this machine has no room for them. Where nodes may join,
+    these are asked for, and the default is one per GPU as GPUs come.
     """
     compute = specs[0].config.compute
-    workers, use_gpu = workers_of(compute, alive(leaving={}))  # draining nodes may be replaced
-    return Workforce(compute, workers, use_gpu)
+    if starts_here(compute.address):
+        workers, use_gpu = workers_of(compute, alive(leaving={}))  # draining nodes may be replaced
+        return Workforce(compute, workers, use_gpu)
+    use_gpu = wants_gpu(compute)
+    most = compute.num_workers or (sys.maxsize if use_gpu else 1)
+    # beside a GPU, a worker takes what CPUs there are (`reserved_cpus`)
+    bundle = {"GPU": 1.0} if use_gpu else {"CPU": compute.cpus_per_worker}
+    return Workforce(compute, most, use_gpu, demand=Demand(f"raymae-{time.time_ns():x}", bundle))
 
 
 def by_workers(specs: Sequence[StageSpec], workforce: Workforce) -> list[tuple[list[StageSpec], Workforce]]:
@@ -104,14 +159,15 @@ def by_workers(specs: Sequence[StageSpec], workforce: Workforce) -> list[tuple[l
     A stage has at most as many workers as a step has mixing groups; one with fewer than there are says so.
     """
     found: list[tuple[list[StageSpec], Workforce]] = []
+    known = workforce.known
     for spec in specs:
         most = min(workforce.most, spec.slots)
-        if most < workforce.most:
+        if most < known:
             log.warning(
                 "%s uses %d of %d workers: a step of %d clips has %d mixing groups of %d clips, which aren't divided",
                 spec.name,
                 most,
-                workforce.most,
+                known,
                 spec.train.global_batch_size,
                 spec.slots,
                 spec.group_size,
@@ -121,28 +177,6 @@ def by_workers(specs: Sequence[StageSpec], workforce: Workforce) -> list[tuple[l
         else:
             found.append(([spec], replace(workforce, most=most)))
     return found
-
-
-def check_gpus(compute: ComputeConfig) -> None:
-    """ValueError if `compute.use_gpu` is set and the cluster that was joined has no GPU."""
-    uses_gpu(compute, ray.cluster_resources().get("GPU", 0))
-
-
-def alive(leaving: Container[str] | None = None) -> list[dict[str, float]]:
-    """The resources of each node that is alive now, without those that are about to be taken away."""
-    leaving = draining() if leaving is None else leaving
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-
-
-def idle() -> list[dict[str, float]]:
-    """The idle resources of each of these nodes."""
-    leaving = draining()
-    return [free for node, free in state.available_resources_per_node().items() if node not in leaving]
-
-
-def draining() -> dict[str, int]:
-    """The nodes that are about to be taken away, on which Ray starts nothing more, with the times of their ends."""
-    return state.get_draining_nodes()  # type: ignore[no-any-return]
 
 
 def torch_threads(compute: ComputeConfig, workers: int, use_gpu: bool) -> int:

@@ -15,9 +15,9 @@ import ray
 import ray.data
 import ray.train
 
-from raymae.cluster.elastic import alive
 from raymae.cluster.ray_private import ExecutionCallback, consumer_waits
-from raymae.cluster.room import reserved_cpus
+from raymae.cluster.resources.nodes import alive
+from raymae.cluster.resources.room import reserved_cpus
 from raymae.features.store import Layout
 from raymae.storage.commits import resumable, step_of
 from raymae.training.batches.order import Order

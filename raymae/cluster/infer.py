@@ -15,11 +15,12 @@ import ray.data
 from numpy.typing import NDArray
 
 from raymae.cluster.errors import unwrap_errors
-from raymae.cluster.pools import actor_pool, torch_device
+from raymae.cluster.resources.pools import actor_pool, torch_device
 from raymae.config import ComputeConfig
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
+from raymae.training.guards.deadline import FOREVER, Deadline
 
 if TYPE_CHECKING:
     from raymae.inference.embedder import Reading
@@ -80,6 +81,7 @@ class ClusterReader:
     store: FeatureStore
     compute: ComputeConfig
     bar: Bar
+    deadline: Deadline = FOREVER
 
     def start(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         """Start a function on a CPU of the cluster; returns a function that waits for its value."""
@@ -92,29 +94,28 @@ class ClusterReader:
         """Class probabilities (n, C) of some rows by every classifier, and the actors' mean seconds of computing;
         averaged over `views`, see `test_time_augmentation.averaged`."""
         with self.bar(len(rows)) as progress:
-            return _over_rows(Classify, self.store, rows, folders, self.compute, progress, views)
+            return _over_rows(Classify, rows, folders, self, progress, views)
 
     def embed(self, rows: Rows, readings: Mapping[str, Reading]) -> tuple[dict[str, NDArray[np.float32]], float]:
         """Embeddings (n, E) of some rows by every encoder, and the actors' mean seconds of computing."""
         with self.bar(len(rows)) as progress:
-            return _over_rows(Embed, self.store, rows, readings, self.compute, progress)
+            return _over_rows(Embed, rows, readings, self, progress)
 
 
 def _over_rows(
     actor: type[Classify | Embed],
-    store: FeatureStore,
     rows: Rows,
     models: Mapping[str, Any],
-    compute: ComputeConfig,
+    reader: ClusterReader,
     progress: Progress,
     *more: Any,
 ) -> tuple[dict[str, NDArray[np.float32]], float]:
     batches = [pa.table({"row": rows[start : start + BATCH]}) for start in range(0, len(rows), BATCH)]
-    pool, threads = actor_pool(compute, len(batches))
+    pool, threads = actor_pool(reader.compute, len(batches), reader.deadline)
     done = ray.data.from_arrow(batches).map_batches(
         actor,
         batch_size=None,
-        fn_constructor_args=(store, models, threads, *more),
+        fn_constructor_args=(reader.store, models, threads, *more),
         **pool,
     )
     found: dict[str, list[Any]] = {"row": [], "seconds": [], **{name: [] for name in models}}

@@ -16,6 +16,8 @@ import ray
 from raymae.audio.clip_reader import ClipReader
 from raymae.audio.errors import SilentError
 from raymae.cluster.errors import unwrap_errors
+from raymae.cluster.resources.demand import await_room
+from raymae.cluster.resources.pools import growing
 from raymae.config import Config, redact
 from raymae.features.manifest import QUARANTINE, Tally, quarantine_csv, quarantine_rows
 from raymae.features.pages import PAGES
@@ -23,6 +25,7 @@ from raymae.features.shard import DAMAGED, asks_again, read_summary, usable_shar
 from raymae.features.write import ShardPlan, plan_shards, write_shard
 from raymae.storage.checksums import CHECKSUMS
 from raymae.storage.folder import Folder
+from raymae.training.guards.deadline import FOREVER, Deadline
 
 ASKED = "asked.parquet"
 """The clips of the clip table, bad ones included, as the workers read them: a row group per shard."""
@@ -76,7 +79,8 @@ def featurize(
 
     Returns how many were written and the workers' mean seconds of computing.
     """
-    workers = max(1, min(len(numbers), config.compute.data_workers or int(ray.cluster_resources().get("CPU", 1))))
+    limit = min(len(numbers), config.compute.data_workers or len(numbers))
+    workers = max(1, min(limit, int(ray.cluster_resources().get("CPU", 1))))
     size = -(-len(numbers) // _BLOCKS)
     blocks = [
         pa.table({"shard": part, "name": [tally.plans[number].name for number in part]})
@@ -86,7 +90,7 @@ def featurize(
         ShardWriter,
         batch_size=1,
         num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=workers, max_size=workers),
+        compute=growing(workers, limit),
         fn_constructor_args=(shards, config, artifact),
     )
     computed, seconds = 0, 0.0
@@ -95,7 +99,8 @@ def featurize(
         progress(row["clips"])
         computed += row["computed"]
         seconds += row["seconds"]
-    return computed, seconds / workers
+    standing = int(ray.cluster_resources().get("CPU", 1))  # where nodes have joined, more than at the start
+    return computed, seconds / max(workers, min(limit, standing))
 
 
 def summaries(plans: list[ShardPlan], shards: Folder, sizes: dict[str, int]) -> Iterator[dict[str, Any] | None]:
@@ -139,7 +144,12 @@ def missing_shards(
 
 
 def prepare(
-    clips: pa.Table, artifact: Folder, shards: Folder, config: Config, progress: Callable[[int], Any]
+    clips: pa.Table,
+    artifact: Folder,
+    shards: Folder,
+    config: Config,
+    progress: Callable[[int], Any],
+    deadline: Deadline = FOREVER,
 ) -> dict[str, Any]:
     """Build the feature store of a clip table; usable shards are not computed again.
 
@@ -152,6 +162,8 @@ def prepare(
     missing = missing_shards(plans, shards, config, tally, known_sizes(artifact))
     progress(len(clips) - sum(plans[number].stop - plans[number].start for number in missing))
     ask(clips, plans, artifact)
+    if missing:
+        await_room("workers that decode audio", {"CPU": 1.0}, config.compute, deadline)
     computed, work_seconds = featurize(missing, tally, artifact, shards, config, progress) if missing else (0, 0.0)
     quarantine = tally.quarantine()
     artifact.write_bytes(QUARANTINE, quarantine_csv(quarantine_rows(quarantine)))

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import ray
 import ray.data
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayError
 
 from raymae.cluster.elastic import Workforce, by_workers, plan_workforce, torch_threads
 from raymae.cluster.errors import user_error
@@ -71,6 +72,8 @@ class RaySession:
             self.feeding = parallel.own_group()
         self.events = EventWriter(spec.artifact)
         self.gauges = Gauges(spec.name, spec.artifact.url.rpartition("/")[2])
+        if self.rank == 0:
+            workforce.ask_for_more(self.world_size)
 
     def resumes_from(self) -> str | None:
         """The newest checkpoint, by rank 0; where Ray Data feeds the workers, the one whose next step the data begins
@@ -147,11 +150,13 @@ class RaySession:
 class Failures(ray.train.UserCallback):
     """Records why a worker group failed, for the driver: only the controller gets the errors."""
 
-    def __init__(self, artifacts: list[Folder]) -> None:
-        self.artifacts = artifacts
+    def __init__(self, artifacts: list[Folder], workforce: Workforce) -> None:
+        self.artifacts, self.workforce = artifacts, workforce
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called before the group is restarted or given up. Never raises: that would end the controller."""
+        with suppress(RayError):  # the group that restarts may need the room that has come meanwhile
+            self.workforce.ask_for_none()
         try:
             stage = next((artifact for artifact in self.artifacts if not artifact.is_done()), self.artifacts[-1])
             write_failure(stage, worker_exceptions)
@@ -190,9 +195,9 @@ def train(
 
     `check_leases` raises LeaseLostError when another process has taken over one of the stages.
 
-    Another group resumes from a checkpoint if nodes are lost for longer than `compute.wait_minutes`, if there is room
-    for more workers again, or if Ray Train's controller died. `compute.max_failures` is a budget for the time without
-    a new checkpoint: each one refills it.
+    The first group starts as `Workforce.start` says. Another one resumes from a checkpoint if nodes are lost for longer
+    than `compute.wait_minutes`, if there is room for more workers, or if Ray Train's controller died.
+    `compute.max_failures` is a budget for the time without a new checkpoint: each one refills it.
     """
     for some, workforce in by_workers(specs, plan_workforce(specs)):
         train_group(some, storage, deadline, check_leases, workforce)
@@ -209,7 +214,7 @@ def train_group(
 ) -> None:
     """Train stages in one group of workers, which resumes as `train` says."""
     limited = workforce
-    workers, failures, misses, compute = workforce.wait(deadline), 0, 0, workforce.compute
+    workers, failures, misses, compute = workforce.start(deadline), 0, 0, workforce.compute
     while workers:
         left, before = [spec for spec in specs if not spec.artifact.is_done()], progress_of(specs)
         try:
@@ -271,7 +276,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
                 max_failures=compute.max_failures,
                 controller_failure_limit=0,  # type: ignore[call-arg]
             ),
-            callbacks=[Failures(artifacts)],  # type: ignore[list-item]  # Ray's annotation names Tune's
+            callbacks=[Failures(artifacts, workforce)],  # type: ignore[list-item]  # Ray's annotation names Tune's
         ),
     )
     try:
@@ -282,3 +287,5 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
         found = getattr(error, "worker_failures", {}).values()
         failures = (f"{type(one).__name__}: {one}" for one in found)  # as in the text of what Ray Data's workers raise
         raise user_error(failures) or hang_error(str(error), hangs(artifacts) - known) or error from None
+    finally:
+        workforce.ask_for_none()

@@ -31,13 +31,15 @@ class ComputeConfig:
     address: str | None = None
     """Ray address; None: the job's own cluster (RAY_ADDRESS), or a new local one."""
     num_workers: int | None = None
-    """Training workers; None: one per GPU of the cluster, or one without GPUs."""
+    """Training workers, for which a cluster's autoscaler is asked to start nodes; None: one per GPU of the cluster, as
+    GPUs come, or one on CPUs."""
     min_workers: int = 1
-    """Fewest training workers with which a run resumes after nodes are lost; more join again at a checkpoint."""
+    """Fewest training workers with which a run starts, or resumes after nodes are lost; more join at a checkpoint."""
     wait_minutes: float = 5.0
-    """Minutes to wait for lost nodes, and for workers to start, before training resumes with fewer."""
+    """Minutes to wait for nodes that are asked for or lost, and for workers to start, before training goes on with
+    fewer."""
     use_gpu: bool | None = None
-    """Train on GPUs; None: if the cluster has any."""
+    """Use GPUs; None: if the cluster has any, or its autoscaler can start nodes with some."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What each of several training workers holds. ddp: all weights, gradients, moments and averaged weights; fsdp: a
     share of them, for models that are too large otherwise, at the cost of more communication. Results differ by
@@ -52,7 +54,8 @@ class ComputeConfig:
     torch_threads: int | None = None
     """Threads of torch in a training worker; None: the machine's cores, divided among its workers."""
     data_workers: int | None = None
-    """Most CPUs that decode audio; None: all of the cluster that nothing else reserves."""
+    """Most CPUs that decode audio; None: all of the cluster that nothing else reserves, those included that an
+    autoscaler adds."""
     feed_windows: int = 8192
     """Windows of 128 clips given to Ray Data at once, which takes up to 1 ms for each; more follow when they are used
     up."""

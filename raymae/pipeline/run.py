@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from tqdm import tqdm
@@ -121,7 +121,7 @@ class Run:
     def execute(self) -> str | None:
         """Run the stages that are left; returns a line on what could not be delivered to MLflow, or None."""
         from raymae.cluster.connect import start_ray
-        from raymae.cluster.elastic import check_gpus
+        from raymae.cluster.resources.gpus import check_gpus
 
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
@@ -215,7 +215,7 @@ class Run:
 
         plan = self.plan
         with self._bar(node.name, len(plan.clips)) as progress:
-            result = prepare(plan.clips, node.artifact, plan.shards, plan.config, progress)
+            result = prepare(plan.clips, node.artifact, plan.shards, plan.config, progress, self.deadline)
         if result["quarantined"]:
             print(f"  {result['quarantined']} files quarantined: {redact(node.artifact.url)}/{QUARANTINE}")
         if result["silent"]:
@@ -262,8 +262,8 @@ class Run:
         from raymae.cluster.infer import ClusterReader
         from raymae.pipeline.bodies import BODIES
 
-        plan = self.plan
-        reader = ClusterReader(plan.store, plan.config.compute, lambda total: self._bar(node.name, total))
+        plan, bar = self.plan, partial(self._bar, node.name)
+        reader = ClusterReader(plan.store, plan.config.compute, bar, self.deadline)
         result = BODIES[node.stage](plan, node, reader)
         for line in round_lines(result) if node.stage == "pseudo_label" else ():
             print(f"  {line}")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
-from raymae.cluster.pools import actor_pool, torch_device
+from raymae.cluster.resources.pools import actor_pool, torch_device
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore, iterate

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from tqdm import tqdm
 
 from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
-from raymae.cluster.pools import label_pool, torch_device
+from raymae.cluster.resources.nodes import alive
+from raymae.cluster.resources.pools import await_actor, growing, label_pool, most_actors, torch_device
 from raymae.config import Config, LabelLevel, redact
 from raymae.datasets.tables.settings import TableSettings
 from raymae.features.write import hash_column
@@ -205,8 +205,9 @@ def label_files(config: Config) -> dict[str, Any]:
         if missing:
             labels.remove(missing)
             start_ray(config.compute)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            pool, threads = label_pool(config.compute, nodes, len(missing))
+            await_actor(config.compute, "actors that predict")
+            pool, threads = label_pool(config.compute, alive(), len(missing))
+            pool["compute"] = growing(pool["compute"].max_size, most_actors(config.compute, threads, len(missing)))
             arguments = (copy_classifier(classifier, labels.folder), config.predict.level, threads)
             write_parts(list(missing.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
     counts = write_output(labels, output, submission)

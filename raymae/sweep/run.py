@@ -147,7 +147,7 @@ class Sweep:
             if one.status == "refused" and not self.folder.exists(f"trials/{one.key}.json"):
                 write_record(self.folder, one)
         dashboard = start_ray(self.config.compute)
-        demand = trial_resources(self.config.sweep, self.config.compute)
+        demand = trial_resources(self.config.sweep, self.config.compute, self.deadline)
         self._prepare()
         name = f"{self.config.recipe}-sweep"
         self.reporter.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))

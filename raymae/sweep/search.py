@@ -13,17 +13,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from raymae.cluster.connect import starts_here
 from raymae.cluster.ray_private import propagated_to_trials
+from raymae.cluster.resources.demand import await_room
+from raymae.cluster.resources.gpus import wants_gpu
+from raymae.cluster.resources.nodes import alive
 from raymae.config import ComputeConfig, SweepConfig, to_text
 from raymae.sweep.points import Planner, Point
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
 from raymae.sweep.space import Axis, Values
-from raymae.training.guards.deadline import Deadline, TimeIsUpError
+from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 
 SCORE, PERCENT, POINT = "score", "percent", "point"
 SETTINGS = {
@@ -34,12 +37,18 @@ SETTINGS = {
 }
 
 
-def trial_resources(sweep: SweepConfig, compute: ComputeConfig) -> tuple[float, float]:
-    """CPUs and GPUs of a trial; ValueError where no machine of the cluster has that many."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def trial_resources(sweep: SweepConfig, compute: ComputeConfig, deadline: Deadline = FOREVER) -> tuple[float, float]:
+    """CPUs and GPUs of a trial; waits until a machine that has so many has joined, where machines may join.
+
+    ValueError where none has, and none will.
+    """
+    wanted = (1 if wants_gpu(compute) else 0) if sweep.gpus_per_trial is None else sweep.gpus_per_trial
+    cpus, gpus = sweep.cpus_per_trial, wanted
+    if not starts_here(compute.address):
+        await_room("trials", {"CPU": cpus} | ({"GPU": gpus} if gpus else {}), compute, deadline)
+        return cpus, gpus
+    nodes = alive()
     most = max(nodes, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)))
-    wanted = 1 if compute.use_gpu or (compute.use_gpu is None and most.get("GPU", 0) > 0) else 0
-    cpus, gpus = sweep.cpus_per_trial, wanted if sweep.gpus_per_trial is None else sweep.gpus_per_trial
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise ValueError(
             f"a trial of sweep.cpus_per_trial = {cpus:g} and sweep.gpus_per_trial = {gpus:g} would wait for ever: no "

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from raymae.cluster import elastic, train
 from raymae.cluster.elastic import Workforce
 from raymae.cluster.ray_private import WorkerGroupStartupTimeoutError
+from raymae.cluster.resources import nodes as nodes_module
+from raymae.cluster.resources.room import has_room
 from raymae.config import ComputeConfig
 from raymae.storage.folder import Folder
 from raymae.training.guards.deadline import FOREVER, Deadline
@@ -48,6 +50,7 @@ def test_a_run_waits_while_there_are_too_few(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_a_cluster_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "alive", lambda leaving: [{"CPU": 8.0}])
+    monkeypatch.setattr(elastic, "starts_here", lambda address: True)
     spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig(use_gpu=True)))
     with pytest.raises(ValueError, match="use_gpu is set and the cluster has no GPU"):
         elastic.plan_workforce([spec])
@@ -55,10 +58,10 @@ def test_a_cluster_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_worker_is_on_a_single_node() -> None:
     nodes, compute = [{"CPU": 3.0}] * 3, ComputeConfig(cpus_per_worker=2)
-    assert elastic.has_room(compute, False, 3, nodes)
-    assert not elastic.has_room(compute, False, 4, nodes)
-    assert elastic.has_room(ComputeConfig(), True, 4, [{"CPU": 2.0, "GPU": 4.0}])
-    assert not elastic.has_room(ComputeConfig(cpus_per_worker=8), True, 2, [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 64.0}])
+    assert has_room(compute, False, 3, nodes)
+    assert not has_room(compute, False, 4, nodes)
+    assert has_room(ComputeConfig(), True, 4, [{"CPU": 2.0, "GPU": 4.0}])
+    assert not has_room(ComputeConfig(cpus_per_worker=8), True, 2, [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 64.0}])
 
 
 def test_fewer_workers_if_the_room_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +79,7 @@ def test_a_run_grows_into_idle_resources_only(monkeypatch: pytest.MonkeyPatch) -
     assert found.can_grow(4)
     assert not found.can_grow(8)
     assert not replace(found, grows_from=time.time() + 60).can_grow(4)
-    free.pop()
+    free[:] = [{"CPU": 64.0}]
     assert not found.can_grow(4)
 
 
@@ -92,11 +95,11 @@ def test_a_cpu_worker_needs_room_on_a_single_node(monkeypatch: pytest.MonkeyPatc
 def test_draining_nodes_are_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": name != "dead", "NodeID": name, "Resources": {"GPU": 1.0}} for name in ("a", "b", "dead")]
     free = {"a": {"GPU": 1.0}, "b": {"GPU": 1.0}}
-    monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(elastic.state, "available_resources_per_node", lambda: free)
+    monkeypatch.setattr(nodes_module.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(nodes_module.state, "available_resources_per_node", lambda: free)
     for going, left in (({}, 2), ({"b": 0}, 1), ({"b": 5, "a": 7}, 0)):
-        monkeypatch.setattr(elastic.state, "get_draining_nodes", lambda found=going: found)
-        assert len(elastic.alive()) == len(elastic.idle()) == left
+        monkeypatch.setattr(nodes_module.state, "get_draining_nodes", lambda found=going: found)
+        assert len(nodes_module.alive()) == len(nodes_module.idle()) == len(nodes_module.staying()) == left
 
 
 def test_fewer_workers_are_tried_until_they_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +146,11 @@ def test_a_run_that_waits_for_room_finally_grows(monkeypatch: pytest.MonkeyPatch
 
 def test_a_draining_node_is_no_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "NodeID": name, "Resources": {"CPU": 8.0, "GPU": 2.0}} for name in "ab"]
-    monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(elastic.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
-    monkeypatch.setattr(elastic.state, "get_draining_nodes", lambda: {"b": 0})
+    monkeypatch.setattr(nodes_module.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(nodes_module.state, "get_draining_nodes", lambda: {"b": 0})
+    monkeypatch.setattr(elastic, "starts_here", lambda address: True)
     spec: Any = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig()))
-    assert elastic.plan_workforce([spec]).wait(FOREVER) == 2
+    assert elastic.plan_workforce([spec]).start(FOREVER) == 2
 
 
 @given(slots=st.lists(st.integers(1, 12), min_size=1, max_size=8), most=st.integers(1, 12))

@@ -16,6 +16,7 @@ from raymae.cluster import train as module
 from raymae.cluster.elastic import Workforce
 from raymae.cluster.feed import InOrder, dataset_factory
 from raymae.cluster.train import Failures, train
+from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.storage.commits import complete
 from raymae.storage.folder import COMMITS, Folder
@@ -37,6 +38,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
     acts: list[Callable[[], None]] = []
     compute = replace(TINY.compute, max_failures=2)
     workforce = Workforce(compute, most=1, use_gpu=False, grows_from=float("inf"))
+    monkeypatch.setattr(Workforce, "start", lambda self, deadline: 1)
     monkeypatch.setattr(Workforce, "wait", lambda self, deadline: 1)
     monkeypatch.setattr(module, "plan_workforce", lambda specs: workforce)
     monkeypatch.setattr(module, "fit", lambda *_: acts.pop(0)())
@@ -92,7 +94,8 @@ def test_a_note_that_cannot_be_written_ends_nothing(
         raise OSError("the storage is away")
 
     monkeypatch.setattr(Folder, "write_bytes", refuse)
-    Failures([Folder(str(tmp_path))]).after_exception(None, {0: RuntimeError("why")})
+    workforce = Workforce(ComputeConfig(), most=1, use_gpu=False)
+    Failures([Folder(str(tmp_path))], workforce).after_exception(None, {0: RuntimeError("why")})
     assert "why the workers failed can't be recorded (the storage is away): {0: RuntimeError('why')}" in caplog.text
 
 

@@ -20,7 +20,7 @@ import pytest
 import ray
 
 from raymae.benchmark.harness.memory import process_tree
-from raymae.cluster.pools import label_pool
+from raymae.cluster.resources.pools import label_pool
 from raymae.config import ComputeConfig, Config, PredictConfig
 from raymae.inference.labeller import Labeller, schema
 from raymae.inference.predictor import Predictor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 from raymae.benchmark.harness.memory import process_tree
 from raymae.benchmark.scale.recovery import title, training_workers
+from tests.support.fake_cloud import HEAD_ID
 from tests.support.paths import ROOT
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -103,7 +105,7 @@ class Nodes:
     def __enter__(self) -> Nodes:
         ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1")
         try:
-            self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true")
+            self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true", *self.head_arguments())
             for cpus in self.cpus:
                 self.add(cpus)
         except BaseException:
@@ -116,6 +118,10 @@ class Nodes:
     ) -> None:
         while self.processes:
             self._end(self.processes[-1])
+
+    def head_arguments(self) -> list[str]:
+        """More of the head's command line."""
+        return []
 
     def add(self, cpus: int = 2) -> subprocess.Popen[bytes]:
         """Add a node; returns when it has joined."""
@@ -193,3 +199,65 @@ class Nodes:
 
         wait_until(up, f"Ray's node (see {log})")
         return process
+
+
+class Autoscaled(Nodes):
+    """A head and Ray's real autoscaler (version 2), which starts nodes of `types` by a `FakeCloud`.
+
+    `ray.cluster_utils.AutoscalingCluster` would do the same, but ends every Ray of the machine at its start and end.
+    """
+
+    def __init__(self, folder: Path, types: dict[str, dict[str, float]], most: int = 4) -> None:
+        super().__init__(folder, cpus=())
+        self.types, self.most = types, most
+        self.allow(**dict.fromkeys(types, 0))
+        self.environment |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+        }
+
+    def allow(self, **counts: int) -> None:
+        """Let the cloud have so many nodes of each type; those above are taken away."""
+        new = self.folder / "capacity.new"
+        new.write_text(json.dumps(counts))
+        new.replace(self.folder / "capacity.json")
+
+    def head_arguments(self) -> list[str]:
+        """The autoscaler's configuration."""
+        provider = {
+            "type": "external",
+            "module": "tests.support.fake_cloud.FakeCloud",
+            "capacity": str(self.folder / "capacity.json"),
+            "gcs_address": self.address,
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "foreground_node_launch": True,
+        }
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        nodes = {
+            name: {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": self.most}
+            for name, resources in self.types.items()
+        }
+        lists = ("initialization_commands", "setup_commands", "rsync_exclude", "rsync_filter", "cluster_synced_files")
+        by_role = ("setup_commands", "start_ray_commands")
+        config = {
+            "cluster_name": "fake",
+            "max_workers": self.most * len(self.types),
+            "upscaling_speed": 100,
+            "idle_timeout_minutes": 0.2,
+            "provider": provider,
+            "available_node_types": {"ray.head.default": head, **nodes},
+            "head_node_type": "ray.head.default",
+            "file_mounts_sync_continuously": False,
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in lists},
+            **{f"{role}_{name}": [] for role in ("head", "worker") for name in by_role},
+        }
+        path = self.folder / "autoscaling.json"
+        path.write_text(json.dumps(config))
+        return [f"--autoscaling-config={path}"]

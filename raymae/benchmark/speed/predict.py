@@ -203,7 +203,7 @@ def run_job(
 ) -> JobPace:
     """Predict the files as jobs/predict.py does, on nodes with these resources; ValueError if the parts are too few."""
     from raymae.cluster.parts import write_parts
-    from raymae.cluster.pools import label_pool
+    from raymae.cluster.resources.pools import label_pool
     from raymae.serving.predict import LabelFiles, plan_parts
 
     parts = plan_parts(files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymae.cluster.room import check_here
+from raymae.cluster.resources.room import check_here
 from raymae.config import TrainConfig
 from raymae.config.stages import STAGES
 from raymae.pipeline.plan.plan import Plan

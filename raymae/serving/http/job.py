@@ -18,9 +18,9 @@ from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from raymae.cluster.connect import start_ray
-from raymae.cluster.pools import torch_device
 from raymae.cluster.ray_private import begin_to_delete
-from raymae.cluster.room import uses_gpu
+from raymae.cluster.resources.nodes import alive
+from raymae.cluster.resources.pools import await_actor, torch_device
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
 from raymae.serving.predict import find_classifier
 from raymae.storage.folder import Folder
@@ -124,8 +124,8 @@ def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) ->
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config=quiet,
     )
-    gpu = uses_gpu(compute, ray.cluster_resources().get("GPU", 0), fallback=True)
-    cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    gpu = await_actor(compute, "replicas")
+    cores = max(node.get("CPU", 1) for node in alive())
     deployment = serve.deployment(
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if gpu else 0},

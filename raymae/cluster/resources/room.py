@@ -47,6 +47,14 @@ def has_room(compute: ComputeConfig, use_gpu: bool, workers: int, nodes: Sequenc
     return found >= workers
 
 
+def room_for(compute: ComputeConfig, use_gpu: bool, nodes: Sequence[dict[str, float]], most: int) -> int:
+    """How many workers some nodes have room for, `most` at most."""
+    cpus = compute.cpus_per_worker
+    found = (int(node.get("GPU", 0)) if use_gpu else int(node.get("CPU", 0) / cpus + 1e-6) for node in nodes)
+    most = min(most, sum(found))
+    return next((count for count in range(most, 0, -1) if has_room(compute, use_gpu, count, nodes)), 0)
+
+
 def reserved_cpus(compute: ComputeConfig, workers: int, nodes: Sequence[dict[str, float]]) -> float:
     """CPUs reserved for each training worker: as configured, but half a CPU a worker is left for its data workers.
 

@@ -8,8 +8,13 @@ from typing import Any
 import ray
 import ray.data
 
-from raymae.cluster.room import uses_gpu
+from raymae.cluster.ray_private import autoscaler_report
+from raymae.cluster.resources.demand import await_room
+from raymae.cluster.resources.gpus import wants_gpu
+from raymae.cluster.resources.nodes import alive
+from raymae.cluster.resources.room import uses_gpu
 from raymae.config import ComputeConfig
+from raymae.training.guards.deadline import FOREVER, Deadline
 
 
 def torch_device() -> str:
@@ -17,14 +22,38 @@ def torch_device() -> str:
     return "cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu"
 
 
-def actor_pool(compute: ComputeConfig, tasks: int) -> tuple[dict[str, Any], int]:
-    """Arguments of `map_batches` for actors that run a network, one per GPU or else one per node, and their threads."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    gpus = gpus if uses_gpu(compute, gpus, fallback=True) else 0
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    cores = max(node["Resources"].get("CPU", 1) for node in nodes)
+def await_actor(compute: ComputeConfig, what: str, deadline: Deadline = FOREVER) -> bool:
+    """Wait until a node has room for one of some actors that run a network; whether they have GPUs.
+
+    Raises what `Wait.run` raises, TimeIsUpError if the deadline comes first.
+    """
+    use_gpu = wants_gpu(compute, fallback=True)
+    await_room(what, {"CPU": 1.0} | ({"GPU": 1.0} if use_gpu else {}), compute, deadline)
+    return use_gpu
+
+
+def growing(actors: int, most: int) -> ray.data.ActorPoolStrategy:
+    """A pool of so many actors; where an autoscaler adds nodes when actors wait for them, of `most` in the end."""
+    return ray.data.ActorPoolStrategy(
+        min_size=1, initial_size=actors, max_size=max(actors, most) if autoscaler_report() else actors
+    )
+
+
+def actor_pool(compute: ComputeConfig, tasks: int, deadline: Deadline = FOREVER) -> tuple[dict[str, Any], int]:
+    """Arguments of `map_batches` for actors that run a network, one per GPU or else one per node, and their threads.
+
+    Waits until a node has room for one of them (`await_actor`).
+    """
+    use_gpu, nodes = await_actor(compute, "actors that run a network", deadline), alive()
+    gpus = int(sum(node.get("GPU", 0) for node in nodes)) if use_gpu else 0
+    cores = max(node.get("CPU", 1) for node in nodes)
     strategy = ray.data.ActorPoolStrategy(min_size=1, max_size=min(tasks, gpus or max(1, len(nodes))))
     return {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "compute": strategy}, compute.torch_threads or int(cores)
+
+
+def most_actors(compute: ComputeConfig, threads: int, parts: int) -> int:
+    """How many actors of so many threads `compute.data_workers` and the parts to compute allow."""
+    return max(1, min(parts, compute.data_workers // threads if compute.data_workers else parts))
 
 
 THREADS = 4
@@ -52,9 +81,7 @@ def label_pool(compute: ComputeConfig, nodes: Sequence[dict[str, float]], parts:
     actors = sum(counts)
     if not actors:
         raise ValueError(f"compute.torch_threads = {threads} is more than the {max(shares)} CPUs of the largest node")
-    if compute.data_workers:
-        actors = min(actors, compute.data_workers // threads)
     per_gpu = max(-(-count // int(node["GPU"])) for count, node in zip(counts, nodes, strict=True)) if use_gpu else 0
-    actors = max(1, min(actors, parts))
+    actors = min(actors, most_actors(compute, threads, parts))
     pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors)
     return {"num_cpus": threads, "num_gpus": 1 / max(1, per_gpu) if use_gpu else 0, "compute": pool}, threads
