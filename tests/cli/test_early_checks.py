@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from raymae.cli.arguments import option_names, parse
-from raymae.cluster import connect, room
+from raymae.cluster import connect
+from raymae.cluster.resources import room
 from raymae.config import Config, FinetuneConfig, PretrainConfig, TrackingConfig, changed, field_type
 from raymae.config.values import numbers
 from tests.support.audio_files import write_tone
