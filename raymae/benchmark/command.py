@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from raymae.benchmark.harness.result import Part, Result, Row, load_rows, machine, markdown
+from raymae.benchmark.scale.group import Group
 from raymae.benchmark.scale.nodes import Nodes
 from raymae.benchmark.scale.plan import Plan
 from raymae.benchmark.scale.recovery import Recovery
@@ -40,6 +41,7 @@ PARTS: dict[str, type[Part]] = {
     "loop": Loop,
     "serve": Serve,
     "nodes": Nodes,
+    "group": Group,
     "recovery": Recovery,
     "train-step": TrainStep,
     "curves": Curves,
@@ -55,6 +57,7 @@ NOT_IN_ALL = (
     "loop",
     "serve",
     "nodes",
+    "group",
     "recovery",
     "train-step",
     "curves",
