@@ -13,6 +13,7 @@ import pytest
 import torch
 from fsspec.config import conf
 
+from raymae.benchmark.harness.s3_server import CREDENTIALS, S3, s3_server
 from raymae.features.store import FeatureStore
 from raymae.storage import retry
 from raymae.storage.commits import complete, latest_step
@@ -23,7 +24,6 @@ from raymae.training.run_stage import run_stage
 from raymae.training.state.checkpoint import Committer, load_commit
 from raymae.training.worker import BareSession
 from tests.storage.test_lease import race
-from tests.support.s3 import CREDENTIALS, S3, s3_server
 from tests.support.training import TINY, make_spec
 
 

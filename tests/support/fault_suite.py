@@ -28,12 +28,12 @@ from pathlib import Path
 
 from fsspec.config import conf
 
+from raymae.benchmark.harness.s3_server import CREDENTIALS, S3, s3_server
 from raymae.storage.folder import Folder
 from raymae.storage.lease import EXPIRE_SECONDS
 from tests.support.audio_files import write_clips, write_table
 from tests.support.disturbed_pipeline import Pipeline
 from tests.support.nodes import Nodes, wait_until
-from tests.support.s3 import CREDENTIALS, S3, s3_server
 
 TARGETS = {
     "training worker": 4,
