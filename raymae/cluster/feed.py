@@ -1,6 +1,6 @@
 """Feed training workers from audio files: the windows of a run as Ray Data sets, each worker's own, in order.
 
-Of a feature store every worker reads its own windows (`raymae.training.worker.read_groups`).
+Of a feature store every worker reads its own windows (`raymae.training.batches.windows.read_groups`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
 from raymae.storage.lease import LeaseLostError
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import Group, Window, rank_steps
+from raymae.training.batches.windows import Group, Window, rank_steps, read_groups
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import hang_error, hangs, write_failure
 from raymae.training.spec import StageSpec
@@ -85,8 +85,6 @@ class RaySession:
     def groups(self, order: Order, step: int) -> Iterator[tuple[int, list[Group]]]:
         """Iterate over this rank's mixing groups of every step, from the store or from Ray Data."""
         if not is_streamed(self.spec):
-            from raymae.training.worker import read_groups
-
             return read_groups(self.spec.store, order, self.rank, self.world_size, step)
         windows = self._windows(order.first_window(step))
         return rank_steps(order, windows, self.rank, self.world_size, step)

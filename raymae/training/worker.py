@@ -22,8 +22,7 @@ from raymae.storage.events import EventWriter
 from raymae.storage.folder import Folder
 from raymae.training import parallel
 from raymae.training.batches.order import Order
-from raymae.training.batches.prefetch import Prefetch
-from raymae.training.batches.windows import Group, rank_slots, rank_steps, rank_windows, read_window
+from raymae.training.batches.windows import Group, read_groups
 
 
 class Session(Protocol):
@@ -150,16 +149,6 @@ class GroupSession(BareSession):
         """Write the event, on rank 0."""
         if self.rank == 0:
             super().report(event)
-
-
-def read_groups(
-    store: FeatureStore, order: Order, rank: int, world_size: int, step: int
-) -> Iterator[tuple[int, list[Group]]]:
-    """A rank's mixing groups of every step, whose windows are read ahead: up to a round of them."""
-    numbers = rank_windows(order, rank, world_size, step)
-    depth = len(rank_slots(order.slots, rank, world_size))
-    windows = iter(Prefetch(lambda number: read_window(store, order, number), numbers, depth))
-    return rank_steps(order, windows, rank, world_size, step)
 
 
 def prepare_process(device: torch.device, compute: ComputeConfig) -> None:

@@ -18,8 +18,7 @@ from raymae.cluster.feed import FILLER, WindowReader, emitted, next_window, segm
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
 from raymae.training.batches.order import Order
-from raymae.training.batches.windows import rank_steps, rank_windows
-from raymae.training.worker import read_groups
+from raymae.training.batches.windows import rank_steps, rank_windows, read_groups
 from tests.support.training import TINY, make_spec
 
 

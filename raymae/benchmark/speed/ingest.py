@@ -172,7 +172,7 @@ def order_rows(spec: StageSpec) -> NDArray[np.int64]:
 
 def batches(spec: StageSpec) -> Iterator[NDArray[np.float16]]:
     """The log-mels (B, T, F) of every step of a stage, as its only training worker reads them."""
-    from raymae.training.worker import read_groups
+    from raymae.training.batches.windows import read_groups
 
     for _, groups in read_groups(spec.store, spec.order(), rank=0, world_size=1, step=0):
         yield np.concatenate([group.values for group in groups])

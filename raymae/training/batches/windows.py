@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raymae.datasets.rows import Rows
 from raymae.features.draws import mix
 from raymae.training.batches.order import Order
+from raymae.training.batches.prefetch import Prefetch
 from raymae.training.batches.shifts import read_shifted
 
 if TYPE_CHECKING:
@@ -104,6 +105,16 @@ def rank_steps(
                 ],
             )
             step += 1
+
+
+def read_groups(
+    store: FeatureStore, order: Order, rank: int, world_size: int, step: int
+) -> Iterator[tuple[int, list[Group]]]:
+    """A rank's mixing groups of every step, whose windows are read ahead: up to a round of them."""
+    numbers = rank_windows(order, rank, world_size, step)
+    depth = len(rank_slots(order.slots, rank, world_size))
+    windows = iter(Prefetch(lambda number: read_window(store, order, number), numbers, depth))
+    return rank_steps(order, windows, rank, world_size, step)
 
 
 def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
