@@ -75,7 +75,7 @@ class Tally:
         self._count(number, "total", split, frames * clips["mean"])
         self._count(number, "square", split, frames * clips["mean_square"])
         self._compression[summary["compression"]] += 1
-        pages = {name: summary[name] for name in ("rows", "starts", "pages") if name in summary}
+        pages = {name: summary[name] for name in ("rows", "starts", "sums") if name in summary}
         self._pages[number] = pages | {"clips": {"frames": summary["clips"]["frames"]}}
         self._shards[number] = {"name": plan.name, **{key: summary[key] for key in ("rows", "size", "crc32")}}
 

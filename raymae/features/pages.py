@@ -1,8 +1,9 @@
 """Where the log-mels of a store lie in its shards, and reading them by ranges of bytes, from any thread.
 
 The log-mels of a row group are one page of a Parquet file: without compression, the values one after the other. With
-their places known a window is read from object storage by one round of concurrent requests, of the bytes that it needs
-and no others; a file object would read footers first, one after the other, and ahead, several times as much as is used.
+their places known, and a checksum of every clip, a window is read from object storage by one round of concurrent
+requests, of the clips that it needs and no others; a file object would read footers first, one after the other, and
+ahead, several times as much as is used.
 From a disk several threads read at once, which Arrow's files don't allow.
 """
 
@@ -26,7 +27,7 @@ from raymae.storage.folder import Folder
 PAGES = "pages.parquet"
 """In the `prepare` artifact: a row for each row group of all shards, in their order."""
 LARGEST_GAP = 1 << 16
-"""Bytes between two pages of a shard that are read with them rather than by another request."""
+"""Bytes between two clips of a shard that are read with them rather than by another request."""
 
 
 def page_starts(metadata: pq.FileMetaData, row_bytes: int) -> list[int]:
@@ -44,25 +45,24 @@ def page_starts(metadata: pq.FileMetaData, row_bytes: int) -> list[int]:
     return starts
 
 
-def page_sums(values: Sequence[bytes], size: int) -> list[int]:
-    """The CRC-32 of every row group of `size` clips, by the clips' log-mels."""
-    return [zlib.crc32(b"".join(values[start : start + size])) for start in range(0, len(values), size)]
-
-
 def pages_table(summaries: Sequence[dict[str, Any]], size: int) -> pa.Table | None:
     """The table of `PAGES` of shards in order, with row groups of `size` clips; None if one of them has none, as with
     compression."""
     if not all(summary.get("starts") for summary in summaries if summary["rows"]):
         return None
     starts: list[int] = []
-    sums: list[int] = []
+    sums: list[list[int]] = []
     frames: list[list[int]] = []
     for summary in summaries:
-        own, count = summary["clips"]["frames"], len(summary.get("pages", []))
+        own = range(0, summary["rows"], size)
         starts += summary.get("starts", [])
-        sums += summary.get("pages", [])
-        frames += [own[number * size : (number + 1) * size] for number in range(count)]
-    columns = pa.array(starts, pa.int64()), pa.array(sums, pa.uint32()), pa.array(frames, pa.list_(pa.int32()))
+        sums += [summary["sums"][first : first + size] for first in own]
+        frames += [summary["clips"]["frames"][first : first + size] for first in own]
+    columns = (
+        pa.array(starts, pa.int64()),
+        pa.array(sums, pa.list_(pa.uint32())),
+        pa.array(frames, pa.list_(pa.int32())),
+    )
     return pa.table(dict(zip(("start", "crc32", "valid_frames"), columns, strict=True)))
 
 
@@ -76,7 +76,7 @@ class Pages:
     starts: NDArray[np.int64]
     """(G,) of all row groups, shard by shard."""
     sums: NDArray[np.uint32]
-    """(G,)."""
+    """(n,), the CRC-32 of the log-mels of all clips."""
     valid_frames: NDArray[np.int32]
     """(n,) of all clips."""
     first: Rows
@@ -91,37 +91,34 @@ class Pages:
             read: returns ranges (shard, start, end) of bytes.
             counts: (shards,), rows of every shard.
 
-        ValueError for a page that isn't what was written.
+        ValueError for a clip that isn't what was written.
         """
-        pairs, place = np.unique(np.stack([shards, rows // self.group]), axis=1, return_inverse=True)
-        place = place.ravel()
-        numbers = self.first[pairs[0]] + pairs[1]
-        sizes = np.minimum(counts[pairs[0]] - pairs[1] * self.group, self.group) * row_bytes
-        starts = self.starts[numbers]
-        ranges = merged(pairs[0], starts, starts + sizes)
+        pairs, place = np.unique(np.stack([shards, rows]), axis=1, return_inverse=True)
+        sums = self.sums[np.cumsum([0, *counts[:-1]], dtype=np.int64)[pairs[0]] + pairs[1]]
+        starts = self.starts[self.first[pairs[0]] + pairs[1] // self.group] + pairs[1] % self.group * row_bytes
+        ranges = merged(pairs[0], starts, starts + row_bytes)
         contents = read([(shard, start, end) for shard, start, end, _ in ranges])
         found = np.empty((len(rows), row_bytes), np.uint8)
-        order = np.argsort(place, kind="stable")
-        bounds = np.searchsorted(place[order], np.arange(len(numbers) + 1))
-        for (_, begin, _, pages), content in zip(ranges, contents, strict=True):
+        order = np.argsort(place.ravel(), kind="stable")
+        bounds = np.searchsorted(place.ravel()[order], np.arange(pairs.shape[1] + 1))
+        for (_, begin, _, clips), content in zip(ranges, contents, strict=True):
             view = memoryview(content)
-            for page in pages:
-                values = view[starts[page] - begin : starts[page] - begin + sizes[page]]
-                if zlib.crc32(values) != self.sums[numbers[page]]:
-                    raise ValueError(f"row group {pairs[1][page]} doesn't have its checksum")
-                own = order[bounds[page] : bounds[page + 1]]
-                found[own] = np.frombuffer(values, np.uint8).reshape(-1, row_bytes)[rows[own] % self.group]
+            for clip in clips:
+                values = view[starts[clip] - begin : starts[clip] - begin + row_bytes]
+                if zlib.crc32(values) != sums[clip]:
+                    raise ValueError(f"row {pairs[1][clip]} doesn't have its checksum")
+                found[order[bounds[clip] : bounds[clip + 1]]] = np.frombuffer(values, np.uint8)
         return found
 
 
 def merged(shards: Rows, starts: Rows, ends: Rows) -> list[tuple[int, int, int, list[int]]]:
-    """Ranges (shard, start, end, the pages within) of pages that are sorted by shard and place."""
+    """Ranges (shard, start, end, the clips within) of clips that are sorted by shard and place."""
     found: list[tuple[int, int, int, list[int]]] = []
-    for page, (shard, start, end) in enumerate(zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)):
+    for clip, (shard, start, end) in enumerate(zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)):
         if found and found[-1][0] == shard and 0 <= start - found[-1][2] <= LARGEST_GAP:
-            found[-1] = (shard, found[-1][1], end, [*found[-1][3], page])
+            found[-1] = (shard, found[-1][1], end, [*found[-1][3], clip])
         else:
-            found.append((shard, start, end, [page]))
+            found.append((shard, start, end, [clip]))
     return found
 
 
@@ -132,4 +129,4 @@ def read_pages(folder: Folder, counts: Rows, group: int) -> Pages | None:
     table = pq.read_table(io.BytesIO(folder.read_checked(PAGES)))
     first = np.cumsum([0, *(-(-counts[:-1] // group))], dtype=np.int64)
     frames = pc.list_flatten(table["valid_frames"]).to_numpy()
-    return Pages(table["start"].to_numpy(), table["crc32"].to_numpy(), frames, first, group)
+    return Pages(table["start"].to_numpy(), pc.list_flatten(table["crc32"]).to_numpy(), frames, first, group)

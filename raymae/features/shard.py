@@ -1,8 +1,8 @@
 """Footer, checksum and damage of a shard.
 
 The footer's entry `raymae` is JSON: the front end's settings and a summary (rows, seconds, quarantine, compression,
-checksum, and the valid frames, seconds, mean and mean square of every clip). The checksum is the CRC-32 of the whole
-file with zeros in place of the checksum itself, so that it needs no second file.
+checksum, and the valid frames, seconds, mean, mean square and CRC-32 of every clip). The checksum is the CRC-32 of the
+whole file with zeros in place of the checksum itself, so that it needs no second file.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def read_summary(target: Folder, name: str, verify: bool = False) -> dict[str, A
             metadata = pq.read_metadata(file)
             entry = json.loads(metadata.metadata[META])
             found, shape = dict(entry["summary"]), from_dict(AudioConfig, entry["audio"])
-            if found.get("pages"):
+            if found.get("sums"):
                 found["starts"] = page_starts(metadata, 2 * shape.n_frames * shape.n_mels)
             return found | {"size": file.seek(0, 2)}
     except _UNREADABLE:

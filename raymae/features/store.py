@@ -13,7 +13,7 @@ root-mean-square one 0.0002 of the log-mels' standard deviation; the statistics 
 0.001 of theirs, and a reconstruction that is exact but for the rounding has a loss of 0.0001, where predicting the mean
 has 1 (`tests/features/test_shard.py`).
 
-Damage: every page has a checksum that reading verifies, which lowers a core's throughput from 12.1 to 3.9 GB/s with
+Damage: every clip has a checksum that reading verifies, which lowers a core's throughput from 12.1 to 3.9 GB/s with
 groups of 4 clips (0.06 ms more per ten-second clip, while loading a clip into a batch takes milliseconds). The whole
 file has a checksum too (`raymae.features.shard`), the manifest holds its size, and `data.verify` checks every byte.
 """
@@ -39,7 +39,7 @@ from raymae.features.shard import explain
 from raymae.storage.folder import Folder
 
 ROW_GROUP = 4
-"""Rows per Parquet row group: a shuffled epoch reads runs of a few rows, and always whole groups."""
+"""Rows per Parquet row group, one page of log-mels; without the places of pages, whole groups are read."""
 
 SHARDS = "artifacts/shards"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from raymae.audio.errors import AudioError, NoAnswerError, SilentError, TimeLimi
 from raymae.audio.spans import WHOLE, Clip, Span, SpanReader
 from raymae.config import AudioConfig, redact
 from raymae.datasets.rows import state_columns
-from raymae.features.pages import PAGES, page_starts, page_sums, pages_table
+from raymae.features.pages import PAGES, page_starts, pages_table
 from raymae.features.shard import BLANK, META, SILENT, moments, seal
 from raymae.features.store import ROW_GROUP, SHARDS, FeatureStore
 from raymae.storage.folder import Folder
@@ -78,7 +79,7 @@ def shard_rows(clips: int, audio: AudioConfig, shard_mb: float) -> int:
 def plan_shards(clips: pa.Table, audio: AudioConfig, shard_mb: float) -> list[ShardPlan]:
     """Divide a clip table into shards, each named by a hash of its content."""
     size = shard_rows(len(clips), audio, shard_mb)
-    front_end = json.dumps([5, audio.front_end()], sort_keys=True).encode()
+    front_end = json.dumps([6, audio.front_end()], sort_keys=True).encode()
     plans = []
     for start in range(0, len(clips), size):
         part = clips.slice(start, size)
@@ -204,7 +205,7 @@ def write_shard(
     summary = _summary(rows, kept, compression)
     audio = reader.audio
     if features and compression == "none":
-        summary["pages"] = page_sums([row.log_mel for row in kept], ROW_GROUP)
+        summary["sums"] = [zlib.crc32(row.log_mel) for row in kept]
     columns = {"clip_id": pa.array([row.clip_id for row in kept], pa.string())}
     if features:
         columns["log_mel"] = pa.array([row.log_mel for row in kept], pa.binary(2 * audio.n_frames * audio.n_mels))
@@ -218,7 +219,7 @@ def write_shard(
         writer.add_key_value_metadata({META: json.dumps({"audio": audio.front_end(), "summary": summary}).encode()})
     content, summary["crc32"] = seal(sink.getvalue())
     target.write_bytes(name, content)
-    if summary.get("pages"):
+    if summary.get("sums"):
         metadata = pq.read_metadata(pa.BufferReader(content))
         summary["starts"] = page_starts(metadata, 2 * audio.n_frames * audio.n_mels)
     return summary | {"size": len(content)}
