@@ -62,6 +62,21 @@ def test_one_late_item_delays_nothing_behind_it() -> None:
     assert list(items) == list(range(8))
 
 
+def test_an_item_that_is_late_is_read_a_second_time() -> None:
+    asked: list[int] = []
+
+    def read(number: int) -> int:
+        asked.append(number)
+        time.sleep(3 if number == 40 and asked.count(40) == 1 else 0.01)
+        return number
+
+    prefetch, started = Prefetch(read, iter(range(60)), depth=4), time.monotonic()
+    assert list(prefetch) == list(range(60))
+    assert time.monotonic() - started < 2.5
+    assert [number for number in set(asked) if asked.count(number) > 1] == [40]
+    assert prefetch.repeated == 1
+
+
 def test_an_error_arrives_where_its_item_would() -> None:
     def read(number: int) -> int:
         if number == 2:

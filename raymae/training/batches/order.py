@@ -27,7 +27,8 @@ The spread is the variance from batch to batch, in units of a full permutation's
 representative of the classes as 15 clips drawn at random. It is close to 1 + (chunk - 1) (group_size - 1) / (n - 1),
 with the n = window_steps * group_size clips of a window, as long as a chunk lies within one recording, and 1 if
 neighbours have nothing in common. A window has 128 clips in the table and 64 for steps of 512 clips in groups of 8,
-whose spread is 1.8 with chunks of 8. Chunks of 1 are a full permutation, on object storage with a request for each row. Reads: clips of 640 x 256, groups of 64, one process, one window after the other.
+whose spread is 1.8 with chunks of 8. Chunks of 1 are a full permutation, on object storage with a request for each
+row. Reads: clips of 640 x 256, groups of 64, one process, one window after the other.
 """
 
 from __future__ import annotations
