@@ -18,6 +18,7 @@ from raymae.benchmark.scale.group import Group
 from raymae.benchmark.scale.nodes import Nodes
 from raymae.benchmark.scale.plan import Plan
 from raymae.benchmark.scale.recovery import Recovery
+from raymae.benchmark.scale.scale import Scale
 from raymae.benchmark.speed.front_end import FrontEnd
 from raymae.benchmark.speed.ingest import Ingest
 from raymae.benchmark.speed.loop import Loop
@@ -43,6 +44,7 @@ PARTS: dict[str, type[Part]] = {
     "nodes": Nodes,
     "group": Group,
     "recovery": Recovery,
+    "scale": Scale,
     "train-step": TrainStep,
     "curves": Curves,
     "frozen": Frozen,
@@ -59,6 +61,7 @@ NOT_IN_ALL = (
     "nodes",
     "group",
     "recovery",
+    "scale",
     "train-step",
     "curves",
     "frozen",

@@ -25,6 +25,7 @@ from fsspec.core import url_to_fs
 
 from raymae.config import redact
 from raymae.storage.checksums import CHECKSUMS, checksum_of, crc32, digest
+from raymae.storage.connections import options
 from raymae.storage.plain import check_plain
 from raymae.storage.refusal import why_not
 from raymae.storage.retry import FULL_ERRNOS, RetryingFile, StorageFullError, is_conflict, with_retries
@@ -54,7 +55,7 @@ class Folder:
 
     @cached_property
     def _located(self) -> tuple[AbstractFileSystem, str]:
-        fs, path = url_to_fs(self.url)
+        fs, path = url_to_fs(self.url, **options(self.url))
         # other processes write here: a cached listing may be out of date
         if hasattr(fs.dircache, "use_listings_cache"):  # the hub's is a plain dict
             fs.dircache.use_listings_cache = False

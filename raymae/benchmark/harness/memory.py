@@ -26,14 +26,21 @@ def process_tree(root: int) -> list[int]:
 
 def pss_mb(pid: int) -> float:
     """Proportional set size of a process in MB; 0 if the process has ended."""
+    return _rollup(pid, "Pss:")
+
+
+def uss_mb() -> float:
+    """Unique set size of this process in MB: the pages that it shares with no other."""
+    return _rollup(os.getpid(), "Private_Clean:", "Private_Dirty:")
+
+
+def _rollup(pid: int, *names: str) -> float:
+    """The sum of some lines of a process's memory, MB (Linux)."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
-            for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024 / 1e6
+            return sum(int(line.split()[1]) for line in file if line.startswith(names)) * 1024 / 1e6
     except OSError:
-        pass
-    return 0.0
+        return 0.0
 
 
 class PeakMemory:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from raymae.features.store import FeatureStore
 
 
+AHEAD_ROWS = 2048
+"""Clips that a worker reads ahead of object storage: 1.5 s of an H200's work, as long as a window that is late, and is
+read again, takes."""
+
+
 @dataclass(frozen=True)
 class Window:
     """The unit that is read and sent: the rows of one slot for the steps of one round."""
@@ -110,11 +115,18 @@ def rank_steps(
 def read_groups(
     store: FeatureStore, order: Order, rank: int, world_size: int, step: int
 ) -> Iterator[tuple[int, list[Group]]]:
-    """A rank's mixing groups of every step, whose windows are read ahead: up to a round of them."""
+    """A rank's mixing groups of every step, whose windows are read ahead."""
     numbers = rank_windows(order, rank, world_size, step)
-    depth = len(rank_slots(order.slots, rank, world_size))
+    depth = windows_ahead(order, rank, world_size, store.shards.is_local)
     windows = iter(Prefetch(lambda number: read_window(store, order, number), numbers, depth))
     return rank_steps(order, windows, rank, world_size, step)
+
+
+def windows_ahead(order: Order, rank: int, world_size: int, is_local: bool) -> int:
+    """How many windows a rank reads ahead: a round of them, or of object storage `AHEAD_ROWS`, which is more where many
+    workers share a step."""
+    slots = len(rank_slots(order.slots, rank, world_size))
+    return slots if is_local else max(slots, AHEAD_ROWS // (order.window_steps * order.group_size))
 
 
 def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
