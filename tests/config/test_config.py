@@ -87,6 +87,16 @@ def test_audioset_is_fine_tuned_as_audio_mae_does() -> None:
     assert (config.audio.n_frames, config.audio.n_mels, config.model.norm_target) == (1024, 128, True)
 
 
+@pytest.mark.parametrize("name", ["audiomae", "audioset"])
+def test_audio_mae_is_pre_trained_as_its_public_code_does(name: str) -> None:
+    """Huang et al. 2022, section 4.2, and the public submit_pretrain.py, where norm_pix_loss is on."""
+    config = RECIPES[name]()
+    model, train = config.model, config.pretrain
+    assert (model.norm_target, model.mask_strategy, model.mask_ratio) == (True, "unstructured", 0.8)
+    assert (train.global_batch_size, train.base_lr, train.epochs, train.warmup_epochs) == (512, 2e-4, 33, 3)
+    assert (train.weight_decay, train.betas) == (1e-4, (0.9, 0.95))
+
+
 def test_any_field_by_its_path() -> None:
     config = parse(["small", "--model.mask-ratio", "0.6", "--pretrain.augment.roll-p", "0.5", "--seed", "3"], "")
     assert (config.recipe, config.model.mask_ratio, config.pretrain.augment.roll_p, config.seed) == (
