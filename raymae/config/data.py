@@ -203,7 +203,8 @@ class DataConfig:
     """Check every byte of existing shards, and compute damaged ones again. Off: `prepare` checks their sizes and
     footers, and training the checksum of every page that it reads."""
     shuffle_chunk: int = 8
-    """Neighbouring clips of the store that stay together when an epoch is shuffled, within windows of 128 clips.
+    """Neighbouring clips of the store that stay together when an epoch of pre-training is shuffled, within windows of
+    128 clips. Stages with labels always shuffle fully.
 
     1 is a full permutation, as of a DataLoader with shuffle=True; it reads a store in memory at half the speed, one on
     local disk at three quarters. With 8, if neighbours are from one recording, the class shares of batches vary as if a

@@ -108,10 +108,16 @@ class StageSpec:
             epochs=train.epochs,
             global_batch_size=batch * train.global_batch_size,
             group_size=batch * self.group_size,
-            chunk=1 if self.is_balanced else self.config.data.shuffle_chunk,  # neighbours would be of the same cell
+            chunk=self.chunk,
             shifted=self.kind == "pretrain",
             **more,
         )
+
+    @property
+    def chunk(self) -> int:
+        """Neighbours of the store that stay together in an epoch: 1, a full shuffle, where clips have labels, since
+        those of one recording, which are neighbours, mostly share theirs."""
+        return self.config.data.shuffle_chunk if self.kind == "pretrain" else 1
 
     @property
     def group_size(self) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
 import pytest
 
+from raymae.config import RANDOM
 from raymae.config.stages import CLASSIFIERS, STAGES, Kind, Stage, Target, place, requires, round_name, turn_of
 from raymae.config.unlabelled import Unlabelled
 from raymae.features.store import FeatureStore
@@ -46,6 +49,15 @@ def test_rounds_run_one_after_the_other() -> None:
     assert [turn_of(name) for name in names[2:4]] == [("pseudo_label", 2), ("student", 2)]
     assert turn_of("finetune_2") == ("finetune_2", 1)
     assert sorted(reversed([*names, "finetune", "evaluate"]), key=place) == ["finetune", *names, "evaluate"]
+
+
+def test_the_chunks_of_pre_trainings_shuffle_are_part_of_its_key_alone(clips: pa.Table) -> None:
+    scratch = replace(TINY, finetune=replace(TINY.finetune, init_from=RANDOM))
+    for config, changed in ((TINY, "pretrain"), (scratch, None)):
+        other = replace(config, data=replace(config.data, shuffle_chunk=2))
+        nodes, others = (Plan(one, clips, Folder("/nowhere"), "finetune").nodes for one in (config, other))
+        assert all(nodes[name].key == others[name].key for name in nodes if changed is None or name == "prepare")
+        assert changed is None or nodes[changed].key != others[changed].key
 
 
 def test_a_stage_is_a_row_its_inputs_and_its_body(

@@ -76,9 +76,33 @@ def test_balancing_works_beside_unlabelled_clips(store: FeatureStore, tmp_path: 
 
 
 def test_without_balance_every_clip_comes_once(store: FeatureStore, tmp_path: Path) -> None:
-    spec = make_spec(store, tmp_path, "none")
-    assert spec.order().chunk == spec.config.data.shuffle_chunk
-    assert set(visits(spec.order(), 1).values()) == {1}
+    assert set(visits(make_spec(store, tmp_path, "none").order(), 1).values()) == {1}
+
+
+def neighbours_that_meet(order: Order, size: int = 8) -> float:
+    """Pairs of a mixing group, one in 10 epochs, that are of one run of `size` neighbours in the store, as a multiple
+    of those that a full shuffle is expected to bring together."""
+    rows = np.concatenate(order.rows)
+    run = np.zeros(rows.max() + 1, np.int64)
+    run[rows] = np.arange(len(rows)) // size
+    groups = np.concatenate([order.window_rows(number) for number in range(order.windows)]).reshape(
+        -1, order.group_size
+    )
+    same = run[groups][:, :, None] == run[groups][:, None, :]
+    pairs = order.group_size * (order.group_size - 1)
+    return float((same.sum((1, 2)) - order.group_size).mean() / pairs / ((size - 1) / (len(rows) - 1)))
+
+
+def test_stages_with_labels_shuffle_fully(store: FeatureStore, tmp_path: Path) -> None:
+    """The clips of a recording, which are neighbours in the store, meet in a step as often as any others."""
+    many = FeatureStore(store.folder, store.shards)
+    many.__dict__["clips"] = pa.concat_tables([store.clips] * 20)
+    spec = make_spec(many, tmp_path, "none")
+    paired = make_spec(many, tmp_path, "none", "consistency").order()
+    assert isinstance(paired, PairedOrder)
+    orders = [spec.order(), replace(spec, cnn="test_resnet").order(), *paired.parts]
+    assert [neighbours_that_meet(one) for one in orders] == pytest.approx([1] * 4, abs=0.35)
+    assert neighbours_that_meet(make_spec(many, tmp_path, "none", "pretrain").order()) > 5
 
 
 def test_multi_label_clips_are_not_balanced() -> None:

@@ -108,7 +108,9 @@ class Keys:
             values[name] |= {"responses": responses.digests, "response_p": share}
         if config.audio.device == "gpu":  # the log-mels of its clips differ by rounding from those of the CPU
             values["device"] = "gpu"
-        return {"seed": config.seed, "chunk": config.data.shuffle_chunk, **values}
+        if section == "pretrain":  # the others shuffle fully
+            values["chunk"] = config.data.shuffle_chunk
+        return {"seed": config.seed, **values}
 
     def given_weights(self, section: str) -> str | None:
         """The key of the weights that a section starts from; None where its `init_from` is not set."""

@@ -13,7 +13,8 @@ its own length only. Runs of `chunk` neighbouring rows stay together in the stre
 so that a read touches few pieces of the store.
 
 What that costs in randomness, for batches of 64 from a store in which every 50 neighbours come from one recording, in
-mixing groups of 64 / 16 / 8; a `DataLoader` with shuffle=True draws a full permutation:
+mixing groups of 64 / 16 / 8; a `DataLoader` with shuffle=True draws a full permutation, and so do stages with labels,
+whose chunk is 1 (`StageSpec.chunk`):
 
     chunk             recordings      spread of the      pairs that meet again   reads per second from
                       in a batch      class shares       in the next epoch       memory    disk
