@@ -191,13 +191,23 @@ def apply_coloration(log_mel: Tensor, valid_frames: Tensor, drawn: Mapping[str, 
 
     Masks come last, so that nothing changes the masked values.
     """
+    return apply_stripes(apply_device(log_mel, valid_frames, drawn), valid_frames, drawn)
+
+
+def apply_device(log_mel: Tensor, valid_frames: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """The same frames (B, T, F) as recorded by another device, by what is drawn: coloration without masks."""
     if "offsets" in drawn:
         log_mel = add_offsets(log_mel, valid_frames, drawn["offsets"])
     if "style_weight" in drawn:
         log_mel = freq_mixstyle(log_mel, valid_frames, drawn["style_weight"], drawn["style_partner"])
-    if "band_stripe" in drawn:
-        log_mel = spec_augment(log_mel, valid_frames, drawn["band_stripe"], drawn["frame_stripe"])
     return log_mel
+
+
+def apply_stripes(log_mel: Tensor, valid_frames: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Mask the stripes of SpecAugment that are drawn, if any."""
+    if "band_stripe" not in drawn:
+        return log_mel
+    return spec_augment(log_mel, valid_frames, drawn["band_stripe"], drawn["frame_stripe"])
 
 
 def add_offsets(log_mel: Tensor, valid_frames: Tensor, offsets: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class AudioClassifier(nn.Module):
         valid_frames: Tensor | None = None,
         kept: Kept | None = None,
         drop: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, C) of log-mels (B, T, F).
 
@@ -64,8 +65,9 @@ class AudioClassifier(nn.Module):
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
             kept: the patches in the encoder's input, R rows for each clip (`rows`); the default is all valid ones.
             drop: (B R, depth, 2), the factors of stochastic depth; None without it.
+            hidden: see `subtract_band_mean`.
         """
-        patches, frames = self.patchify(log_mel, valid_frames)
+        patches, frames = self.patchify(log_mel, valid_frames, hidden)
         if kept is None:
             kept = only(self.encoder.valid(patches, frames)).kept
         return self.head(self.embed(patches, kept, drop))
@@ -99,14 +101,16 @@ class AudioClassifier(nn.Module):
             drawn["drop"] = (stays / (1 - rates)).astype(np.float32)
         return drawn
 
-    def patchify(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> tuple[Patches, Tensor]:
+    def patchify(
+        self, log_mel: Tensor, valid_frames: Tensor | None = None, hidden: Tensor | None = None
+    ) -> tuple[Patches, Tensor]:
         """(B, T, F) -> patches, one row for each segment of each clip, and the rows' valid frames; the default is all.
 
         With `finetune.subtract_band_mean` the band mean is subtracted first; with `finetune.with_raw` too, the rows of
         each clip as it is come before those of the clip with the band mean subtracted.
         """
         if self.finetune.subtract_band_mean:
-            normalised = subtract_band_mean(log_mel, valid_frames)
+            normalised = subtract_band_mean(log_mel, valid_frames, hidden)
             log_mel = torch.stack([log_mel, normalised], 1).flatten(0, 1) if self.finetune.with_raw else normalised
             if self.finetune.with_raw and valid_frames is not None:
                 valid_frames = valid_frames.repeat_interleave(2)
@@ -186,10 +190,10 @@ class Cnn(nn.Module):
         network = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
         self.cnn = network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 
-    def forward(self, log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
-        """Logits (B, C) of log-mels (B, T, F) of valid frames (B,)."""
+    def forward(self, log_mel: Tensor, valid_frames: Tensor | None = None, *, hidden: Tensor | None = None) -> Tensor:
+        """Logits (B, C) of log-mels (B, T, F) of valid frames (B,); `hidden` as in `subtract_band_mean`."""
         if self.finetune.subtract_band_mean:
-            log_mel = subtract_band_mean(log_mel, valid_frames)
+            log_mel = subtract_band_mean(log_mel, valid_frames, hidden)
         return self.cnn(log_mel.float()[:, None].contiguous(memory_format=torch.channels_last))
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
@@ -211,15 +215,25 @@ def build_classifier(
     return AudioClassifier(audio, model, finetune, num_classes)
 
 
-def subtract_band_mean(log_mel: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+def subtract_band_mean(log_mel: Tensor, valid_frames: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
     """Subtract each clip's mean of every band over its valid frames from (B, T, F); padding is not changed.
 
     A short impulse response adds nearly a constant to each band of a log-mel, so this removes most of a recording
-    device's frequency response.
+    device's frequency response. What SpecAugment masks is 0, the mean, as if it were masked afterwards.
+
+    Args:
+        hidden: (B, 2), first and end of the frames that SpecAugment masks: they don't count for the means. A masked
+            band is constant over the others, so it needs no such care.
     """
     log_mel = log_mel.float()
     if valid_frames is None:
         return log_mel - log_mel.mean(1, keepdim=True)
-    valid = (torch.arange(log_mel.shape[1], device=log_mel.device) < valid_frames[:, None])[:, :, None]
-    mean = (log_mel * valid).sum(1, keepdim=True) / valid_frames[:, None, None].clamp(min=1)
-    return torch.where(valid, log_mel - mean, log_mel)
+    frames = torch.arange(log_mel.shape[1], device=log_mel.device)
+    valid = visible = (frames < valid_frames[:, None])[:, :, None]
+    count = valid_frames
+    if hidden is not None:
+        first, end = hidden[:, :1], hidden[:, 1:]
+        visible = valid & ~((first <= frames) & (frames < end))[:, :, None]
+        count = valid_frames - (end - first)[:, 0]
+    mean = (log_mel * visible).sum(1, keepdim=True) / count[:, None, None].clamp(min=1)
+    return torch.where(valid, (log_mel - mean) * visible, log_mel)

@@ -27,6 +27,9 @@ VERSION = 3
 EVALUATION = 3
 """Part of the key of an evaluation alone; raised when what is scored or reported changes."""
 
+TUNING = 1
+"""Part of the key of a classifier's training; raised when what it computes changes."""
+
 LABELLING = 2
 """Part of the key of pseudo-labels; raised when the way they are made or reported changes."""
 
@@ -157,6 +160,7 @@ def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     train = clips_of(keys.clips, ["train"])
     labelled = train.filter(pc.is_valid(train["scene_label"]))
     return {
+        "version": TUNING,
         "audio": config.audio.front_end(),
         "model": to_dict(config.model),
         "training": keys.training("finetune"),

@@ -43,7 +43,12 @@ class ConsistencyModel(nn.Module):
         self.classifier, self.weighting = classifier, weighting
 
     def forward(
-        self, log_mel: Tensor, valid_frames: Tensor, *masks: Any, weak: tuple[Any, ...] | None = None
+        self,
+        log_mel: Tensor,
+        valid_frames: Tensor,
+        *masks: Any,
+        weak: tuple[Any, ...] | None = None,
+        hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The logits (B, C) of log-mels, and those of weak views: unmasked, in evaluation mode.
 
@@ -52,8 +57,9 @@ class ConsistencyModel(nn.Module):
             valid_frames: (B,).
             masks: kept and drop of `AudioClassifier.forward`.
             weak: the classifier's arguments for the weak views; their logits (n, C) have no gradient.
+            hidden: (B, 2), the frames that SpecAugment masks.
         """
-        logits = self.classifier(log_mel, valid_frames, *masks)
+        logits = self.classifier(log_mel, valid_frames, *masks, hidden=hidden)
         # after those with a gradient: else autocast would cache copies of the weights without one
         return logits, None if weak is None else predict(self.classifier, *weak)
 
@@ -100,6 +106,12 @@ class ConsistencyTask(FinetuneTask):
         strong, views = self._prepare_views(n, draws.select(slice(n, None), size - labelled), frames, sound)
         drawn |= strong | self._draw_masks(np.concatenate([own, views]), sound.grid, draws)
         drawn["input_frames"] = np.concatenate([drawn["valid_frames"], frames.valid_frames[n:]])
+        stripes = drawn.get("frame_stripe"), drawn.get("strong.frame_stripe")
+        if any(stripe is not None for stripe in stripes):
+            shown = np.zeros((len(clips.rows), 2), np.int64)
+            for part_of, stripe in zip((slice(n), slice(n, None)), stripes, strict=True):
+                shown[part_of] = 0 if stripe is None else stripe
+            drawn["input_stripe"] = shown
         counted = (clips.weight * sound.sounding).astype(np.float32)
         drawn |= {"counted": counted[:n], "views_counted": counted[n:], "weight": clips.weight[:n:labelled]}
         numbers = counted[:n].sum(), counted[n:].sum(), drawn["weight"].sum()
@@ -128,14 +140,14 @@ class ConsistencyTask(FinetuneTask):
         n = len(drawn["target"])
         inputs = self._labelled(log_mel[:n], drawn)
         if not self.paired:
-            logits, _ = model(inputs, drawn["valid_frames"], *masks_of(drawn))
+            logits, _ = model(inputs, drawn["valid_frames"], *masks_of(drawn), hidden=drawn.get("frame_stripe"))
             loss, metrics = self._supervised(logits, drawn["target"], drawn["counted"], totals["clips"])
             return loss, metrics | {"supervised_loss": loss.detach()}
         strong = apply_coloration(log_mel[n:], drawn["view_frames"], part("strong.", drawn))
         weak = self._weak(apply_coloration(log_mel[n:], drawn["view_frames"], part("weak.", drawn)), drawn)
         own = self.averaged_teacher is None
         arguments = torch.cat([inputs, strong]), drawn["input_frames"], *masks_of(drawn)
-        logits, weak_logits = model(*arguments, weak=weak if own else None)
+        logits, weak_logits = model(*arguments, weak=weak if own else None, hidden=drawn.get("input_stripe"))
         if self.averaged_teacher is not None:
             with torch.no_grad():
                 weak_logits, _ = self.averaged_teacher(*weak)

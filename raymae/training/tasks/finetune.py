@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from raymae.datasets.labels import target_matrix
 from raymae.datasets.rows import Rows, class_names, rows_of
 from raymae.evaluation.metrics import Probabilities, macro_accuracy, mean_average_precision
-from raymae.features.augment import Drawn, apply_coloration, apply_mixup, draw_coloration, draw_mixup
+from raymae.features.augment import Drawn, apply_device, apply_mixup, apply_stripes, draw_coloration, draw_mixup
 from raymae.features.draws import Draws, mix
 from raymae.features.store import iterate
 from raymae.inference.classifier import check_teacher, class_probabilities, write_classifier
@@ -151,12 +152,13 @@ class FinetuneTask:
         before = frames.valid_frames[count]
         gain = None if frames.gain is None else frames.gain[count]
         drawn = draw_coloration(before, config, self.audio, draws, self.spec.responses, gain)
-        valid = sound.without_hidden(drawn, count)
         target = frames.mixed_targets(self.targets[rows].toarray())
         target, after, mixed = draw_mixup(target, before, config, draws, sound.sounding[count])
+        sounds = sound.valid[count]
         if mixed:
             uses = (mixed["mixup_weight"] < 1)[:, None, None]
-            valid = valid | (uses & valid[mixed["mixup_partner"]])
+            sounds = sounds | (uses & sounds[mixed["mixup_partner"]])
+        valid = replace(sound, valid=sounds).without_hidden(drawn)
         return drawn | mixed | {"target": target, "frames_before": before, "valid_frames": after}, valid
 
     def _draw_masks(self, valid: NDArray[np.bool_], grid: Grid, draws: Draws) -> Drawn:
@@ -172,12 +174,13 @@ class FinetuneTask:
         if isinstance(self.network, Cnn):  # timm's may draw; a pass is one mixing group then
             torch.manual_seed(mix(self.seed, 4, batch.key) >> 1)
         log_mel = self._labelled(batch.log_mel.float(), drawn)
-        logits = model(log_mel, drawn["valid_frames"], *masks_of(drawn))
+        logits = model(log_mel, drawn["valid_frames"], *masks_of(drawn), hidden=drawn.get("frame_stripe"))
         return self._supervised(logits, drawn["target"], drawn["counted"], totals["clips"])
 
     def _labelled(self, log_mel: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-        """The classifier's input of labelled clips."""
-        return apply_mixup(apply_coloration(log_mel, drawn["frames_before"], drawn), drawn)
+        """The classifier's input of labelled clips; what is masked is the mixture, as in Audio-MAE's code."""
+        mixed = apply_mixup(apply_device(log_mel, drawn["frames_before"], drawn), drawn)
+        return apply_stripes(mixed, drawn["valid_frames"], drawn)
 
     def _supervised(
         self, logits: Tensor, target: Tensor, counted: Tensor, total: Tensor
