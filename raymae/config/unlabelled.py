@@ -102,6 +102,7 @@ SHARED = ("crop_seconds", "roll_p", "gain_db", "mixup_p", "mixup_alpha")
 ONLY_FOR: dict[str, tuple[Method, ...]] = {
     "confidence_threshold": ("fixmatch",),
     "momentum": ("freematch", "softmatch"),
+    "n_sigma": ("softmatch",),
     "fairness_weight": ("freematch",),
 }
 """By setting, the methods that read it, if not all do."""
@@ -140,6 +141,9 @@ class ConsistencyConfig:
     momentum: float = 0.95
     """Momentum per step of the running means of confidences and classes, for freematch and softmatch; 0.999 in the
     papers, whose runs take a million steps and not some hundreds."""
+    n_sigma: float = 2.0
+    """Deviations of the confidence in one of softmatch's Gaussian: 2 in its authors' code, 1 in the paper's formula,
+    which gives less confident guesses more weight."""
     fairness_weight: float = 0.01
     """Weight of freematch's fairness loss, which keeps the guesses spread over the classes."""
     strong: AugmentConfig = AugmentConfig(eq_p=1.0, mixstyle_p=0.4, freq_mask_param=48, time_mask_param=96)
@@ -151,7 +155,7 @@ class ConsistencyConfig:
         require_choice("consistency.start", self.start, ("finetune", "pretrain"))
         require_choice("consistency.teacher", self.teacher, ("self", "ema"))
         require_share("consistency.momentum", self.momentum)
-        for name in ("epochs", "lr_scale", "weight"):
+        for name in ("epochs", "lr_scale", "weight", "n_sigma"):
             require(getattr(self, name) > 0, f"consistency.{name} = {getattr(self, name)} must be positive")
         require(
             self.ratio >= 1, f"consistency.ratio = {self.ratio} must be at least 1 unlabelled clip per labelled clip"

@@ -107,9 +107,12 @@ def test_fairness_by_hand() -> None:
     assert not logits.grad.any()
 
 
-def test_softmatch_by_hand() -> None:
-    """Chen et al. 2023: exp(-(c - mean)^2 / (2 variance)) below the mean, of aligned confidences c."""
-    weigh = SoftMatch(2, half("softmatch"))
+@pytest.mark.parametrize("n_sigma", [None, 1.0])
+def test_softmatch_by_hand(n_sigma: float | None) -> None:
+    """Chen et al. 2023: exp(-(c - mean)^2 / (2 variance)) below the mean, of aligned confidences c; in the authors'
+    code the variance is divided by n_sigma^2 = 4."""
+    weigh = SoftMatch(2, replace(half("softmatch"), n_sigma=n_sigma) if n_sigma else half("softmatch"))
+    divisor = 1 if n_sigma else 4
     assert weighed(weigh, probabilities(0.9, 0.6)).tolist() == [1, 1]
     # mean 0.75, unbiased variance 2 * 0.15^2 = 0.045: halfway from 0.5 and 1
     weigh.move()
@@ -118,14 +121,14 @@ def test_softmatch_by_hand() -> None:
     assert weigh.classes.tolist() == pytest.approx([0.625, 0.375])
     # aligned: (0.6 / 0.625, 0.4 / 0.375) = (0.96, 1.0667), confidence 0.526316; (0.32, 2.1333), 0.869565
     found = weighed(weigh, probabilities(0.6, 0.2)).tolist()
-    assert found == pytest.approx([np.exp(-((0.526316 - 0.625) ** 2) / 1.045), 1], rel=1e-5)
+    assert found == pytest.approx([np.exp(-((0.526316 - 0.625) ** 2) / 1.045 * divisor), 1], rel=1e-5)
     # mean 0.697941, variance (0.869565 - 0.526316)^2 / 2 = 0.058910
     weigh.move()
     assert float(weigh.mean) == pytest.approx(0.661470, abs=1e-6)
     assert float(weigh.variance) == pytest.approx(0.290705, abs=1e-6)
     # aligned (0.5 / 0.5125, 0.5 / 0.4875), confidence 0.5125
     found = weighed(weigh, probabilities(0.5, 0.5)).tolist()
-    assert found == pytest.approx([np.exp(-((0.5125 - 0.661470) ** 2) / 0.581410)] * 2, rel=1e-5)
+    assert found == pytest.approx([np.exp(-((0.5125 - 0.661470) ** 2) / 0.581410 * divisor)] * 2, rel=1e-5)
 
 
 def test_the_loss_is_the_sum_over_all_clips() -> None:

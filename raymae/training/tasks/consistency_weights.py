@@ -106,7 +106,8 @@ class FreeMatch(StepSums):
 class SoftMatch(StepSums):
     """A Gaussian of the confidence below its running mean, 1 above it (Chen et al. 2023).
 
-    The mean starts at 1 / C, the variance at 1. The confidence is that of probabilities divided by their running mean
+    The Gaussian's deviation is that of the confidences divided by `n_sigma`, as in the authors' code. The mean starts
+    at 1 / C, the variance at 1. The confidence is that of probabilities divided by their running mean
     and normalised again ("uniform alignment"), so that often-predicted classes don't crowd out the others; the target
     of a clip is its most probable class without the alignment.
     """
@@ -117,7 +118,7 @@ class SoftMatch(StepSums):
 
     def __init__(self, num_classes: int, config: ConsistencyConfig) -> None:
         super().__init__(3 + num_classes)
-        self.momentum = config.momentum
+        self.momentum, self.n_sigma = config.momentum, config.n_sigma
         even = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
         self.register_buffer("mean", even[0].clone())
         self.register_buffer("variance", torch.ones((), dtype=torch.float64))
@@ -136,7 +137,7 @@ class SoftMatch(StepSums):
         confidence = (aligned / aligned.sum(1, keepdim=True)).amax(1)
         moments = torch.stack([torch.ones_like(confidence), confidence, confidence.square()], 1)
         self.sums += (torch.cat([moments, probabilities], 1) * counted[:, None]).sum(0)
-        below = (confidence - self.mean).clamp(max=0)
+        below = self.n_sigma * (confidence - self.mean).clamp(max=0)
         return torch.exp(-below.square() / (2 * self.variance.clamp(min=1e-12))).float() * counted
 
     def update(self, sums: Tensor) -> None:
