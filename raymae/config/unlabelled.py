@@ -26,6 +26,9 @@ class PseudoLabelConfig:
     """Smallest calibrated probability of an accepted pseudo-label; None: accept by coverage instead."""
     coverage: float | None = None
     """Share of each predicted class's clips that is accepted, most confident first; None: accept by threshold."""
+    threshold_floor: float = 0.5
+    """Lowest threshold to which flexmatch scales that of a class, at most confidence_threshold. Below a half a guess is
+    more likely wrong than right; 0, as in the paper, accepts every guess of a class that has no confident one."""
     max_per_class: int | None = None
     """Most accepted clips of a class, the most confident ones; None: no limit."""
     max_class_ratio: float | None = None
@@ -78,6 +81,13 @@ class PseudoLabelConfig:
         )
 
     def _check_rule(self) -> None:
+        floor, default = self.threshold_floor, type(self).threshold_floor
+        require(0 <= floor < 1, f"pseudo_label.threshold_floor = {floor} must lie in [0, 1)")
+        require(
+            self.rule == "flexmatch" or floor == default,
+            f"pseudo_label.threshold_floor = {floor} has no effect with pseudo_label.rule = {self.rule}, only with "
+            f"flexmatch: leave it at {default}",
+        )
         now = f"(now {self.confidence_threshold} and {self.coverage})"
         both = "pseudo_label.confidence_threshold and pseudo_label.coverage"
         if self.rule == "fixed":

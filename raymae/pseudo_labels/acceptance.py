@@ -133,7 +133,7 @@ def class_thresholds(probabilities: Probabilities, config: PseudoLabelConfig) ->
         return freematch_thresholds(probabilities)
     assert config.confidence_threshold is not None
     if config.rule == "flexmatch":
-        return flexmatch_thresholds(probabilities, config.confidence_threshold)
+        return flexmatch_thresholds(probabilities, config.confidence_threshold, config.threshold_floor)
     return np.full(probabilities.shape[1], config.confidence_threshold, np.float32)
 
 
@@ -146,20 +146,21 @@ def covered(guess: Labels, confidence: Confidence, coverage: float) -> Mask:
     return accepted
 
 
-def flexmatch_thresholds(probabilities: Probabilities, threshold: float) -> Confidence:
+def flexmatch_thresholds(probabilities: Probabilities, threshold: float, floor: float) -> Confidence:
     """FlexMatch's threshold of each class (C,): threshold x M(beta), M(x) = x / (2 - x) (Zhang et al. 2021, section 3).
 
     beta measures how well a class is learned: the number of its guesses that reach the threshold, over that of the
     class with the most. It is computed once over all unlabelled clips, in the paper at every training step; the paper's
     warm-up, which accepts nearly all guesses early in training, therefore doesn't apply. A class without a guess that
-    reaches the threshold gets 0, as in the paper: all its guesses are accepted. If no class has such a guess, all keep
-    the threshold.
+    reaches the threshold would get 0: in the paper it gets more as soon as the model learns it, here all its guesses
+    would stay accepted. So no threshold is below `floor` (nor is one raised above `threshold` by it). If no class has
+    such a guess, all keep the threshold.
     """
     guess, confidence = guesses(probabilities)
     sure = confidence >= np.float32(threshold)
     learned = np.bincount(guess[sure], minlength=probabilities.shape[1]).astype(np.float64)
     beta = learned / learned.max() if sure.any() else np.ones(len(learned))
-    return np.asarray(threshold * beta / (2 - beta), np.float32)
+    return np.asarray(np.maximum(threshold * beta / (2 - beta), min(floor, threshold)), np.float32)
 
 
 def freematch_thresholds(probabilities: Probabilities) -> Confidence:

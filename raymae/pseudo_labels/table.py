@@ -126,7 +126,8 @@ def rule_of(config: PseudoLabelConfig) -> str:
     elif config.rule == "fixed":
         rule = f"confidence of at least {config.confidence_threshold:g}"
     elif config.rule == "flexmatch":
-        rule = f"FlexMatch, threshold {config.confidence_threshold:g} scaled by class"
+        rule = f"FlexMatch, threshold {config.confidence_threshold:g} scaled by class, not below "
+        rule += f"{config.threshold_floor:g}"
     else:
         rule = "FreeMatch, self-adaptive thresholds by class"
     limits = [("max_per_group", config.max_per_group), ("max_per_class", config.max_per_class)]

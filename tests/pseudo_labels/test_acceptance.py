@@ -83,7 +83,9 @@ def test_flexmatch_by_hand() -> None:
         np.float32,
     )
     # beta = 1, 1/2, 0; M(x) = x/(2 - x) = 1, 1/3, 0
-    np.testing.assert_allclose(flexmatch_thresholds(values, 0.9), [0.9, 0.3, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(flexmatch_thresholds(values, 0.9, 0.0), [0.9, 0.3, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(flexmatch_thresholds(values, 0.9, 0.5), [0.9, 0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(flexmatch_thresholds(values, 0.9, 0.95), [0.9] * 3, rtol=1e-6)
     found = decided(values, flexmatch(0.9))
     assert found.accepted.tolist() == [True, True, False, True, True, True]
     assert found.reasons.tolist() == ["", "", "threshold", "", "", ""]
@@ -91,6 +93,14 @@ def test_flexmatch_by_hand() -> None:
     assert texts[2] == "confidence below 0.9000, the threshold of its class (flexmatch)"
     # if no class is learned, no guess is accepted
     assert not decided(values, flexmatch(0.96)).accepted.any()
+
+
+def test_flexmatch_refuses_guesses_of_an_unlearned_class_that_are_likely_wrong() -> None:
+    values = np.array([[0.95, 0.03, 0.02], [0.3, 0.31, 0.39], [0.2, 0.25, 0.55]], np.float32)
+    assert decided(values, flexmatch(0.9)).accepted.tolist() == [True, False, True]
+    assert decided(values, replace(flexmatch(0.9), threshold_floor=0.0)).accepted.all()
+    with pytest.raises(ValueError, match="threshold_floor = 0.2 has no effect with pseudo_label.rule = fixed"):
+        PseudoLabelConfig(threshold_floor=0.2)
 
 
 def test_freematch_by_hand() -> None:
