@@ -273,6 +273,8 @@ class Config:
             self.finetune.labels == "single" or "consistency" not in self.unlabelled,
             "unlabelled = consistency is for single-label clips: leave it out with finetune.labels = multi",
         )
+        if self.pseudo_label.labelled_share is not None:
+            self.pseudo_label.clips_of(self.finetune.group_size)
         micro, group = self.consistency.micro_batch_size, self.finetune.group_size
         require(
             micro is None or micro >= group,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -45,6 +46,12 @@ class PseudoLabelConfig:
     """Random-EQ views of a clip (other recording devices, as finetune.augment.eq_* draws them) over which the teacher
     averages, besides the clip raw and without its band mean; 0: the raw clip alone. No effect with
     finetune.subtract_band_mean, which removes random EQ."""
+    weight: float = 1.0
+    """What a pseudo-labelled clip counts in the student's loss, a labelled one counts 1."""
+    labelled_share: float | None = None
+    """Share of labelled clips in every mixing group of the student's training, the same count in each; None: as they
+    come, each clip once an epoch. Steps stay as many, so labelled clips come more often; finetune.balance is then among
+    labelled clips alone."""
     rounds: int = 1
     """Rounds of pseudo-labelling and training a student; each round's teacher is the student of the round before."""
     student_start: StudentStart = "pretrained"
@@ -73,12 +80,26 @@ class PseudoLabelConfig:
         for name in ("max_per_class", "max_class_ratio", "max_per_group"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"pseudo_label.{name} = {value} must be at least 1, or None")
+        require(0 < self.weight < math.inf, f"pseudo_label.weight = {self.weight} must be positive and finite")
+        share = self.labelled_share
+        require(share is None or 0 < share < 1, f"pseudo_label.labelled_share = {share} must lie in (0, 1)")
         require(self.views >= 0, f"pseudo_label.views = {self.views} must not be negative")
         require(self.rounds >= 1, f"pseudo_label.rounds = {self.rounds} must be at least 1")
         require(
             self.rounds > 1 or self.student_start == "pretrained",
             "pseudo_label.student_start = continued has no effect with pseudo_label.rounds = 1: set it to 2 or more",
         )
+
+    def clips_of(self, group_size: int) -> tuple[int, int]:
+        """Labelled and pseudo-labelled clips of a mixing group; ValueError where `labelled_share` is no whole count."""
+        assert self.labelled_share is not None
+        labelled = self.labelled_share * group_size
+        require(
+            0 < round(labelled) < group_size and math.isclose(labelled, round(labelled)),
+            f"pseudo_label.labelled_share = {self.labelled_share} must be a multiple of 1/{group_size}, below 1: a "
+            f"mixing group of fine-tuning has {group_size} clips (finetune.mixing_group)",
+        )
+        return round(labelled), group_size - round(labelled)
 
     def _check_rule(self) -> None:
         floor, default = self.threshold_floor, type(self).threshold_floor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from raymae.features.draws import mix
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Fence
-from raymae.training.batches.order import Order, PairedOrder
+from raymae.training.batches.order import Order, PairedOrder, SharedOrder
 
 CNN_GROUP = 32
 """Most clips of a CNN's mixing groups, each of which is a batch for its batch norm."""
@@ -87,18 +88,32 @@ class StageSpec:
         """Whether classes, or classes by device, are sampled equally often."""
         return self.kind != "pretrain" and self.classification.balance != "none"
 
+    @cached_property
+    def pseudo_rows(self) -> Rows:
+        """The rows with an accepted pseudo-label, in its order."""
+        return np.zeros(0, np.int64) if self.pseudo_labels is None else accepted_rows(self.pseudo_labels, self.store)[0]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the labelled clips have a fixed share of every mixing group, beside pseudo-labelled ones."""
+        return self.config.pseudo_label.labelled_share is not None and len(self.pseudo_rows) > 0
+
     def seed(self) -> int:
         """The stage's seed; the same for equal stages, whatever pipeline they are part of."""
         return mix(self.config.seed, *(self.repeats or self.name).encode())
 
     def order(self) -> Order:
-        """The order of the stage's clips; for consistency training labelled and unlabelled ones side by side."""
+        """The order of the stage's clips: labelled and unlabelled ones side by side in consistency training, labelled
+        and pseudo-labelled ones with `pseudo_label.labelled_share`."""
         sources, batch = pretrain_sources(self) if self.kind == "pretrain" else labelled_sources(self), 1
         train, kind, more = self.train, Order, {}
         if self.kind == "consistency" and len(unlabelled := unlabelled_rows(self.store.clips)):
             sources.append((unlabelled, 1.0))
             ratio = self.config.consistency.ratio
-            kind, more, batch = PairedOrder, {"ratio": ratio}, 1 + ratio
+            kind, more, batch = PairedOrder, {"shares": (1, ratio)}, 1 + ratio
+        elif self.is_shared:
+            sources.append((self.pseudo_rows, 1.0))
+            kind, more = SharedOrder, {"shares": self.config.pseudo_label.clips_of(self.group_size)}
         if self.time_budget:
             train = replace(train, epochs=train.epochs * TIMED_EPOCHS)
         return kind(
@@ -167,8 +182,11 @@ def labelled_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
     """Rows and weight of the clips to fine-tune on: one source, or one per cell of `finetune.balance`, equally often.
 
     An epoch has as many rows as there are clips: it repeats the clips of small cells and skips some of large ones.
+    Pseudo-labelled clips are left out where they have a share of their own.
     """
     rows, targets = labelled_rows(spec)
+    if spec.is_shared:
+        rows = np.setdiff1d(rows, spec.pseudo_rows)
     if not spec.is_balanced:
         return [(rows, 1.0)]
     cells = np.asarray(targets[rows].argmax(axis=1)).ravel().astype(np.int64)
@@ -191,10 +209,7 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
     labels = pc.if_else(pc.equal(clips["split"], "train"), clips["scene_label"], pa.scalar(None, pa.string()))
     soft: csr_array | None = None
     if spec.pseudo_labels:
-        pseudo = accepted_labels(spec.pseudo_labels)
-        places = pc.index_in(pseudo["clip_id"], value_set=clips["clip_id"].combine_chunks())
-        rows = places.drop_null().to_numpy().astype(np.int64)
-        pseudo = pseudo.filter(pc.is_valid(places))
+        rows, pseudo = accepted_rows(spec.pseudo_labels, spec.store)
         unlabelled = rows_of(clips, "train", labelled=False)
         assert np.isin(rows, unlabelled).all(), "a pseudo-labelled clip is not an unlabelled training clip"
         if "probabilities" in pseudo.column_names:
@@ -207,6 +222,32 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
     if soft is not None:
         targets = csr_array(targets + soft)
     return np.flatnonzero(np.diff(targets.indptr)).astype(np.int64), targets
+
+
+def label_weights(spec: StageSpec) -> NDArray[np.float32]:
+    """What the label of every row of the store counts in the loss: (len(store),)."""
+    weights = np.ones(len(spec.store), np.float32)
+    weights[spec.pseudo_rows] = spec.config.pseudo_label.weight
+    return weights
+
+
+def probe_weights(spec: StageSpec) -> NDArray[np.float32]:
+    """What the label of every row of the store counts in a whole epoch, as a share of the most: (len(store),)."""
+    weights, pseudo = label_weights(spec), spec.pseudo_rows
+    if spec.is_shared:
+        labelled = np.setdiff1d(labelled_rows(spec)[0], pseudo)
+        counts = spec.config.pseudo_label.clips_of(spec.group_size)
+        for rows, count in zip((labelled, pseudo), counts, strict=True):
+            weights[rows] *= count / len(rows)
+        weights /= weights[np.concatenate([labelled, pseudo])].max()
+    return weights
+
+
+def accepted_rows(folder: Folder, store: FeatureStore) -> tuple[Rows, pa.Table]:
+    """The rows of the store that a table of pseudo-labels accepts, and its own rows for them."""
+    pseudo = accepted_labels(folder)
+    places = pc.index_in(pseudo["clip_id"], value_set=store.clips["clip_id"].combine_chunks())
+    return places.drop_null().to_numpy().astype(np.int64), pseudo.filter(pc.is_valid(places))
 
 
 def accepted_labels(folder: Folder) -> pa.Table:

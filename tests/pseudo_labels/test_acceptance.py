@@ -99,7 +99,7 @@ def test_flexmatch_refuses_guesses_of_an_unlearned_class_that_are_likely_wrong()
     values = np.array([[0.95, 0.03, 0.02], [0.3, 0.31, 0.39], [0.2, 0.25, 0.55]], np.float32)
     assert decided(values, flexmatch(0.9)).accepted.tolist() == [True, False, True]
     assert decided(values, replace(flexmatch(0.9), threshold_floor=0.0)).accepted.all()
-    with pytest.raises(ValueError, match="threshold_floor = 0.2 has no effect with pseudo_label.rule = fixed"):
+    with pytest.raises(ValueError, match=r"threshold_floor = 0\.2 has no effect with pseudo_label.rule = fixed"):
         PseudoLabelConfig(threshold_floor=0.2)
 
 

@@ -42,13 +42,13 @@ def test_the_head_predicts_as_the_probe(store: FeatureStore, tmp_path: Path) -> 
     spec = make_spec(store, tmp_path)
     rows, labels = rows_and_labels(spec)
     model = make_model(LOGISTIC, 2)
-    start_head(model, spec, rows, np.eye(2)[labels], 5)
+    start_head(model, spec, rows, np.eye(2)[labels], np.ones(len(rows)), 5)
     x = embed(model, spec, rows)
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
     assert (logits.argmax(1).numpy() == labels).mean() > 0.8  # even with a random encoder
     again = make_model(LOGISTIC, 2)
-    start_head(again, spec, rows, np.eye(2)[labels], 5)
+    start_head(again, spec, rows, np.eye(2)[labels], np.ones(len(rows)), 5)
     torch.testing.assert_close(again.head.weight, model.head.weight, rtol=0, atol=0)
 
 
@@ -62,7 +62,7 @@ def test_more_than_two_classes_have_the_probe_s_probabilities(
     x = np.random.default_rng(0).normal(size=(len(rows), model.head.in_features)).astype(np.float32)
     x[:, :5] += 2 * np.eye(5, dtype=np.float32)[labels]
     monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
-    start_head(model, spec, rows, np.eye(5)[labels], 0)
+    start_head(model, spec, rows, np.eye(5)[labels], np.ones(len(rows)), 0)
     probe = make_probe("linear", len(x)).fit(x, labels)
     with torch.no_grad():
         logits = model.head(torch.from_numpy(x))
@@ -85,8 +85,9 @@ def test_soft_targets_are_weighted_by_their_shares(
     )
     shared, apart = make_model(LOGISTIC, 3), make_model(LOGISTIC, 3)
     halves = (np.eye(3)[labels] + np.eye(3)[seconds]) / 2
-    start_head(shared, spec, twice, np.concatenate([halves, halves]), 0)
-    start_head(apart, spec, twice, np.concatenate([np.eye(3)[labels], np.eye(3)[seconds]]), 0)
+    start_head(shared, spec, twice, np.concatenate([halves, halves]), np.ones(len(twice)), 0)
+    one_hot = np.concatenate([np.eye(3)[labels], np.eye(3)[seconds]])
+    start_head(apart, spec, twice, one_hot, np.ones(len(twice)), 0)
     torch.testing.assert_close(shared.head.weight, apart.head.weight, rtol=1e-2, atol=1e-4)
     assert shared.head.weight.abs().max() > 1e-3
 
@@ -119,7 +120,7 @@ def test_multi_label_clips_have_a_probe_for_each_class(
     x = rng.normal(size=(len(rows), model.head.in_features)).astype(np.float32)
     x[:, :4] += 2 * targets
     monkeypatch.setattr("raymae.training.tasks.linear_probe_init.embed", lambda *arguments: x)
-    start_head(model, spec, rows, targets, 0)
+    start_head(model, spec, rows, targets, np.ones(len(rows)), 0)
     with torch.no_grad():
         found = model.head(torch.from_numpy(x)).sigmoid().numpy()
     for column in (0, 1):

@@ -112,7 +112,7 @@ def test_pairs_have_fixed_shares_and_the_first_stream_in_its_own_order(
     rows, size = (np.arange(1000, 1000 + labelled), np.arange(5000, 5000 + unlabelled)), group * (1 + ratio)
     common = {"seed": seed, "epochs": 2}
     order = PairedOrder(
-        rows, (1.0, 1.0), global_batch_size=size * slots, group_size=size, chunk=4, ratio=ratio, **common
+        rows, (1.0, 1.0), global_batch_size=size * slots, group_size=size, chunk=4, shares=(1, ratio), **common
     )
     alone = make(0, rows=rows[:1], global_batch_size=group * slots, group_size=group, **common)
     assert (order.steps, order.windows, order.slots) == (alone.steps, alone.windows, slots)
@@ -131,7 +131,7 @@ def test_pairs_have_fixed_shares_and_the_first_stream_in_its_own_order(
 
 def test_pairs_need_rows_of_both() -> None:
     with pytest.raises(ValueError, match="no clip"):
-        PairedOrder((np.arange(3), np.arange(0)), (1.0, 1.0), 0, 1, 4, 4, ratio=1)
+        PairedOrder((np.arange(3), np.arange(0)), (1.0, 1.0), 0, 1, 4, 4)
 
 
 # Shuffling quality: the table in order.py's docstring ------------------------------------------------------------

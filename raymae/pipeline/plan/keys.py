@@ -39,7 +39,9 @@ HOW_ONLY = ("micro_batch_size", "compile", "compile_mode", "activation_checkpoin
 """Fields of a training section that say how a step is computed, not what: they change rounding alone."""
 AUGMENTS = {"pretrain": "augment", "finetune": "augment", "consistency": "strong"}
 """The field of every training section that augments."""
-AFTER_LABELLING = ("rounds", "student_start", "truth")
+OF_STUDENT = ("weight", "labelled_share")
+"""Settings of pseudo-labels that the student's training reads."""
+AFTER_LABELLING = ("rounds", "student_start", "truth", *OF_STUDENT)
 """Settings of pseudo-labels that don't change the labels of a round."""
 
 
@@ -178,6 +180,11 @@ def cnn_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     return classifier_inputs(keys, node) | settings
 
 
+def student_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
+    """Of a student's training."""
+    return classifier_inputs(keys, node) | {name: getattr(keys.config.pseudo_label, name) for name in OF_STUDENT}
+
+
 def consistency_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     """Of consistency training."""
     unlabelled = keys.clips.take(rows_of(keys.clips, "train", labelled=False))
@@ -242,7 +249,7 @@ INPUTS: dict[str, Callable[[Keys, Asked], dict[str, Any]]] = {
     "finetune": classifier_inputs,
     "cnn": cnn_inputs,
     "pseudo_label": pseudo_label_inputs,
-    "student": classifier_inputs,
+    "student": student_inputs,
     "consistency": consistency_inputs,
     "evaluate": evaluate_inputs,
     "register": register_inputs,

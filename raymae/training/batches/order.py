@@ -177,13 +177,14 @@ class Order:
 
 @dataclass(frozen=True)
 class PairedOrder(Order):
-    """Two streams side by side: each group has rows of all sources but the last, then `ratio` times as many of it.
+    """Two streams side by side: each group has rows of all sources but the last, then of it, in fixed `shares`.
 
     The rows of the first stream come exactly as in an `Order` of their own, which also sets epochs and steps. Batch
     sizes count both. A position is twice the position in the row's stream, plus 1 for the second stream.
     """
 
-    ratio: int = 1
+    shares: tuple[int, int] = (1, 1)
+    """Parts of a group that are of either stream; their sum divides the group."""
 
     @cached_property
     def parts(self) -> tuple[Order, Order]:
@@ -195,11 +196,11 @@ class PairedOrder(Order):
                 weights=streams[number][1],
                 seed=mix(self.seed, number) if number else self.seed,
                 epochs=self.epochs,
-                global_batch_size=self.global_batch_size // (1 + self.ratio) * share,
-                group_size=self.group_size // (1 + self.ratio) * share,
+                global_batch_size=self.global_batch_size // sum(self.shares) * share,
+                group_size=self.group_size // sum(self.shares) * share,
                 chunk=self.chunk,
             )
-            for number, share in enumerate((1, self.ratio))
+            for number, share in enumerate(self.shares)
         )
         return first, second
 
@@ -232,6 +233,16 @@ class PairedOrder(Order):
             here = positions % 2 == number
             result[here] = part.rows_at(positions[here] // 2)
         return result
+
+
+@dataclass(frozen=True)
+class SharedOrder(PairedOrder):
+    """Two streams side by side, in the epochs and steps of an `Order` of all their rows: the rows of a stream come more
+    or less than once an epoch, by its share."""
+
+    rows_per_epoch = Order.rows_per_epoch
+    steps = Order.steps
+    window_steps = Order.window_steps
 
 
 def sample(rows: Rows, count: int, seed: int) -> Rows:

@@ -103,6 +103,7 @@ class ConsistencyTask(FinetuneTask):
         frames = self.inputs.take(clips, draws, own_draws, transfer)
         sound = self._find_sound(frames)
         drawn, own = self._prepare_labelled(clips.rows[:n], own_draws, frames, sound)
+        del drawn["label_weight"]  # all are labelled
         strong, views = self._prepare_views(n, draws.select(slice(n, None), size - labelled), frames, sound)
         drawn |= strong | self._draw_masks(np.concatenate([own, views]), sound.grid, draws)
         drawn["input_frames"] = np.concatenate([drawn["valid_frames"], frames.valid_frames[n:]])

@@ -29,7 +29,7 @@ from raymae.models.patches import Grid
 from raymae.models.weights_file import load_weights
 from raymae.training.batches.passes import Clips
 from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
-from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.spec import StageSpec, label_weights, labelled_rows, probe_weights
 from raymae.training.tasks.base import Counts
 from raymae.training.tasks.chosen_inputs import inputs_of
 from raymae.training.tasks.inputs import Frames, Sound, find_sound
@@ -93,6 +93,7 @@ class FinetuneTask:
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.always_masks = spec.always_masks
         _, self.targets = labelled_rows(spec)
+        self.label_weights = label_weights(spec)
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = self.network = self._build()
         self.max_seconds: float | None = None
@@ -117,7 +118,8 @@ class FinetuneTask:
         logistic = self.config.head_init == "logistic" and not self.spec.classifier
         if logistic and isinstance(self.network, AudioClassifier):
             rows, _ = labelled_rows(self.spec)
-            start_head(self.network.to(device), self.spec, rows, self.targets[rows].toarray(), mix(self.seed, 7))
+            targets, counts = self.targets[rows].toarray(), probe_weights(self.spec)[rows]
+            start_head(self.network.to(device), self.spec, rows, targets, counts, mix(self.seed, 7))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The model's parameter groups, the head's learning rate scaled."""
@@ -128,12 +130,13 @@ class FinetuneTask:
         return groups
 
     def prepare(self, clips: Clips, transfer: Transfer) -> tuple[HostBatch, Counts]:
-        """Decide augmentation, mixup and structured masks of some clips; count those that aren't silent."""
+        """Decide augmentation, mixup and structured masks of some clips; count those that aren't silent, by their
+        labels' weights."""
         draws = Draws(mix(self.seed, 5), clips.places, clips.group_size)
         frames = self.inputs.take(clips, draws, draws, transfer)
         sound = self._find_sound(frames)
         drawn, valid = self._prepare_labelled(clips.rows, draws, frames, sound)
-        drawn["counted"] = clips.weight * sound.sounding
+        drawn["counted"] = clips.weight * sound.sounding * drawn.pop("label_weight")
         drawn |= self._draw_masks(valid, sound.grid, draws)
         return HostBatch(frames.log_mel, drawn, int(clips.places[0])), drawn["counted"].sum(keepdims=True, dtype=float)
 
@@ -152,14 +155,16 @@ class FinetuneTask:
         before = frames.valid_frames[count]
         gain = None if frames.gain is None else frames.gain[count]
         drawn = draw_coloration(before, config, self.audio, draws, self.spec.responses, gain)
-        target = frames.mixed_targets(self.targets[rows].toarray())
-        target, after, mixed = draw_mixup(target, before, config, draws, sound.sounding[count])
+        # a clip's weight beside its target, so that both are mixed alike
+        target = np.column_stack([self.targets[rows].toarray(), self.label_weights[rows]])
+        target, after, mixed = draw_mixup(frames.mixed_targets(target), before, config, draws, sound.sounding[count])
         sounds = sound.valid[count]
         if mixed:
             uses = (mixed["mixup_weight"] < 1)[:, None, None]
             sounds = sounds | (uses & sounds[mixed["mixup_partner"]])
         valid = replace(sound, valid=sounds).without_hidden(drawn)
-        return drawn | mixed | {"target": target, "frames_before": before, "valid_frames": after}, valid
+        drawn |= mixed | {"target": target[:, :-1], "label_weight": target[:, -1]}
+        return drawn | {"frames_before": before, "valid_frames": after}, valid
 
     def _draw_masks(self, valid: NDArray[np.bool_], grid: Grid, draws: Draws) -> Drawn:
         if isinstance(self.network, Cnn):
@@ -185,7 +190,7 @@ class FinetuneTask:
     def _supervised(
         self, logits: Tensor, target: Tensor, counted: Tensor, total: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The share of the loss and the hits of labelled clips, of which those `counted` (B,) count."""
+        """The share of the loss and the hits of labelled clips, by what each is `counted` (B,)."""
         labels = self.config.labels
         loss, hits = LOSSES[labels](logits, target, self.config.label_smoothing)
         return (loss * counted).sum() / total, {HITS[labels]: (hits * counted).sum() / total}

@@ -29,20 +29,27 @@ LEAST = 0.02
 
 
 @torch.no_grad()
-def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDArray[np.floating], seed: int) -> None:
-    """Set the head to the linear probe of `raymae.evaluation.probes` on rows with targets (n, C).
+def start_head(
+    model: AudioClassifier,
+    spec: StageSpec,
+    rows: Rows,
+    targets: NDArray[np.floating],
+    counts: NDArray[np.floating],
+    seed: int,
+) -> None:
+    """Set the head to the linear probe of `raymae.evaluation.probes` on rows with targets (n, C), of weights (n,).
 
     The probe is trained on clips without augmentation: with Freq-MixStyle and random responses it scores five points
     less (labelled clips of ESC-10, held out by group or by group and microphone).
 
     The model stays on its device. Single-label: one probe for all classes, in which a clip counts for each class with
-    its target's share as weight; a class that no row has gets weights of 0 and the smallest bias. Multi-label: a probe
-    for each class; a class that no row or every row has keeps its weights. If the rows don't differ in any class, all
-    weights are kept.
+    its target's share of its weight; a class that no row has gets weights of 0 and the smallest bias. Multi-label: a
+    probe for each class; a class that no row or every row has keeps its weights. If the rows don't differ in any class,
+    all weights are kept.
     """
     chosen = sample(np.arange(len(rows)), MOST_CLIPS, seed)
     single = spec.classification.labels == "single"
-    shares = targets[chosen]
+    shares, counts = targets[chosen], counts[chosen]
     labels = (shares > (LEAST if single else 0.5)).astype(np.int64)
     varying = np.flatnonzero((labels != labels[:1]).any(axis=0))
     if not len(varying):
@@ -50,13 +57,13 @@ def start_head(model: AudioClassifier, spec: StageSpec, rows: Rows, targets: NDA
     x = embed(model, spec, rows[chosen])
     if single:
         clips, classes = np.nonzero(labels)
-        weight, bias, known = linear(x[clips], classes, shares[clips, classes])
+        weight, bias, known = linear(x[clips], classes, shares[clips, classes] * counts[clips])
         if len(known) == 2:  # scikit-learn has weights for the second class alone, against the first
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         model.head.weight.zero_()
         model.head.bias.fill_(float(bias.min()))
     else:
-        found = [linear(x, labels[:, column]) for column in varying]
+        found = [linear(x, labels[:, column], counts) for column in varying]
         weight, bias = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
         known = varying
     model.head.weight[torch.from_numpy(known)] = torch.from_numpy(weight).to(model.head.weight)
