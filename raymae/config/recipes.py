@@ -183,7 +183,8 @@ def native_precision() -> Literal["fp32", "bf16"]:
 def audioset() -> Config:
     """Audio-MAE's recipe for AudioSet: pre-training on the pool (AS-2M), multi-label fine-tuning on the train split
     (AS-20K), mAP on split test. Audio-MAE took 2,304 V100-hours for pre-training and 60 passes over 20,000 clips for
-    fine-tuning, and reached 37.1 mAP; not run here yet. Without the SVMs: one for each of 527 classes takes hours.
+    fine-tuning, and reached 37.1 mAP; not run here yet. AS-20K has its classes balanced; to fine-tune on AS-2M, draw
+    clips by `--finetune.balance label_frequency`. Without the SVMs: one for each of 527 classes takes hours.
     """
     recipe = audiomae()
     finetune = FinetuneConfig(

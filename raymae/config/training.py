@@ -15,6 +15,8 @@ RANDOM = "random"
 LONG_WARMUP = 0.1
 """Share of the training that is warm-up where `warmup_epochs` don't fit; the defaults have 0.09 and 0.07."""
 
+Balance = Literal["none", "class", "class_device", "label_frequency"]
+
 Baseline = Literal["svm", "svm_band_mean", "svm_eq", "svm_robust", "svm_self_trained", "cnn"]
 
 Ablation = Literal["scratch", "supervised", "pool", "pool_train"]
@@ -158,9 +160,12 @@ class FinetuneConfig(TrainConfig):
     """AdamW's decay rates of the two moments."""
     layer_decay: float = 0.75
     """Each block's learning rate relative to that of the block above it; the head's factor is 1."""
-    balance: Literal["none", "class", "class_device"] = "none"
+    balance: Balance = "none"
     """What occurs equally often in an epoch. none: each clip; class: each class; class_device: each class on each
-    device on which it is labelled. The last two are for single-label clips only."""
+    device on which it is labelled; these two are for single-label clips only. label_frequency, for multi-label ones:
+    clips are drawn with replacement, each as often as its classes are rare, in proportion to the sum over them of 1 /
+    clips of the class, as Audio-MAE does for AudioSet. An epoch has as many draws as there are clips: its 100 epochs of
+    200,000 of AS-2M's clips are 10 epochs here."""
     head_init: Literal["zero", "logistic"] = "zero"
     """Initial head. zero: (nearly) zero weights; logistic: logistic regression on the untouched encoder's features of
     the labelled clips without augmentation (linear probing, then fine-tuning), one per class with labels = multi."""
@@ -203,10 +208,12 @@ class FinetuneConfig(TrainConfig):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
         require(1 <= self.views <= 1000, f"finetune.views = {self.views} must lie between 1 and 1000")
-        require_choice("finetune.balance", self.balance, ("none", "class", "class_device"))
+        require_choice("finetune.balance", self.balance, get_args(Balance))
+        kind = "multi" if self.balance == "label_frequency" else "single"
         require(
-            self.balance == "none" or self.labels == "single",
-            f"finetune.balance = {self.balance} is for single-label clips: leave it out with finetune.labels = multi",
+            self.balance == "none" or self.labels == kind,
+            f"finetune.balance = {self.balance} is for {kind}-label clips: leave it out with finetune.labels = "
+            f"{self.labels}",
         )
         require_choice("finetune.head_init", self.head_init, ("zero", "logistic"))
         require(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from raymae.features.draws import mix
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Fence
-from raymae.training.batches.order import Order, PairedOrder, SharedOrder
+from raymae.training.batches.order import Order, PairedOrder, SharedOrder, WeightedOrder
 
 CNN_GROUP = 32
 """Most clips of a CNN's mixing groups, each of which is a batch for its batch norm."""
@@ -86,7 +88,7 @@ class StageSpec:
     @property
     def is_balanced(self) -> bool:
         """Whether classes, or classes by device, are sampled equally often."""
-        return self.kind != "pretrain" and self.classification.balance != "none"
+        return self.kind != "pretrain" and self.classification.balance in ("class", "class_device")
 
     @cached_property
     def pseudo_rows(self) -> Rows:
@@ -106,11 +108,14 @@ class StageSpec:
         """The order of the stage's clips: labelled and unlabelled ones side by side in consistency training, labelled
         and pseudo-labelled ones with `pseudo_label.labelled_share`."""
         sources, batch = pretrain_sources(self) if self.kind == "pretrain" else labelled_sources(self), 1
-        train, kind, more = self.train, Order, {}
+        train, more = self.train, dict[str, Any]()
+        kind: Callable[..., Order] = Order
         if self.kind == "consistency" and len(unlabelled := unlabelled_rows(self.store.clips)):
             sources.append((unlabelled, 1.0))
             ratio = self.config.consistency.ratio
             kind, more, batch = PairedOrder, {"shares": (1, ratio)}, 1 + ratio
+        elif self.kind != "pretrain" and self.classification.balance == "label_frequency":
+            kind, more = WeightedOrder, {"chances": chances(self, sources[0][0])}
         elif self.is_shared:
             sources.append((self.pseudo_rows, 1.0))
             kind, more = SharedOrder, {"shares": self.config.pseudo_label.clips_of(self.group_size)}
@@ -195,6 +200,12 @@ def labelled_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
         cells = cells * (1 + len(devices)) + np.unique(devices.astype(str), return_inverse=True)[1]
     found = [rows[cells == cell] for cell in np.unique(cells)]
     return [(some, len(rows) / (len(found) * len(some))) for some in found]
+
+
+def chances(spec: StageSpec, rows: Rows) -> NDArray[np.float64]:
+    """How often each of some labelled rows (n,) is drawn with `finetune.balance` = label_frequency, relatively."""
+    targets = labelled_rows(spec)[1][rows].astype(np.float64)
+    return np.asarray(targets @ (1 / np.maximum(targets.sum(axis=0), 1)))
 
 
 def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:

@@ -15,6 +15,7 @@ from raymae.storage.folder import Folder
 from raymae.training.batches.order import Order, PairedOrder
 from raymae.training.spec import StageSpec, labelled_rows
 from tests.support.training import TINY
+from tests.support.training import make_spec as make_one
 
 
 def make_spec(store: FeatureStore, folder: Path, balance: str, kind: str = "finetune") -> StageSpec:
@@ -105,6 +106,51 @@ def test_stages_with_labels_shuffle_fully(store: FeatureStore, tmp_path: Path) -
     assert neighbours_that_meet(make_spec(many, tmp_path, "none", "pretrain").order()) > 5
 
 
-def test_multi_label_clips_are_not_balanced() -> None:
-    with pytest.raises(ValueError, match="balance"):
+def test_kinds_of_labels_are_balanced_in_their_own_ways() -> None:
+    with pytest.raises(ValueError, match="balance = class is for single-label clips"):
         FinetuneConfig(labels="multi", balance="class")
+    with pytest.raises(ValueError, match="balance = label_frequency is for multi-label clips"):
+        FinetuneConfig(balance="label_frequency")
+
+
+def multi_label(store: FeatureStore, folder: Path) -> StageSpec:
+    """Of a store whose labelled clips are 3 of "rare" alone, 1 of "rare; common" and else of "common" alone."""
+    clips = store.clips
+    labels = [None if one is None else "common" for one in clips["scene_label"].to_pylist()]
+    for number, row in enumerate(rows_of(clips, "train", labelled=True)[:4]):
+        labels[row] = "rare; common" if number == 3 else "rare"
+    column = pa.chunked_array([pa.array(labels, pa.string())])
+    other = FeatureStore(store.folder, store.shards)
+    other.__dict__["clips"] = clips.set_column(clips.column_names.index("scene_label"), "scene_label", column)
+    finetune = replace(TINY.finetune, labels="multi", balance="label_frequency", epochs=400)
+    return make_one(other, folder, "finetune", replace(TINY, finetune=finetune))
+
+
+def test_multi_label_clips_are_drawn_by_inverse_label_frequency(store: FeatureStore, tmp_path: Path) -> None:
+    spec = multi_label(store, tmp_path)
+    order, rows = spec.order(), rows_of(store.clips, "train", labelled=True)
+    common = len(rows) - 3  # clips that have it
+    expected = np.full(len(rows), 1 / common)
+    expected[:4] = [1 / 4, 1 / 4, 1 / 4, 1 / 4 + 1 / common]
+    expected /= expected.sum()
+    assert order.rows_per_epoch == len(rows)
+    count = 400 * len(rows)
+    drawn = np.bincount(order.rows_at(np.arange(count)), minlength=len(store))[rows]
+    assert drawn.sum() == count
+    deviation = np.sqrt(expected * (1 - expected) / count)
+    assert np.abs((drawn / count - expected) / deviation).max() < 4.5
+    # with replacement: in one epoch some clips come twice and some not at all
+    once = np.bincount(order.rows_at(np.arange(len(rows))), minlength=len(store))[rows]
+    assert once.min() == 0
+    assert once.max() > 1
+
+
+def test_weighted_draws_belong_to_their_places(store: FeatureStore, tmp_path: Path) -> None:
+    """So that a resumed run, and one with other workers, draws the same clips."""
+    order = replace(multi_label(store, tmp_path).order(), epochs=3)
+    positions = np.concatenate([order.window_positions(number) for number in range(order.windows)])
+    whole = order.rows_at(np.arange(len(positions)))
+    assert sorted(positions) == list(range(len(positions)))
+    for number in range(order.windows):
+        assert np.array_equal(order.window_rows(number), whole[order.window_positions(number)])
+    assert not np.array_equal(whole, replace(order, seed=order.seed + 1).rows_at(np.arange(len(positions))))

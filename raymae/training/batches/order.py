@@ -34,14 +34,15 @@ row. Reads: clips of 640 x 256, groups of 64, one process, one window after the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
-from raymae.features.draws import hashed, mix
+from raymae.features.draws import Draws, hashed, mix
 
 WINDOW_ROWS = 128
 """Most clips of a window, unless a group is larger."""
@@ -173,6 +174,27 @@ class Order:
     def window_rows(self, window: int) -> Rows:
         """The rows of a window, in the order in which they are trained on."""
         return self.rows_at(self.window_positions(window))
+
+
+@dataclass(frozen=True)
+class WeightedOrder(Order):
+    """Rows drawn with replacement, each by the place alone: a row comes as often as its share of `chances` says.
+
+    Batches, windows, epochs and steps are those of an `Order` of the same rows.
+    """
+
+    chances: NDArray[np.float64] = field(kw_only=True)
+    """(n,), of the rows of the only source; their scale doesn't count."""
+
+    @cached_property
+    def _highest(self) -> NDArray[np.float64]:
+        total = np.cumsum(self.chances)
+        return total / total[-1]
+
+    def rows_at(self, positions: Rows) -> Rows:
+        """The rows at some positions of the stream."""
+        drawn = Draws(mix(self.seed, 4), positions).one("row")
+        return self.rows[0][np.searchsorted(self._highest, drawn, side="right")]
 
 
 @dataclass(frozen=True)
