@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models.masking import Kept
-from raymae.models.patches import Grid, Patches, Positions, grid_size, patchify, resample_positions, valid_patches
+from raymae.models.patches import Grid, Patches, Positions, fit_positions, grid_size, patchify, valid_patches
 
 
 def init_weights(module: nn.Module) -> None:
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
     Parameters are named as in timm's VisionTransformer. Positions are computed and not part of the state_dict, unless
     loaded weights include a table `pos_embed` (columns, rows, D): it becomes part of the model, is never trained, is
-    used as it is for a grid of its size and resampled for other grids.
+    used as it is for a grid of its size and fitted to others (`fit_positions`).
 
     Args:
         audio: the front end, whose silence pads the input.
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
         """Positions (L, D) of a grid of L patches."""
         if self.pos_embed is None:
             return self.positions(grid, device)
-        return resample_positions(self.pos_embed, grid)
+        return fit_positions(self.pos_embed, grid)
 
     def patchify(self, log_mel: Tensor) -> Patches:
         """(B, T, F) -> patches."""

@@ -146,12 +146,14 @@ class Positions(nn.Module):
         return self.tables[grid, device]
 
 
-def resample_positions(table: Tensor, grid: Grid) -> Tensor:
-    """Resample a table of positions (columns, rows, D) -> (L, D) to a grid of L patches.
+def fit_positions(table: Tensor, grid: Grid) -> Tensor:
+    """Fit a table of positions (columns, rows, D) -> (L, D) to a grid of L patches.
 
-    The table's own grid gets the table itself. Other grids are interpolated as in timm: the ends of the grid get the
+    A shorter grid gets the first columns, as in Audio-MAE's code: so the distance of two patches in seconds stays what
+    the weights were trained with. A longer one, and one of other rows, is interpolated as in timm: its ends get the
     positions of the ends of the table.
     """
+    table = table[: grid[0]]
     table_grid = table.shape[0], table.shape[1]
     flat = table.flatten(0, 1)
     if table_grid == grid:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raymae.config import CONSTANT
 from raymae.models.patches import (
+    fit_positions,
     grid_size,
     has_sound,
     moving_patches,
@@ -20,6 +21,20 @@ from raymae.models.patches import (
 )
 
 SILENCE = -1.7
+
+
+@given(columns=st.integers(1, 12), rows=st.integers(1, 5), grid=st.tuples(st.integers(1, 12), st.integers(1, 5)))
+def test_positions_of_a_shorter_grid_are_cut_along_time(columns: int, rows: int, grid: tuple[int, int]) -> None:
+    table = torch.randn(columns, rows, 8, generator=torch.Generator().manual_seed(0))
+    found = fit_positions(table, grid).unflatten(0, grid)
+    shared = min(columns, grid[0])
+    if grid[0] <= columns:
+        # whatever the rows, a patch's position doesn't know how long the clip is
+        whole = fit_positions(table, (columns, grid[1])).unflatten(0, (columns, grid[1]))
+        torch.testing.assert_close(found, whole[:shared], atol=1e-5, rtol=1e-5)
+    if rows == grid[1] and grid[0] <= columns:
+        assert torch.equal(found, table[:shared])
+    assert found.isfinite().all()
 
 
 @st.composite

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Part of every key; a change of how weights are read raises it."""
+VERSION = 2
+"""Part of every key; a change of how weights are read, or their positions are used, raises it."""
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 """Files with a state dict; all but the first are read by torch.load, with weights alone."""
