@@ -84,6 +84,7 @@ def test_after_the_patience_enough_workers_start(cloud: Cloud, caplog: pytest.Lo
     assert WAIT.run(GPU, FOREVER) == 2
     assert cloud.time == pytest.approx(300, abs=2)
     caplog.set_level("INFO", logger="raymae")
+    caplog.clear()
     cloud.reason = "InsufficientCapacity"
     cloud.time = 0
     assert WAIT.run(GPU, FOREVER) == 2
