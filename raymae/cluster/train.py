@@ -258,6 +258,10 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
     threads = torch_threads(compute, workers, workforce.use_gpu)
     # Ray's own limit for lost nodes to come back: then the remaining ones continue
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * compute.wait_minutes)
+    if not workforce.demand:  # Ray is this job's alone: its machine isn't taken away with a notice, and its controller
+        # is near. Each watcher costs the import of Ray Train, and each poll of the controller up to its interval
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline, "workforce": workforce},

@@ -258,13 +258,12 @@ class Run:
             self._finished(node, result)
 
     def _read(self, node: Node) -> dict[str, Any]:
-        """Run a stage that reads classifiers, over the cluster."""
-        from raymae.cluster.infer import ClusterReader
+        """Run a stage that reads classifiers."""
         from raymae.pipeline.bodies import BODIES
+        from raymae.pipeline.readers import choose_reader
 
-        plan, bar = self.plan, partial(self._bar, node.name)
-        reader = ClusterReader(plan.store, plan.config.compute, bar, self.deadline)
-        result = BODIES[node.stage](plan, node, reader)
+        reader = choose_reader(self.plan, partial(self._bar, node.name), self.deadline)
+        result = BODIES[node.stage](self.plan, node, reader)
         for line in round_lines(result) if node.stage == "pseudo_label" else ():
             print(f"  {line}")
         return result
