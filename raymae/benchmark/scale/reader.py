@@ -19,6 +19,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import fsspec.asyn
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Reading:
     rounds: int = 4
     """Rounds of windows."""
     most_windows: int | None = None
-    """Of `row-groups` and `rows`: how many windows are read."""
+    """Of `row-groups` and `one-by-one`: how many windows are read."""
     step_seconds: float = 0.0
     """How long the worker sleeps in each step, in place of computing."""
 
@@ -81,6 +82,8 @@ class Read:
     """Clips per second."""
     cpu_seconds: float
     """Of all threads of the process, for all clips."""
+    io_seconds: float
+    """Of it by the one thread of fsspec that handles all requests."""
     checksum: int
     """Of the first mixing group's log-mels."""
     windows: int = 0
@@ -105,7 +108,7 @@ def read_windows(reading: Reading) -> Read:
     order, store = reading.order, reading.store
     store.read(np.array([0]))  # places of pages, connections
     waits, oversleeps, memory, checksum = [], [0.0], [0.0], 0
-    cpu, began = time.process_time(), time.perf_counter()
+    cpu, io, began = time.process_time(), io_seconds(), time.perf_counter()
     asked = later = began
     for step, groups in read_groups(store, order, reading.rank, reading.workers, 0):
         waits.append(time.perf_counter() - asked)
@@ -122,6 +125,7 @@ def read_windows(reading: Reading) -> Read:
         clips=len(waits) * reading.batch,
         rate=len(waits) * reading.batch / (asked - began),
         cpu_seconds=time.process_time() - cpu,
+        io_seconds=io_seconds() - io,
         checksum=checksum,
         windows=len(reading.windows),
         wait_share=sum(counted) / (asked - later),
@@ -132,6 +136,15 @@ def read_windows(reading: Reading) -> Read:
     )
 
 
+def io_seconds() -> float:
+    """CPU seconds of fsspec's thread, by which asynchronous file systems talk to their storage."""
+
+    async def used() -> float:
+        return time.thread_time()
+
+    return float(fsspec.asyn.sync(fsspec.asyn.get_loop(), used))
+
+
 def sleep(seconds: float) -> float:
     """Sleep, and return for how much longer than asked for."""
     before = time.perf_counter()
@@ -140,15 +153,15 @@ def sleep(seconds: float) -> float:
     return time.perf_counter() - before - seconds
 
 
-def read_rows(reading: Reading) -> Read:
-    """Read the rows of a rank's windows, which are known before, one window after the other."""
-    rows = [reading.order.window_rows(number) for number in reading.windows]
-    reading.store.read(np.array([0]))
+def read_one_by_one(reading: Reading) -> Read:
+    """Read a rank's windows one after the other, without a thread, and sleep for the steps of each."""
+    store, order = reading.store, reading.order
+    store.read(np.array([0]))
 
     def values() -> Iterator[NDArray[np.float16]]:
-        for own in rows:
-            yield reading.store.read(own)[0]
-            for _ in range(len(own) // reading.batch):
+        for number in reading.windows:
+            yield store.read(order.window_rows(number))[0]
+            for _ in range(order.window_steps):
                 sleep(reading.step_seconds)
 
     return one_by_one(values())
@@ -183,17 +196,21 @@ def read_row_groups(reading: Reading) -> Read:
 def one_by_one(values: Iterator[NDArray[np.float16]]) -> Read:
     """What reading windows one after the other takes."""
     clips, windows, checksum = 0, 0, 0
-    begun, cpu = time.perf_counter(), time.process_time()
+    begun, cpu, io = time.perf_counter(), time.process_time(), io_seconds()
     for found in values:
         checksum = checksum or zlib.crc32(found[:GROUP].tobytes())
         clips, windows = clips + len(found), windows + 1
-    rate, cpu = clips / (time.perf_counter() - begun), time.process_time() - cpu
     return Read(
-        clips=clips, rate=rate, cpu_seconds=cpu, checksum=checksum, windows=windows, torch="torch" in sys.modules
+        clips=clips,
+        rate=clips / (time.perf_counter() - begun),
+        cpu_seconds=time.process_time() - cpu,
+        io_seconds=io_seconds() - io,
+        checksum=checksum,
+        windows=windows,
     )
 
 
-READERS = {"windows": read_windows, "rows": read_rows, "row-groups": read_row_groups}
+READERS = {"windows": read_windows, "one-by-one": read_one_by_one, "row-groups": read_row_groups}
 """Ways of reading by their names on the command line."""
 
 

@@ -106,7 +106,7 @@ class Scale:
             rate=CONNECTION_BYTES,
             request_bytes=sent / reads,
             requests=reads / free.windows,
-            cpu_seconds=free.cpu_seconds / reads,
+            cpu_seconds=free.io_seconds / reads,
         )
         full = Rates().gpu_clips
         order, slots = reading.order, reading.batch // GROUP
@@ -167,7 +167,7 @@ class Scale:
             one = replace(one, step_seconds=pace / one.order.window_steps)
             ranks = [replace(one, rank=rank) for rank in range(self.processes)]
             found = read_all("windows", ranks)
-            alone = read_all("rows", [replace(rank, most_windows=max(4, self.windows // 4)) for rank in ranks])
+            alone = read_all("one-by-one", [replace(rank, most_windows=max(4, self.windows // 4)) for rank in ranks])
         windows, own, reading = sum(read.windows for read in found), cpu_ms(found), cpu_ms(alone)
         pause, oversleep = max(read.longest_wait for read in found), max(read.longest_oversleep for read in found)
         early, late = (max(read.uss_mb[at] for read in found) for at in (0, 1))
@@ -203,13 +203,13 @@ def write(folder: Folder, audio: AudioConfig, clips: int) -> None:
 
 
 def highest(reading: Reading, cpu: Callable[[], dict[int, float]]) -> tuple[float, Read, float]:
-    """The highest rate of an H200, its half, and so on at which proxy and server leave a core free; what was measured
-    at it, and how many cores they used."""
+    """The highest rate of an H200, its half, and so on at which proxy and server would leave a core free; what was
+    measured at it, and how many cores they would use."""
     rate, cores = Rates().gpu_clips, len(os.sched_getaffinity(0))
     while True:
         before = cpu()
         (found,) = read_all("windows", [replace(reading, step_seconds=reading.batch / rate)])
-        used = cpu_between(before, cpu()) / (found.clips / found.rate)
+        used = cpu_between(before, cpu()) / found.clips * rate
         if used <= max(0.5, cores - 1) or rate < reading.batch:
             return rate, found, used
         rate /= 2

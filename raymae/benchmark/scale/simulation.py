@@ -24,7 +24,7 @@ class Storage:
     requests: float
     """Mean number of a window's requests."""
     cpu_seconds: float
-    """Of a request, one after the other: a thread of fsspec answers them all."""
+    """Of a request, one after the other: one thread of fsspec handles them all."""
     late_every: int = 0
     """Every so many requests one is late by `late_seconds`; 0: none."""
     late_seconds: float = 2.0

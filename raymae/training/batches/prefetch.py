@@ -21,7 +21,7 @@ LATE, LEAST_LATE = 3.0, 0.1
 """A read that takes so many times the median of the last ones, and so many seconds, is late."""
 JUDGED = 8
 """Reads that have to end before another is called late."""
-IDLE = 0.05
+IDLE = 0.5
 """Seconds after which a thread without room for another item looks for one that is late."""
 
 
