@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 Item = TypeVar("Item")
 
-USER_ERROR = re.compile(r"(?m)^.*\b(?:ValueError|ConnectionError|StorageFullError): (.+)$")
+USER_ERROR = re.compile(r"(?m)^.*\b(?:ValueError|ConnectionError|Storage\w*Error|NoBucketError): (.+)$")
 
 
 def user_error(texts: Iterable[str]) -> ValueError | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raymae.config import AudioConfig, from_dict, redact
 from raymae.features.pages import page_starts
 from raymae.storage.folder import Folder
+from raymae.storage.retry import StorageError
 
 META = b"raymae"
 DAMAGED = ".damaged"
@@ -100,7 +101,10 @@ def all_exist(shards: Folder, manifest: dict[str, Any]) -> bool:
 
 
 def explain(shards: Folder, name: str, error: Exception) -> Exception:
-    """The error to raise for a shard that couldn't be read: `error` itself if it is intact; a damaged one is marked."""
+    """The error to raise for a shard that couldn't be read: `error` itself if it is intact or out of reach; a damaged
+    one is marked."""
+    if isinstance(error, StorageError):
+        return error
     where = f"shard {redact(shards.url)}/{name}"
     if not shards.exists(name):
         return ValueError(f"{where} is missing; the same command computes it again")

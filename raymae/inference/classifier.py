@@ -18,7 +18,8 @@ from raymae.features.augment import crop_frames
 from raymae.models import build_classifier
 from raymae.models.patches import has_sound
 from raymae.models.weights_file import read_weights, save_weights
-from raymae.storage.folder import Folder, check_format
+from raymae.storage.checksums import check_format
+from raymae.storage.folder import Folder
 
 FORMAT = 2
 """Format of `classifier.json`; raised when the names of its settings change."""

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 
 from raymae.config import redact
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.refusal import explained
+from raymae.storage.retry import StorageError
 
 FILES = (".csv", ".parquet")
 FORMULA = r"^([=+\-@\t\r])"
@@ -52,7 +54,9 @@ class Output:
             if self.folder.is_local:
                 part.replace(self.folder.path(self.file))
             else:  # an object appears once its upload is complete
-                self.folder.fs.put_file(str(part), self.folder.path(self.file))
+                self.folder.upload(part, self.file)
+        except OSError as error:
+            raise explained(str(place), error) from None
         finally:
             part.unlink(missing_ok=True)
 
@@ -92,7 +96,9 @@ def open_output(option: str, url: str | None) -> Output:
     path = url if "://" in url else str(Path(url).expanduser().resolve())
     parent, _, name = path.rstrip("/").rpartition("/")
     try:
-        is_folder = url.endswith("/") or Folder(path).fs.isdir(Folder(path).path())
+        is_folder = url.endswith("/") or Folder(path).is_folder()
+    except StorageError as error:
+        raise ValueError(f"{option} {error}") from None
     except (ImportError, ValueError) as error:  # the protocol is unknown, or its package is not installed
         raise ValueError(f"{option} {redact(url)} can't be written: {redact(str(error))}") from None
     if name.endswith(FILES) and not is_folder:

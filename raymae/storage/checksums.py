@@ -37,3 +37,9 @@ def checksum_of(folder: Readable, name: str) -> str:
         while piece := file.read(1 << 24):
             found = zlib.crc32(piece, found)
     return f"{found:08x}"
+
+
+def check_format(found: Any, expected: int, path: str) -> None:
+    """Raise ValueError if a JSON file is of another version's format; a file without a number is of format 1."""
+    if found != expected:
+        raise ValueError(f"{path} is of format {found}; this version of raymae reads format {expected}")

@@ -11,8 +11,8 @@ import logging
 from typing import Any
 
 from raymae.config import redact
-from raymae.storage.checksums import checksum_of, digest
-from raymae.storage.folder import COMMITS, Folder, check_format
+from raymae.storage.checksums import check_format, checksum_of, digest
+from raymae.storage.folder import COMMITS, Folder
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from raymae.config import redact
-from raymae.storage.checksums import CHECKSUMS, checksum_of, crc32, digest
+from raymae.storage.checksums import CHECKSUMS, check_format, checksum_of, crc32, digest
 from raymae.storage.connections import options
 from raymae.storage.plain import check_plain
-from raymae.storage.refusal import why_not
-from raymae.storage.retry import FULL_ERRNOS, RetryingFile, StorageFullError, is_conflict, with_retries
+from raymae.storage.refusal import explained, require_bucket, why_not
+from raymae.storage.retry import RetryingFile, StorageError, is_conflict, with_retries
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +92,20 @@ class Folder:
         return f"{self._located[1]}/{self._within(name)}" if name else self._located[1]
 
     def _try(self, call: Callable[[], Found]) -> Found:
-        """Return the result of `call`, retried while the storage fails temporarily."""
-        return with_retries(call, f"storage {redact(self.url)}")
+        """Return the result of `call`, retried while the storage fails temporarily; StorageError where a user can mend
+        what failed."""
+        try:
+            return with_retries(call, f"storage {redact(self.url)}")
+        except Exception as error:  # each file system has its own
+            raise explained(self.url, error) from None
 
     def exists(self, name: str = "") -> bool:
         """Whether the file exists."""
         return bool(self._try(lambda: self.fs.exists(self.path(name))))
+
+    def is_folder(self) -> bool:
+        """Whether the folder exists."""
+        return bool(self._try(lambda: self.fs.isdir(self.path())))
 
     def names(self) -> list[str]:
         """Names in the folder, sorted, without half-written files; empty if the folder does not exist."""
@@ -124,7 +132,7 @@ class Folder:
 
         if self.is_local:
             return self._try(opened)
-        return cast(BinaryIO, RetryingFile(opened, f"storage {redact(self.url)}"))
+        return cast(BinaryIO, RetryingFile(opened, self._try))
 
     def read_bytes(self, name: str) -> bytes:
         """Read the whole file."""
@@ -138,15 +146,7 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write the whole file: it is stored complete or not at all. StorageFullError if there is no room for it."""
-        try:
-            self._try(lambda: self._in_its_folder(name, lambda: self._write(name, content)))
-        except OSError as error:
-            if error.errno not in FULL_ERRNOS:
-                raise
-            raise StorageFullError(
-                f"{redact(self.url)} can't be written to ({error.strerror}): make room there and run the same command "
-                "again, which resumes from what is stored"
-            ) from None
+        self._try(lambda: self._in_its_folder(name, lambda: self._write(name, content)))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file unless there is one of this name, of several processes by exactly one; False for others.
@@ -166,16 +166,17 @@ class Folder:
         try:
             self._try(lambda: self._in_its_folder(name, once))
         except Exception as error:  # each file system has its own
-            if is_conflict(error):
-                return False
-            raise
+            if not is_conflict(error):
+                raise
+            return False
         return True
 
     def _in_its_folder(self, name: str, write: Callable[[], None]) -> None:
-        """Write a file, and its folder where that is missing: object stores have none, and asking costs a request."""
+        """Write a file, and its folder where that is missing; the bucket of an object store isn't made."""
         try:
             write()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            require_bucket(self.url, error)
             self.fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
             write()
 
@@ -229,8 +230,11 @@ class Folder:
         self._try(once)
 
     def upload(self, source: Path, name: str) -> None:
-        """Copy a local file into the folder."""
-        self.write_bytes(name, source.read_bytes())
+        """Copy a local file into the folder: it is stored complete or not at all."""
+        if self.is_local:
+            self.write_bytes(name, source.read_bytes())
+        else:
+            self._try(lambda: self._in_its_folder(name, lambda: self.fs.put_file(str(source), self.path(name))))
 
     def download(self, name: str, target: Path) -> None:
         """Copy a file of the folder to local disk."""
@@ -246,8 +250,6 @@ class Folder:
 
         start = len(self.path().rstrip("/")) + 1
         return {path[start:]: info for path, info in self._try(found).items()}
-
-    # A finished artifact ------------------------------------------------------------------------------------------
 
     def is_done(self) -> bool:
         """Whether the folder is a finished artifact; one whose `done.json` is damaged isn't, and is made again."""
@@ -309,12 +311,6 @@ class Folder:
         self.write_json("done.json", {"format": FORMAT, **result, "digest": digest(result)})
 
 
-def check_format(found: Any, expected: int, path: str) -> None:
-    """Raise ValueError if a JSON file is of another version's format; a file without a number is of format 1."""
-    if found != expected:
-        raise ValueError(f"{path} is of format {found}; this version of raymae reads format {expected}")
-
-
 def change_time(info: dict[str, Any]) -> float:
     """When a file was last changed, in seconds since 1970, from fsspec's `info` of it; 0 if that isn't known.
 
@@ -346,6 +342,8 @@ def open_storage(url: str, option: str = "--storage") -> Folder:
         probe = f".write-test-{uuid.uuid4().hex[:8]}"
         storage.write_bytes(probe, b"")
         storage.remove(probe)
+    except StorageError as error:
+        raise ValueError(f"{option} {error}") from None
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"{option} {redact(url)} can't be written: {redact(why_not(url, error))}") from None
     return storage

@@ -47,15 +47,21 @@ TRANSIENT_NAMES = {  # of aiohttp, botocore and azure-core, none of which has to
     "ServiceRequestError",
     "ServiceResponseError",
 }
-FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMSGSIZE)  # the last one: too large for s3fs
 
 
-class StorageFullError(OSError):
+class StorageError(OSError):
+    """An error of a storage that a user can mend, in a line."""
+
+
+class StorageFullError(StorageError):
     """No room is left in the storage."""
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether a storage's error may be over in a moment."""
+    if is_full(error):
+        return False
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
     if isinstance(error, TimeoutError | ConnectionError):
@@ -65,6 +71,18 @@ def is_transient(error: BaseException) -> bool:
     status = next((getattr(error, name) for name in ("status", "code", "status_code") if hasattr(error, name)), None)
     names = (kind.__name__ for kind in type(error).__mro__)
     return str(status) in map(str, TRANSIENT_STATUS) or any(name in TRANSIENT_NAMES for name in names)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a storage has no room, or takes no file of this size."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    code = str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    return (
+        getattr(error, "errno", None) in FULL_ERRNOS
+        or str(status or getattr(error, "code", getattr(error, "status", ""))) == "507"
+        or any(word in code for word in ("Quota", "StorageFull", "EntityTooLarge"))
+    )
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -102,10 +120,10 @@ class RetryingFile(io.RawIOBase):
     Unbuffered: file systems that need read-ahead do it themselves.
     """
 
-    def __init__(self, reopen: Callable[[], BinaryIO], what: str) -> None:
-        self._reopen, self._what = reopen, what
+    def __init__(self, reopen: Callable[[], BinaryIO], retried: Callable[[Callable[[], Any]], Any]) -> None:
+        self._reopen, self._retried = reopen, retried
         self._position = 0
-        self._file: BinaryIO | None = with_retries(reopen, what)
+        self._file: BinaryIO | None = retried(reopen)
 
     def readable(self) -> bool:
         """Always True."""
@@ -157,4 +175,4 @@ class RetryingFile(io.RawIOBase):
                 self._file = None
                 raise
 
-        return with_retries(once, self._what)
+        return self._retried(once)
