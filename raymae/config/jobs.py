@@ -78,8 +78,8 @@ class PromoteConfig:
     alias: str = "champion"
     """Registry alias that is moved to the candidate."""
     level: float = 0.05
-    """Significance level of the paired test over groups: the candidate has to be better on a test split, worse on
-    none."""
+    """Significance level of the paired test over groups: the candidate has to be better on a test split, by p-values
+    corrected for their number (Holm), and worse on none."""
 
     def __post_init__(self) -> None:
         require(0 < self.level < 1, f"promote.level = {self.level} must lie in (0, 1)")

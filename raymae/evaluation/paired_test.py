@@ -41,6 +41,17 @@ class Difference:
     """Number of groups."""
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method (1979): the k-th smallest of n times n - k + 1, at least
+    those before it and at most 1. Of tests of which none has an effect, the share with any at most alpha is alpha."""
+    found = np.asarray(p_values, np.float64)
+    order = np.argsort(found, kind="stable")
+    steps = np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1))
+    corrected = np.empty_like(found)
+    corrected[order] = np.minimum(steps, 1)
+    return [float(one) for one in corrected]
+
+
 def macro_accuracy_difference(
     labels: Labels,
     first: Labels,

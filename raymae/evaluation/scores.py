@@ -18,6 +18,7 @@ from raymae.datasets.labels import Labels
 from raymae.datasets.rows import group_ids, held_out
 from raymae.evaluation import multi_label as multi
 from raymae.evaluation import single_label as single
+from raymae.evaluation.paired_test import holm
 
 Evaluation = dict[str, dict[str, Any]]
 """Scores by split, as returned by `evaluation`."""
@@ -207,6 +208,15 @@ def comparisons(
             "second": b.domain_scores(everything)[kind.HEADLINE],
             **asdict(kind.difference(a.truth, a.probabilities, b.probabilities, a.groups)),
         }
+    return found
+
+
+def corrected(compared: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """`comparisons` by model and split with `p_holm` beside each p_value: corrected for the number of all of them."""
+    places = [(name, split) for name, by_split in compared.items() for split in by_split]
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in compared}
+    for (name, split), p in zip(places, holm([compared[a][b]["p_value"] for a, b in places]), strict=True):
+        found[name][split] = compared[name][split] | {"p_holm": p}
     return found
 
 

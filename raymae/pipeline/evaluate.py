@@ -21,7 +21,15 @@ from raymae.datasets.synthetic import STAMP
 from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
 from raymae.evaluation.recordings import by_recording, has_parts
 from raymae.evaluation.report import write_report
-from raymae.evaluation.scores import KINDS, check_complete, comparisons, evaluation, mistakes, training_domains
+from raymae.evaluation.scores import (
+    KINDS,
+    check_complete,
+    comparisons,
+    corrected,
+    evaluation,
+    mistakes,
+    training_domains,
+)
 from raymae.features.manifest import silent_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import Reading
@@ -90,7 +98,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         metrics: model → split → scores (`scores.evaluation`); train_seconds: by model; val_chose: models whose weights
             were selected on split val; trained_on: devices and cities of train and pool; quarantined, silent: by split,
             number of labelled clips that couldn't be read, and that hold no sound.
-        comparisons: other model → split → the final model (first) against it (`scores.comparisons`).
+        comparisons: other model → split → the final model (first) against it (`scores.comparisons`), with p_holm.
         mistakes: of the final model, by split (`scores.mistakes`).
         embeddings: accuracies of probes by stage (`probes.read_out`), or None.
         ablation: the model of each ablation (`Plan.ablation_models`).
@@ -174,7 +182,9 @@ def score_predictions(
         "classes": list(names),
         "metrics": metrics,
         "trained_on": trained_on,
-        "comparisons": {other: comparisons(predictions[final], predictions[other], names, labels) for other in others},
+        "comparisons": corrected(
+            {other: comparisons(predictions[final], predictions[other], names, labels) for other in others}
+        ),
         "mistakes": mistakes(predictions[final], names, labels),
     }
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, PromoteConfig, redact, to_dict
 from raymae.evaluation.report import result_table
-from raymae.evaluation.report.sections import difference_cells, number
-from raymae.evaluation.scores import KINDS, comparisons
+from raymae.evaluation.report.sections import P_COLUMNS, difference_cells, number
+from raymae.evaluation.scores import KINDS, comparisons, corrected
 from raymae.storage.folder import Folder, open_storage
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ def promote(config: Config) -> dict[str, Any]:
     """Compare the version of `tracking.alias` with that of `promote.alias`, and move the latter if it should.
 
     Without a champion the candidate becomes champion. Otherwise the paired permutation test over groups
-    (`promote.level`) has to find it better on a test split, and worse on none.
+    (`promote.level`) has to find it better on a test split, by p-values corrected for their number, and worse on none.
 
     Returns what `--json` writes: job, promoted, reason, candidate and champion (model URIs before the job), differences
-    (test split → first, second, value, interval, p_value, groups, clips; None without a champion).
+    (test split → first, second, value, interval, p_value, p_holm, groups, clips; None without a champion).
 
     Raises ValueError where there is no candidate, an evaluation is missing, or the two have other clips or classes.
     """
@@ -85,19 +85,22 @@ def difference(storage: Folder, candidate: Version, champion: Version) -> dict[s
     tests = {split: one | {"score": KINDS[labels].TITLE} for split, one in found.items() if split.startswith("test")}
     if not tests:
         raise ValueError(f"{problem}there is no test split, and val may have selected their weights")
-    return tests
+    return corrected({"candidate": tests})["candidate"]
 
 
 def verdict(differences: dict[str, Any], settings: PromoteConfig) -> tuple[bool, str]:
-    """Whether the first of two is better by the rule of `promote`, and why (not)."""
-    sure = {split: found for split, found in differences.items() if found["p_value"] <= settings.level}
-    worse = [split for split, found in sure.items() if found["value"] < 0]
-    better = [split for split, found in sure.items() if found["value"] > 0]
+    """Whether the first of two is better by the rule of `promote`, and why (not).
+
+    Corrected where it would be promoted by chance; not where a loss would be overlooked.
+    """
+    level = settings.level
+    worse = [split for split, found in differences.items() if found["value"] < 0 and found["p_value"] <= level]
+    better = [split for split, found in differences.items() if found["value"] > 0 and found["p_holm"] <= level]
     if worse:
-        return False, f"it is worse on {', '.join(worse)} (p ≤ {settings.level:g})"
+        return False, f"it is worse on {', '.join(worse)} (p ≤ {level:g})"
     if better:
-        return True, f"it is better on {', '.join(better)} (p ≤ {settings.level:g}) and worse on no test split"
-    return False, f"it is better on no test split (p ≤ {settings.level:g})"
+        return True, f"it is better on {', '.join(better)} (Holm's p ≤ {level:g}) and worse on no test split"
+    return False, f"it is better on no test split (Holm's p ≤ {level:g})"
 
 
 def print_result(result: dict[str, Any], settings: PromoteConfig, tracker: Tracker) -> None:
@@ -108,7 +111,7 @@ def print_result(result: dict[str, Any], settings: PromoteConfig, tracker: Track
             for split, found in result["differences"].items()
         ]
         title = next(iter(result["differences"].values()))["score"]
-        header = [title, "candidate", settings.alias, "difference", "p", "groups"]
+        header = [title, "candidate", settings.alias, "difference", *P_COLUMNS, "groups"]
         print(f"{result_table(header, rows)}\n")
     verb = "becomes" if result["promoted"] else "does not become"
     print(f"{result['candidate']} {verb} the {settings.alias} of {redact(tracker.uri)}: {result['reason']}")

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from raymae.cluster.infer import places_of
 from raymae.config import AudioConfig, to_dict
 from raymae.evaluation.baselines import SVMS
+from raymae.evaluation.paired_test import holm
 from raymae.evaluation.report import result_table, write_report
 from raymae.evaluation.report.figures import confusion_figure, domain_figure, reliability_figure
+from raymae.evaluation.report.sections import differences_section
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
@@ -238,6 +240,11 @@ def test_models_are_compared_on_the_same_clips(report: dict[str, Any]) -> None:
     shuffled = PREDICTIONS["svm"].take(np.random.default_rng(0).permutation(len(PREDICTIONS["svm"])))
     again = comparisons(PREDICTIONS["student"], shuffled, NAMES)["test_seen"]
     assert again["p_value"] == pytest.approx(found["p_value"])
+    everything = [one for by_split in report["comparisons"].values() for one in by_split.values()]
+    assert [one["p_holm"] for one in everything] == holm([one["p_value"] for one in everything])
+    section = differences_section(report)
+    assert section is not None
+    assert f"corrected for the number of rows, {len(everything)}, by Holm's method" in str(section.blocks[0])
     row = pc.index(PREDICTIONS["svm"]["split"], "val").as_py()
     fewer = PREDICTIONS["svm"].take(np.delete(np.arange(len(PREDICTIONS["svm"])), row))
     with pytest.raises(ValueError, match="their clips of val differ: 90 and 89"):

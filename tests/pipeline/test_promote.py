@@ -85,13 +85,14 @@ def test_what_is_not_better_stays_a_candidate(
 
 def test_one_split_does_not_make_up_for_another() -> None:
     found = {
-        "test_a": {"value": 0.1, "p_value": 0.01},
-        "test_b": {"value": -0.1, "p_value": 0.01},
-        "test_c": {"value": -0.1, "p_value": 0.3},
+        "test_a": {"value": 0.1, "p_value": 0.01, "p_holm": 0.03},
+        "test_b": {"value": -0.1, "p_value": 0.01, "p_holm": 0.06},  # a loss counts without the correction
+        "test_c": {"value": -0.1, "p_value": 0.3, "p_holm": 0.3},
     }
     assert verdict(found, PromoteConfig()) == (False, "it is worse on test_b (p ≤ 0.05)")
     assert verdict({"test_a": found["test_a"], "test_c": found["test_c"]}, PromoteConfig())[0]
     assert not verdict(found, PromoteConfig(level=0.001))[0]
+    assert not verdict({"test_a": found["test_a"] | {"p_holm": 0.06}}, PromoteConfig())[0]
 
 
 def test_what_cannot_be_compared_is_an_error(config: Config, storage: Folder) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from raymae.config import redact, to_dict
 from raymae.evaluation.report.document import result_table
-from raymae.evaluation.report.sections import difference_cells, model_title, number
-from raymae.evaluation.scores import KINDS, comparisons
+from raymae.evaluation.report.sections import P_COLUMNS, difference_cells, holm_text, model_title, number
+from raymae.evaluation.scores import KINDS, comparisons, corrected
 from raymae.storage.folder import Folder
 
 
@@ -17,7 +17,7 @@ def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
     """Compare two evaluations, model by model, print the table and return its contents.
 
     Keys: job, first, second (their folders), split (its name, or both), differences: model → split → clips, first,
-    second, value, interval, p_value, groups.
+    second, value, interval, p_value, p_holm (corrected for their number), groups.
 
     Raises ValueError unless both are finished evaluations of the same clips, labels and classes.
     """
@@ -27,10 +27,11 @@ def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
         if reports[0][what] != reports[1][what]:
             raise ValueError(f"the evaluations have different {what}: {reports[0][what]} and {reports[1][what]}")
     models = [name for name in reports[0]["metrics"] if name in reports[1]["metrics"]]
-    differences = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in models:
         tables = [folder.read_table(f"predictions/{name}.parquet", checked=True) for folder in folders]
-        differences[name] = comparisons(tables[0], tables[1], reports[0]["classes"], reports[0]["labels"])
+        found[name] = comparisons(tables[0], tables[1], reports[0]["classes"], reports[0]["labels"])
+    differences = corrected(found)
     split = " / ".join(dict.fromkeys(report["split"] for report in reports))
     first, second = (redact(folder.url) for folder in folders)
     result = {"job": "evaluate", "first": first, "second": second, "split": split, "differences": differences}
@@ -45,9 +46,9 @@ def compared_text(result: dict[str, Any], labels: Any) -> str:
         for name, by_split in result["differences"].items()
         for split, found in by_split.items()
     ]
-    header = ["model", "split", "first", "second", "first - second", "p", "groups"]
+    header = ["model", "split", "first", "second", "first - second", *P_COLUMNS, "groups"]
     return (
-        f"{KINDS[labels].TITLE}; p: two-sided p-value of a paired permutation test over groups.\n\n"
+        f"{KINDS[labels].TITLE}; p: two-sided p-value of a paired permutation test over groups. {holm_text(rows)}\n\n"
         f"{result_table(header, rows, frozenset({'split'}))}\n\nSplit: {result['split']}."
     )
 

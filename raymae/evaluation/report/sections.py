@@ -148,18 +148,28 @@ def differences_section(report: Report) -> Section | None:
     title = model_title(final(report)[0])
     text = (
         f"{KINDS[report['labels']].TITLE} of “{title}” minus that of the model in the row, on the same clips. p is the "
-        "two-sided p-value of a paired permutation test in which the two models exchange whole groups; it is not "
-        "corrected for the number of rows."
+        "two-sided p-value of a paired permutation test in which the two models exchange whole groups. "
+        f"{holm_text(rows)}"
     )
-    header = ["split", "against", "difference", "p", "groups"]
+    header = ["split", "against", "difference", *P_COLUMNS, "groups"]
     return Section(f"{title} against the others", [text, Table(header, rows, frozenset({"against"})), *under(report)])
 
 
+P_COLUMNS = ("p", "Holm")
+"""Headings of a difference's p-value and the corrected one."""
+
+
+def holm_text(rows: Sequence[object]) -> str:
+    """What the second of `P_COLUMNS` holds in a table of some rows."""
+    return f"“Holm” is p corrected for the number of rows, {len(rows)}, by Holm's method: judge by it."
+
+
 def difference_cells(found: Mapping[str, Any]) -> list[str]:
-    """Cells of a difference: value with its interval, p-value and number of groups."""
+    """Cells of a difference: value with its interval, p-value, the corrected one, and number of groups."""
     interval = found["interval"]
     ends = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-    return [f"{found['value']:+.3f}{ends}", f"{found['p_value']:.4f}", str(found["groups"])]
+    p_values = (f"{found[name]:.4f}" for name in ("p_value", "p_holm"))
+    return [f"{found['value']:+.3f}{ends}", *p_values, str(found["groups"])]
 
 
 def seen_section(report: Report) -> Section | None:

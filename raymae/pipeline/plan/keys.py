@@ -24,7 +24,7 @@ from raymae.training.tasks.selection import selection
 VERSION = 3
 """Part of every key; raised when what the stages compute, or the name of an input, changes."""
 
-EVALUATION = 3
+EVALUATION = 4
 """Part of the key of an evaluation alone; raised when what is scored or reported changes."""
 
 TUNING = 1
