@@ -31,8 +31,8 @@ class Stage:
     """The sections of the configuration that it reads, for MLflow."""
     kind: Kind | None = None
     """The training task; None for a stage that doesn't train."""
-    timed: bool = False
-    """Whether it trains for a number of seconds rather than of epochs."""
+    baseline: bool = False
+    """Whether it trains another network, in a number of steps of its own (`raymae.pipeline.plan.cnn_steps`)."""
     title: str | None = None
     """The name of its classifier in tables and figures; None for a stage that trains none."""
     encoder_title: str | None = None
@@ -69,10 +69,10 @@ STAGES: dict[str, Stage] = {
     ),
     "cnn": Stage(
         does="baseline: CNN from scratch",
-        needs=("prepare", "finetune"),
+        needs=("prepare",),
         sections=("model", "finetune"),
         kind="finetune",
-        timed=True,
+        baseline=True,
         title="CNN from scratch",
     ),
     "pseudo_label": Stage(

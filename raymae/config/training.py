@@ -241,13 +241,14 @@ class EvaluateConfig:
     """Classifier, trained with labels on another data set, that the ablation supervised starts from; named like
     init_from. The pool can't replace it: its labels are not read."""
     cnn: str = "test_resnet"
-    """timm name of the CNN baseline; the default is a ResNet of 0.4 M parameters, which suits its training time."""
+    """timm name of the CNN baseline; the default is a ResNet of 0.4 M parameters, which suits its few steps."""
     cnn_lr: float | None = None
     """Peak learning rate of the CNN baseline, which starts from random weights; None: that of finetune."""
     cnn_crop_seconds: float | None = None
     """Length of the CNN baseline's random crops, seconds; None: that of finetune."""
-    cnn_seconds: float | None = None
-    """Training time of the CNN baseline, seconds (on a CPU, of the training thread); None: that of fine-tuning."""
+    cnn_steps: int | None = None
+    """Steps of the CNN baseline's training; None: as many as need the FLOPs of fine-tuning, but no more passes over the
+    clips than it has. To leave the CNN out, leave it out of baselines."""
     probe_clips: int = 1000
     """Most labelled held-out clips on whose frozen embeddings probes predict device, city and scene, before and after
     each stage; 0 switches them off."""
@@ -261,7 +262,7 @@ class EvaluateConfig:
             len(self.compare) in (0, 2),
             f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",
         )
-        for name in ("cnn_lr", "cnn_crop_seconds", "cnn_seconds"):
+        for name in ("cnn_lr", "cnn_crop_seconds", "cnn_steps"):
             value = getattr(self, name)
             require(value is None or value > 0, f"evaluate.{name} = {value} must be positive")
         for name in self.ablation:

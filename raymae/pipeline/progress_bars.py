@@ -90,7 +90,7 @@ class Follower:
         if bar is None:
             first = min(self._first[name], event["step"])
             bar = self._bars[name] = tqdm(
-                total=None if spec.time_budget else event["steps"],  # a stage with a time budget ends after its seconds
+                total=event["steps"],
                 initial=first,
                 desc=name,
                 unit="step",

@@ -27,8 +27,6 @@ from raymae.training.batches.order import Order, PairedOrder, SharedOrder, Weigh
 
 CNN_GROUP = 32
 """Most clips of a CNN's mixing groups, each of which is a batch for its batch norm."""
-TIMED_EPOCHS = 200
-"""A stage with a time budget has this many times the configured epochs of data, more than it can use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +50,8 @@ class StageSpec:
     """Pseudo-labels that it trains on beside the labels."""
     cnn: str | None = None
     """timm name of a CNN that replaces the encoder."""
-    time_budget: Folder | None = None
-    """A finished stage whose `work_seconds` are this stage's budget."""
+    steps: int | None = None
+    """Steps of the run; None: as many as the section's epochs have."""
     repeats: str | None = None
     """The stage of another configuration whose random draws it repeats."""
     responses: NDArray[np.float32] | None = None
@@ -119,9 +117,7 @@ class StageSpec:
         elif self.is_shared:
             sources.append((self.pseudo_rows, 1.0))
             kind, more = SharedOrder, {"shares": self.config.pseudo_label.clips_of(self.group_size)}
-        if self.time_budget:
-            train = replace(train, epochs=train.epochs * TIMED_EPOCHS)
-        return kind(
+        order = kind(
             rows=tuple(rows for rows, _ in sources),
             weights=tuple(weight for _, weight in sources),
             seed=self.seed(),
@@ -132,6 +128,9 @@ class StageSpec:
             shifted=self.kind == "pretrain",
             **more,
         )
+        if self.steps is None:
+            return order
+        return replace(order, epochs=(self.steps - 0.5) * train.global_batch_size / order.rows_per_epoch)
 
     @property
     def chunk(self) -> int:

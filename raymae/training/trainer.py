@@ -147,12 +147,8 @@ class Trainer:
         return parallel.unsharded(self.ema.model if self.ema else self.model, self.meta_copy, self.device)
 
     def share_done(self) -> float:
-        """Share of the run that is done, 0 to 1: of its steps or, with a time budget, of its seconds."""
-        share = self.progress.step / self.order.steps
-        if self.task.max_seconds is None:
-            return share
-        seconds = self.session.gather(self.progress.work_seconds)[0]
-        return min(1.0, max(share, seconds / self.task.max_seconds))
+        """Share of the run that is done, 0 to 1."""
+        return self.progress.step / self.order.steps
 
     @property
     def ended(self) -> bool:

@@ -214,20 +214,11 @@ def test_val_is_part_of_the_key_only_if_it_selects(clips: pa.Table, tmp_path: Pa
         assert keys(more_test)["finetune"] == keys(whole)["finetune"]
 
 
-def test_a_stage_with_a_time_budget_validates_as_often(
+def test_a_stage_with_its_own_steps_validates_as_often(
     rich: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated = scored(monkeypatch, SCORES)
-    real = Trainer._take
-
-    def take(self: Trainer, steps: Any, share: float) -> None:
-        real(self, steps, share)
-        self.progress.work_seconds = self.progress.step * 0.1
-
-    monkeypatch.setattr(Trainer, "_take", take)
-    budget = Folder(str(tmp_path / "budget"))
-    budget.finish({"work_seconds": 2.0})
-    spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="test_resnet", time_budget=budget)
+    spec: StageSpec = make_spec(rich, tmp_path / "cnn", "finetune", SHORT, cnn="test_resnet", steps=20)
     run_stage(spec, BareSession(rich, spec.artifact))
     assert len(validated) == 10
     assert spec.artifact.result()["selection"]["step"] == 10

@@ -11,7 +11,6 @@ import torch
 from raymae.datasets.rows import class_names
 from raymae.features.store import FeatureStore
 from raymae.storage.events import read_events
-from raymae.storage.folder import Folder
 from raymae.training.batches.windows import Group
 from raymae.training.run_stage import build_task, run_stage
 from raymae.training.spec import StageSpec, labelled_rows, pretrain_sources
@@ -144,17 +143,26 @@ def test_steps_that_are_not_finite_are_skipped_then_an_error(
         Trainer.start(task, BareSession(store, spec.artifact), spec.artifact).run()
 
 
-def test_a_stage_can_have_the_seconds_of_another_as_budget(store: FeatureStore, tmp_path: Path) -> None:
-    budget = Folder(str(tmp_path / "budget"))
-    budget.finish({"work_seconds": 0.7})
-    spec = make_spec(store, tmp_path / "cnn", "finetune", cnn="resnet10t", time_budget=budget)
-    run_stage(spec, BareSession(store, spec.artifact))
-    result = spec.artifact.result()
-    assert 0.7 <= result["work_seconds"] < 4
-    assert result["steps"] < spec.order().steps
-    config = replace(TINY, evaluate=replace(TINY.evaluate, cnn_seconds=0.2))
-    own = build_task(make_spec(store, tmp_path / "own", "finetune", config, cnn="resnet10t", time_budget=budget))
-    assert own.max_seconds == 0.2
+@pytest.mark.parametrize("kind", ["finetune", "consistency"])
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_a_stage_can_have_its_own_number_of_steps(store: FeatureStore, tmp_path: Path, kind: str, steps: int) -> None:
+    assert make_spec(store, tmp_path, kind, steps=steps).order().steps == steps
+
+
+def test_the_cnn_is_the_same_however_busy_the_machine_is(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, since nothing in its training asks a clock for more than a report."""
+    idle = train(make_spec(store, tmp_path / "idle", "finetune", cnn="test_resnet", steps=12))
+    real = Trainer._take
+
+    def slow(self: Trainer, steps: Any, share: float) -> None:
+        real(self, steps, share)
+        self.progress.work_seconds += 100.0
+
+    monkeypatch.setattr(Trainer, "_take", slow)
+    busy = train(make_spec(store, tmp_path / "busy", "finetune", cnn="test_resnet", steps=12))
+    assert all(torch.equal(value, busy[name]) for name, value in idle.items())
 
 
 def test_the_cnn_can_have_its_own_learning_rate_and_crops(store: FeatureStore, tmp_path: Path) -> None:

@@ -67,10 +67,10 @@ class Transfer:
     differences paired by table.
 
     Models: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation of
-    fine-tuning, for the seconds of fine-tuning or `evaluate.cnn_seconds`; the encoder fine-tuned from random weights,
-    from pre-training on the pool, with pseudo-labels and with consistency training; each network with and without
-    domain generalisation (random EQ, Freq-MixStyle, band-mean subtraction). Test splits are only scored, never used
-    for training or selection.
+    fine-tuning, for its FLOPs or `evaluate.cnn_steps`; the encoder fine-tuned from random weights, from pre-training on
+    the pool, with pseudo-labels and with consistency training; each network with and without domain generalisation
+    (random EQ, Freq-MixStyle, band-mean subtraction). Test splits are only scored, never used for training or
+    selection.
 
     `--json` keys: `scores`, row → split → macro accuracy by table; `differences`, pair → split → differences by table;
     `tables`; `seconds`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from raymae.config import FinetuneConfig, ModelConfig
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 
 UNIT_SECONDS = 10.0
 """Rates are in clips of this length; other lengths are counted by their seconds of audio."""
@@ -97,6 +97,29 @@ def finetune_flops(model: ModelConfig, finetune: FinetuneConfig, n_frames: int, 
     values = model.patch_size[0] * model.patch_size[1]
     blocks = (finetune.layer or model.depth) * block_products(kept + 1, kept + 1, model.embed_dim, model)
     return 3 * 2 * (kept * values * model.embed_dim + blocks)
+
+
+def classifier_flops(audio: AudioConfig, model: ModelConfig, finetune: FinetuneConfig) -> float:
+    """FLOPs of a step of fine-tuning per clip: `finetune_flops` of all its segments, raw and without the band mean."""
+    from raymae.models.pooling import segment_starts
+
+    frames = audio.frames_of(finetune.augment.crop_seconds)
+    length = min(frames, audio.frames_of(finetune.segment_seconds))
+    segments = len(segment_starts(frames, length, model.patch_size[0]))
+    return finetune_flops(model, finetune, length, audio.n_mels) * segments * (2 if finetune.with_raw else 1)
+
+
+def cnn_flops(audio: AudioConfig, finetune: FinetuneConfig, cnn: str, classes: int) -> float:
+    """FLOPs of a step of the CNN baseline per clip: 3 x its convolutions and products, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from raymae.models import Cnn
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = Cnn(audio, finetune, classes, cnn).eval()
+        network(torch.zeros(1, audio.frames_of(finetune.augment.crop_seconds), audio.n_mels))
+    return 3 * counter.get_total_flops()
 
 
 def block_products(tokens: int, keys: int, dim: int, model: ModelConfig) -> float:

@@ -17,7 +17,7 @@ from raymae.config import Config
 from raymae.config.stages import STAGES, Target
 from raymae.datasets.rows import class_names, rows_of
 from raymae.features.augment import crop_frames
-from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, duration, finetune_flops, size, useful_flops
+from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, classifier_flops, duration, size, useful_flops
 from raymae.pipeline.dry_run.memory import finetune_memory, micro_batch_that_fits, pretrain_memory
 from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, TrialSteps, clips_for_each, memory_mb, micro_batch, run_trial
 from raymae.pipeline.plan.plan import Plan
@@ -25,8 +25,8 @@ from raymae.pipeline.repeats import kind_of, runs_of
 from raymae.pipeline.run import make_plan
 from raymae.storage.folder import Folder
 
-TRIED: dict[str, str] = {name: stage.kind for name, stage in STAGES.items() if stage.kind and not stage.timed}
-"""By stage, the training task that two steps are run of; none for a stage that trains for a number of seconds."""
+TRIED: dict[str, str] = {name: stage.kind for name, stage in STAGES.items() if stage.kind and not stage.baseline}
+"""By stage, the training task that two steps are run of; none for a baseline's."""
 GPU_GB = 80
 """Memory of a GPU of the data centre."""
 
@@ -79,15 +79,14 @@ def trained_clips(plan: Plan, name: str) -> float:
 def stage_flops(plan: Plan, name: str) -> float:
     """FLOPs per clip of a training stage."""
     config, stage = plan.plan_of(name).config, plan.nodes[name].stage
-    section = config.pretrain if stage == "pretrain" else config.finetune
-    shape = crop_frames(section.augment, config.audio), config.audio.n_mels
     if stage == "pretrain":
+        shape = crop_frames(config.pretrain.augment, config.audio), config.audio.n_mels
         return useful_flops(config.model, *shape) * config.model.masks_per_clip
-    flops = finetune_flops(config.model, config.finetune, *shape)  # segments make attention alone cheaper
+    flops = classifier_flops(config.audio, config.model, config.finetune)
     if stage == "consistency":  # the weak views: forward alone, of whole clips
         whole = replace(config.finetune, time_mask_ratio=0.0, freq_mask_ratio=0.0)
         share = config.consistency.ratio / clips_for_each(config, stage)
-        flops += share * finetune_flops(config.model, whole, *shape) / 3
+        flops += share * classifier_flops(config.audio, config.model, whole) / 3
     return flops
 
 

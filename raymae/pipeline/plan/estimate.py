@@ -34,7 +34,9 @@ def estimate(plan: Plan) -> dict[str, str]:
         found["prepare"] = f": {len(plan.clips)} clips, {kept}"
     for name in plan.to_do:
         stage = STAGES[plan.nodes[name].stage]
-        if stage.kind and not stage.timed:
+        if stage.baseline:
+            found[name] = cnn_estimate(plan)
+        elif stage.kind:
             found[name] = ESTIMATES[stage.kind](plan.plan_of(name), plan.nodes[name].stage)
     return found
 
@@ -76,6 +78,12 @@ def finetune_estimate(plan: Plan, stage: str) -> str:
     memory = finetune_memory(config.audio, config.model, train, CLASSES, likely_device(config))
     megabytes = worker_mb(memory, train, config)
     return f": {labelled} labels{more}, {steps} steps, about {megabytes:,.0f} MB a worker"
+
+
+def cnn_estimate(plan: Plan) -> str:
+    """Steps of the CNN baseline, and how it is left out."""
+    others = [name for name in plan.config.evaluate.baselines if name != "cnn"]
+    return f": {plan.spec('cnn').steps} steps; {' '.join(['--evaluate.baselines', *others])} leaves it out"
 
 
 def consistency_estimate(plan: Plan, stage: str) -> str:

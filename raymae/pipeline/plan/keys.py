@@ -176,7 +176,7 @@ def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
 def cnn_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     """Of the CNN baseline."""
     evaluate = keys.config.evaluate
-    settings = {name: getattr(evaluate, name) for name in ("cnn", "cnn_lr", "cnn_crop_seconds", "cnn_seconds")}
+    settings = {name: getattr(evaluate, name) for name in ("cnn", "cnn_lr", "cnn_crop_seconds", "cnn_steps")}
     return classifier_inputs(keys, node) | settings
 
 

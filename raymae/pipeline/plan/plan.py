@@ -311,7 +311,11 @@ class Plan:
         """The fields of a specification that single stages have."""
         stage, turn = turn_of(name)
         if stage == "cnn":
-            return {"cnn": self.config.evaluate.cnn, "time_budget": self.nodes["finetune"].artifact}
+            from raymae.pipeline.plan.cnn_steps import cnn_steps  # builds the networks, which takes torch
+
+            labelled = len(rows_of(self.clips, "train", labelled=True))
+            classes = len(class_names(self.clips, self.config.finetune.labels))
+            return {"cnn": self.config.evaluate.cnn, "steps": cnn_steps(self.config, labelled, classes)}
         if stage == "student":
             return {"pseudo_labels": self.nodes[round_name("pseudo_label", turn)].artifact}
         if stage == "consistency":

@@ -41,11 +41,6 @@ class Task(Protocol):
         """The stage's section of the configuration."""
         ...
 
-    @property
-    def max_seconds(self) -> float | None:
-        """The time budget in seconds of computing; None to train for the configured epochs."""
-        ...
-
     counted: tuple[str, ...]
     """The names of what the sums of a step are divided by: the loss is a mean over the whole step, on all workers."""
     divisors: int

@@ -96,9 +96,6 @@ class FinetuneTask:
         self.label_weights = label_weights(spec)
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = self.network = self._build()
-        self.max_seconds: float | None = None
-        if spec.time_budget:
-            self.max_seconds = spec.config.evaluate.cnn_seconds or spec.time_budget.result()["work_seconds"]
         per_epoch = self.order.rows_per_epoch / self.config.global_batch_size
         self.head_steps = 0 if spec.cnn else round(self.config.head_epochs * per_epoch)
 

@@ -45,7 +45,6 @@ class PretrainTask:
     def __init__(self, spec: StageSpec) -> None:
         self.spec, self.seed = spec, spec.seed()
         self.config = spec.config.pretrain
-        self.max_seconds = None
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.always_masks = spec.always_masks
         self.audio = spec.config.audio

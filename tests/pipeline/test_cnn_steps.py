@@ -1,0 +1,87 @@
+"""The CNN baseline's budget: steps by FLOPs, which cost no more than fine-tuning, and a way to leave it out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from raymae.config import Config, EvaluateConfig
+from raymae.config.recipes import RECIPES
+from raymae.features.store import FeatureStore
+from raymae.models import build_classifier
+from raymae.pipeline.dry_run.cost import classifier_flops, cnn_flops, finetune_flops
+from raymae.pipeline.plan.cnn_steps import cnn_steps
+from raymae.pipeline.plan.estimate import estimate
+from raymae.pipeline.plan.plan import Plan
+from raymae.storage.folder import Folder
+from tests.support.training import TINY
+
+
+def nodes(config: Config, clips: pa.Table) -> dict[str, str]:
+    return {name: node.key for name, node in Plan(config, clips, Folder("/nowhere"), "evaluate").nodes.items()}
+
+
+@pytest.mark.parametrize("name", ["synthetic", "audiomae", "paper_dcase"])
+@pytest.mark.parametrize("labelled", [70, 1000])
+def test_by_default_it_costs_no_more_than_fine_tuning(name: str, labelled: int) -> None:
+    config = RECIPES[name]()
+    finetune, steps = config.finetune, cnn_steps(config, labelled, 10)
+    most = finetune.epochs * labelled / finetune.global_batch_size
+    ours = cnn_flops(config.audio, finetune, config.evaluate.cnn, 10)
+    whole = classifier_flops(config.audio, config.model, finetune)
+    assert 1 <= steps <= most
+    assert steps * ours <= most * whole
+    # the most that is possible, but for the part of a step
+    assert steps + 1 > most or (steps + 1) * ours > most * whole
+
+
+def test_flops_of_a_cnn_are_those_of_its_convolutions() -> None:
+    """By hand, from the shapes of a network's own weights and outputs."""
+    import torch
+    from torch import nn
+
+    config = TINY
+    network = build_classifier(config.audio, config.model, config.finetune, 3, cnn="test_resnet").eval()
+    found = [0.0]
+
+    def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        places = output.numel() // output.shape[1]
+        found[0] += 2 * places * module.weight.numel()  # type: ignore[union-attr, operator]
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert getattr(module, "groups", 1) == 1
+            module.register_forward_hook(count)
+    network(torch.zeros(1, config.audio.n_frames, config.audio.n_mels))
+    assert cnn_flops(config.audio, config.finetune, "test_resnet", 3) == pytest.approx(3 * found[0])
+
+
+def test_a_classifiers_flops_are_those_of_all_that_is_encoded() -> None:
+    config = RECIPES["small"]()
+    finetune, model, audio = config.finetune, config.model, config.audio
+    half = audio.n_frames // 2
+    assert classifier_flops(audio, model, finetune) == 2 * 2 * finetune_flops(model, finetune, half, audio.n_mels)
+    plain = replace(finetune, with_raw=False, segment_seconds=None)
+    assert classifier_flops(audio, model, plain) == finetune_flops(model, plain, audio.n_frames, audio.n_mels)
+
+
+def test_its_own_steps_count_in_its_key_alone(clips: pa.Table) -> None:
+    plain, other = (nodes(replace(TINY, evaluate=EvaluateConfig(cnn_steps=steps)), clips) for steps in (None, 5))
+    assert {name for name in plain if plain[name] != other[name]} == {"cnn", "evaluate"}
+    assert cnn_steps(replace(TINY, evaluate=EvaluateConfig(cnn_steps=5)), 70, 2) == 5
+    # and pre-training doesn't count in it
+    longer = nodes(replace(TINY, pretrain=replace(TINY.pretrain, epochs=9)), clips)
+    assert longer["cnn"] == plain["cnn"]
+
+
+def test_the_plan_names_its_steps_and_how_to_leave_it_out(clips: pa.Table, store: FeatureStore) -> None:
+    plan = Plan(TINY, clips, Folder("/nowhere"), "evaluate")
+    spec = replace(plan.spec("cnn"), store=store)
+    assert spec.steps == spec.order().steps
+    said = estimate(plan)["cnn"]
+    assert said == f": {spec.steps} steps; --evaluate.baselines svm svm_robust leaves it out"
+    without = replace(TINY, evaluate=EvaluateConfig(baselines=("svm", "svm_robust")))
+    assert "cnn" not in nodes(without, clips)
