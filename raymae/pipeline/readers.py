@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raymae.cluster.connect import starts_here
 from raymae.cluster.infer import Bar, ClusterReader
-from raymae.cluster.resources.gpus import wants_gpu
+from raymae.cluster.resources.room import uses_gpu
 from raymae.pipeline.evaluate import Reader
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
@@ -14,13 +16,17 @@ FEW_CLIPS = 2048
 """Clips of a store that are read in the driver, if it has the machine to itself."""
 
 
-def choose_reader(plan: Plan, bar: Bar, deadline: Deadline) -> Reader:
+def choose_reader(plan: Plan, start_ray: Callable[[], None], bar: Bar, deadline: Deadline) -> Reader:
     """A reader of the plan's store; `bar` opens a progress bar of so many clips.
 
     On a Ray of this job alone and its CPUs, there would be one actor for the whole machine: where there is little to
-    read, the driver does it, because the actor's start would take longer.
+    read, the driver does it, because the starts of Ray and of the actor would take longer.
     """
+    import torch
+
     compute = plan.config.compute
-    if len(plan.store) <= FEW_CLIPS and starts_here(compute.address) and not wants_gpu(compute, fallback=True):
+    alone = starts_here(compute.address) and not uses_gpu(compute, torch.cuda.device_count(), fallback=True)
+    if alone and len(plan.store) <= FEW_CLIPS:
         return InProcess(plan, deadline=deadline)
+    start_ray()
     return ClusterReader(plan.store, compute, bar, deadline)

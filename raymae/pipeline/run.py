@@ -23,7 +23,7 @@ from raymae.pipeline.console import print_plan, print_result, round_lines
 from raymae.pipeline.inventory import STAGES_FILE
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Node, Plan
-from raymae.pipeline.plan.workers import check_workers, trained_sections
+from raymae.pipeline.plan.workers import check_workers
 from raymae.pipeline.reporter import PlanReporter
 from raymae.storage.commits import latest_step, resumable
 from raymae.storage.folder import LEASE, Folder
@@ -103,6 +103,7 @@ class Run:
     def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
         self.plan, self.deadline = plan, deadline
         self.times: dict[str, dict[str, float]] = {}
+        self.has_ray = False
         self.repairs = {name for name in plan.to_do if plan.nodes[name].artifact.is_done()}
         """Finished stages that are made again: shards or a model of theirs are missing."""
 
@@ -120,19 +121,10 @@ class Run:
 
     def execute(self) -> str | None:
         """Run the stages that are left; returns a line on what could not be delivered to MLflow, or None."""
-        from raymae.cluster.connect import start_ray
-        from raymae.cluster.resources.gpus import check_gpus
-
         plan = self.plan
         plan.run_folder.write_json("config.json", to_dict(plan.config))
         write_split(plan.run_folder, recordings_of(plan.clips), plan.config.data.split)
         self.reporter.start()  # the run is visible from the first moment
-        print("starting Ray", flush=True)
-        before = time.time()
-        start_ray(plan.config.compute)
-        if trained_sections(plan):
-            check_gpus(plan.config.compute)
-        print(f"Ray started in {time.time() - before:.0f} s")
         waiting: list[Node] = []
         for name in plan.to_do:
             self.deadline.check(f"before {name}")
@@ -151,6 +143,18 @@ class Run:
                 return f"{left}; the same command registers the model, too"
         self._train(waiting)
         return self.reporter.close("FINISHED")
+
+    def _start_ray(self) -> None:
+        """Start or join Ray, for the first stage that needs it."""
+        if self.has_ray:
+            return
+        from raymae.cluster.connect import start_ray
+
+        print("starting Ray", flush=True)
+        before = time.time()
+        start_ray(self.plan.config.compute)
+        print(f"Ray started in {time.time() - before:.0f} s")
+        self.has_ray = True
 
     @contextmanager
     def _leases(self, nodes: list[Node], repair: bool = False) -> Iterator[dict[str, Lease]]:
@@ -213,6 +217,7 @@ class Run:
     def _prepare(self, node: Node) -> dict[str, Any]:
         from raymae.cluster.prepare import prepare
 
+        self._start_ray()
         plan = self.plan
         with self._bar(node.name, len(plan.clips)) as progress:
             result = prepare(plan.clips, node.artifact, plan.shards, plan.config, progress, self.deadline)
@@ -241,6 +246,7 @@ class Run:
             for lease in held.values():
                 lease.check()
 
+        self._start_ray()
         self.deadline.check(f"before {nodes[0].name}")
         specs = [replace(self.plan.spec(node.name), fence=held[node.name].fence) for node in nodes]
         for spec in specs:
@@ -262,7 +268,7 @@ class Run:
         from raymae.pipeline.bodies import BODIES
         from raymae.pipeline.readers import choose_reader
 
-        reader = choose_reader(self.plan, partial(self._bar, node.name), self.deadline)
+        reader = choose_reader(self.plan, self._start_ray, partial(self._bar, node.name), self.deadline)
         result = BODIES[node.stage](self.plan, node, reader)
         for line in round_lines(result) if node.stage == "pseudo_label" else ():
             print(f"  {line}")

@@ -322,7 +322,7 @@ def test_result_is_stored_with_redacted_settings(config: Config, result: dict[st
 def test_actors_and_the_driver_read_the_same(config: Config, result: dict[str, Any]) -> None:
     plan = plan_of(config, open_storage(config.storage))
     rows, counted = np.arange(0, len(plan.store), 3), []
-    here = choose_reader(plan, no_bar, FOREVER)
+    here = choose_reader(plan, no_ray, no_bar, FOREVER)
     assert isinstance(here, InProcess), "the stages of this run were read in the driver"
     on_cluster = ClusterReader(plan.store, config.compute, lambda total: nullcontext(counted.append))
     for one, other in (
@@ -333,6 +333,11 @@ def test_actors_and_the_driver_read_the_same(config: Config, result: dict[str, A
         for name, values in one[0].items():
             np.testing.assert_allclose(values, other[0][name], rtol=1e-4, atol=1e-5)
     assert sum(counted) == 2 * len(rows)
+
+
+def no_ray() -> None:
+    """Starts nothing."""
+    raise AssertionError("the driver needs no Ray")
 
 
 def no_bar(total: int) -> Any:

@@ -54,9 +54,3 @@ def starts_gpus(address: str | None) -> bool:
                 return False
     log.info("the cluster can start nodes with GPUs, so these are used (--compute.use-gpu False uses CPUs)")
     return True
-
-
-def check_gpus(compute: ComputeConfig) -> None:
-    """ValueError if `compute.use_gpu` is set and the Ray that was started for this job has no GPU."""
-    if starts_here(compute.address):
-        uses_gpu(compute, sum(node.get("GPU", 0) for node in alive(leaving={})))
