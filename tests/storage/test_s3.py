@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fsspec.config import conf
@@ -20,6 +21,7 @@ from raymae.storage.commits import complete, latest_step
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Lease
+from raymae.training.batches.windows import read_groups
 from raymae.training.run_stage import run_stage
 from raymae.training.state.checkpoint import Committer, load_commit
 from raymae.training.worker import BareSession
@@ -129,3 +131,22 @@ def test_checkpoints_on_s3_are_kept_and_read(bucket: Folder) -> None:
     committer.wait()
     assert latest_step(bucket) == 15
     assert [load_commit(bucket, name)[0]["model"]["w"][0].item() for name in complete(bucket)] == [10, 15]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_those_of_a_store_on_disk(store: FeatureStore, bucket: Folder, workers: int) -> None:
+    for kind in ("folder", "shards"):
+        source: Folder = getattr(store, kind)
+        for name in source.names():
+            (bucket / kind).write_bytes(name, source.read_bytes(name))
+    far = FeatureStore(bucket / "folder", bucket / "shards")
+    order = make_spec(store, Path("/nowhere")).order()
+    for rank in range(workers):
+        pairs = zip(read_groups(store, order, rank, workers, 1), read_groups(far, order, rank, workers, 1), strict=True)
+        for (step, near_groups), (far_step, far_groups) in pairs:
+            assert step == far_step
+            for one, other in zip(near_groups, far_groups, strict=True):
+                assert one.place == other.place
+                assert one.values.tobytes() == other.values.tobytes()
+                assert np.array_equal(one.rows, other.rows)
+                assert np.array_equal(one.valid, other.valid)
