@@ -54,8 +54,9 @@ class Scale:
     """Ten-second clips of the store that is read from the S3 server."""
     rounds: int = 12
     """Rounds of 512 clips that a worker reads from the S3 server."""
-    former_windows: int = 12
-    """Windows of 32 clips that pyarrow and fsspec read."""
+    former_windows: int = 4
+    """Windows of 32 clips that pyarrow and fsspec read; with more of them the shards, smaller than those of a large corpus,
+    would all lie in their read-ahead."""
     processes: int = 64
     """Workers that read at once."""
     windows: int = 320
