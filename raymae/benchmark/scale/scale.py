@@ -55,7 +55,7 @@ class Scale:
     rounds: int = 12
     """Rounds of 512 clips that a worker reads from the S3 server."""
     former_windows: int = 4
-    """Windows of 32 clips that pyarrow and fsspec read; with more of them the shards, smaller than those of a large corpus,
+    """Windows of 32 clips that pyarrow and fsspec read; after more of them the shards, smaller than a large corpus's,
     would all lie in their read-ahead."""
     processes: int = 64
     """Workers that read at once."""

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from raymae.storage.connections import CONNECTIONS
-from raymae.training.batches.prefetch import LATE, LEAST_LATE, MOST_THREADS
+from raymae.training.batches.prefetch import IDLE, LATE, LEAST_LATE, MOST_THREADS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def wait_share(storage: Storage, worker: Worker, rounds: int = 400) -> float:
                 heapq.heappush(free, end + storage.late_seconds * bool(is_late))
                 first, done = max(first, processor), max(done, processor + storage.late_seconds * bool(is_late))
             usual = statistics.median(took)
-            again = began + max(LEAST_LATE, LATE * usual) + usual
+            again = began + max(LEAST_LATE, LATE * usual) + IDLE + usual
             heapq.heappush(threads, done)
             done = min(done, max(first, again))
             took.append(done - began)

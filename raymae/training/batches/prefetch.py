@@ -22,7 +22,7 @@ LATE, LEAST_LATE = 3.0, 0.1
 JUDGED = 8
 """Reads that have to end before another is called late."""
 IDLE = 0.5
-"""Seconds after which a thread without room for another item looks for one that is late."""
+"""Seconds after which a thread without room for another item looks again for one that is late."""
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Prefetch(Generic[Read]):
 
     It begins with one thread, and starts another one whenever the consumer has waited: of a local disk one or two are
     enough, of object storage as many as its latency asks for. A late item holds up none of those behind it until the
-    room is used up; then a thread that has nothing else to do reads it a second time, and the reading that ends first
+    room is used up; the next thread that has ended its item reads it a second time, and the reading that ends first
     counts. Object storage answers one request in thousands seconds later than the others.
 
     Args:
@@ -76,11 +76,12 @@ class Prefetch(Generic[Read]):
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            if self._room.acquire(timeout=IDLE):
+            item = self._late()
+            if item is None:
+                if not self._room.acquire(timeout=IDLE):
+                    continue
                 if (item := self._next()) is None:
                     return
-            elif (item := self._late()) is None:
-                continue
             self._read(item)
 
     def _next(self) -> Item[Read] | None:
