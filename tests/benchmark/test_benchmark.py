@@ -24,7 +24,7 @@ from raymae.benchmark.harness.memory import PeakMemory, process_tree, pss_mb
 from raymae.benchmark.harness.noise_store import NoiseReader
 from raymae.benchmark.harness.result import Result, Row, load_rows, markdown
 from raymae.benchmark.harness.timing import cpu_between, cpu_seconds, interleave, pace
-from raymae.benchmark.scale.plan import CORPORA, Cluster, Corpus, Plan, estimate, measured
+from raymae.benchmark.scale.plan import CORPORA, Cluster, Corpus, Plan, estimate, limits, measured
 from raymae.benchmark.speed.front_end import FrontEnd, bands_below, require_equal
 from raymae.benchmark.speed.ingest import batches, median, order_rows
 from raymae.benchmark.speed.ingest import make_spec as make_store
@@ -68,7 +68,8 @@ def test_worked_example() -> None:
     assert plan.stream_network_mb == pytest.approx(2000)
     assert plan.epochs_repaid == pytest.approx(72 / (72 - 18))
     assert plan.driver_gb == pytest.approx(0.036)
-    assert plan.object_store_gb == pytest.approx(9 * 128 * 0.00032768)
+    assert plan.windows_gb == pytest.approx((2048 + 16 * 128) * 0.00032768)  # 16 steps of a round, of 128 clips each
+    assert plan.worker_gb == pytest.approx(plan.windows_gb + 36_000 * 360e-9)
 
 
 def test_traffic_of_gradients_and_checkpoints() -> None:
@@ -124,6 +125,16 @@ def test_plan_without_arguments() -> None:
     assert [plan["clips"] for plan in result.values["plans"]] == [8_640, 23_040, 1_800_000, 360_000_000]
     assert "| 1 M hours (1,000,000 h) | 360,000,000 | 476.0 TB | 118.0 TB |" in result.text
     assert "AMD EPYC" in result.text
+    assert "1 M hours: the driver's memory" in result.text
+
+
+def test_the_scarcest_resource_comes_first() -> None:
+    cluster = Cluster(gpus=64, cpus=512, network_gbit=400)
+    small, large = (estimate(Corpus(name="x", hours=hours), cluster, Rates()) for hours in (5_000, 1_000_000))
+    assert limits(small, cluster)[0][1].startswith("the averaging of gradients")
+    assert "memory" in limits(large, cluster)[0][1]
+    slow = replace(cluster, network_gbit=1)
+    assert limits(small, slow)[0] == (pytest.approx(64 * 1370 * 0.32768 / 125), limits(small, slow)[0][1])
 
 
 def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
@@ -133,12 +144,14 @@ def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(front_end))
     (tmp_path / "b.json").write_text(json.dumps({"part": "all", "parts": {"i": ingest, "p": prepare, "f": front_end}}))
     (tmp_path / "c.json").write_text(json.dumps({"part": "plan"}))
+    (tmp_path / "e.json").write_text(json.dumps({"part": "scale", "reading": {"mb_per_core_second": 200.0}}))
     alone = measured([str(tmp_path / "a.json")], Rates())
     assert alone == replace(Rates(), prepare_clips=40.0, decode_clips=pytest.approx(209 / 119 * 40))
     (tmp_path / "d.json").write_text(json.dumps(front_end | {"decode_ms": 5.0}))
     assert measured([str(tmp_path / "d.json")], Rates()) == replace(Rates(), prepare_clips=40.0, decode_clips=100.0)
     together = measured([str(tmp_path / "b.json"), str(tmp_path / "a.json")], Rates())
     assert together == replace(Rates().featurizing(50.0), decode_clips=pytest.approx(209 / 119 * 50), ingest_mb=300.0)
+    assert measured([str(tmp_path / "e.json"), str(tmp_path / "b.json")], Rates()).ingest_mb == 200.0
     with pytest.raises(ValueError, match=r"c\.json holds no rates"):
         measured([str(tmp_path / "c.json")], Rates())
     given_too = Plan(measured=(str(tmp_path / "a.json"),), prepare_clips=7.0).run()

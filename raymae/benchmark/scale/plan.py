@@ -1,4 +1,4 @@
-"""`plan`: cores per GPU, hours, storage and bottlenecks of a corpus on a cluster, from measured rates."""
+"""`plan`: cores per GPU, hours, storage and what breaks first of a corpus on a cluster, from measured rates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from raymae.benchmark.harness.result import Result
 from raymae.config import AudioConfig
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, Rates, duration, size
+from raymae.training.batches.order import LEAST_STEPS, ROUND_ROWS, WINDOW_ROWS
+from raymae.training.batches.windows import AHEAD_ROWS
 
 NETWORK_MB_PER_GBIT = 125.0
 
@@ -26,8 +28,20 @@ COMMIT_SECONDS = 300
 WAVEFORM_BYTES = 4
 """Bytes of a sample on its way to a GPU: float32 (`raymae.audio.clip_reader.WaveformReader`)."""
 
-READERS, AHEAD, WINDOW_CLIPS = 2, 3, 128
-"""Readers per training worker, windows in flight per reader and for the worker itself, and clips per window."""
+WORKER_BYTES = 360
+"""Memory of a training worker per clip of the store, bytes: 300 for the clip table while it is read, 42 for the clips'
+names, 10 for their places in the shards, 8 for their order (measured on 400,000 clips)."""
+
+DRIVER_GB, NODE_GB, NODE_GPUS = 256, 1000, 8
+"""Memory of the driver's node and of a node with so many GPUs, for what breaks first."""
+
+GPU_MB = 12_500.0
+"""MB/s between a GPU's node and the others, for each GPU: 100 Gbit/s."""
+
+ASSUMED = f"{DRIVER_GB} GB for the driver, {NODE_GB} GB in a node of {NODE_GPUS} GPUs and 100 Gbit/s between GPUs"
+
+MIXING_GROUP = 8
+"""Clips of a mixing group (pretrain.mixing_group)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +110,10 @@ class Estimate:
     """Number of epochs after which `prepare` and the store take less time than streaming; null for never."""
     driver_gb: float
     """Memory of the driver while it reads the clip table."""
-    object_store_gb: float
-    """Size of the windows in flight for each GPU."""
+    windows_gb: float
+    """Size of the windows that a GPU's worker holds and reads ahead."""
+    worker_gb: float
+    """Memory that a GPU's worker needs for the windows and for the tables of all clips."""
     commit_gb: float
     """Size of a checkpoint, which one worker writes."""
     commit_network_mb: float
@@ -120,6 +136,7 @@ def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Estimate:
     store = slowest(GPUs=gpu_seconds, CPUs=store_mb / (cluster.cpus * rates.ingest_mb), network=store_mb / network)
     stream = slowest(GPUs=gpu_seconds, CPUs=featurize_seconds, network=audio_mb / network)
     saved = stream[1] - store[1]
+    held = AHEAD_ROWS + round_clips(cluster.gpus, rates.gpu_batch)
     return Estimate(
         clips=clips,
         audio_gb=audio_mb / 1e3,
@@ -139,11 +156,44 @@ def estimate(corpus: Corpus, cluster: Cluster, rates: Rates) -> Estimate:
         stream_bottleneck=stream[0],
         epochs_repaid=prepare[1] / saved if saved > 0 else None,
         driver_gb=clips * CLIP_BYTES / 1e9,
-        object_store_gb=(READERS + 1) * AHEAD * WINDOW_CLIPS * store_mb / clips / 1e3,
+        windows_gb=held * store_mb / clips / 1e3,
+        worker_gb=held * store_mb / clips / 1e3 + clips * WORKER_BYTES / 1e9,
         commit_gb=rates.parameters * TRAINING_BYTES / 1e9,
         commit_network_mb=rates.parameters * TRAINING_BYTES / 1e6 / COMMIT_SECONDS,
         gradients_mb=2 * (1 - 1 / cluster.gpus) * rates.parameters * 4 / 1e6 * rates.gpu_clips / rates.gpu_batch,
     )
+
+
+def round_clips(gpus: int, batch: float) -> float:
+    """Clips of a round that each worker holds, with so many of them in a step's share."""
+    return batch * max(1, min(WINDOW_ROWS // MIXING_GROUP, max(LEAST_STEPS, ROUND_ROWS // (gpus * batch))))
+
+
+def limits(plan: Estimate, cluster: Cluster) -> list[tuple[float, str]]:
+    """How much of each resource a corpus takes while every GPU trains from the store, the scarcest first: 1 is all."""
+    network, gpus = cluster.network_gbit * NETWORK_MB_PER_GBIT, min(NODE_GPUS, cluster.gpus)
+    cores = cluster.gpus * plan.store_cores_per_gpu
+    node, tables = gpus * plan.worker_gb, size(plan.worker_gb - plan.windows_gb)
+    shares = [
+        (plan.driver_gb / DRIVER_GB, f"the driver's memory while it reads the clip table, {size(plan.driver_gb)}"),
+        (
+            node / NODE_GB,
+            f"the memory of a node with {gpus} workers, {size(node)}, {tables} of each for the clip table",
+        ),
+        (
+            plan.gradients_mb / GPU_MB,
+            f"the averaging of gradients, {plan.gradients_mb:,.0f} MB/s in and out of each GPU",
+        ),
+        (plan.store_network_mb / network, f"the network to the storage, {plan.store_network_mb:,.0f} MB/s"),
+        (cores / cluster.cpus, f"the CPUs that read, {cores:,.0f} cores"),
+    ]
+    return sorted(shares, reverse=True)
+
+
+def breaks_first(corpus: Corpus, plan: Estimate, cluster: Cluster) -> str:
+    """The two scarcest resources of a corpus as text."""
+    (first, what), (second, then) = limits(plan, cluster)[:2]
+    return f"{corpus.name}: {what} ({100 * first:.0f} % of what there is), then {then} ({100 * second:.0f} %)"
 
 
 def slowest(**seconds: float) -> tuple[str, float]:
@@ -152,22 +202,26 @@ def slowest(**seconds: float) -> tuple[str, float]:
 
 
 def measured(paths: Sequence[str], rates: Rates) -> Rates:
-    """Replace `rates` by those in JSON files of `prepare`, `ingest`, `front-end` or `all`.
+    """Replace `rates` by those in JSON files of `prepare`, `ingest`, `scale`, `front-end` or `all`.
 
     The rate of a core is one over the CPU time per clip of all processes of the job, so the load of other processes
-    doesn't count. `prepare` takes precedence over `front-end`, which excludes Ray and writing. Raises ValueError for
-    other files.
+    doesn't count. `prepare` takes precedence over `front-end`, which excludes Ray and writing, and `scale`, which reads
+    from object storage, over `ingest`. Raises ValueError for other files.
     """
     parts: list[dict[str, Any]] = []
     for path in paths:
         content = json.loads(Path(path).read_text())
         found = [content, *content.get("parts", {}).values()]
-        parts += [part for part in found if part.get("part") in ("prepare", "ingest", "front-end")]
+        parts += [part for part in found if part.get("part") in ("prepare", "ingest", "scale", "front-end")]
         if not any(part in parts for part in found):
-            raise ValueError(f"{path} holds no rates: it must come from prepare, ingest, front-end or all --json")
-    for part in sorted(parts, key=lambda part: part["part"]):  # front-end, ingest, prepare: the last one wins
+            raise ValueError(
+                f"{path} holds no rates: it must come from prepare, ingest, scale, front-end or all --json"
+            )
+    for part in sorted(parts, key=lambda part: part["part"]):  # front-end, ingest, prepare, scale: the last one wins
         if part["part"] == "ingest":
             rates = replace(rates, ingest_mb=part["mb_per_core_second"])
+        elif part["part"] == "scale":
+            rates = replace(rates, ingest_mb=part["reading"]["mb_per_core_second"])
         elif part["part"] == "prepare":
             rates = rates.featurizing(1000 / part["cpu_ms"])
         else:
@@ -200,7 +254,8 @@ def table(plans: Sequence[tuple[Corpus, Estimate]]) -> str:
 class Plan:
     """Plan a corpus on a cluster; without --hours, for CAS 2023, TAU 2020, AudioSet and a million hours.
 
-    The bottleneck is given in brackets. "From the audio": every epoch decodes and featurizes the recordings again.
+    The bottleneck is given in brackets, and what breaks first below. "From the audio": every epoch decodes and
+    featurizes the recordings again.
 
     `--json` keys: `rates`, `cluster`, `plans` (per corpus, the fields of `Corpus` and of `Estimate`).
     """
@@ -220,7 +275,7 @@ class Plan:
     network_gbit: float = 100.0
     """Bandwidth between the storage and all nodes together, Gbit/s."""
     measured: tuple[str, ...] = ()
-    """JSON files of prepare, ingest, front-end or all, whose rates replace the defaults."""
+    """JSON files of prepare, ingest, scale, front-end or all, whose rates replace the defaults."""
     prepare_clips: float | None = None
     """Ten-second clips per second and core, from recording to log-mel."""
     decode_clips: float | None = None
@@ -259,11 +314,13 @@ class Plan:
             if given or self.measured
             else "measured on an AMD EPYC; GPU: an H200 at 45 % of its bf16 peak in pre-training ViT-B"
         )
-        return Result("plan", [], values, f"{summary(cluster, rates, plans[0][1], origin)}\n\n{table(plans)}")
+        limited = "\n".join(breaks_first(corpus, plan, cluster) for corpus, plan in plans)
+        text = f"{summary(cluster, rates, plans[0][1], origin)}\n\n{table(plans)}\n\nWhat breaks first, with {ASSUMED}:"
+        return Result("plan", [], values, f"{text}\n{limited}")
 
 
 def summary(cluster: Cluster, rates: Rates, plan: Estimate, origin: str) -> str:
-    """Rates, cores per GPU, network, object store and checkpoints as text."""
+    """Rates, cores per GPU, network, windows and checkpoints as text."""
     network = cluster.network_gbit * NETWORK_MB_PER_GBIT
     return (
         f"{cluster.gpus} GPUs, {cluster.cpus} CPU cores, {network:,.0f} MB/s of network. Rates ({origin}): "
@@ -275,7 +332,7 @@ def summary(cluster: Cluster, rates: Rates, plan: Estimate, origin: str) -> str:
         f"With --audio.device gpu {plan.waveform_cores_per_gpu:.1f} cores decode and resample for one GPU "
         f"({plan.stream_cores_per_gpu - plan.waveform_cores_per_gpu:.1f} fewer), and send it "
         f"{plan.waveform_feed_mb:,.0f} MB/s of waveforms instead of {plan.log_mel_feed_mb:,.0f} MB/s of log-mels.\n"
-        f"Object store: {plan.object_store_gb:.1f} GB per GPU. Checkpoint: {plan.commit_gb:.1f} GB every "
+        f"A worker holds {plan.windows_gb:.1f} GB of windows. Checkpoint: {plan.commit_gb:.1f} GB every "
         f"{COMMIT_SECONDS / 60:.0f} min, {plan.commit_network_mb:.0f} MB/s. Gradients: {plan.gradients_mb:,.0f} MB/s "
         f"in and out of each GPU."
     )

@@ -131,7 +131,9 @@ class Scale:
             limit(f"the same, one read in {self.late_every} 2 s late, simulated", 100 * found["late"], 3, "%"),
         ]
         values = {
-            "reading": figures(free) | {"bytes_read": sent, "bytes_used": used_bytes, "requests": reads},
+            "reading": figures(free)
+            | {"bytes_read": sent, "bytes_used": used_bytes, "requests": reads}
+            | {"mb_per_core_second": used_bytes / 1e6 / free.cpu_seconds},
             "former": figures(former),
             "paced": figures(paced) | {"clips_per_second": rate, "server_cores": used},
             "simulated": found | asdict(storage),
