@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 LOOPBACK = "127.0.0.1"
+SIOCGIFADDR = 0x8915
+"""Linux's request for the address of a network interface."""
 BACKEND = {False: "gloo", True: "cpu:gloo,cuda:nccl"}
 """With GPUs or without: what the workers agree on goes over gloo, so that nothing waits for the GPU."""
 _store: TCPStore | None = None
@@ -54,13 +59,17 @@ TORCH_BACKEND: Any = TorchConfig().backend_cls
 
 
 class GroupBackend(TORCH_BACKEND):  # type: ignore[misc]
-    """Ray Train's backend; if Ray listens on loopback alone, PyTorch's store does too.
+    """Ray Train's backend, with workers that meet at their nodes' addresses; if Ray listens on loopback alone, PyTorch's
+    store does too.
 
-    By default the store listens on every interface, and whoever can connect to it can take part in the training.
+    By default the store listens on every interface, and whoever can connect to it can take part in the training; and
+    gloo listens at the address of the machine's name, which on many machines is on loopback, where no other one
+    reaches it.
     """
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Called in the controller when the workers have started."""
+        worker_group.execute(use_interface)
         if worker_group.execute_single(0, ray.util.get_node_ip_address) != LOOPBACK:
             super().on_start(worker_group, backend_config)
             return
@@ -72,6 +81,24 @@ class GroupBackend(TORCH_BACKEND):  # type: ignore[misc]
             worker_group.execute_single_async(rank, join, rank, count, backend, port, timeout) for rank in range(count)
         ]
         ray.get(ranks)
+
+
+def use_interface() -> None:
+    """Let this process's collectives use the interface of the node's address, unless the environment names another."""
+    if name := interface_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an IPv4 address; None where none is found (on Linux alone they can be asked)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
 
 
 def set_environment() -> None:

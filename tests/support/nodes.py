@@ -61,6 +61,8 @@ class Nodes:
 
     def __init__(self, folder: Path, cpus: tuple[int, ...] = (2, 2), token: bool = False) -> None:
         self.folder, self.cpus = folder, cpus
+        self.host = "127.0.0.1"
+        """The head's address."""
         self.port, self.dashboard_port = free_port(), free_port()
         authentication = {"RAY_AUTH_MODE": "disabled"}
         if token:
@@ -95,15 +97,15 @@ class Nodes:
     @property
     def address(self) -> str:
         """The address that a driver connects to."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def job_server(self) -> str:
         """The address that `ray job submit` connects to."""
-        return f"http://127.0.0.1:{self.dashboard_port}"
+        return f"http://{self.host}:{self.dashboard_port}"
 
     def __enter__(self) -> Nodes:
-        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1")
+        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", f"--dashboard-host={self.host}")
         try:
             self._start("--head", *ports, "--num-cpus=0", "--include-dashboard=true", *self.head_arguments())
             for cpus in self.cpus:
@@ -122,6 +124,10 @@ class Nodes:
     def head_arguments(self) -> list[str]:
         """More of the head's command line."""
         return []
+
+    def place(self) -> list[str]:
+        """The command that starts the next node at its place."""
+        return [RAY, "start", "--block", "--node-ip-address=127.0.0.1"]
 
     def add(self, cpus: int = 2) -> subprocess.Popen[bytes]:
         """Add a node; returns when it has joined."""
@@ -183,7 +189,7 @@ class Nodes:
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         self.started += 1
         log = self.folder / f"node{self.started}.log"
-        command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+        command = [*self.place(), "--disable-usage-stats"]
         command.append(f"--dashboard-agent-listen-port={free_port()}")  # jobs are submitted to it
         # one per node, as on separate machines; short, because the names of sockets have a limit
         temporary = f"--temp-dir=/tmp/raymae-{os.getpid()}-{self.started}"
