@@ -36,7 +36,7 @@ def test_a_worker_waits_for_what_isn_t_ahead() -> None:
     one_connection = wait_share(replace(STORAGE, connections=1), worker)
     assert one_connection == pytest.approx(1 - 0.4 / (16 * 5 * (0.025 + 2.3 / 90)), abs=0.1)
     late = replace(STORAGE, late_every=1000)
-    assert wait_share(late, replace(worker, ahead=64)) <= wait_share(late, worker) < 0.05
+    assert wait_share(late, replace(worker, ahead=64)) < 0.01 < wait_share(late, worker) < 0.2
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ class Rates:
     decode_clips: float = 209.0
     """The same to a waveform at the front end's rate, without its log-mel: 5.7 ms of CPU time for 10.0 ms (WAV; FLAC:
     9.5 for 13.9 ms)."""
-    ingest_mb: float = 592.0
+    ingest_mb: float = 454.0
     """MB per second and core from the feature store to batches (`ingest` from a disk, `scale` from object storage)."""
     gpu_clips: float = 1370.0
     """Ten-second clips per second and GPU: pre-training of ViT-B on an H200 at 45 % of its bf16 peak."""
