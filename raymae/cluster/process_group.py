@@ -59,8 +59,8 @@ TORCH_BACKEND: Any = TorchConfig().backend_cls
 
 
 class GroupBackend(TORCH_BACKEND):  # type: ignore[misc]
-    """Ray Train's backend, with workers that meet at their nodes' addresses; if Ray listens on loopback alone, PyTorch's
-    store does too.
+    """Ray Train's backend; its workers meet at their nodes' addresses, and if Ray listens on loopback alone, so does
+    PyTorch's store.
 
     By default the store listens on every interface, and whoever can connect to it can take part in the training; and
     gloo listens at the address of the machine's name, which on many machines is on loopback, where no other one

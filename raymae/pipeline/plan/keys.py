@@ -21,7 +21,7 @@ from raymae.features.manifest import FORMAT
 from raymae.storage.checksums import digest
 from raymae.training.tasks.selection import selection
 
-VERSION = 3
+VERSION = 4
 """Part of every key; raised when what the stages compute, or the name of an input, changes."""
 
 EVALUATION = 4
