@@ -24,10 +24,10 @@ def nodes(config: Config, clips: pa.Table) -> dict[str, str]:
     return {name: node.key for name, node in Plan(config, clips, Folder("/nowhere"), "evaluate").nodes.items()}
 
 
-@pytest.mark.parametrize("name", ["synthetic", "audiomae", "paper_dcase"])
+@pytest.mark.parametrize("name", ["synthetic", "small", "audiomae", "paper_dcase"])
 @pytest.mark.parametrize("labelled", [70, 1000])
 def test_by_default_it_costs_no_more_than_fine_tuning(name: str, labelled: int) -> None:
-    config = RECIPES[name]()
+    config = replace(RECIPES[name](), evaluate=EvaluateConfig())
     finetune, steps = config.finetune, cnn_steps(config, labelled, 10)
     most = finetune.epochs * labelled / finetune.global_batch_size
     ours = cnn_flops(config.audio, finetune, config.evaluate.cnn, 10)
