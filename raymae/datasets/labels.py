@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 Labels = Literal["single", "multi"]
 """single: one class per clip; multi: any number of classes per clip, joined by `SEPARATOR`."""
 
 SEPARATOR = ";"
+PART = 65_536
+"""Clips whose labels are taken apart at once."""
 
 
 def probability_columns(class_names: Sequence[str]) -> list[str]:
@@ -48,7 +50,8 @@ def label_lists(scene_label: pa.ChunkedArray, labels: Labels) -> pa.ListArray:
 
 def class_set(scene_label: pa.ChunkedArray, labels: Labels) -> list[str]:
     """The distinct classes of some clips, sorted."""
-    return sorted(pc.unique(label_lists(scene_label, labels).flatten()).to_pylist())
+    parts = (pc.unique(label_lists(part, labels).flatten()).to_pylist() for part in _parts(scene_label))
+    return sorted(set().union(*parts))
 
 
 def target_matrix(scene_label: pa.ChunkedArray, class_names: Sequence[str], labels: Labels) -> csr_array:
@@ -57,7 +60,16 @@ def target_matrix(scene_label: pa.ChunkedArray, class_names: Sequence[str], labe
     A class given twice counts once. Sparse, as AudioSet has 527 classes and about 3 per clip. Raises ValueError for a
     class that is not in `class_names`.
     """
-    lists = label_lists(scene_label, labels)
+    found = [_targets(label_lists(part, labels), class_names) for part in _parts(scene_label)]
+    return csr_array(vstack(found, format="csr")) if len(found) > 1 else found[0]
+
+
+def _parts(scene_label: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
+    """Neighbouring clips; the labels of all of two million clips, taken apart, would be hundreds of MB."""
+    yield from (scene_label.slice(start, PART) for start in range(0, max(1, len(scene_label)), PART))
+
+
+def _targets(lists: pa.ListArray, class_names: Sequence[str]) -> csr_array:
     columns = pc.index_in(lists.flatten(), pa.array(class_names, pa.string()))
     if columns.null_count:
         unknown = lists.flatten().filter(pc.is_null(columns))[0].as_py()

@@ -22,11 +22,11 @@ def state_columns(clips: pa.Table) -> list[str]:
 
 
 def fingerprint(clips: pa.Table, columns: Sequence[str]) -> str:
-    """Hash (16 hex digits) of the content and order of some columns."""
+    """Hash (16 hex digits) of the content and order of some columns, by parts that take little memory as objects."""
     import pandas as pd
 
     state = hashlib.sha256()
-    for batch in clips.select(list(columns)).to_batches(max_chunksize=1_000_000):
+    for batch in clips.select(list(columns)).to_batches(max_chunksize=65_536):
         state.update(pd.util.hash_pandas_object(batch.to_pandas(), index=False).to_numpy().tobytes())
     return state.hexdigest()[:16]
 

@@ -9,7 +9,6 @@ From a disk several threads read at once, which Arrow's files don't allow.
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
-from raymae.storage.folder import Folder
+from raymae.storage.mapped import column
 
 PAGES = "pages.parquet"
 """In the `prepare` artifact: a row for each row group of all shards, in their order."""
@@ -84,6 +82,12 @@ class Pages:
     group: int
     """Rows of a row group."""
 
+    @classmethod
+    def of(cls, starts: NDArray[np.int64], clips: pa.Table, counts: Rows, group: int) -> Pages:
+        """The pages of shards with so many rows (shards,), by their starts and the clips' columns crc32 and frames."""
+        first = np.cumsum([0, *(-(-counts[:-1] // group))], dtype=np.int64)
+        return cls(starts, column(clips, "crc32"), column(clips, "frames"), first, group)
+
     def read(self, read: ReadRanges, counts: Rows, shards: Rows, rows: Rows, row_bytes: int) -> NDArray[np.uint8]:
         """The bytes (n, row_bytes) of some rows, by their shards (n,) and rows within them (n,).
 
@@ -120,13 +124,3 @@ def merged(shards: Rows, starts: Rows, ends: Rows) -> list[tuple[int, int, int, 
         else:
             found.append((shard, start, end, [clip]))
     return found
-
-
-def read_pages(folder: Folder, counts: Rows, group: int) -> Pages | None:
-    """The pages of a store with shards of so many rows (shards,); None if it has none."""
-    if not folder.exists(PAGES):
-        return None
-    table = pq.read_table(io.BytesIO(folder.read_checked(PAGES)))
-    first = np.cumsum([0, *(-(-counts[:-1] // group))], dtype=np.int64)
-    frames = pc.list_flatten(table["valid_frames"]).to_numpy()
-    return Pages(table["start"].to_numpy(), pc.list_flatten(table["crc32"]).to_numpy(), frames, first, group)

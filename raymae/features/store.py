@@ -4,6 +4,9 @@
     artifacts/prepare/<key>/           manifest.json, clips.parquet (one row per stored clip, in shard order),
                                        pages.parquet (where the log-mels lie), quarantine.csv, done.json
 
+Of long tables a process holds no copy: all processes of a node map the same files (`raymae.storage.mapped`). That goes
+for everything with a value per clip, and no text of all clips becomes a list.
+
 A shard's key is a hash of the front end's settings and of its clips (name, size, change time), so a shard is computed
 once and reused by other tables and labels of the same clips. Fixed-size binary without compression or statistics reads
 an order of magnitude faster than Arrow's list of half floats.
@@ -22,21 +25,24 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymae.config import AudioConfig, from_dict
 from raymae.datasets.rows import Rows
-from raymae.features.pages import Pages, read_pages
+from raymae.features.pages import PAGES, Pages
 from raymae.features.shard import explain
+from raymae.storage.checksums import CHECKSUMS, crc32, digest
 from raymae.storage.folder import Folder
+from raymae.storage.mapped import LEAST_ROWS, SharedTables, column
 
 ROW_GROUP = 4
 """Rows per Parquet row group, one page of log-mels; without the places of pages, whole groups are read."""
@@ -109,6 +115,8 @@ class FeatureStore:
     """The `prepare` artifact."""
     shards: Folder
     """The folder of the shards."""
+    tables: SharedTables = field(default=SharedTables(), kw_only=True)
+    """Where the node's processes share what they hold of every clip."""
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -129,23 +137,45 @@ class FeatureStore:
     @cached_property
     def clips(self) -> pa.Table:
         """Table with one row per stored clip; row numbers are the positions in the store."""
-        return self.folder.read_table("clips.parquet", checked=True)
+        return self._shared("clips.parquet", "", lambda: self.folder.read_table("clips.parquet", checked=True))
 
     @cached_property
     def clip_ids(self) -> pa.LargeStringArray:
         """The clips' ids as one array: taking some from a column of many chunks would copy them all."""
-        return pa.concat_arrays(self.clips["clip_id"].cast(pa.large_string()).chunks)
+        ids = self.clips["clip_id"]
+
+        def made() -> pa.Table:
+            return pa.table({"clip_id": pa.concat_arrays(ids.cast(pa.large_string()).chunks)})
+
+        return self._shared("clips.parquet", "clip_id", made)["clip_id"].chunk(0)
 
     @cached_property
     def recordings(self) -> tuple[Rows, Rows]:
         """Of every clip, the row of the first clip of its recording and their number, (n,) each."""
-        rows = np.arange(len(self.clips))
-        if "recording" not in self.clips.column_names:
-            return rows, np.ones(len(rows), np.int64)
-        number = self.clips["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
-        begins = np.flatnonzero(np.diff(number, prepend=-1))
-        counts = np.diff(begins, append=len(rows))
-        return np.repeat(begins, counts), np.repeat(counts, counts)
+        clips = self.clips
+
+        def made() -> pa.Table:
+            rows = np.arange(len(clips))
+            if "recording" not in clips.column_names:
+                return pa.table({"first": rows, "count": np.ones(len(rows), np.int64)})
+            number = clips["recording"].combine_chunks().dictionary_encode().indices.to_numpy()
+            begins = np.flatnonzero(np.diff(number, prepend=-1))
+            counts = np.diff(begins, append=len(rows))
+            return pa.table({"first": np.repeat(begins, counts), "count": np.repeat(counts, counts)})
+
+        found = self._shared("clips.parquet", "recordings", made)
+        return column(found, "first"), column(found, "count")
+
+    def _shared(self, name: str, what: str, make: Callable[[], pa.Table]) -> pa.Table:
+        """What is made of a file of the artifact; of many clips under a key that names the file's content."""
+        if len(self) < LEAST_ROWS:
+            return make()
+        checksum = self._checksums.get(name) or crc32(self.folder.read_bytes(name))
+        return self.tables.table(digest([self.folder.url, name, checksum, what]), make)
+
+    @cached_property
+    def _checksums(self) -> dict[str, str]:
+        return dict(self.folder.read_json(CHECKSUMS)) if self.folder.exists(CHECKSUMS) else {}
 
     @cached_property
     def _starts(self) -> Rows:
@@ -182,7 +212,21 @@ class FeatureStore:
 
     @cached_property
     def _pages(self) -> Pages | None:
-        return read_pages(self.folder, np.diff(self._starts), ROW_GROUP)
+        if not self.folder.exists(PAGES):
+            return None
+
+        def read() -> pa.Table:
+            return self.folder.read_table(PAGES, checked=True)
+
+        def by_clip() -> pa.Table:
+            table = read()
+            return pa.table(
+                {"crc32": pc.list_flatten(table["crc32"]), "frames": pc.list_flatten(table["valid_frames"])}
+            )
+
+        starts = self._shared(PAGES, "", lambda: read().select(["start"]))
+        clips = self._shared(PAGES, "clips", by_clip)
+        return Pages.of(column(starts, "start"), clips, np.diff(self._starts), ROW_GROUP)
 
     @cached_property
     def _names(self) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from raymae.config import to_dict
 from raymae.storage.events import read_events
+from raymae.storage.mapped import release_memory
 from raymae.storage.png import png
 from raymae.training.figures import CURVES, learning_curves
 from raymae.training.guards.deadline import FOREVER, Deadline
@@ -39,6 +40,7 @@ def build_task(spec: StageSpec) -> Task:
     """The stage's task, its weights initialised by the stage's seed."""
     torch.manual_seed(spec.seed() >> 1)
     task: Task = TASKS[spec.kind](spec)
+    release_memory()  # of the columns of all clips that were looked through
     return task
 
 

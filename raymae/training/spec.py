@@ -23,6 +23,7 @@ from raymae.features.draws import mix
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.lease import Fence
+from raymae.storage.mapped import SharedTables
 from raymae.training.batches.order import Order, PairedOrder, SharedOrder, WeightedOrder
 
 CNN_GROUP = 32
@@ -117,8 +118,9 @@ class StageSpec:
         elif self.is_shared:
             sources.append((self.pseudo_rows, 1.0))
             kind, more = SharedOrder, {"shares": self.config.pseudo_label.clips_of(self.group_size)}
+        rows = self.store.tables.array(np.concatenate([rows for rows, _ in sources]))
         order = kind(
-            rows=tuple(rows for rows, _ in sources),
+            rows=tuple(np.split(rows, np.cumsum([len(some) for some, _ in sources])[:-1])),
             weights=tuple(weight for _, weight in sources),
             seed=self.seed(),
             epochs=train.epochs,
@@ -258,6 +260,12 @@ def accepted_rows(folder: Folder, store: FeatureStore) -> tuple[Rows, pa.Table]:
     pseudo = accepted_labels(folder)
     places = pc.index_in(pseudo["clip_id"], value_set=store.clips["clip_id"].combine_chunks())
     return places.drop_null().to_numpy().astype(np.int64), pseudo.filter(pc.is_valid(places))
+
+
+def shared_targets(targets: csr_array, tables: SharedTables) -> csr_array:
+    """The same targets (n, C), whose memory all processes of a node share."""
+    parts = tuple(tables.array(values) for values in (targets.data, targets.indices, targets.indptr))
+    return csr_array(parts, shape=targets.shape)
 
 
 def accepted_labels(folder: Folder) -> pa.Table:

@@ -54,3 +54,14 @@ def test_a_slice_is_read_from_its_own_beginning() -> None:
 def test_an_unknown_class_is_an_error(text: str, labels: str) -> None:
     with pytest.raises(ValueError, match="'moon' is not one of the classes bus, park, tram"):
         target_matrix(column(["bus", text]), NAMES, labels)
+
+
+def test_long_tables_are_taken_apart_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["bus; tram", None, "tram", "", "metro;bus;bus"] * 3
+    whole = target_matrix(column(texts, 2).slice(1), ["", "bus", "metro", "tram"], "multi").toarray()
+    names = class_set(column(texts, 2), "multi")
+    monkeypatch.setattr("raymae.datasets.labels.PART", 4)
+    found = target_matrix(column(texts, 2).slice(1), ["", "bus", "metro", "tram"], "multi")
+    assert found.dtype == np.float32
+    assert np.array_equal(found.toarray(), whole)
+    assert class_set(column(texts, 2), "multi") == names

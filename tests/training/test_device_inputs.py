@@ -162,6 +162,7 @@ class Ramp(FeatureStore):
     """A store of waveforms whose every sample is its number, from recordings of some lengths in samples."""
 
     lengths: tuple[int, ...] = ()
+    _is_long = False
 
     def __post_init__(self) -> None:
         n = TINY_AUDIO.n_samples

@@ -27,6 +27,7 @@ class Numbered(FeatureStore):
     """A store whose every valid frame holds its own number, from recordings of some lengths in frames."""
 
     lengths: tuple[int, ...] = ()
+    _is_long = False
 
     @cached_property
     def audio(self) -> AudioConfig:

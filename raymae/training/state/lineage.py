@@ -21,6 +21,7 @@ from raymae.config.stages import TRAININGS
 from raymae.datasets.rows import unlabelled_rows
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
+from raymae.storage.mapped import release_memory
 from raymae.training.spec import StageSpec, labelled_rows
 
 TRAINED_ON = "trained_on.parquet"
@@ -48,6 +49,7 @@ def trained_on_table(spec: StageSpec) -> pa.Table:
     begins = [place_of(folder) for folder in (spec.encoder, spec.classifier) if folder is not None]
     about = {"store": place_of(spec.store.folder) if stored else None, "begins_as": begins}
     table = pa.table(columns).replace_schema_metadata({META: json.dumps(about)})
+    release_memory()
     return table if stored else table.filter(pc.is_valid(table["role"]))
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from raymae.config import redact, to_dict
 from raymae.datasets.rows import class_names, fingerprint, unlabelled_rows
 from raymae.storage.commits import read_commit, step_of
 from raymae.storage.folder import COMMITS
+from raymae.storage.mapped import release_memory
 from raymae.training.spec import StageSpec, labelled_rows
+
+PART = 65_536
+"""Clips whose labels are Python objects at once."""
 
 
 def provenance(spec: StageSpec) -> dict[str, Any]:
@@ -30,16 +37,29 @@ def trained_clips(spec: StageSpec) -> dict[str, Any]:
         if spec.kind == "consistency":
             rows = np.concatenate([rows, unlabelled_rows(spec.store.clips)])
         chosen = targets[rows]
-        classes = np.split(chosen.indices, chosen.indptr[1:-1])
-        columns["label"] = [";".join(map(str, sorted(one))) for one in classes]
+        columns["label"] = _texts(chosen, chosen.indices, lambda one: ";".join(map(str, sorted(one))))
         if (chosen.data != 1).any():  # soft labels: their weights, too
-            columns["weight"] = [one.tobytes().hex() for one in np.split(chosen.data, chosen.indptr[1:-1])]
+            columns["weight"] = _texts(chosen, chosen.data, lambda one: one.tobytes().hex())
     else:
         order = spec.order()
         rows = np.concatenate(order.rows)
         columns["weight"] = np.repeat(order.weights, [len(one) for one in order.rows])
     table = pa.table({"clip_id": spec.store.clips["clip_id"].take(rows), **columns})
-    return {"count": len(table), "fingerprint": fingerprint(table, table.column_names)}
+    found = {"count": len(table), "fingerprint": fingerprint(table, table.column_names)}
+    release_memory()
+    return found
+
+
+def _texts(matrix: csr_array, values: NDArray[Any], text: Callable[[NDArray[Any]], str]) -> pa.ChunkedArray:
+    """A text for each row of a sparse matrix (n, C) by its part of `values`, some thousand at a time as objects."""
+    bounds = matrix.indptr
+    chunks = [
+        pa.array(
+            [text(values[bounds[row] : bounds[row + 1]]) for row in range(start, min(start + PART, len(bounds) - 1))]
+        )
+        for start in range(0, max(1, len(bounds) - 1), PART)
+    ]
+    return pa.chunked_array(chunks, pa.string())
 
 
 def check_commit(spec: StageSpec, name: str) -> None:

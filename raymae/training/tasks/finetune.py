@@ -29,7 +29,7 @@ from raymae.models.patches import Grid
 from raymae.models.weights_file import load_weights
 from raymae.training.batches.passes import Clips
 from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
-from raymae.training.spec import StageSpec, label_weights, labelled_rows, probe_weights
+from raymae.training.spec import StageSpec, label_weights, labelled_rows, probe_weights, shared_targets
 from raymae.training.tasks.base import Counts
 from raymae.training.tasks.chosen_inputs import inputs_of
 from raymae.training.tasks.inputs import Frames, Sound, find_sound
@@ -92,7 +92,7 @@ class FinetuneTask:
         self.class_names = class_names(spec.store.clips, self.config.labels)
         self.order, self.clip_ids = spec.order(), spec.store.clip_ids
         self.always_masks = spec.always_masks
-        _, self.targets = labelled_rows(spec)
+        self.targets = shared_targets(labelled_rows(spec)[1], spec.store.tables)
         self.label_weights = label_weights(spec)
         self.selection = selection(spec.store.clips, self.class_names, self.config.labels)
         self.model = self.network = self._build()

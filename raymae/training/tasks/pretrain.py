@@ -55,7 +55,7 @@ class PretrainTask:
         self.teacher_view = spec.config.model.latent.teacher_view if spec.config.model.name == "latent" else "same"
         sources = spec.store.clips["source"].combine_chunks().dictionary_encode()
         self.source_names = sources.dictionary.to_pylist()
-        self.source_of_row = sources.indices.to_numpy()
+        self.source_of_row = spec.store.tables.array(sources.indices.to_numpy())
         self.used_sources = np.unique(self.source_of_row[np.concatenate(self.order.rows)])
         self.counted: tuple[str, ...] = ("patches", "clips")
         if len(self.used_sources) > 1:
