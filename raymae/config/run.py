@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Literal, get_args
 
 from raymae.config.audio import AudioConfig
@@ -59,6 +60,12 @@ class ComputeConfig:
     feed_windows: int = 8192
     """Windows of 128 clips given to Ray Data at once, which takes up to 1 ms for each; more follow when they are used
     up."""
+    cache: str | None = None
+    """Folder on every node's own disk (/nvme/raymae) that keeps what training reads of an uncompressed feature store on
+    object storage, for later epochs and runs, and the clip table that the node's processes share; None: nothing is kept
+    of the store, and the table lies among the temporary files."""
+    cache_gb: float = 100.0
+    """Most GB of features in `cache`; at the limit the oldest are removed."""
     max_failures: int = 3
     """How often a group of training workers is restarted after failures without a new checkpoint between them."""
     stall_minutes: float = 15.0
@@ -73,6 +80,13 @@ class ComputeConfig:
         require(
             self.fsdp_replicas == 1 or self.parallel == "fsdp",
             f"compute.fsdp_replicas = {self.fsdp_replicas} has no effect with compute.parallel = {self.parallel}",
+        )
+        local = self.cache is None or ("://" not in self.cache and Path(self.cache).is_absolute())
+        require(local, f"compute.cache = {redact(self.cache or '')} must be an absolute path of a local folder")
+        require(self.cache_gb > 0, f"compute.cache_gb = {self.cache_gb} must be positive")
+        require(
+            self.cache is not None or self.cache_gb == type(self).cache_gb,
+            f"compute.cache_gb = {self.cache_gb} has no effect without compute.cache",
         )
         require(self.wait_minutes > 0, f"compute.wait_minutes = {self.wait_minutes} must be positive")
         require(self.stall_minutes > 0, f"compute.stall_minutes = {self.stall_minutes} must be positive")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
 from raymae.storage.mapped import column
+from raymae.storage.range_cache import RangeCache
 
 PAGES = "pages.parquet"
 """In the `prepare` artifact: a row for each row group of all shards, in their order."""
@@ -64,6 +65,23 @@ def pages_table(summaries: Sequence[dict[str, Any]], size: int) -> pa.Table | No
     return pa.table(dict(zip(("start", "crc32", "valid_frames"), columns, strict=True)))
 
 
+@dataclass(frozen=True)
+class KeptPages:
+    """The clips of a folder's shards in a node's cache."""
+
+    cache: RangeCache
+    url: str
+    names: Sequence[str]
+
+    def read(self, shard: int, start: int, size: int) -> bytes | None:
+        """A page, if it is kept; not checked."""
+        return self.cache.read(f"{self.url}/{self.names[shard]}", start, size)
+
+    def keep(self, shard: int, start: int, content: bytes | memoryview) -> None:
+        """Keep a page."""
+        self.cache.keep(f"{self.url}/{self.names[shard]}", start, content)
+
+
 ReadRanges = Callable[[list[tuple[int, int, int]]], Sequence[bytes | memoryview]]
 
 
@@ -88,30 +106,53 @@ class Pages:
         first = np.cumsum([0, *(-(-counts[:-1] // group))], dtype=np.int64)
         return cls(starts, column(clips, "crc32"), column(clips, "frames"), first, group)
 
-    def read(self, read: ReadRanges, counts: Rows, shards: Rows, rows: Rows, row_bytes: int) -> NDArray[np.uint8]:
+    def read(
+        self,
+        read: ReadRanges,
+        counts: Rows,
+        shards: Rows,
+        rows: Rows,
+        row_bytes: int,
+        kept: KeptPages | None = None,
+    ) -> NDArray[np.uint8]:
         """The bytes (n, row_bytes) of some rows, by their shards (n,) and rows within them (n,).
 
         Args:
             read: returns ranges (shard, start, end) of bytes.
             counts: (shards,), rows of every shard.
+            kept: what need not be read again; a page that isn't what was written is, and replaced there.
 
         ValueError for a clip that isn't what was written.
         """
         pairs, place = np.unique(np.stack([shards, rows]), axis=1, return_inverse=True)
         sums = self.sums[np.cumsum([0, *counts[:-1]], dtype=np.int64)[pairs[0]] + pairs[1]]
         starts = self.starts[self.first[pairs[0]] + pairs[1] // self.group] + pairs[1] % self.group * row_bytes
-        ranges = merged(pairs[0], starts, starts + row_bytes)
-        contents = read([(shard, start, end) for shard, start, end, _ in ranges])
         found = np.empty((len(rows), row_bytes), np.uint8)
         order = np.argsort(place.ravel(), kind="stable")
         bounds = np.searchsorted(place.ravel()[order], np.arange(pairs.shape[1] + 1))
-        for (_, begin, _, clips), content in zip(ranges, contents, strict=True):
+
+        def take(clip: int, values: bytes | memoryview) -> bool:
+            if len(values) != row_bytes or zlib.crc32(values) != sums[clip]:
+                return False
+            found[order[bounds[clip] : bounds[clip + 1]]] = np.frombuffer(values, np.uint8)
+            return True
+
+        missing = np.arange(pairs.shape[1])
+        if kept is not None:
+            known = (
+                kept.read(int(shard), int(start), row_bytes) for shard, start in zip(pairs[0], starts, strict=True)
+            )
+            missing = np.array([clip for clip, one in enumerate(known) if one is None or not take(clip, one)], np.int64)
+        ranges = merged(pairs[0][missing], starts[missing], starts[missing] + row_bytes)
+        contents = read([(shard, start, end) for shard, start, end, _ in ranges]) if ranges else []
+        for (shard, begin, _, clips), content in zip(ranges, contents, strict=True):
             view = memoryview(content)
-            for clip in clips:
+            for clip in missing[clips].tolist():
                 values = view[starts[clip] - begin : starts[clip] - begin + row_bytes]
-                if zlib.crc32(values) != sums[clip]:
+                if not take(clip, values):
                     raise ValueError(f"row {pairs[1][clip]} doesn't have its checksum")
-                found[order[bounds[clip] : bounds[clip + 1]]] = np.frombuffer(values, np.uint8)
+                if kept is not None:
+                    kept.keep(shard, int(starts[clip]), values)
         return found
 
 

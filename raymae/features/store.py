@@ -38,11 +38,12 @@ from numpy.typing import NDArray
 
 from raymae.config import AudioConfig, from_dict
 from raymae.datasets.rows import Rows
-from raymae.features.pages import PAGES, Pages
+from raymae.features.pages import PAGES, KeptPages, Pages
 from raymae.features.shard import explain
 from raymae.storage.checksums import CHECKSUMS, crc32, digest
 from raymae.storage.folder import Folder
 from raymae.storage.mapped import LEAST_ROWS, SharedTables, column
+from raymae.storage.range_cache import RangeCache
 
 ROW_GROUP = 4
 """Rows per Parquet row group, one page of log-mels; without the places of pages, whole groups are read."""
@@ -117,6 +118,8 @@ class FeatureStore:
     """The folder of the shards."""
     tables: SharedTables = field(default=SharedTables(), kw_only=True)
     """Where the node's processes share what they hold of every clip."""
+    cache: RangeCache | None = field(default=None, kw_only=True)
+    """Where the node keeps pages of shards on object storage."""
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -168,10 +171,14 @@ class FeatureStore:
 
     def _shared(self, name: str, what: str, make: Callable[[], pa.Table]) -> pa.Table:
         """What is made of a file of the artifact; of many clips under a key that names the file's content."""
-        if len(self) < LEAST_ROWS:
+        if not self._is_long:
             return make()
         checksum = self._checksums.get(name) or crc32(self.folder.read_bytes(name))
         return self.tables.table(digest([self.folder.url, name, checksum, what]), make)
+
+    @cached_property
+    def _is_long(self) -> bool:
+        return self.folder.exists("manifest.json") and len(self) >= LEAST_ROWS
 
     @cached_property
     def _checksums(self) -> dict[str, str]:
@@ -237,9 +244,10 @@ class FeatureStore:
         pages, shape = self._pages, (self.audio.n_frames, self.audio.n_mels)
         assert pages is not None
         read = self._mapped if self.shards.is_local else self._requested
+        kept = KeptPages(self.cache, self.shards.url, self._names) if self.cache and not self.shards.is_local else None
         within = rows - self._starts[shard_of]
         try:
-            found = pages.read(read, np.diff(self._starts), shard_of, within, 2 * shape[0] * shape[1])
+            found = pages.read(read, np.diff(self._starts), shard_of, within, 2 * shape[0] * shape[1], kept)
         except (OSError, ValueError) as error:
             _map_shard.cache_clear()  # the open files are of a shard that will be replaced
             for shard in np.unique(shard_of):

@@ -8,6 +8,7 @@ from raymae.cli.arguments import parse
 from raymae.config import (
     AudioConfig,
     AugmentConfig,
+    ComputeConfig,
     Config,
     FinetuneConfig,
     PretrainConfig,
@@ -47,6 +48,10 @@ def test_recipes_survive_json(name: str) -> None:
         ),
         (lambda: TrainConfig(warmup_epochs=-1), "warmup_epochs = -1 must not be negative"),
         (lambda: Config(seed=-1), "seed = -1 must not be negative"),
+        (lambda: ComputeConfig(cache="s3://bucket/x"), "compute.cache = s3://bucket/x must be an absolute path"),
+        (lambda: ComputeConfig(cache="here"), "compute.cache = here must be an absolute path"),
+        (lambda: ComputeConfig(cache="/nvme", cache_gb=0), "compute.cache_gb = 0 must be positive"),
+        (lambda: ComputeConfig(cache_gb=50), "compute.cache_gb = 50 has no effect without compute.cache"),
         (lambda: FinetuneConfig(layer_decay=0.0), "layer_decay"),
         (lambda: AugmentConfig(response_p=1.5, responses=("x",)), "response_p = 1.5 is a probability"),
         (lambda: AugmentConfig(eq_nats=float("inf")), "eq_nats = inf must be finite"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raymae.features import pages as pages_module
 from raymae.features.pages import LARGEST_GAP, merged, page_starts
 from raymae.features.store import ROW_GROUP, FeatureStore
 from raymae.storage.folder import Folder
+from raymae.storage.range_cache import RangeCache
 from tests.support.audio_files import make_store, write_clips
 
 CLIPS = 75
@@ -47,19 +51,73 @@ def test_any_rows_in_any_order_are_those_on_disk(near: FeatureStore, far: Featur
     assert np.array_equal(found[1], wanted[1])
 
 
-def test_only_the_rows_are_requested_and_neighbours_at_once(far: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of every range that is requested."""
+    sizes: list[int] = []
     read = Folder.read_ranges
 
     def counted(self: Folder, ranges: list[tuple[str, int, int]]) -> list[bytes]:
-        asked.extend(end - start for _, start, end in ranges)
+        sizes.extend(end - start for _, start, end in ranges)
         return read(self, ranges)
 
     monkeypatch.setattr(Folder, "read_ranges", counted)
+    return sizes
+
+
+def test_only_the_rows_are_requested_and_neighbours_at_once(far: FeatureStore, asked: list[int]) -> None:
     far.read(np.array([0, 1, 2, 3, 4, 5, 6, 7, 33]))
     clip = 2 * far.audio.n_frames * far.audio.n_mels
     assert asked[-1] == clip
     assert sum(asked) < 1.1 * 9 * clip
+
+
+def test_what_was_read_once_is_read_from_the_nodes_cache(
+    near: FeatureStore, far: FeatureStore, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages_module, "LARGEST_GAP", 0)  # what lies between small clips would be requested again
+    cached = replace(far, cache=RangeCache(str(tmp_path), 10**9))
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        rows = random.permutation(CLIPS)[:30]
+        for _ in range(2):
+            values, frames = cached.read(rows)
+            assert np.array_equal(values.view(np.uint16), near.read(rows)[0].view(np.uint16))
+            assert np.array_equal(frames, near.read(rows)[1])
+    cached.read(np.arange(CLIPS))
+    assert sum(asked) < 1.05 * CLIPS * 2 * far.audio.n_frames * far.audio.n_mels
+    asked.clear()
+    replace(far, cache=RangeCache(str(tmp_path), 10**9)).read(random.permutation(CLIPS))  # another process
+    assert not asked
+
+
+def test_a_damaged_page_of_the_cache_is_read_from_the_storage_and_replaced(
+    near: FeatureStore, far: FeatureStore, tmp_path: Path, asked: list[int]
+) -> None:
+    cached, rows = replace(far, cache=RangeCache(str(tmp_path), 10**9)), np.arange(3 * ROW_GROUP)
+    cached.read(rows)
+    pages = sorted(path for path in tmp_path.glob("pages/*/*"))
+    contents = [path.read_bytes() for path in pages]
+    pages[0].write_bytes(contents[0][:-1] + b"x")
+    pages[1].write_bytes(contents[1][:100])
+    pages[2].unlink()
+    asked.clear()
+    assert np.array_equal(cached.read(rows)[0].view(np.uint16), near.read(rows)[0].view(np.uint16))
+    assert sum(asked) >= sum(map(len, contents[:3]))
+    assert [path.read_bytes() for path in pages] == contents
+
+
+def test_a_damaged_page_of_the_storage_is_not_kept(far: FeatureStore, tmp_path: Path) -> None:
+    cached = replace(far, cache=RangeCache(str(tmp_path), 10**9))
+    name, memory = far.manifest["shards"][0]["name"], fsspec.filesystem("memory")
+    content = memory.cat_file(f"/far/shards/{name}")
+    at = int(far._pages.starts[0]) + 5  # type: ignore[union-attr]
+    memory.pipe(f"/far/shards/{name}", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(ValueError, match=rf"shard .*{name} is damaged"):
+        cached.read(np.arange(ROW_GROUP))
+    memory.pipe(f"/far/shards/{name}", content)
+    assert not list(tmp_path.glob("pages/*/*"))
+    cached.read(np.arange(ROW_GROUP))
 
 
 def test_a_damaged_clip_names_the_shard(far: FeatureStore) -> None:

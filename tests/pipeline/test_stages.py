@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,7 @@ from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.reporter import reports, stage_settings
 from raymae.pipeline.run import RUNNERS
 from raymae.storage.folder import Folder
+from raymae.storage.range_cache import RangeCache
 from raymae.training.run_stage import TASKS
 from tests.support.training import TINY
 
@@ -88,3 +90,13 @@ def test_a_stage_is_a_row_its_inputs_and_its_body(
     monkeypatch.setattr(Plan, "to_do", [])  # no estimate
     print_plan(again)
     assert f"count        {node.key}  reused  clips counted" in capsys.readouterr().out
+
+
+def test_a_nodes_cache_reaches_the_workers_and_is_part_of_no_key(clips: pa.Table, tmp_path: Path) -> None:
+    storage = Folder(str(tmp_path))
+    compute = replace(TINY.compute, cache=str(tmp_path / "nvme"), cache_gb=2.5)
+    plain, cached = (Plan(one, clips, storage, "finetune") for one in (TINY, replace(TINY, compute=compute)))
+    assert {name: node.key for name, node in cached.nodes.items()} == {n: node.key for n, node in plain.nodes.items()}
+    store = pickle.loads(pickle.dumps(cached.spec("finetune"))).store
+    assert (store.tables.folder, store.cache) == (compute.cache, RangeCache(str(tmp_path / "nvme"), 2_500_000_000))
+    assert plain.store.cache is None

@@ -30,6 +30,8 @@ from raymae.pipeline.plan.keys import Asked, Keys
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
+from raymae.storage.mapped import SharedTables
+from raymae.storage.range_cache import RangeCache
 from raymae.tracking.uri import REGISTRY
 from raymae.training.spec import StageSpec
 
@@ -261,11 +263,13 @@ class Plan:
     @cached_property
     def store(self) -> FeatureStore:
         """The clips as training reads them, once prepared: the feature store, or a stream from the audio."""
-        prepared, data = self.nodes["prepare"].artifact, self.config.data
+        prepared, data, compute = self.nodes["prepare"].artifact, self.config.data, self.config.compute
+        tables = SharedTables(compute.cache)
         if data.store == "none":
             kind = WaveformClips if self.config.audio.device == "gpu" else StreamedClips
-            return kind(prepared, self.shards, data.file_timeout)
-        return FeatureStore(prepared, self.shards)
+            return kind(prepared, self.shards, data.file_timeout, tables=tables)
+        cache = RangeCache(compute.cache, int(compute.cache_gb * 1e9)) if compute.cache else None
+        return FeatureStore(prepared, self.shards, tables=tables, cache=cache)
 
     @property
     def shards(self) -> Folder:
