@@ -197,8 +197,9 @@ def labelled_sources(spec: StageSpec) -> list[tuple[Rows, float]]:
         return [(rows, 1.0)]
     cells = np.asarray(targets[rows].argmax(axis=1)).ravel().astype(np.int64)
     if spec.classification.balance == "class_device":
-        devices = pc.fill_null(spec.store.clips["device"].take(rows), "").to_numpy()
-        cells = cells * (1 + len(devices)) + np.unique(devices.astype(str), return_inverse=True)[1]
+        devices = pc.fill_null(spec.store.clips["device"].take(rows), "").combine_chunks().dictionary_encode()
+        names = np.array(devices.dictionary.to_pylist(), str)
+        cells = cells * (1 + len(names)) + np.argsort(np.argsort(names))[devices.indices.to_numpy()]
     found = [rows[cells == cell] for cell in np.unique(cells)]
     return [(some, len(rows) / (len(found) * len(some))) for some in found]
 
@@ -227,9 +228,10 @@ def labelled_rows(spec: StageSpec) -> tuple[Rows, csr_array]:
         if "probabilities" in pseudo.column_names:
             soft = soft_targets(pseudo, rows, len(clips), names)
         else:
-            given = labels.to_numpy(zero_copy_only=False)
-            given[rows] = pseudo["pseudo_label"].to_numpy()
-            labels = pa.chunked_array([pa.array(given, pa.string())])
+            place = np.full(len(clips), -1)
+            place[rows] = np.arange(len(rows))
+            given = pseudo["pseudo_label"].take(pa.array(place, mask=place < 0))
+            labels = pc.if_else(pa.array(place >= 0), given, labels)
     targets = target_matrix(labels, names, kind)
     if soft is not None:
         targets = csr_array(targets + soft)
