@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models.encoder import Encoder
 from raymae.models.masking import Drawn, Kept, RandomBits, arrange_kept, choose_structured, kept_structured, only
-from raymae.models.patches import Grid, Patches, all_frames, grid_size
+from raymae.models.patches import Grid, Patches, all_frames, check_shape, grid_size
 from raymae.models.pooling import cut_segments, one_hot, row_stats, segment_starts, token_mean
 
 ParameterGroup = dict[str, Any]
@@ -184,7 +184,7 @@ class Cnn(nn.Module):
 
     def __init__(self, audio: AudioConfig, finetune: FinetuneConfig, num_classes: int, cnn: str) -> None:
         super().__init__()
-        self.finetune = finetune
+        self.finetune, self.n_mels = finetune, audio.n_mels
         if not timm.is_model(cnn):  # create_model would download "hf-hub:…"
             raise ValueError(f"{cnn!r} is not a timm model")
         network = timm.create_model(cnn, in_chans=1, num_classes=num_classes, pretrained=False)
@@ -192,6 +192,7 @@ class Cnn(nn.Module):
 
     def forward(self, log_mel: Tensor, valid_frames: Tensor | None = None, *, hidden: Tensor | None = None) -> Tensor:
         """Logits (B, C) of log-mels (B, T, F) of valid frames (B,); `hidden` as in `subtract_band_mean`."""
+        check_shape(log_mel, self.n_mels)
         if self.finetune.subtract_band_mean:
             log_mel = subtract_band_mean(log_mel, valid_frames, hidden)
         return self.cnn(log_mel.float()[:, None].contiguous(memory_format=torch.channels_last))

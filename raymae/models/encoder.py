@@ -14,7 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 from raymae.config import AudioConfig, ModelConfig
 from raymae.models.masking import Kept
-from raymae.models.patches import Grid, Patches, Positions, fit_positions, grid_size, patchify, valid_patches
+from raymae.models.patches import (
+    Grid,
+    Patches,
+    Positions,
+    check_shape,
+    fit_positions,
+    grid_size,
+    patchify,
+    valid_patches,
+)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -87,7 +96,7 @@ class Encoder(nn.Module):
 
     def __init__(self, audio: AudioConfig, model: ModelConfig, *, depth: int | None = None) -> None:
         super().__init__()
-        self.silence = audio.silence
+        self.silence, self.n_mels = audio.silence, audio.n_mels
         self.patch_size = model.patch_size
         self.positions = Positions(model.embed_dim)
         self.register_buffer("pos_embed", None)
@@ -117,7 +126,8 @@ class Encoder(nn.Module):
         return fit_positions(self.pos_embed, grid)
 
     def patchify(self, log_mel: Tensor) -> Patches:
-        """(B, T, F) -> patches."""
+        """(B, T, F) -> patches; ValueError for another number of bands than the front end's."""
+        check_shape(log_mel, self.n_mels)
         grid = grid_size(log_mel.shape[1], log_mel.shape[2], self.patch_size)
         return Patches(patchify(log_mel, self.patch_size, self.silence), grid)
 

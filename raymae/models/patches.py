@@ -55,6 +55,17 @@ def unpatchify(patches: Tensor, grid: Grid, patch_size: tuple[int, int]) -> Tens
     return log_mel.reshape(-1, columns * frames, rows * bands)
 
 
+def check_shape(log_mel: Tensor, n_mels: int) -> None:
+    """ValueError unless the shape is (B, T, n_mels) with at least a frame; other bands would be padded or cut."""
+    if log_mel.ndim != 3 or log_mel.shape[2] != n_mels or not log_mel.shape[1]:
+        hint = ""
+        if log_mel.ndim == 3 and log_mel.shape[1] == n_mels:
+            hint = ": transpose its last two axes, time comes before frequency"
+        elif log_mel.ndim == 2 and log_mel.shape[1] == n_mels:
+            hint = ": add an axis for the batch, log_mel[None]"
+        raise ValueError(f"a log-mel of shape {tuple(log_mel.shape)}; this model takes (B, T, {n_mels}){hint}")
+
+
 def all_frames(log_mel: Tensor) -> Tensor:
     """(B, T, F) -> (B,): the valid frames of clips without padding."""
     return torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device)

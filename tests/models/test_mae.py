@@ -1,6 +1,7 @@
 """The masked autoencoder: patches, positions, padding, windows of the local decoder, the loss."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from raymae.config import AudioConfig, ModelConfig
-from raymae.models import MODELS, MaskedAutoencoder
+from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
+from raymae.models import MODELS, MaskedAutoencoder, build_classifier
 from raymae.models.decoder import (
     SHIFT,
     WINDOW,
@@ -44,9 +45,9 @@ TINY = ModelConfig(
 DECODERS = pytest.mark.parametrize("decoder", ["local", "global", "light"])
 
 
-def make(seed: int = 0, **changes: object) -> MaskedAutoencoder:
+def make(seed: int = 0, audio: AudioConfig = AUDIO, **changes: object) -> MaskedAutoencoder:
     torch.manual_seed(seed)
-    model = MODELS["mae"](AUDIO, dataclasses.replace(TINY, **changes))
+    model = MODELS["mae"](audio, dataclasses.replace(TINY, **changes))
     for name, parameter in model.named_parameters():  # the local decoder is initialised as the identity
         if name.startswith("decoder.") and name.endswith(("norm1.weight", "norm2.weight")):
             torch.nn.init.ones_(parameter)
@@ -124,12 +125,31 @@ def test_encoder_is_timms_vision_transformer() -> None:
 @pytest.mark.parametrize("n_frames", [5, 40, 47, 200])
 @pytest.mark.parametrize("n_mels", [32, 20])
 def test_any_length_works(decoder: str, n_frames: int, n_mels: int) -> None:
-    model = make(decoder=decoder).train()
+    model = make(audio=AudioConfig(n_mels=n_mels), decoder=decoder).train()
     output = run(model, sound(2, n_frames, n_mels))
     columns, rows = grid_size(n_frames, n_mels, (8, 8))
     assert output.prediction.shape == (2, columns * rows, 64)
     output.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ((1, 48, 20), ""),  # would be padded with silent bands: a loss of 0
+        ((1, 48, 64), ""),
+        ((1, 32, 48), ": transpose its last two axes, time comes before frequency"),
+        ((48, 32), r": add an axis for the batch, log_mel\[None\]"),
+        ((1, 1, 48, 32), ""),
+        ((1, 0, 32), ""),
+    ],
+)
+def test_a_log_mel_of_another_shape_is_refused(shape: tuple[int, ...], hint: str) -> None:
+    message = rf"^a log-mel of shape {re.escape(str(shape))}; this model takes \(B, T, 32\){hint}$"
+    classifiers = [build_classifier(AUDIO, TINY, FinetuneConfig(), 2, cnn) for cnn in (None, "resnet10t")]
+    for call in (make().patchify, *classifiers):
+        with pytest.raises(ValueError, match=message):
+            call(torch.zeros(shape))
 
 
 @DECODERS
