@@ -25,6 +25,7 @@ class DeviceLogMel(nn.Module):
 
     window: Tensor
     bank: Tensor
+    offset: Tensor
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -32,6 +33,8 @@ class DeviceLogMel(nn.Module):
         self.kaldi = config.framing == "kaldi"
         self.register_buffer("window", torch.from_numpy(hann_window(config)), persistent=False)
         self.register_buffer("bank", torch.from_numpy(mel_bank(config).T.copy()), persistent=False)
+        # one for every band: of a single number near 0 the exporter to ONNX would say that adding it changes nothing
+        self.register_buffer("offset", torch.full((config.n_mels,), config.log_offset), persistent=False)
         self.lag = int(config.pre_emphasis > 0 and not self.kaldi)
         """Samples that pre-emphasis takes off a waveform."""
         self.shortest = config.win_length if self.kaldi else config.n_fft // 2 + 1 + self.lag
@@ -39,14 +42,17 @@ class DeviceLogMel(nn.Module):
     @torch.no_grad()
     def forward(self, waveforms: Tensor, valid_samples: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mels (B, T, F) float32 and valid frames (B,) of waveforms (B, n) float32."""
+        size = max(1, FRAMES_AT_ONCE // self.config.frames(waveforms.shape[1]))
+        parts = zip(waveforms.split(size), valid_samples.split(size), strict=True)
+        return torch.cat([self.at_once(*part) for part in parts]), self.frames(valid_samples)
+
+    def at_once(self, waveforms: Tensor, valid_samples: Tensor) -> Tensor:
+        """The log-mels (B, T, F) of all waveforms (B, n) at once."""
         n_frames = self.config.frames(waveforms.shape[1])
-        valid_frames = self.frames(valid_samples)
         with full_precision(waveforms):
-            size = max(1, FRAMES_AT_ONCE // n_frames)
-            parts = zip(waveforms.split(size), valid_samples.split(size), strict=True)
-            found = torch.cat([self._log_mel(self._samples(*part), n_frames) for part in parts])
-        padding = torch.arange(n_frames, device=found.device) >= valid_frames[:, None]
-        return found.masked_fill_(padding[:, :, None], self.config.silence), valid_frames
+            found = self._log_mel(self._samples(waveforms, valid_samples), n_frames)
+        padding = torch.arange(n_frames, device=found.device) >= self.frames(valid_samples)[:, None]
+        return found.masked_fill_(padding[:, :, None], self.config.silence)
 
     def frames(self, valid_samples: Tensor) -> Tensor:
         """Frames (B,) of waveforms of so many samples (B,), as `AudioConfig.frames`."""
@@ -80,5 +86,5 @@ class DeviceLogMel(nn.Module):
         spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, config.n_fft))
         power = spectrum.square().sum(3)
         mel = power @ self.bank
-        mel = mel + config.log_offset if config.log_floor == "add" else mel.clamp(min=config.log_offset)
+        mel = mel + self.offset if config.log_floor == "add" else mel.clamp(min=config.log_offset)
         return mel.log_().sub_(config.norm_mean).div_(config.norm_scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, from_dict, redact, to_dict
 from raymae.features.augment import crop_frames
@@ -86,11 +86,11 @@ def one_line(error: Exception) -> str:
     return textwrap.shorten(str(error), 300, placeholder=" …")
 
 
-def views(n_frames: int, crop: int, valid_frames: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """First frames (count, B) of the crops to average, spread evenly over each clip's valid frames."""
-    room = np.maximum(np.minimum(valid_frames, n_frames) - crop, 0)
-    shares = np.linspace(0, 1, count)[:, None] if count > 1 else np.array([[0.5]])
-    return np.round(shares * room).astype(np.int64)
+def views(n_frames: int, crop: int, valid_frames: Tensor, count: int) -> Tensor:
+    """First frames (count, B) of the crops to average, spread evenly over each clip's valid frames (B,)."""
+    room = (valid_frames.clamp(max=n_frames) - crop).clamp(min=0)
+    shares = np.linspace(0, 1, count) if count > 1 else np.array([0.5])
+    return torch.round(torch.from_numpy(shares).to(room.device)[:, None] * room).long()
 
 
 @torch.inference_mode()
@@ -107,22 +107,42 @@ def class_probabilities(
     With `finetune.labels` = single they sum to 1; with multi each is an independent probability. Silent crops don't
     count; a clip without any other has an answer that means nothing (see `raymae.audio.logmel.is_silent`).
     """
+    x = torch.tensor(log_mel, device=torch_device)
+    frames = torch.tensor(valid_frames, device=torch_device).long()
+    return np.asarray(mean_probabilities(model, x, frames, finetune, audio).cpu().numpy(), np.float32)
+
+
+def mean_probabilities(
+    model: Callable[[Tensor, Tensor], Tensor],
+    log_mel: Tensor,
+    valid_frames: Tensor,
+    finetune: FinetuneConfig,
+    audio: AudioConfig,
+) -> Tensor:
+    """`class_probabilities` (B, C) of log-mels (B, T, F) and valid frames (B,) by a model of logits.
+
+    No shape depends on the data, so that a graph can be exported.
+    """
     squash = torch.sigmoid if finetune.labels == "multi" else partial(torch.softmax, dim=1)
-    crop = crop_frames(finetune.augment, audio)
-    if crop >= log_mel.shape[1]:
-        starts = np.zeros((1, len(log_mel)), np.int64)
-    else:
-        starts = views(log_mel.shape[1], crop, np.asarray(valid_frames, np.int32), finetune.views)
     total: Any = 0.0
     counted: Any = 0.0
-    for start in starts:
-        part = np.stack([one[first : first + crop] for one, first in zip(log_mel, start, strict=True)])
-        x = torch.from_numpy(part).to(torch_device).float()
-        frames = torch.from_numpy(np.clip(valid_frames - start, 0, part.shape[1])).to(torch_device).long()
+    for x, frames in crops_of(log_mel, valid_frames, crop_frames(finetune.augment, audio), finetune.views):
         # the smallest weight that float32 adds to 1 without a trace, for clips of which all crops are silent
         weight = has_sound(x, frames).float().clamp(min=2.0**-60)[:, None]
         total, counted = total + weight * squash(model(x, frames).float()), counted + weight
-    return np.asarray((total / counted).cpu().numpy(), np.float32)
+    return total / counted  # type: ignore[no-any-return]
+
+
+def crops_of(log_mel: Tensor, valid_frames: Tensor, crop: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`count` crops (B, crop, F), float32, of log-mels (B, T, F) and their valid frames (B,); of shorter ones all."""
+    n_frames = log_mel.shape[1]
+    if crop >= n_frames:
+        yield log_mel.float(), valid_frames.clamp(0, n_frames)
+        return
+    clips = torch.arange(len(log_mel), device=log_mel.device)[:, None]
+    for start in views(n_frames, crop, valid_frames, count):
+        places = start[:, None] + torch.arange(crop, device=log_mel.device)
+        yield log_mel[clips, places].float(), (valid_frames - start).clamp(0, crop)
 
 
 def check_teacher(teacher: Folder, class_names: Sequence[str]) -> None:

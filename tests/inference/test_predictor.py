@@ -264,7 +264,7 @@ def test_rows_of_a_result_table(predictor: Predictor, tmp_path: Path) -> None:
 
 @given(frames=st.integers(1, 200), crop=st.integers(1, 200), valid=st.integers(1, 200), count=st.integers(1, 5))
 def test_views_are_within_the_valid_frames(frames: int, crop: int, valid: int, count: int) -> None:
-    starts = views(frames, crop, np.array([valid, frames], np.int32), count)
+    starts = views(frames, crop, torch.tensor([valid, frames]), count).numpy()
     assert starts.shape == (count, 2)
     assert (starts >= 0).all()
     assert (starts + crop <= np.maximum(crop, np.minimum([valid, frames], frames))).all()
@@ -283,6 +283,7 @@ def test_views_are_averaged(predictor: Predictor) -> None:
     assert found.sum(1) == pytest.approx([1, 1], abs=1e-5)
     crop = TINY_AUDIO.frames(round(0.32 * RATE))
     with torch.inference_mode():
-        parts = [torch.from_numpy(log_mel[:1, start : start + crop]) for start in views(65, crop, frames[:1], 3)[:, 0]]
+        starts = views(65, crop, torch.tensor(frames[:1]), 3)[:, 0]
+        parts = [torch.from_numpy(log_mel[:1, start : start + crop]) for start in starts]
         expected = torch.stack([one.model(part).softmax(1) for part in parts]).mean(0)
     np.testing.assert_allclose(found[:1], expected.numpy(), atol=1e-5)
