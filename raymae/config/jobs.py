@@ -9,6 +9,8 @@ from raymae.config.values import require, require_choice
 
 LabelLevel = Literal["file", "window"]
 
+GraphInput = Literal["log_mel", "audio"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
@@ -67,8 +69,12 @@ class ExportConfig:
     model: str | None = None
     """Folder or URL of a classifier or of a pre-training, or a models:/ or runs:/ URI."""
     output: str | None = None
-    """Folder or URL to write to: vit.safetensors with timm's parameter names, classifier.onnx or encoder.onnx (needs
-    the packages of raymae[export]), and export.json, which says how to use both."""
+    """Folder or URL to write to: vit.safetensors with timm's parameter names, an ONNX graph (needs the packages of
+    raymae[export]), and export.json, which says how to use both."""
+    input: GraphInput = "log_mel"
+    """Input of the ONNX graph. log_mel: log-mels of a clip's length, of which classifier.onnx or encoder.onnx computes
+    logits or tokens; audio: waveforms of any length, of which audio_classifier.onnx computes class probabilities, with
+    the front end, the cutting into windows and their average inside."""
 
 
 @dataclass(frozen=True, kw_only=True)

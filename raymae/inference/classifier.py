@@ -139,7 +139,7 @@ def crops_of(log_mel: Tensor, valid_frames: Tensor, crop: int, count: int) -> It
     if crop >= n_frames:
         yield log_mel.float(), valid_frames.clamp(0, n_frames)
         return
-    clips = torch.arange(len(log_mel), device=log_mel.device)[:, None]
+    clips = torch.arange(log_mel.shape[0], device=log_mel.device)[:, None]
     for start in views(n_frames, crop, valid_frames, count):
         places = start[:, None] + torch.arange(crop, device=log_mel.device)
         yield log_mel[clips, places].float(), (valid_frames - start).clamp(0, crop)
