@@ -12,7 +12,8 @@ import pytest
 
 from raymae.audio.errors import AudioError, UnreachableError
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
-from raymae.inference.predictor import BATCH, Predictor
+from raymae.inference.predictor import Predictor
+from raymae.inference.windowed import BATCH
 from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO, write_tone
 from tests.support.classifiers import write_tiny

@@ -224,14 +224,35 @@ def test_other_sample_rates(predictor: Predictor, tmp_path: Path, rate: int) -> 
     assert end == pytest.approx(TINY_AUDIO.clip_seconds, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["float32", "int16"])
+def test_stereo_arrays_are_as_their_file(predictor: Predictor, tmp_path: Path, kind: str) -> None:
+    stereo = np.stack([noise(CLIP), noise(CLIP, seed=1)[::-1]], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, RATE, subtype="FLOAT" if kind == "float32" else "PCM_16")
+    wave, _ = soundfile.read(tmp_path / "stereo.wav", dtype=kind)
+    expected = predictor(tmp_path / "stereo.wav")
+    assert predictor((wave, RATE)) == predictor((wave.T, RATE)) == expected
+    assert predictor((wave[:, 0], RATE)) != expected
+
+
 @pytest.mark.parametrize(
     ("waveform", "rate", "message"),
     [
         (np.array([0.1, np.nan], np.float32), RATE, "finite"),
         (np.array([0.1, np.inf], np.float32), RATE, "finite"),
-        (np.zeros((2, 100), np.float32), RATE, "one-dimensional"),
+        (
+            np.zeros((20, 30), np.float32),
+            RATE,
+            r"shape \(20, 30\): one axis has to be channels, at most 64, one samples",
+        ),
+        (np.zeros((100, 100), np.float32), RATE, r"shape \(100, 100\): one axis has to be channels"),
+        (
+            np.zeros((1, 2, 100), np.float32),
+            RATE,
+            r"shape \(1, 2, 100\); valid: \(n_samples,\), \(n_samples, channels\)",
+        ),
+        (np.zeros((2, 0), np.float32), RATE, r"shape \(2, 0\); valid"),
         (np.zeros(0, np.float32), RATE, "not empty"),
-        (np.float32(0.5), RATE, "one-dimensional"),
+        (np.float32(0.5), RATE, r"shape \(\); valid"),
         (np.zeros(100, np.uint8), RATE, "a waveform of uint8; valid: float16"),
         (np.zeros(100, np.complex64), RATE, "a waveform of complex64"),
         (np.zeros(100, np.float32), 0, "0 Hz is not a valid sample rate"),

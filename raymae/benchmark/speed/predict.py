@@ -145,7 +145,8 @@ def bare_sides(classifier: Folder, paths: Sequence[str], repetitions: int) -> di
     """CPU seconds per clip of decoding and log-mel, of forward passes and of the plain loop, in one thread."""
     from raymae.audio.decode import load
     from raymae.audio.logmel import fit_length
-    from raymae.inference.predictor import BATCH, Predictor
+    from raymae.inference.predictor import Predictor
+    from raymae.inference.windowed import BATCH
 
     predictor = Predictor(classifier, threads=1)
     audio = predictor.classifier.audio

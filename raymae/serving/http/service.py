@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from raymae.audio.errors import SilentError
 from raymae.config import ServeConfig
-from raymae.inference.predictor import Clip, Predictor
+from raymae.inference.predictor import Predictor
+from raymae.inference.windowed import Clip
 from raymae.serving.http.batching import Batcher
 from raymae.serving.http.spectrogram import Spectrogram
 from raymae.serving.http.upload import Uploads, file_of

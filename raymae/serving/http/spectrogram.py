@@ -10,7 +10,7 @@ import numpy as np
 from raymae.audio.decode import FloatArray
 from raymae.audio.logmel import band_centres
 from raymae.config import AudioConfig
-from raymae.inference.predictor import Clip
+from raymae.inference.windowed import Clip
 
 COLUMNS = 800
 RANGE_DB = 80
