@@ -23,7 +23,7 @@ LAYERS = [
     "cluster",
     "pipeline",
     "serving sweep cli",
-    "benchmark",
+    "benchmark api",
     "jobs",
 ]
 """A package may import those of earlier lines only; packages of one line don't import each other."""

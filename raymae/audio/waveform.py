@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
-from raymae.audio.decode import MAX_CHANNELS, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, FloatArray
+from raymae.audio.decode import MAX_CHANNELS, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, FloatArray, load
 from raymae.audio.errors import AudioError
 
 FULL_SCALE = {"float16": 1, "float32": 1, "float64": 1, "int16": 2**15, "int32": 2**31}
 """Full scale of a waveform by type."""
+
+
+Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
+"""A path, an encoded file's bytes, an open file, or a waveform with its sample rate (`from_array`)."""
+
+
+def read_waveform(source: Source, sample_rate: int, max_seconds: float | None = None) -> FloatArray:
+    """The mono waveform (n_samples,) of a source at `sample_rate`.
+
+    Raises AudioError for a source that can't be read, of it TooLongError for a file longer than `max_seconds`.
+    """
+    if isinstance(source, tuple):
+        return from_array(*source, sample_rate)
+    return load(source, sample_rate, max_seconds=max_seconds)
 
 
 def from_array(given: Any, given_rate: int, sample_rate: int) -> FloatArray:

@@ -97,8 +97,13 @@ def labelled(predictor: Predictor, level: LabelLevel, windows: list[Window] | Au
     return Labelled(np.array([[times[0, 0], times[-1, 1]]]), predictor.average(windows)[None].astype(np.float32))
 
 
-def label_table(predictor: Predictor, level: LabelLevel, paths: Sequence[str], found: Sequence[Labelled]) -> pa.Table:
-    """The label table of some files; its metadata counts files, failed and unreachable ones."""
+def label_table(
+    predictor: Predictor, level: LabelLevel, paths: Sequence[str | None], found: Sequence[Labelled]
+) -> pa.Table:
+    """The label table of some files, None for recordings without a path.
+
+    Its metadata counts files, failed and unreachable ones.
+    """
     rows = np.repeat(np.arange(len(paths)), [len(one.values) for one in found])
     times, values = (np.concatenate([getattr(one, name) for one in found]) for name in ("times", "values"))
     failed = np.isnan(values).any(1)

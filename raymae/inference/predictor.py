@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from raymae.audio.errors import AudioError
+from raymae.audio.waveform import Source
 from raymae.datasets.labels import SEPARATOR, probability_columns
 from raymae.inference.classifier import Probabilities, class_probabilities, read_classifier
-from raymae.inference.windowed import Clip, Named, Source, WindowedModel, as_it_is
+from raymae.inference.windowed import Clip, Named, WindowedModel, as_it_is
 from raymae.storage.folder import Folder
 
 PRESENT = 0.5

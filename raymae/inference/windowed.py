@@ -6,16 +6,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raymae.audio.decode import FloatArray, load
+from raymae.audio.decode import FloatArray
 from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.logmel import LogMel, fit_length, is_silent
-from raymae.audio.waveform import from_array
+from raymae.audio.waveform import Source, read_waveform
 from raymae.audio.windows import read_windows, window_starts
 from raymae.config import AudioConfig
 
@@ -23,8 +22,6 @@ BATCH = 16
 """Windows of a forward pass."""
 
 Values = NDArray[np.float32]
-
-Source = str | Path | bytes | BinaryIO | tuple[NDArray[np.generic], int]
 
 Named = TypeVar("Named")
 
@@ -67,8 +64,7 @@ class WindowedModel(ABC):
     def windows(self, source: Source) -> list[Window]:
         """(start, end, values (V,)) of each window of a recording; times in seconds.
 
-        `source` is a path, an encoded file's bytes, an open file, or a waveform with its sample rate
-        (`raymae.audio.waveform.from_array`). A rest at the end that is shorter than
+        A rest at the end that is shorter than
         `raymae.audio.windows.least_samples` is ignored.
         Raises AudioError for a recording that can't be read, of it SilentError for one without sound.
         """
@@ -136,13 +132,8 @@ class WindowedModel(ABC):
         return Clip(start / audio.sample_rate, (start + len(waveform)) / audio.sample_rate, *fitted)
 
     def waveform(self, source: Source, max_seconds: float | None = None) -> FloatArray:
-        """The mono waveform (n_samples,) of a source (see `windows`) at the front end's sample rate.
-
-        Raises AudioError for a source that can't be read, of it TooLongError for a file longer than `max_seconds`.
-        """
-        if isinstance(source, tuple):
-            return from_array(*source, self.audio.sample_rate)
-        return load(source, self.audio.sample_rate, max_seconds=max_seconds)
+        """The mono waveform (n_samples,) of a source at the front end's sample rate (`read_waveform`)."""
+        return read_waveform(source, self.audio.sample_rate, max_seconds)
 
     @staticmethod
     def average(windows: list[Window]) -> NDArray[np.float64]:

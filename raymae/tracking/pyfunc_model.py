@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
+from raymae.inference.sources import source_of
+
 CLASSIFIER = "classifier"
 """Name of the artifact that holds the classifier folder."""
-EXPECTED = (
-    "the path of an audio file, its bytes, a pair (waveform, sample_rate) or "
-    "{'waveform': …, 'sample_rate': …}; pairs in a pandas.Series, because a bare list of them becomes two columns"
-)
+HINT = "; pairs in a pandas.Series, because a bare list of them becomes two columns"
 
 
 class SceneClassifier(PythonModel):
@@ -43,29 +39,8 @@ class SceneClassifier(PythonModel):
             ValueError: a row holds something else. If a recording can't be read, its row's `error` has the reason.
         """
         column = model_input.iloc[:, 0]
-        sources = [source_of(value, row) for row, value in enumerate(column)]
+        sources = [source_of(value, row, HINT) for row, value in enumerate(column)]
         return pd.DataFrame(list(self.predictor.rows(sources)), columns=self.columns, index=model_input.index)
-
-
-def source_of(value: Any, row: int) -> Any:
-    """The Predictor's input for a path (text), a file's bytes, a pair (waveform (n_samples,), sample_rate) or a mapping
-    with these two; for anything else a ValueError names the row."""
-    if isinstance(value, Mapping) and set(value) == {"waveform", "sample_rate"}:
-        value = value["waveform"], value["sample_rate"]
-    if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[0]) == 1 and is_rate(value[1]):
-        return np.asarray(value[0]), int(value[1])
-    if isinstance(value, str | os.PathLike):
-        return str(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    bare = isinstance(value, np.ndarray | list)
-    found = "a waveform without its sample rate" if bare else f"{type(value).__name__} {str(value)[:40]!r}"
-    raise ValueError(f"row {row} holds {found}; expected {EXPECTED}")
-
-
-def is_rate(value: Any) -> bool:
-    """Whether a value is a whole number, as sample rates are."""
-    return isinstance(value, int | float | np.integer | np.floating) and float(value).is_integer()
 
 
 set_model(SceneClassifier())

@@ -103,14 +103,24 @@ def _rows(config: Config) -> int:
 
 
 def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
-    """Read the weights, check that the section's model can start from them and, with `write`, copy them.
+    """Read and check the weights (`checked`) and, with `write`, copy them."""
+    assert isinstance(given, Found)
+    from safetensors.torch import save
+
+    state = checked(given, section, config)
+    if write and not given.artifact.is_done():
+        given.artifact.write_bytes(WEIGHTS, save(state))
+        source = redact(f"{given.folder.url}/{given.file}")
+        given.artifact.finish({"source": source, "setting": given.setting, "tensors": len(state)})
+
+
+def checked(given: Given, section: str, config: Config) -> dict[str, Tensor]:
+    """The weights in raymae's names, from which the section's model can start.
 
     Raises:
         ValueError: the model of these settings can't start from them; names what was found and what was expected.
     """
     assert isinstance(given, Found)
-    from safetensors.torch import save
-
     from raymae.models.weights_file import finite
 
     try:
@@ -123,10 +133,7 @@ def bring(given: Given, section: str, config: Config, *, write: bool) -> None:
         if given.card is None:
             raise
         raise ValueError(f"{given.setting}: {given.card} is damaged: {type(error).__name__} {error}") from None
-    if write and not given.artifact.is_done():
-        given.artifact.write_bytes(WEIGHTS, save(state))
-        source = redact(f"{given.folder.url}/{given.file}")
-        given.artifact.finish({"source": source, "setting": given.setting, "tensors": len(state)})
+    return state
 
 
 def read(found: Found, n_rows: int) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
