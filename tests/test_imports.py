@@ -172,11 +172,13 @@ def test_folders_and_files_keep_their_size() -> None:
 LOADED = [
     {
         "raymae": "torch ray mlflow tyro numba numpy matplotlib",
+        "raymae.api.features": "torch ray mlflow tyro matplotlib",
         "raymae.audio.logmel, raymae.audio.decode, raymae.features.store, raymae.training.batches.windows, "
         "raymae.training.spec, raymae.pipeline.plan.plan": "torch ray mlflow tyro matplotlib",
         "raymae.pipeline.run": "torch ray mlflow matplotlib sklearn",
         "raymae.cluster.prepare": "torch mlflow",
         "raymae.serving.predict": "torch mlflow tyro",
+        "raymae.api.training": "torch mlflow",
     },
     {
         "raymae.training.trainer, raymae.training.run_stage, raymae.training.worker, raymae.inference.predictor": (

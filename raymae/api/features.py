@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from raymae.api.settings import FrontEnd, front_end_of
 from raymae.audio.decode import FloatArray
 from raymae.audio.errors import AudioError
 from raymae.audio.logmel import LogMel
 from raymae.audio.sources import open_clip
 from raymae.audio.waveform import read_waveform
+from raymae.config import FRONT_ENDS, AudioConfig, changed, nearest, typed
 from raymae.inference.sources import source_of
+
+FrontEnd = str | AudioConfig | Mapping[str, Any]
+"""A front end by its name in `raymae.config.FRONT_ENDS`, its settings, or those that differ from the paper's."""
 
 
 def log_mel(recording: Any, front_end: FrontEnd = "paper") -> FloatArray:
@@ -32,3 +36,16 @@ def log_mel(recording: Any, front_end: FrontEnd = "paper") -> FloatArray:
     except AudioError as error:
         raise ValueError(f"{source}: {error}" if isinstance(source, str) else str(error)) from None
     return LogMel(config)(waveform)
+
+
+def front_end_of(given: FrontEnd) -> AudioConfig:
+    """The settings of a front end; ValueError for an unknown name, or a setting that it doesn't have."""
+    if isinstance(given, AudioConfig):
+        return given
+    if isinstance(given, str):
+        if given not in FRONT_ENDS:
+            valid = ", ".join(FRONT_ENDS)
+            raise ValueError(f"unknown front end {given!r}{nearest(given, FRONT_ENDS)}; valid: {valid}")
+        return FRONT_ENDS[given]
+    found: AudioConfig = changed(AudioConfig(), {name: typed(AudioConfig, name, one) for name, one in given.items()})
+    return found

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from raymae.api.features import FrontEnd, front_end_of
 from raymae.api.results import Embeddings, Predictions, embeddings_of
-from raymae.api.settings import FrontEnd, Path, front_end_of, places, plain
+from raymae.api.settings import Path, places, plain
 from raymae.audio.errors import AudioError, SilentError
 from raymae.audio.sources import open_clip
 from raymae.config import (

@@ -8,15 +8,12 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from raymae.cli.arguments import Settings, named_model, with_settings
-from raymae.config import FRONT_ENDS, AudioConfig, Config, TrackingConfig, changed, leaves, nearest, to_dict, typed
+from raymae.config import Config, TrackingConfig, leaves, nearest, to_dict, typed
 from raymae.config.recipes import RECIPES
 
 Path = str | os.PathLike[str]
 Data = Path | Iterable[Path] | Mapping[str, Any] | None
 """The clips of a run: paths or URLs of tables or folders (`data.tables`), or settings of the section data."""
-FrontEnd = str | AudioConfig | Mapping[str, Any]
-"""A front end by its name in `raymae.config.FRONT_ENDS`, its settings, or those that differ from the paper's."""
-
 BY_NAME = ("model.size", "model.decoder", "model.name")
 """Settings that bring others with them (`raymae.cli.arguments.named_model`)."""
 
@@ -79,19 +76,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def front_end_of(given: FrontEnd) -> AudioConfig:
-    """The settings of a front end; ValueError for an unknown name, or a setting that it doesn't have."""
-    if isinstance(given, AudioConfig):
-        return given
-    if isinstance(given, str):
-        if given not in FRONT_ENDS:
-            valid = ", ".join(FRONT_ENDS)
-            raise ValueError(f"unknown front end {given!r}{nearest(given, FRONT_ENDS)}; valid: {valid}")
-        return FRONT_ENDS[given]
-    found: AudioConfig = changed(AudioConfig(), {name: typed(AudioConfig, name, one) for name, one in given.items()})
-    return found
 
 
 def places(storage: Path, tracking_uri: str | None) -> Config:

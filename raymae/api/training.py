@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymae.api.results import Run, run_of
+from raymae.api.run import Run, run_of
 from raymae.api.settings import Data, settings_of
 from raymae.cluster.connect import stay_local
 from raymae.config import Config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ def source_of(value: Any, row: int, hint: str = "") -> Any:
     two; for anything else a ValueError names the row and ends with `hint`."""
     if isinstance(value, Mapping) and set(value) == {"waveform", "sample_rate"}:
         value = value["waveform"], value["sample_rate"]
-    if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[0]) in (1, 2) and is_rate(value[1]):
+    if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[0]) and is_rate(value[1]):
         return np.asarray(value[0]), int(value[1])
     if isinstance(value, str | os.PathLike):
         return str(value)
@@ -33,8 +33,9 @@ def sources_of(given: Any) -> list[Any]:
     pair = isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) and is_rate(given[1])
     if single or pair:
         return [source_of(given, 0)]
-    if isinstance(given, np.ndarray) and given.dtype.kind in "fiu":
-        return [source_of(given, 0)]  # says that its sample rate is missing
+    numbers = hasattr(given, "__array__") and np.asarray(given).dtype.kind in "fiu"
+    if numbers or not isinstance(given, Iterable):
+        return [source_of(np.asarray(given) if numbers else given, 0)]  # refused: a waveform without its sample rate
     return [source_of(value, row) for row, value in enumerate(given)]
 
 
