@@ -86,8 +86,12 @@ class PromoteConfig:
     level: float = 0.05
     """Significance level of the paired test over groups: the candidate has to be better on a test split, by p-values
     corrected for their number (Holm), and worse on none."""
+    over: Literal["champion", "baselines"] = "champion"
+    """What the candidate has to be better than. champion: the champion, if there is one; baselines: also the best
+    baseline of its own evaluation, the first candidate, too."""
 
     def __post_init__(self) -> None:
+        require_choice("promote.over", self.over, ("champion", "baselines"))
         require(0 < self.level < 1, f"promote.level = {self.level} must lie in (0, 1)")
 
 

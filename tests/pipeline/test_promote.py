@@ -10,6 +10,8 @@ import mlflow
 import pytest
 
 from raymae.config import Config, PromoteConfig, TrackingConfig
+from raymae.evaluation.paired_test import holm
+from raymae.pipeline.best_baseline import against_best_baseline, baseline_line
 from raymae.pipeline.promote import promote, verdict
 from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.tracker import Tracker
@@ -81,6 +83,59 @@ def test_what_is_not_better_stays_a_candidate(
     assert not result["promoted"]
     assert why in result["reason"]
     assert champion(config, storage) == first
+
+
+def test_over_baselines_asks_for_more_than_the_champion(
+    config: Config, storage: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The CNN of every evaluation is right with probability 0.5, and a little more by chance."""
+    strict = replace(config, storage=storage.url, promote=PromoteConfig(over="baselines"))
+    first = register(config, storage, "weak", 0.2)
+    result = promote(strict)
+    assert not result["promoted"]
+    assert result["baseline"] == "cnn"
+    assert result["differences"] is None
+    assert result["reason"].startswith("against the baseline cnn it is ")
+    assert champion(config, storage) is None
+    assert promote(replace(config, storage=storage.url))["promoted"]
+    register(config, storage, "near", 0.5)
+    assert not promote(strict)["promoted"]
+    assert champion(config, storage) == first
+    strong = register(config, storage, "strong", 0.95)
+    result = promote(strict)
+    assert result["promoted"]
+    assert champion(config, storage) == strong
+    together = [*result["differences"].values(), *result["baseline_differences"].values()]
+    assert [one["p_holm"] for one in together] == holm([one["p_value"] for one in together])
+    assert "| baseline cnn |" in " ".join(capsys.readouterr().out.split())
+    assert promote(strict)["reason"] == "it is the champion already"
+
+
+def test_the_best_baseline_is_that_of_the_test_splits() -> None:
+    def compared(**second: float) -> dict[str, dict[str, float]]:
+        return {
+            split: {"first": 0.6, "second": value, "value": 0.6 - value, "p_holm": 0.5}
+            for split, value in second.items()
+        }
+
+    report = {
+        "labels": "single",
+        "comparisons": {
+            "svm": compared(val=0.9, test_seen=0.3, test_unseen=0.3),
+            "cnn": compared(val=0.1, test_seen=0.2, test_unseen=0.5),
+            "finetune": compared(test_seen=0.9, test_unseen=0.9),  # no baseline
+        },
+    }
+    found = against_best_baseline(report)
+    assert found is not None
+    assert found[0] == "cnn"
+    assert list(found[1]) == ["test_seen", "test_unseen"]
+    assert baseline_line(report) == (
+        "cnn; Macro accuracy: test_seen 0.600 against 0.200 (+0.400, Holm's p 0.5000); "
+        "test_unseen 0.600 against 0.500 (+0.100, Holm's p 0.5000)"
+    )
+    assert against_best_baseline({"labels": "single", "comparisons": {"svm": compared(val=0.1)}}) is None
+    assert against_best_baseline({"labels": "single", "comparisons": {}}) is None
 
 
 def test_one_split_does_not_make_up_for_another() -> None:
