@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import STAGES
-from raymae.datasets.splits.split_file import DESCRIPTION
 from raymae.features.manifest import QUARANTINE
+from raymae.pipeline.describe import data_set, job_note, model_card, run_tags, scores, version_note
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
-from raymae.training.state.provenance import source
 
 
 class PlanReporter(Reporter):
@@ -28,10 +26,12 @@ class PlanReporter(Reporter):
         for name in self.outbox.open_runs():  # a driver that died could not report them as finished
             if name and self.plan.nodes[name].reused:
                 self.finished(self.plan.nodes[name], self.plan.nodes[name].artifact.result())
-        config, commit = self.plan.config, source().get("git_commit")
-        title, tags = f"{config.recipe}-{self.plan.job}", {"mlflow.source.git.commit": commit} if commit else {}
-        own = [begin("", self.plan.key, title, flat(to_dict(config)), tags)] if begins else []
-        super().start(*own, *entries)
+        super().start(*([self._job()] if begins else []), *entries)
+
+    def _job(self) -> Entry:
+        plan, title = self.plan, f"{self.plan.config.recipe}-{self.plan.job}"
+        tags = run_tags(plan, job_note(plan))
+        return begin("", plan.key, title, flat(to_dict(plan.config)), tags, data=data_set(plan))
 
     def begins(self, name: str) -> None:
         """Report that a stage starts or resumes."""
@@ -43,7 +43,9 @@ class PlanReporter(Reporter):
         node = self.plan.nodes[name]
         params = {"artifact": redact(node.artifact.url), "key": node.key}
         params |= stage_settings(self.plan.plan_of(name).config, node.stage)
-        return begin(name, node.key, name, params, {}, place(node) if STAGES[node.stage].kind else None)
+        stage, events = STAGES[node.stage], place(node) if STAGES[node.stage].kind else None
+        tags, data = run_tags(self.plan, stage.does), data_set(self.plan, node.stage)
+        return begin(name, node.key, name, params, tags, events, data)
 
     def finished(self, node: Node, result: dict[str, Any]) -> None:
         """Report the result of a finished stage."""
@@ -60,10 +62,11 @@ class PlanReporter(Reporter):
         Raises AwayError where MLflow is down for `tracking.patience_minutes`.
         """
         plan = self.plan
-        tags, metadata = model_card(plan)
+        (tags, metadata), note = model_card(plan), version_note(plan)
         classifier = plan.nodes[plan.final].artifact
         (model_uri, version), run_id = self._delivery.call(
-            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags), run_id), self.patience
+            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags, note), run_id),
+            self.patience,
         )
         return {"model_uri": model_uri, "version": version, "mlflow_run_id": run_id}
 
@@ -78,39 +81,6 @@ def reports(node: Node, result: dict[str, Any]) -> tuple[str, ...]:
     if node.stage == "prepare":
         return (QUARANTINE,) if result["quarantined"] or result["silent"] else ()
     return STAGES[node.stage].reports
-
-
-def model_card(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
-    """The tags of a registered version, and the metadata of its model.
-
-    Both hold recipe, split with its hash, metrics by split and, from a working tree of git, the commit; the tags class
-    names and front end too (`Registry.register` adds them to the metadata) and what jobs/promote.py looks for.
-    """
-    classifier, evaluation = plan.nodes[plan.final].artifact.read_json("classifier.json"), plan.nodes["evaluate"]
-    metrics = evaluation.artifact.result()["metrics"][plan.final]
-    split = plan.run_folder.read_json(DESCRIPTION)
-    said = {"recipe": plan.config.recipe, "split": split["name"], "split_hash": split["hash"], **source()}
-    tags = {
-        **said,
-        "class_names": json.dumps(classifier["class_names"]),
-        "front_end": json.dumps(classifier["audio"]),
-        "evaluation": evaluation.key,
-        "model": plan.final,
-        **{name: f"{value:.6g}" for name, value in scores(metrics).items()},
-    }
-    stages = {name: other.key for name, other in plan.nodes.items() if name != "register"}
-    return tags, {**said, "stages": stages, "metrics": metrics}
-
-
-def scores(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested metrics as "model/split/score", without those by class, bin, city or device."""
-    found: dict[str, float] = {}
-    for key, value in metrics.items():
-        if (isinstance(value, dict) and prefix.count("/") < 2) or (key.startswith(("seen_", "unseen_")) and value):
-            found |= scores(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + key] = float(value)
-    return found
 
 
 def stage_settings(config: Config, name: str) -> dict[str, str]:

@@ -278,6 +278,8 @@ class Delivery:
             tags=entry["tags"],
             when=entry["time"],
         )
+        if data := entry.get("data"):
+            self.tracker.log_data(self._ids[outbox.folder.url, entry["run"]], data)
 
     def _apply(self, outbox: Outbox, entry: Entry) -> None:
         assert self.tracker is not None

@@ -5,7 +5,8 @@
 
 An entry names a run ("" for the job's, the parent of those of its stages or trials) and an operation, `do`:
 
-    begin     start or resume the run with this key: key, name, params, tags; for a training, `events`: its artifact
+    begin     start or resume the run with this key: key, name, params, tags, `data`: its data set; for a training,
+              `events`: its artifact
     log       log the metrics of some steps of a trial, which no artifact holds as a whole: events
     tell      log metrics of step 0 (`numbers`, by prefix) and `files` of `artifact`, a folder of the storage
     finish    end the run, with a status

@@ -28,6 +28,10 @@ class Receiver(Protocol):
         """The id of the run with this key."""
         ...
 
+    def log_data(self, run_id: str, data: dict[str, Any]) -> None:
+        """Log a data set as an input of the run."""
+        ...
+
     def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
         """Log the metrics of some steps."""
         ...

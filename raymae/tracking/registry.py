@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -39,6 +41,11 @@ REQUIREMENTS = (
     "torch",
 )
 """The requirements of the registered model, beside the package itself, which is logged with it."""
+
+DESCRIPTION = (
+    "Maps recordings, each a path, an encoded file's bytes or a waveform with its sample rate, to the acoustic scene, "
+    "its probability and the probability of every class."
+)
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,18 @@ class Registry:
                 raise
 
     def register(
-        self, run_id: str, classifier: Folder, metadata: dict[str, Any], tags: dict[str, str] | None = None
+        self,
+        run_id: str,
+        classifier: Folder,
+        metadata: dict[str, Any],
+        tags: dict[str, str] | None = None,
+        description: str | None = None,
     ) -> tuple[str, str]:
         """Log the classifier as a model of the run, register it and move the alias; its URI and version.
 
-        If the same run has registered the same classifier, that version is kept. `tags` are set on the version;
-        `version` reads evaluation (the key of its evaluation) and model (the model's name in it).
+        If the same run has registered the same classifier, that version is kept. `tags` and the `description`, in
+        Markdown, are set on the version; `version` reads evaluation (the key of its evaluation) and model (the model's
+        name in it).
         """
         name = self.config.registered_model
         for version in self._versions(name):
@@ -85,7 +98,7 @@ class Registry:
         source = {"classifier": redact(classifier.url)}
         tags = {clean(key): value for key, value in (tags or {}).items()}
         model_uri, model_id = self._logged(run_id, source) or self._log_model(run_id, classifier, metadata, source)
-        version = str(self._create_version(name, run_id, model_uri, model_id, source | tags).version)
+        version = str(self._create_version(run_id, model_uri, model_id, source | tags, description).version)
         self.client.set_registered_model_alias(name, self.config.alias, version)
         return f"models:/{name}/{version}", version
 
@@ -104,8 +117,7 @@ class Registry:
         card = classifier.read_json("classifier.json")
         package = Path(raymae.__file__).parent
         with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
-            # an example's path would exist nowhere else
-            warnings.filterwarnings("ignore", ".*input example was not provided")
+            warnings.filterwarnings("ignore", "Operation with range is deprecated")  # MLflow's, of an example's columns
             folder = Path(temporary) / pyfunc_model.CLASSIFIER
             for file in ("classifier.json", "model.safetensors"):
                 classifier.download(file, folder / file)
@@ -119,6 +131,7 @@ class Registry:
                     code_paths=[str(package)],
                     pip_requirements=list(REQUIREMENTS),
                     signature=signature(card["class_names"]),
+                    input_example=input_example(),
                     tags=tags,
                     metadata={
                         **metadata,
@@ -131,15 +144,18 @@ class Registry:
         return str(info.model_uri), str(info.model_id)
 
     def _create_version(
-        self, name: str, run_id: str, model_uri: str, model_id: str, tags: dict[str, str]
+        self, run_id: str, model_uri: str, model_id: str, tags: dict[str, str], description: str | None
     ) -> ModelVersion:
         """Create a version of the registered model; `log_model` could, but prints a line."""
+        name = self.config.registered_model
         try:
-            self.client.create_registered_model(name)
+            self.client.create_registered_model(name, description=DESCRIPTION)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = self.client.create_model_version(name, model_uri, run_id, tags, model_id=model_id)
+        version = self.client.create_model_version(
+            name, model_uri, run_id, tags, description=description, model_id=model_id
+        )
         link = json.dumps([{"name": name, "version": version.version}])  # from the model's page to the version's
         self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
         return version
@@ -217,3 +233,11 @@ def signature(class_names: list[str]) -> ModelSignature:
     first = [ColSpec("string", "scene_label", required=False), ColSpec("float", "confidence", required=False)]
     error = ColSpec("string", "error", required=False)
     return ModelSignature(Schema([ColSpec(AnyType())]), Schema([*first, error, *probabilities]))
+
+
+def input_example() -> pd.DataFrame:
+    """A recording in the form that JSON can hold, a second of a 440 Hz tone: a path would exist nowhere else."""
+    rate = 2000
+    waveform = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    given = {"waveform": waveform.round(3).tolist(), "sample_rate": rate}
+    return pd.DataFrame({"recording": pd.Series([given])})

@@ -131,10 +131,18 @@ class Reporter:
 
 
 def begin(
-    run: str, key: str, name: str, params: dict[str, str], tags: dict[str, str], events: str | None = None
+    run: str,
+    key: str,
+    name: str,
+    params: dict[str, str],
+    tags: dict[str, str],
+    events: str | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Entry:
-    """The entry that begins a run; `events` is a training's artifact within the storage."""
-    return {"do": "begin", "run": run, "key": key, "name": name, "params": params, "tags": tags, "events": events}
+    """The entry that begins a run; `events` is a training's artifact within the storage, `data` its data set
+    (`Tracker.log_data`)."""
+    told = {"do": "begin", "run": run, "key": key, "name": name, "params": params, "tags": tags, "events": events}
+    return told | ({"data": data} if data else {})
 
 
 def log_entry(run: str, numbers: dict[str, dict[str, float]], artifact: str = "", files: Sequence[str] = ()) -> Entry:

@@ -6,6 +6,7 @@ may have received.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 import mlflow
 import requests
-from mlflow.entities import Metric, Param, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
 from mlflow.tracking import MlflowClient
 
@@ -32,6 +33,9 @@ __all__ = ["Registry", "Tracker", "Version"]
 
 KEY = "raymae.key"
 PARENT = "mlflow.parentRunId"
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""The tag by which MLflow's page opens an experiment as training runs; without it the page guesses."""
+CONTEXT = "mlflow.data.context"
 MAX_PARAM = 5000
 BATCH = 900
 DOWN = {
@@ -108,9 +112,13 @@ class Tracker(Registry):
                     f"its experiment {self.config.experiment!r} is deleted: restore it (mlflow experiments restore "
                     f"--experiment-id {found.experiment_id}) or name another one by --tracking.experiment"
                 )
+            if KIND not in found.tags:
+                self.client.set_experiment_tag(found.experiment_id, KIND, TRAINING)
             return str(found.experiment_id)
         location = None if self.config.uri else Path(storage.path("mlflow-artifacts")).as_uri()
-        return str(self.client.create_experiment(self.config.experiment, artifact_location=location))
+        return str(
+            self.client.create_experiment(self.config.experiment, artifact_location=location, tags={KIND: TRAINING})
+        )
 
     def run(
         self,
@@ -149,6 +157,16 @@ class Tracker(Registry):
         found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY)
         empty = {str(run.info.run_id): not (run.data.params or run.data.metrics) for run in found}
         return sorted(empty, key=lambda run_id: (empty[run_id], run_id))
+
+    def log_data(self, run_id: str, data: dict[str, Any]) -> None:
+        """Log a data set as an input of a run, once.
+
+        Keys of `data`: name; digest, at most 36 characters; context, such as training; source_type and source, where it
+        is from; profile, what it holds.
+        """
+        source, profile = json.dumps(data["source"]), json.dumps(data["profile"])
+        found = Dataset(data["name"], data["digest"], data["source_type"], source, profile=profile)
+        self.client.log_inputs(run_id, [DatasetInput(found, [InputTag(CONTEXT, data["context"])])])
 
     def log_events(self, run_id: str, events: list[dict[str, Any]]) -> None:
         """Log {step, time, metrics} events; those of steps that are logged already are skipped."""

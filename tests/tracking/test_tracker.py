@@ -31,7 +31,7 @@ from raymae.storage.folder import Folder, open_storage
 from raymae.tracking.receiver import AwayError
 from raymae.tracking.registry import REQUIREMENTS
 from raymae.tracking.reporter import flat
-from raymae.tracking.tracker import BATCH, KEY, MAX_PARAM, Tracker
+from raymae.tracking.tracker import BATCH, KEY, KIND, MAX_PARAM, TRAINING, Tracker
 from raymae.tracking.uri import sqlite_file, tracking_uri
 from tests.support.audio_files import TINY_AUDIO, write_tone
 from tests.support.training import TINY
@@ -89,7 +89,9 @@ def registered(tracker: Tracker, storage: Folder) -> tuple[Folder, str, str]:
     """A registered classifier: its folder, model URI and version."""
     folder = classifier(storage / "first")
     run_id = tracker.run("registered", "pipeline")
-    return folder, *tracker.register(run_id, folder, {"recipe": "tiny", "metrics": {"test": {"accuracy": 0.5}}})
+    return folder, *tracker.register(
+        run_id, folder, {"recipe": "tiny", "metrics": {"test": {"accuracy": 0.5}}}, None, "better *by far*"
+    )
 
 
 def history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -143,6 +145,37 @@ def test_a_whole_configuration_becomes_parameters(tracker: Tracker) -> None:
     found = tracker.client.get_run(tracker.run("config", "run", params=params)).data.params
     assert found == params
     assert found["model.mask_ratio"] == "0.8"
+
+
+def test_a_data_set_is_an_input_once(tracker: Tracker) -> None:
+    run_id = tracker.run("data", "prepare")
+    data = {
+        "name": "rec/metadata.csv",
+        "digest": "0123456789abcdef",
+        "context": "training",
+        "source_type": "local",
+        "source": {"uri": "rec/metadata.csv"},
+        "profile": {"num_rows": 3, "splits": {"train": {"clips": 3}}},
+    }
+    for one in (data, data, data | {"digest": "other"}):
+        tracker.log_data(run_id, one)
+    found = {one.dataset.digest: one for one in tracker.client.get_run(run_id).inputs.dataset_inputs}
+    assert list(sorted(found)) == ["0123456789abcdef", "other"]
+    first = found["0123456789abcdef"]
+    assert (first.dataset.name, json.loads(first.dataset.profile)) == (data["name"], data["profile"])
+    assert [(tag.key, tag.value) for tag in first.tags] == [("mlflow.data.context", "training")]
+    assert mlflow.data.get_source(first.dataset).uri == "rec/metadata.csv"
+
+
+def test_an_experiment_opens_as_training_runs_unless_it_says_otherwise(tracker: Tracker, storage: Folder) -> None:
+    client = tracker.client
+    client.create_experiment("older")
+    client.create_experiment("other", tags={KIND: "genai_development"})
+    kinds = {}
+    for name in (CONFIG.experiment, "older", "other"):
+        opened = Tracker(replace(CONFIG, experiment=name), storage)
+        kinds[name] = client.get_experiment(opened.experiment_id).tags[KIND]
+    assert kinds == {CONFIG.experiment: TRAINING, "older": TRAINING, "other": "genai_development"}
 
 
 # Metrics and files ---------------------------------------------------------------------------------------------------
@@ -205,6 +238,23 @@ def test_a_registered_model_has_its_metadata(registered: tuple[Folder, str, str]
     assert info.metadata["metrics"] == {"test": {"accuracy": 0.5}}
     assert info.signature.inputs.to_dict() == [{"type": "any", "required": True}]
     assert info.signature.outputs.input_names() == ["scene_label", "confidence", "error", *P]
+
+
+def test_a_registered_model_has_an_example_that_it_takes(registered: tuple[Folder, str, str]) -> None:
+    model = mlflow.pyfunc.load_model(registered[1])
+    example = model.input_example
+    found = model.predict(example)
+    assert found["error"].tolist() == [None]
+    assert found[P].iloc[0].sum() == pytest.approx(1, abs=1e-5)
+    folder = Path(mlflow.artifacts.download_artifacts(registered[1]))
+    served = json.loads((folder / "serving_input_example.json").read_text())
+    again = pd.DataFrame(served["dataframe_split"]["data"], columns=served["dataframe_split"]["columns"])
+    pd.testing.assert_frame_equal(model.predict(again), found)
+
+
+def test_descriptions(tracker: Tracker, registered: tuple[Folder, str, str]) -> None:
+    assert tracker.client.get_model_version("scenes", "1").description == "better *by far*"
+    assert "Maps recordings" in tracker.client.get_registered_model("scenes").description
 
 
 def test_the_alias_moves_to_another_classifier_and_back(
