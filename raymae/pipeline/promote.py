@@ -42,7 +42,8 @@ def promote(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"the registry has no models:/{name}@{config.tracking.alias} to promote: jobs/pipeline.py registers one"
         )
-    baseline, compared = None, {}
+    baseline: str | None = None
+    compared: dict[str, dict[str, Any]] = {}
     if champion is not None and champion.uri == candidate.uri:
         promoted, reason = False, f"it is the {settings.alias} already"
     else:
