@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from raymae.config import ServeConfig
 from raymae.inference.predictor import Predictor
 from tests.support.audio_files import TINY_AUDIO
 from tests.support.browser import CHROMIUM, Tab, chromium
-from tests.support.serving import NAMES, serving, write_small_classifier
+from tests.support.serving import NAMES, serving, until, write_small_classifier
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
@@ -97,7 +100,55 @@ def test_errors_are_shown_until_the_next_recording(browser: Tab, recording: Path
     assert "could not be reached" in browser.run(failed)
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+class Places(Predictor):
+    """A predictor that finds a scene in the first ten seconds, another one in the next, and so on."""
+
+    def of_clips(self, clips: Any) -> Any:
+        """Probabilities by the place of the clip."""
+        found = np.full((len(clips), len(NAMES)), 0.1, np.float32)
+        for row, clip in enumerate(clips):
+            found[row, int(clip.start / 10)] = 0.7
+        return found
+
+
+def test_the_scenes_of_the_sample_are_drawn_and_saved(browser: Tab, tmp_path: Path) -> None:
+    predictor = Places(write_small_classifier(tmp_path / "classifier"), threads=1)
+    with serving(predictor, ServeConfig()) as (port, _):
+        browser.open(f"http://127.0.0.1:{port}/")
+        browser.until("document.querySelector('#served').textContent")
+        browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        browser.run("document.querySelector('#sample').click()")
+        browser.until("document.body.dataset.state === 'done'")
+        assert browser.run("document.querySelector('#several').textContent") == f"Along time: {' → '.join(NAMES[:3])}"
+        assert browser.run(texts("#scenes .block text")) == NAMES[:3]
+        places = browser.run(
+            "[...document.querySelectorAll('#scenes .block rect')].map(one => +one.getAttribute('width'))"
+        )
+        assert places[0] == pytest.approx(places[1], rel=0.1)
+        browser.run("document.querySelector('#save-json').click()")
+        browser.run("document.querySelector('#save-csv').click()")
+        until(lambda: {"sample.wav.json", "sample.wav.csv"} <= {path.name for path in tmp_path.iterdir()})
+        assert browser.complaints() == []
+    saved = json.loads((tmp_path / "sample.wav.json").read_text())
+    assert [one["scene_label"] for one in saved["scenes"]] == NAMES[:3]
+    with open(tmp_path / "sample.wav.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(saved["windows"])
+    for row, window in zip(rows, saved["windows"], strict=True):
+        assert row["scene_label"] == NAMES[int(window["start"] / 10)]
+        assert {name: float(row[f"p_{name}"]) for name in NAMES} == window["probabilities"]
+
+
+def test_a_saved_table_holds_no_formula(browser: Tab, tmp_path: Path) -> None:
+    predictor = Places(write_small_classifier(tmp_path / "classifier"), threads=1)
+    with serving(predictor, ServeConfig()) as (port, _):
+        browser.open(f"http://127.0.0.1:{port}/")
+        for text in ("=1+1", "-1", "@x", "+1"):
+            assert browser.run(f"cell({text!r})") == f'"\'{text}"'
+        assert browser.run("cell('a \"b\", c')") == '"a ""b"", c"'
+
+
+@pytest.mark.parametrize("width", [360, 800, 1280])
 def test_nothing_is_cut_off(browser: Tab, recording: Path, tmp_path: Path, width: int) -> None:
     with serving(Predictor(write_small_classifier(tmp_path), threads=1), ServeConfig()) as (port, _):
         browser.size(width, 900)

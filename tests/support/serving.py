@@ -22,6 +22,7 @@ from raymae.inference.classifier import write_classifier
 from raymae.inference.predictor import Predictor
 from raymae.models import build_classifier
 from raymae.serving.http.app import application
+from raymae.serving.http.metrics import Report
 from raymae.serving.http.service import Service
 from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO
@@ -42,9 +43,9 @@ def write_small_classifier(target: Path, labels: Labels = "single") -> Folder:
 
 
 @contextmanager
-def serving(predictor: Predictor, settings: ServeConfig) -> Iterator[tuple[int, Service]]:
+def serving(predictor: Predictor, settings: ServeConfig, report: Report | None = None) -> Iterator[tuple[int, Service]]:
     """The application on a port of this machine, and its service."""
-    service = Service(predictor, settings, "a classifier")
+    service = Service(predictor, settings, "a classifier", report)
     server = uvicorn.Server(uvicorn.Config(application(service), log_level="critical", lifespan="off"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],))

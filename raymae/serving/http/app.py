@@ -1,4 +1,7 @@
-"""The HTTP layer: routes, limits and errors of an ASGI application around a service."""
+"""The HTTP layer: routes, limits and errors of an ASGI application around a service.
+
+The routes are described in `raymae.serving.http.openapi`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import logging
 import re
 from pathlib import Path
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -17,7 +21,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from raymae.audio.errors import AudioError, SilentError, TooLongError
+from raymae.serving.http.formats import formats
 from raymae.serving.http.guard import Guard
+from raymae.serving.http.metrics import Counted
+from raymae.serving.http.openapi import document
+from raymae.serving.http.sample import sample
 from raymae.serving.http.service import OverloadedError, Service
 from raymae.serving.http.upload import FullError, StalledError, TooLargeError, UploadError, read_body
 
@@ -39,8 +47,8 @@ STATUS: dict[type[Exception], int] = {
 
 
 def application(service: Service) -> Starlette:
-    """The application of a service: GET / is a page, POST / classifies a recording, GET /health reports the service."""
-    page = PAGE.read_text()
+    """The application of a service: GET / is a page, POST / classifies a recording; the rest says `document`."""
+    page, described = PAGE.read_text(), document(service.settings, service.predictor.class_names)
     policy = content_security_policy(page)
 
     async def show(request: Request) -> Response:
@@ -49,22 +57,41 @@ def application(service: Service) -> Starlette:
     async def health(request: Request) -> Response:
         return answer(service.health())
 
+    async def describe(request: Request) -> Response:
+        return answer(described)
+
+    async def metrics(request: Request) -> Response:
+        return Response(await service.metrics.text(), headers=HEADERS, media_type=CONTENT_TYPE_LATEST)
+
+    async def try_out(request: Request) -> Response:
+        made = await asyncio.get_running_loop().run_in_executor(service.decoders, sample, service.settings)
+        return Response(made, headers=HEADERS, media_type="audio/wav")
+
     async def classify(request: Request) -> Response:
         try:
             return await classified(service, request)
         except tuple(STATUS) as error:
             status = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-            return failure(status, str(error), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {})
+            return failure(status, reason(error), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {})
 
+    pages = {"/": show, "/health": health, "/openapi.json": describe, "/metrics": metrics, "/sample.wav": try_out}
     return Starlette(
         routes=[
-            Route("/", show, methods=["GET"]),
+            *(Route(path, function, methods=["GET"]) for path, function in pages.items()),
             Route("/", classify, methods=["POST"]),
-            Route("/health", health, methods=["GET"]),
         ],
         exception_handlers={HTTPException: refused, Exception: failed},
-        middleware=[Middleware(Guard, host=service.settings.host, refuse=lambda reason: failure(403, reason))],
+        middleware=[
+            Middleware(Counted, metrics=service.metrics, paths=frozenset(pages)),
+            Middleware(Guard, host=service.settings.host, refuse=lambda reason: failure(403, reason)),
+        ],
     )
+
+
+def reason(error: Exception) -> str:
+    """The reason for users: of what can't be decoded, with the formats that can."""
+    told = str(error)
+    return f"{told}; formats: {', '.join(formats())}" if told.startswith(("can't be decoded", "empty file")) else told
 
 
 async def classified(service: Service, request: Request) -> Response:
@@ -102,7 +129,7 @@ def failure(status: int, message: str, headers: dict[str, str] | None = None) ->
 async def refused(request: Request, error: Exception) -> Response:
     """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
-    known = "POST / takes an audio file, GET / shows a page, GET /health reports what is served"
+    known = "POST / takes an audio file, GET / shows a page, GET /openapi.json describes all paths"
     return failure(error.status_code, f"{request.method} {request.url.path}: {error.detail}; {known}")
 
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -22,10 +22,13 @@ from raymae.cluster.ray_private import begin_to_delete
 from raymae.cluster.resources.nodes import alive
 from raymae.cluster.resources.pools import await_actor, torch_device
 from raymae.config import ComputeConfig, Config, ServeConfig, redact
+from raymae.serving.http.metrics import Board, Totals
 from raymae.serving.predict import find_classifier
 from raymae.storage.folder import Folder
 
 APPLICATION = "raymae"
+BOARD = "board"
+"""Name of the actor that holds the counts of all replicas (`raymae.serving.http.metrics.Board`)."""
 CHECK_SECONDS = 10.0
 """Time between two checks that Ray is still running."""
 SPARE = 1024
@@ -38,12 +41,17 @@ GRACE_SECONDS = 5.0
 class Scenes:
     """A replica of the deployment."""
 
-    def __init__(self, classifier: Folder, settings: ServeConfig, threads: int) -> None:
+    def __init__(self, classifier: Folder, settings: ServeConfig, threads: int, board: Any) -> None:
         from raymae.inference.predictor import Predictor
         from raymae.serving.http.service import Service
 
         predictor = Predictor(classifier, torch_device=torch_device(), threads=threads)
-        self.service = Service(predictor, settings, redact(classifier.url))
+
+        async def report(*what: Any) -> Totals:
+            found: Totals = await board.report.remote(*what)
+            return found
+
+        self.service = Service(predictor, settings, redact(classifier.url), report)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         from raymae.serving.http.app import application
@@ -103,6 +111,13 @@ class Closer:
         while APPLICATION in serve.status().applications and time.monotonic() < until:
             time.sleep(0.1)
         serve.shutdown()
+        remove_board()
+
+
+def remove_board() -> None:
+    """End the actor that holds the counts of all replicas, if there is one."""
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(BOARD, APPLICATION))
 
 
 def end(seconds: float) -> None:
@@ -134,7 +149,10 @@ def deploy(classifier: Folder, settings: ServeConfig, compute: ComputeConfig) ->
         logging_config=quiet,
     )(Scenes)
     threads = compute.torch_threads or max(1, int(cores / settings.replicas))
-    serve.run(deployment.bind(classifier, settings, threads), name=APPLICATION)
+    remove_board()  # of a job that was killed
+    named = {"name": BOARD, "namespace": APPLICATION, "lifetime": "detached"}
+    board = ray.remote(num_cpus=0)(Board).options(**named).remote()
+    serve.run(deployment.bind(classifier, settings, threads, board), name=APPLICATION)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
 

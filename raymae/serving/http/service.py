@@ -18,6 +18,9 @@ from raymae.config import ServeConfig
 from raymae.inference.predictor import Predictor
 from raymae.inference.windowed import Clip
 from raymae.serving.http.batching import Batcher
+from raymae.serving.http.formats import formats
+from raymae.serving.http.metrics import Metrics, Report
+from raymae.serving.http.scenes import scenes
 from raymae.serving.http.spectrogram import Spectrogram
 from raymae.serving.http.upload import Uploads, file_of
 
@@ -59,11 +62,13 @@ class Service:
     Args:
         predictor: used by the service's threads alone from now on.
         name: of the classifier, as `health` reports it.
+        report: to a board of counts that all replicas share.
     """
 
-    def __init__(self, predictor: Predictor, settings: ServeConfig, name: str) -> None:
+    def __init__(self, predictor: Predictor, settings: ServeConfig, name: str, report: Report | None = None) -> None:
         self.predictor, self.settings, self.name = predictor, settings, name
         self.ongoing = 0
+        self.metrics = Metrics(lambda: self.ongoing, report)
         self.uploads = Uploads(UPLOADS * settings.max_bytes)
         self.batcher: Batcher[Clip, NDArray[np.float32] | None] = Batcher(
             predictor.of_clips, settings.batch, WAITING * settings.batch
@@ -95,6 +100,7 @@ class Service:
         finally:
             recording.drop()
         windows = [(start, end, value) for (start, end, _), value in zip(recording.windows, values, strict=True)]
+        self.metrics.counts["windows",] += sum(value is not None for value in values)
         mean = self.predictor.average(windows)
         label, confidence = self.predictor.label(mean)
         result = {
@@ -102,6 +108,7 @@ class Service:
             "confidence": round(confidence, 6),
             "probabilities": self._named(mean),
             "duration": round(recording.duration, 3),
+            "scenes": scenes(self.predictor, windows),
             "windows": [
                 {"start": round(start, 3), "end": round(end, 3), **self._answer(value)} for start, end, value in windows
             ],
@@ -140,6 +147,7 @@ class Service:
             "classifier": self.name,
             "classes": one.class_names,
             "labels": one.finetune.labels,
+            "formats": list(formats()),
             "sample_rate": one.audio.sample_rate,
             "window_seconds": one.audio.clip_seconds,
             "max_mb": settings.max_mb,
