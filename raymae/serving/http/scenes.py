@@ -22,10 +22,10 @@ def scenes(predictor: Predictor, windows: Sequence[Window]) -> list[dict[str, An
         value = window[2]
         return None if value is None else frozenset(predictor.label(value)[0].split(SEPARATOR))
 
-    found = []
+    found: list[dict[str, Any]] = []
     for labels, stretch in groupby(windows, kind):
         inside = list(stretch)
-        place = {"start": round(inside[0][0], 3), "end": round(inside[-1][1], 3)}
+        place: dict[str, Any] = {"start": round(inside[0][0], 3), "end": round(inside[-1][1], 3)}
         if labels is None:
             found.append(place | {"error": str(SilentError())})
             continue
