@@ -252,12 +252,17 @@ class EvaluateConfig:
     probe_clips: int = 1000
     """Most labelled held-out clips on whose frozen embeddings probes predict device, city and scene, before and after
     each stage; 0 switches them off."""
+    played_mistakes: int = 12
+    """Most mistakes that report.html plays: 10 s of each recording at most, at a low rate, are in the page itself, so
+    whoever has the page can listen to them; 0: none."""
     compare: tuple[str, ...] = ()
     """Two finished evaluations of the same clips (their folders, or their runs' folders) to compare model by model, in
     place of an evaluation; for jobs/evaluate.py alone."""
 
     def __post_init__(self) -> None:
         require(self.probe_clips >= 0, f"evaluate.probe_clips = {self.probe_clips} must not be negative")
+        count = self.played_mistakes
+        require(0 <= count <= 12, f"evaluate.played_mistakes = {count} must lie between 0 and 12")
         require(
             len(self.compare) in (0, 2),
             f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",

@@ -37,8 +37,8 @@ UNKNOWN = "unknown"
 MISTAKES = 20
 """Number of mistakes listed per split, the most confident ones."""
 
-DESCRIBED = ["clip_id", "path", "device", "city", "group"]
-"""Columns of their clips that are listed."""
+DESCRIBED = ("clip_id", "path", "start_seconds", "end_seconds", "device", "city", "group")
+"""Columns of their clips that are listed, of those that there are."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def _domains(part: Part, trained_on: TrainedOn | None) -> dict[str, Any]:
 def mistakes(predictions: pa.Table, class_names: Sequence[str], labels: Labels = "single") -> dict[str, list[Any]]:
     """By split, the most confident wrong predictions, one per group, as clips of a group tend to be wrong together.
 
-    Keys: clip_id, path, device, city, group, true, predicted, confidence, and for its group group_wrong (number of
-    wrong clips) and group_clips.
+    Keys: clip_id, path, start_seconds and end_seconds of parts, device, city, group, true, predicted, confidence, and
+    for its group group_wrong (number of wrong clips) and group_clips.
     """
     found = {}
     for split, clips in held_out(predictions).items():
@@ -174,7 +174,11 @@ def mistakes(predictions: pa.Table, class_names: Sequence[str], labels: Labels =
             first.setdefault(part.groups[one["row"]], one)
         members, misses = Counter(part.groups), Counter(part.groups[row] for row in {one["row"] for one in wrong})
         worst = list(first.items())[:MISTAKES]
-        described = clips.select(DESCRIBED).take(np.array([one["row"] for _, one in worst], np.int64)).to_pylist()
+        described = (
+            clips.select([name for name in DESCRIBED if name in clips.column_names])
+            .take(np.array([one["row"] for _, one in worst], np.int64))
+            .to_pylist()
+        )
         found[split] = [
             row
             | {key: value for key, value in one.items() if key != "row"}

@@ -86,6 +86,7 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
     if "evaluate" in plan.nodes:
         evaluation = plan.nodes["evaluate"].artifact
         print(headline(evaluation.read_bytes("report.md").decode()))
+        print(f"verdict:           {evaluation.result()['verdict']['sentence']}")
         print(f"full report:       {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
     if "model_uri" in result:
         print(f"registered model:  {result['model_uri']}")

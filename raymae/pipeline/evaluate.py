@@ -21,6 +21,7 @@ from raymae.datasets.synthetic import STAMP
 from raymae.evaluation.baselines import SVMS, SvmKind, fit_svm, statistics
 from raymae.evaluation.recordings import by_recording, has_parts
 from raymae.evaluation.report import write_report
+from raymae.evaluation.report.mistakes import read_samples
 from raymae.evaluation.scores import (
     KINDS,
     check_complete,
@@ -30,10 +31,12 @@ from raymae.evaluation.scores import (
     mistakes,
     training_domains,
 )
+from raymae.evaluation.verdict import verdict
 from raymae.features.manifest import silent_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import Reading
 from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.report_facts import made, training_figures
 from raymae.storage.folder import Folder
 from raymae.training.batches.order import sample
 
@@ -94,6 +97,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
     """Evaluate all models of a plan and write predictions, pages and figures.
 
     Returns the content of `report.json`, and work_seconds:
+        verdict: the fields of `verdict.Verdict`; made: see `report_facts.made`.
         split: the name of the split; labels: single or multi; classes; note: `STAMP` for synthetic data, else None.
         metrics: model → split → scores (`scores.evaluation`); train_seconds: by model; val_chose: models whose weights
             were selected on split val; trained_on: devices and cities of train and pool; quarantined, silent: by split,
@@ -142,8 +146,9 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         "embeddings": embeddings,
         "ablation": plan.ablation_models,
     }
-    result = dict(to_dict(result))
-    write_report(result, artifact)
+    samples = read_samples(result["mistakes"], config.evaluate.played_mistakes, store.audio, config.data.file_timeout)
+    result = dict(to_dict({"verdict": verdict(result), "made": made(plan), **result}))
+    write_report(result, artifact, samples, training_figures(plan))
     return result | {"work_seconds": work_seconds + spent}
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, PromoteConfig, redact, to_dict
 from raymae.evaluation.report import result_table
-from raymae.evaluation.report.sections import P_COLUMNS, difference_cells, number
 from raymae.evaluation.scores import KINDS, comparisons, corrected
+from raymae.evaluation.wording import P_COLUMNS, difference_cells, number
 from raymae.pipeline.best_baseline import against_best_baseline
 from raymae.storage.folder import Folder, open_storage
 

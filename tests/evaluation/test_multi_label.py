@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymae.config import to_dict
 from raymae.evaluation.report import write_report
-from raymae.evaluation.report.figures import NAMES_SHOWN, class_figure
-from raymae.evaluation.report.sections import ROWS_SHOWN, precision_tables, ranking
+from raymae.evaluation.report.class_figures import class_figure
+from raymae.evaluation.report.class_sections import ROWS_SHOWN, precision_tables, ranking
+from raymae.evaluation.report.figures import NAMES_SHOWN
 from raymae.evaluation.scores import Evaluation, evaluation
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
+from tests.support.predictions import judged
 
 NAMES = ["dog", "rain", "speech", "whale"]
 
@@ -98,7 +99,7 @@ def pages(predictions: dict[str, pa.Table], folder: Path) -> tuple[str, dict[str
         "clips": None,
         "embeddings": None,
     }
-    report = dict(to_dict(found | extra))
+    report = judged(found | extra)
     for name in write_report(report, Folder(str(folder))):
         assert (folder / name).stat().st_size > 500
     return (folder / "report.md").read_text(), report
@@ -145,10 +146,10 @@ def test_of_many_classes_the_ends_are_shown(many: Evaluation) -> None:
     assert len(list(precision_tables(make_evaluation(NAMES, 1.0)))) == 1
 
 
-def test_class_figure_has_a_bar_per_class_and_split(many: Evaluation) -> None:
+def test_class_figure_has_a_mark_per_class_and_split(many: Evaluation) -> None:
     small = evaluation(SMALL, NAMES, "multi")
-    figure = class_figure(small, "model")
-    assert [axes.get_title() for axes in figure.axes] == ["val: mAP 0.944", "test: mAP 1.000"]
-    lengths = dict(zip(ranking(small), figure.axes[0].patches, strict=True))
-    assert lengths["rain"].get_width() == pytest.approx(5 / 6)
-    assert len(class_figure(many, "many").axes) == 2
+    (axes,) = class_figure(small, ranking(small)).axes
+    drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert list(drawn) == ["val: mAP 0.944", "test: mAP 1.000"]
+    assert drawn["val: mAP 0.944"][ranking(small).index("rain")][0] == pytest.approx(5 / 6)
+    assert [len(line.get_xdata()) for line in class_figure(many, ranking(many)).axes[0].lines] == [NAMES_SHOWN + 4] * 2

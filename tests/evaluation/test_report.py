@@ -1,5 +1,7 @@
 """Scores by split, and the tables and figures of reports."""
 
+import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,20 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from raymae.cluster.infer import places_of
-from raymae.config import AudioConfig, to_dict
+from raymae.config import AudioConfig
 from raymae.evaluation.baselines import SVMS
 from raymae.evaluation.paired_test import holm
-from raymae.evaluation.report import result_table, write_report
-from raymae.evaluation.report.figures import confusion_figure, domain_figure, reliability_figure
+from raymae.evaluation.report import model_title, result_table, write_report
+from raymae.evaluation.report.class_figures import FEWEST, confusion_figure, joined_bins, reliability_figure
+from raymae.evaluation.report.figures import chosen_models, domain_figure, score_figure
 from raymae.evaluation.report.sections import differences_section
+from raymae.evaluation.report.writing import confused
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 from raymae.training.figures import NOT_DRAWN, curve_panels, learning_curves, reconstruction_figure
-from tests.support.predictions import MODELS, NAMES, PREDICTIONS, make_predictions
+from tests.support.predictions import MODELS, NAMES, PREDICTIONS, judged, make_predictions
 
 SMALL = make_predictions(
     [
@@ -84,24 +88,22 @@ def test_an_unknown_label_is_an_error() -> None:
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     """The result of an evaluation; one path of its table holds what HTML and Markdown would take for theirs."""
-    found: dict[str, Any] = dict(
-        to_dict(
-            score_predictions(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"])
-            | {
-                "split": "visit, seed 3",
-                "note": "Synthetic",
-                "train_seconds": {"svm": 0.2, "svm_robust": 1.0, "cnn": 61.4, "student": 61.6},
-                "val_chose": ["cnn"],
-                "quarantined": {"val": 2},
-                "silent": {"test": 3},
-                "clips": None,
-                "embeddings": {
-                    "layer": 6,
-                    "targets": {"device": {"names": ["a", "b"], "clips": 180, "groups": 18, "chance": 0.5}},
-                    "scores": {"random weights": {"device": 0.81}, "pre-trained": {"device": 0.62}},
-                },
-            }
-        )
+    found = judged(
+        score_predictions(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"])
+        | {
+            "split": "visit, seed 3",
+            "note": "Synthetic",
+            "train_seconds": {"svm": 0.2, "svm_robust": 1.0, "cnn": 61.4, "student": 61.6},
+            "val_chose": ["cnn"],
+            "quarantined": {"val": 2},
+            "silent": {"test": 3},
+            "clips": None,
+            "embeddings": {
+                "layer": 6,
+                "targets": {"device": {"names": ["a", "b"], "clips": 180, "groups": 18, "chance": 0.5}},
+                "scores": {"random weights": {"device": 0.81}, "pre-trained": {"device": 0.62}},
+            },
+        }
     )
     found["mistakes"]["val"][0]["path"] = "<script>alert(1)</script>|x"
     return found
@@ -142,7 +144,15 @@ def test_pages_name_every_model_split_and_device(report: dict[str, Any], written
     assert "0.620" in sections["Probes of the embeddings"]
     numbered = [part for part in sections.values() if part.count("|") > 5]
     assert len(numbered) >= 8
-    assert all("Split: visit, seed 3. Synthetic." in part for part in numbered)
+    assert text.count("visit, seed 3") == page.count("visit, seed 3") == 1
+    assert text.startswith(f"# Evaluation of MAE, with pseudo-labels\n\n**{report['verdict']['sentence']}**\n")
+    best = max(report["metrics"], key=lambda name: report["metrics"][name]["val"]["macro_accuracy"])
+    bold = [
+        line
+        for line in sections["Macro accuracy by split"].splitlines()
+        if line.split("|")[2:3] and "**" in line.split("|")[2]
+    ]
+    assert [line.split("|")[1].strip() for line in bold] == [model_title(best)]
     for word in ("None", "nan"):
         assert word not in text
     for name in (name for name in names if name.endswith(".png")):
@@ -154,7 +164,11 @@ def test_pages_name_every_model_split_and_device(report: dict[str, Any], written
 
 
 def test_pages_escape_what_a_table_brings(written: tuple[Path, list[str]]) -> None:
-    assert "<script>" not in (written[0] / "report.html").read_text()
+    page = (written[0] / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert page.count("<script") == 1
+    digest = hashlib.sha256(page.partition("<script>")[2].partition("</script>")[0].encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in page
     assert "alert(1)</script>\\|x" in (written[0] / "report.md").read_text()
 
 
@@ -170,7 +184,7 @@ def test_missing_classes_are_named(tmp_path: Path) -> None:
         "silent": {},
         "clips": None,
     }
-    write_report(dict(to_dict(found | extra | {"embeddings": None})), Folder(str(tmp_path)))
+    write_report(judged(found | extra | {"embeddings": None}), Folder(str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
     assert "val has no clip of park: its score is the mean over the other classes." in text
     assert "No interval of val: bus has 1 group, fewer than 5, tram has 1 group, fewer than 5." in text
@@ -255,26 +269,48 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_confusion_figure_shows_the_counts() -> None:
-    figure = confusion_figure(evaluation(SMALL, NAMES), NAMES, "model")
-    assert [axes.get_title() for axes in figure.axes] == [
-        "val: macro accuracy 0.750",
-        "test_a: macro accuracy 0.000",
-        "test_b: macro accuracy 1.000",
-    ]
-    assert texts(figure) == ["1"] * 5
+def test_confusion_figure_shows_shares_and_counts() -> None:
+    found = evaluation(SMALL, NAMES)
+    figure = confusion_figure(found["val"], NAMES)
+    assert texts(figure) == ["50%\n1", "50%\n1", "100%\n1"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["bus (2)", "park (none)", "tram (1)"]
+    assert confused(found["val"], NAMES) == "Most often mistaken: bus as park (1)."
 
 
-def test_domain_figure_has_a_bar_per_model_and_device(report: dict[str, Any]) -> None:
-    figure = domain_figure(report["metrics"], "devices", "accuracy", "Split s")
-    assert [len(axes.patches) for axes in figure.axes] == [8, 8, 8]
-    assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["s4*", "s5*"]
+def test_domain_figure_has_a_row_per_device_with_its_counts(report: dict[str, Any]) -> None:
+    models = chosen_models(report["metrics"], "macro_accuracy")
+    assert len(models) == 3
+    figure = domain_figure(report["metrics"], models, "devices", "accuracy")
+    assert [sum(line.get_gid() == "score" for line in axes.lines) for axes in figure.axes] == [2 * 3] * 3
+    labels = [label.get_text() for label in figure.axes[2].get_yticklabels()]
+    assert labels == ["s4* (45 clips, 18 groups)", "s5* (45 clips, 18 groups)"]
+
+
+def test_score_figure_has_a_mark_per_model_and_split(report: dict[str, Any]) -> None:
+    (axes,) = score_figure(report["metrics"], "macro_accuracy", dict.fromkeys(report["metrics"]["cnn"], 1 / 3)).axes
+    assert sum(line.get_gid() == "score" for line in axes.lines) == 4 * 3
+    assert sum(line.get_gid() == "interval" for line in axes.lines) == 4 * 3
 
 
 def test_reliability_figure_shows_models_that_give_probabilities(report: dict[str, Any]) -> None:
-    figure = reliability_figure(report["metrics"], "Split s")
-    assert len(figure.axes) == 6
-    assert len(figure.axes[0].lines) == 3  # the diagonal, the CNN, the student
+    above, _ = reliability_figure(report["metrics"], "val").axes
+    assert len(above.lines) == 3  # the diagonal, the CNN, the student
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=15))
+def test_points_of_a_reliability_diagram_are_of_enough_guesses(bins: list[tuple[int, float, float]]) -> None:
+    table: dict[str, list[float | None]] = {
+        "count": [count for count, _, _ in bins],
+        "confidence": [confidence if count else None for count, confidence, _ in bins],
+        "right": [right if count else None for count, _, right in bins],
+    }
+    joined = joined_bins(table)
+    total = sum(count for count, _, _ in bins)
+    assert sum(count for _, _, count in joined) == total
+    assert len(joined) == (total > 0) or all(count >= FEWEST for _, _, count in joined)
+    for place in (0, 1):
+        mean = sum(point[place] * point[2] for point in joined)
+        assert mean == pytest.approx(sum(count * rest[place] for count, *rest in bins))
 
 
 def test_learning_curves_show_what_there_is() -> None:

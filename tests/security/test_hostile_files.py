@@ -25,6 +25,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from raymae.audio.decode import load
@@ -32,9 +33,10 @@ from raymae.audio.errors import AudioError
 from raymae.audio.sources import look_into, open_clip
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table
-from raymae.evaluation.report.document import Picture, Section, page
-from raymae.evaluation.report.figures import confusion_figure
-from raymae.evaluation.report.sections import tables
+from raymae.evaluation.report.class_figures import confusion_figure
+from raymae.evaluation.report.document import Picture, Sample
+from raymae.evaluation.report.page import page
+from raymae.evaluation.report.writing import compose
 from raymae.evaluation.scores import evaluation
 from raymae.features.store import FeatureStore
 from raymae.pipeline.evaluate import score_predictions
@@ -46,7 +48,7 @@ from raymae.storage.png import png
 from raymae.training.state.checkpoint import load_commit
 from tests.support.audio_files import tar
 from tests.support.paths import ROOT
-from tests.support.predictions import MODELS, NAMES, PREDICTIONS
+from tests.support.predictions import MODELS, NAMES, PREDICTIONS, judged
 from tests.support.weights import make_plan, make_state, start
 
 
@@ -245,20 +247,16 @@ def test_hostile_names_in_a_report() -> None:
             "clips": None,
             "embeddings": None,
         }
-        sections = tables(scored | about | {"split": rename("visit"), "note": rename("note")})
-        return Tags(
-            page(
-                rename("title"),
-                [*sections, Section(rename("Figures"), [Picture("a.png", rename("a"))])],
-                {"a.png": b""},
-            )
-        ).found
+        report = judged(scored | about | {"split": rename("visit"), "note": rename("note")})
+        sample = Sample(title=rename("a"), lines=[rename("b")], picture=b"", audio=b"")
+        document = compose(report, {"scores": [(Picture("a.png", rename("a")), Figure())]}, [sample])
+        return Tags(page(document, {"a.png": b""})).found
 
     assert tags(lambda name: name + "".join(NASTY)) == tags(lambda name: name.ljust(100, "x"))
 
 
 def test_hostile_names_in_a_figure() -> None:
     metrics = evaluation(PREDICTIONS["cnn"], NAMES)
-    figure = confusion_figure({"val": metrics["val"]}, ["$\\a{", "$x$", "<b>"], "$\\frac{")
+    figure = confusion_figure(metrics["val"], ["$\\a{", "$x$", "<b>"])
     assert png(figure).startswith(b"\x89PNG")
     assert "$\\a{" in {text.get_text() for text in figure.findobj(Text)}

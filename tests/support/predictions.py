@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import to_dict
+from raymae.evaluation.verdict import verdict
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 
@@ -32,6 +34,22 @@ def finish(folder: Folder, share: float, seed: int, split: str = "visit, seed 0"
 
 
 NAMES = ["bus", "park", "tram"]
+
+MADE: dict[str, Any] = {
+    "run": "small-evaluate-0123456789abcdef",
+    "recipe": "small",
+    "job": "evaluate",
+    "date": "2025-05-01T10:20+00:00",
+    "command": "python jobs/evaluate.py small",
+    "versions": {"python": "3.11.9", "raymae": "0.1.0"},
+    "clips": {"val": {"clips": 90, "labelled": 90, "groups": 18, "devices": 2, "cities": 1, "hours": None}},
+}
+"""What an evaluation was made of (`pipeline.report_facts.made`)."""
+
+
+def judged(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A scored result with its verdict, as a report is written from."""
+    return dict(to_dict({"verdict": verdict(found), "made": MADE, **found}))
 
 
 def make_predictions(rows: list[tuple[str, str | None, str, str | None, str]]) -> pa.Table:

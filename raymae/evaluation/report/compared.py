@@ -8,8 +8,8 @@ from typing import Any
 
 from raymae.config import redact, to_dict
 from raymae.evaluation.report.document import result_table
-from raymae.evaluation.report.sections import P_COLUMNS, difference_cells, holm_text, model_title, number
 from raymae.evaluation.scores import KINDS, comparisons, corrected
+from raymae.evaluation.wording import P_COLUMNS, difference_cells, holm_text, model_title, number
 from raymae.storage.folder import Folder
 
 

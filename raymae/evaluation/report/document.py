@@ -1,25 +1,9 @@
-"""Documents of paragraphs, tables and pictures, as Markdown and as self-contained HTML."""
+"""Documents of a verdict, facts, paragraphs, tables and pictures; as Markdown here, as a page in `page`."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de; }
-.table { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; }
-th { background: #f6f8fa; vertical-align: bottom; } td:first-child, th:first-child, .text { text-align: left; }
-td { white-space: nowrap; } td.long { white-space: normal; overflow-wrap: anywhere; min-width: 24rem; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; } figcaption { color: #57606a; font-size: .9em; }
-nav a { margin-right: 1rem; white-space: nowrap; }
-"""
-LONG = 60
-"""Characters in a cell above which it may wrap."""
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -29,6 +13,8 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: frozenset[str] = frozenset()
+    bold: frozenset[tuple[int, int]] = frozenset()
+    """Row and column of the cells in bold."""
 
     def left(self) -> list[bool]:
         """Whether each column is left-aligned."""
@@ -43,33 +29,79 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A clip to look at and to listen to; in the page alone."""
+
+    title: str
+    lines: Sequence[str]
+    picture: bytes
+    """A PNG, of any size."""
+    audio: bytes
+    """An MP3."""
+
+
+Block = str | Table | Picture | Sample
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading and the blocks below it."""
 
     title: str
-    blocks: Sequence[str | Table | Picture] = field(default_factory=tuple)
+    blocks: Sequence[Block] = ()
+    beside: Sequence[Picture] = ()
+    """Figures: a single one is beside the blocks where the page is wide, all others below them."""
 
 
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The document as Markdown: tables with aligned columns, pictures as links."""
-    parts = [f"# {title}"]
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole report."""
+
+    title: str
+    decision: str
+    """`verdict.Decision`"""
+    verdict: str
+    notes: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    """Names and values: what was evaluated, how and when."""
+    sections: Sequence[Section]
+
+
+def document_text(document: Document) -> str:
+    """A whole report as Markdown."""
+    head = [f"**{document.verdict}**", *document.notes]
+    facts = "\n".join(f"- {name}: {value}" for name, value in document.facts)
+    return markdown(document.title, document.sections, [*head, facts])
+
+
+def markdown(title: str, sections: Sequence[Section], head: Sequence[str] = ()) -> str:
+    """Sections as Markdown: tables with aligned columns, pictures as links."""
+    parts = [f"# {title}", *head]
     for section in sections:
         parts.append(f"## {section.title}")
-        for block in section.blocks:
+        for block in (*section.blocks, *section.beside):
             if isinstance(block, Table):
-                parts.append(result_table(block.header, block.rows, block.text))
+                parts.append(table_text(block))
             elif isinstance(block, Picture):
                 parts.append(f"![{block.caption}]({block.file})")
-            else:
+            elif isinstance(block, str):
                 parts.append(block)
     return "\n\n".join(parts) + "\n"
 
 
 def result_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: frozenset[str] = frozenset()) -> str:
     """A `Table` in Markdown, with aligned columns."""
-    table = Table(header, rows, text)
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (table.header, *table.rows)]
+    return table_text(Table(header, rows, text))
+
+
+def table_text(table: Table) -> str:
+    """A table in Markdown, with aligned columns."""
+    rows = [
+        [f"**{cell}**" if (row, column) in table.bold else cell for column, cell in enumerate(line)]
+        for row, line in enumerate(table.rows)
+    ]
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (table.header, *rows)]
     left = table.left()
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(table.header))]
     rule = ["-" * width if to_left else "-" * (width - 1) + ":" for width, to_left in zip(widths, left, strict=True)]
@@ -81,41 +113,3 @@ def result_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: fro
         for line in (lines[0], rule, *lines[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
-
-
-def page(title: str, sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
-    """The document as one HTML file, with the PNGs of `pictures` (by `Picture.file`) embedded."""
-    links = "".join(f'<a href="#s{number}">{html.escape(s.title)}</a> ' for number, s in enumerate(sections))
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<nav>{links}</nav>"]
-    for number, section in enumerate(sections):
-        parts.append(f'<h2 id="s{number}">{html.escape(section.title)}</h2>')
-        for block in section.blocks:
-            if isinstance(block, Table):
-                parts.append(_table(block))
-            elif isinstance(block, Picture):
-                parts.append(_figure(block, pictures[block.file]))
-            else:
-                parts.append(f"<p>{html.escape(block)}</p>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
-
-
-def _table(table: Table) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        inner = (
-            f'<{tag} class="{"text" * (name in table.text)} {"long" * (len(cell) > LONG)}">{html.escape(cell)}</{tag}>'
-            for cell, name in zip(cells, table.header, strict=True)
-        )
-        return f"<tr>{''.join(inner)}</tr>".replace(' class=" "', "")
-
-    body = "\n".join(line("td", row) for row in table.rows)
-    return f'<div class="table"><table><thead>{line("th", table.header)}</thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def _figure(picture: Picture, png: bytes) -> str:
-    source = base64.b64encode(png).decode()
-    caption = html.escape(picture.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{source}"><figcaption>{caption}</figcaption></figure>'
-    )

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raymae.evaluation.report.document import Picture, Section, Table, markdown
 from raymae.evaluation.report.figures import NAMES_SHOWN
-from raymae.evaluation.report.sections import number
+from raymae.evaluation.wording import number
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
 

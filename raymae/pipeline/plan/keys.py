@@ -24,7 +24,7 @@ from raymae.training.tasks.selection import selection
 VERSION = 4
 """Part of every key; raised when what the stages compute, or the name of an input, changes."""
 
-EVALUATION = 4
+EVALUATION = 5
 """Part of the key of an evaluation alone; raised when what is scored or reported changes."""
 
 TUNING = 1
@@ -218,6 +218,7 @@ def evaluate_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
         "final": node.final,
         "split": split_name(config.data.split),
         "probe_clips": config.evaluate.probe_clips,
+        "played_mistakes": config.evaluate.played_mistakes,
         "ablation": config.evaluate.ablation,
     }
 
