@@ -71,7 +71,7 @@ def finish(task: Task, trainer: Trainer, model: nn.Module, beat: Callable[[], No
     spec.check_lease()
     operations: list[Callable[[], object]] = [
         lambda: task.save(model),
-        lambda: artifact.write_bytes(CURVES, png(learning_curves(read_events(artifact), spec.name))),
+        lambda: artifact.write_bytes(CURVES, png(learning_curves(read_events(artifact), spec.name, chosen["step"]))),
         lambda: artifact.write_json("config.json", to_dict(spec.config)),
         lambda: artifact.write_table(TRAINED_ON, trained_on_table(spec)),
         spec.check_lease,

@@ -27,7 +27,14 @@ from raymae.evaluation.scores import check_complete, comparisons, evaluation, mi
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 from raymae.storage.png import png
-from raymae.training.figures import NOT_DRAWN, curve_panels, learning_curves, reconstruction_figure
+from raymae.training.figures import (
+    NOT_DRAWN,
+    Reconstruction,
+    curve_panels,
+    learning_curves,
+    reconstruction_figure,
+    scale,
+)
 from tests.support.predictions import MODELS, NAMES, PREDICTIONS, judged, make_predictions
 
 SMALL = make_predictions(
@@ -318,11 +325,12 @@ def test_learning_curves_show_what_there_is() -> None:
     events[2]["metrics"] |= {"val/macro_accuracy": 0.5, "probe/scene": 0.4, "probe/city": 0.7, "novel": 3.0}
     figure = learning_curves(events, "finetune")
     labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["loss", "validation", "probe", "learning rate", "other"]
+    assert labels == ["loss", "validation", "probe", "learning rate", "novel"]
     drawn = dict(zip(labels, figure.axes, strict=True))
     assert drawn["validation"].lines[0].get_xydata().tolist() == [[3, 0.5]]
     assert [line.get_label() for line in drawn["probe"].lines] == ["probe/city", "probe/scene"]
-    assert [text.get_text() for text in drawn["other"].get_legend().get_texts()] == ["novel"]
+    kept = [line for axes in learning_curves(events, "finetune", 2).axes for line in axes.lines if line.get_gid()]
+    assert [(line.get_gid(), line.get_xdata()[0]) for line in kept] == [("kept", 2)] * 5
     assert len(learning_curves(events[:2], "pretrain").axes) == 2
     assert png(learning_curves([], "nothing yet")).startswith(b"\x89PNG")
 
@@ -336,12 +344,26 @@ def test_every_metric_is_drawn_once(names: set[str]) -> None:
     assert all(panels.values())
 
 
+def test_the_effective_rank_has_its_own_panel() -> None:
+    panels = curve_panels({"probe/scene", "probe/effective_rank"})
+    assert panels == {"effective rank": ["probe/effective_rank"], "probe": ["probe/scene"]}
+
+
+@given(st.lists(st.floats(0.5, 1.5), min_size=60, max_size=80))
+def test_a_few_large_values_don_t_flatten_a_curve(values: list[float]) -> None:
+    assert scale([*values, 1000.0]) is None or scale([*values, 1000.0])[1] < 3
+    assert scale([1000.0, *np.linspace(1, 2, 60)])[1] < 3
+    assert scale(np.linspace(1, 2, 60)) is None
+
+
 def test_reconstruction_in_seconds_and_kilohertz() -> None:
     audio = AudioConfig(sample_rate=16_000, n_fft=1024, win_length=640, hop_length=320, n_mels=64, clip_seconds=2)
     log_mel = np.random.default_rng(0).normal(size=(96, 64))
     removed = np.zeros((96, 64), bool)
     removed[:72] = True
-    figure = reconstruction_figure(log_mel, removed, log_mel, audio, "clip")
+    clip = Reconstruction(name="clip", log_mel=log_mel, removed=removed, maps={"reconstruction": log_mel})
+    figure = reconstruction_figure([clip, clip], audio, "two")
+    assert [axes.get_title() for axes in figure.axes[3:6]] == [axes.get_title() for axes in figure.axes[:3]]
     assert figure.axes[1].get_title() == "visible to the encoder (25%)"
     assert figure.axes[0].get_xlim() == (0, pytest.approx(1.92))
     ticks = dict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from raymae.models.weights_file import save_weights
 from raymae.storage.png import png
 from raymae.training.batches.passes import Clips
 from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
-from raymae.training.figures import component_figure, reconstruction_figure
+from raymae.training.figures import Reconstruction, component_figure, reconstruction_figure
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.base import Counts
 from raymae.training.tasks.chosen_inputs import inputs_of
@@ -32,6 +33,10 @@ from raymae.training.worker import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+DRAWN, TRIED = 4, 16
+"""Clips in the figure of reconstructions, and those that they are chosen from."""
 
 
 class PretrainTask:
@@ -141,28 +146,51 @@ class PretrainTask:
             artifact.write_bytes(f"figures/{name}.png", png(figure))
 
     def figures(self, model: nn.Module) -> dict[str, Figure]:
-        """The reconstruction of always the same clip, under the same mask."""
-        return {"reconstruction": self.reconstruction(model)}
+        """The reconstructions of always the same clips, under the same masks."""
+        return {"reconstruction": self.reconstructions(model)}
+
+    @cached_property
+    def drawn_rows(self) -> NDArray[np.int64]:
+        """The rows of at most `DRAWN` clips that sound: of some all over the order, those with the fewest silent values
+        in the part that is drawn."""
+        rows = np.concatenate(self.order.rows)
+        rows = np.unique(rows[np.linspace(0, len(rows) - 1, min(TRIED, len(rows))).astype(int)])
+        log_mel, valid_frames = self.spec.store.read(rows)
+        length = crop_frames(self.config.augment, self.audio)
+        sounding = [
+            (one[: min(length, frames)] > self.audio.silence).mean()
+            for one, frames in zip(log_mel, valid_frames, strict=True)
+        ]
+        most = np.argsort(-np.round(sounding, 2), kind="stable")  # of equal ones, those spread over the order
+        best = most[: np.count_nonzero(np.round(sounding, 2) == np.round(sounding, 2).max())]
+        chosen = most[:DRAWN] if len(best) < DRAWN else best[np.linspace(0, len(best) - 1, DRAWN).astype(int)]
+        return np.sort(rows[chosen])
 
     @torch.inference_mode()
-    def reconstruction(self, model: nn.Module) -> Figure:
-        """A figure of the first clip's beginning, as long as in training: input, visible patches and reconstruction."""
-        row = self.order.rows[0][:1]
-        log_mel, valid_frames = self.spec.store.read(row)
+    def reconstructions(self, model: nn.Module) -> Figure:
+        """A figure of some clips' beginnings, as long as in training: input, visible patches and reconstruction."""
+        drawn = [self.reconstruction(model, int(row), place) for place, row in enumerate(self.drawn_rows)]
+        draw = component_figure if isinstance(model, LatentAutoencoder) else reconstruction_figure
+        return draw(drawn, self.audio, f"mask ratio {self.spec.config.model.mask_ratio}")
+
+    def reconstruction(self, model: nn.Module, row: int, place: int) -> Reconstruction:
+        """What the model makes of a clip, under the mask of the `place`-th one that is drawn."""
+        log_mel, valid_frames = self.spec.store.read(np.array([row]))
         length = crop_frames(self.config.augment, self.audio)
         log_mel, valid_frames = log_mel[:, :length], valid_frames.clip(max=length)
-        draws = Draws(mix(self.seed, 6), np.zeros(1, np.int64))
-        clip, frames = torch.from_numpy(log_mel).float(), torch.from_numpy(valid_frames).long()
+        draws = Draws(mix(self.seed, 6), np.array([place]))
         network, device = cast(MaskedAutoencoder, model), next(model.parameters()).device
-        clip, frames = clip.to(device), frames.to(device)
-        title = f"{self.spec.store.clips['clip_id'][int(row[0])]}, mask ratio {self.spec.config.model.mask_ratio}"
+        clip = torch.from_numpy(log_mel).float().to(device)
+        frames = torch.from_numpy(valid_frames).long().to(device)
 
         def visible(values: Tensor) -> NDArray[Any]:
             return np.asarray(values[0, : int(valid_frames[0]), : self.audio.n_mels].cpu().numpy())
 
         if isinstance(network, LatentAutoencoder):
             target, guess, removed = network.component_maps(clip, frames, draws)
-            panels = {"target, first component": visible(target), "prediction of it": visible(guess)}
-            return component_figure(visible(clip), visible(removed), panels, self.audio, title)
-        made, removed = network.reconstruct(clip, frames, draws)
-        return reconstruction_figure(visible(clip), visible(removed), visible(made), self.audio, title)
+            maps = {"target, first component": visible(target), "prediction of it": visible(guess)}
+        else:
+            made, removed = network.reconstruct(clip, frames, draws)
+            maps = {"reconstruction": visible(made)}
+        name = str(self.spec.store.clips["clip_id"][row])
+        return Reconstruction(name=name, log_mel=visible(clip), removed=visible(removed), maps=maps)
