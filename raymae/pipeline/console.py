@@ -86,7 +86,7 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
     if "evaluate" in plan.nodes:
         evaluation = plan.nodes["evaluate"].artifact
         print(headline(evaluation.read_bytes("report.md").decode()))
-        print(f"verdict:           {evaluation.result()['verdict']['sentence']}")
+        print(f"verdict:           {verdict_line(evaluation.result())}")
         print(f"full report:       {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
     if "model_uri" in result:
         print(f"registered model:  {result['model_uri']}")
@@ -96,6 +96,12 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
 
 
 def headline(text: str) -> str:
-    """The first section of a `report.md`."""
-    first = text.split("\n## ")[1]
+    """The first section of a `report.md`, without its figure."""
+    first = text.split("\n## ")[1].split("\n\n![")[0]
     return f"## {first.rstrip()}\n"
+
+
+def verdict_line(result: Mapping[str, Any]) -> str:
+    """Where the final model of an evaluation stands against the best baseline, in a line."""
+    note = f" ({result['note']})" if result["note"] else ""
+    return f"{result['verdict']['sentence']}{note}"

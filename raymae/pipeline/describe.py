@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from raymae.config import DataConfig, redact
 from raymae.config.stages import STAGES
 from raymae.datasets.splits.split_file import DESCRIPTION
+from raymae.evaluation.model_card import CARD, FACTS, card_facts, card_text, registered_loading
 from raymae.evaluation.scores import KINDS
 from raymae.pipeline.best_baseline import baseline_line
 from raymae.pipeline.plan.plan import Plan
@@ -72,7 +73,7 @@ def data_source(data: DataConfig) -> tuple[str, dict[str, Any]]:
     return urlsplit(places[0]).scheme or "local", {"uri": places[0], "uris": places}
 
 
-def model_card(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
+def version_facts(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
     """The tags of a registered version, and the metadata of its model.
 
     Both hold recipe, split with its hash, metrics by split and, from a working tree of git, the commit; the tags class
@@ -92,6 +93,18 @@ def model_card(plan: Plan) -> tuple[dict[str, str], dict[str, Any]]:
     }
     stages = {name: other.key for name, other in plan.nodes.items() if name != "register"}
     return tags, {**said, "stages": stages, "metrics": metrics}
+
+
+def card_files(plan: Plan) -> dict[str, str]:
+    """The files of the final classifier's card by name: the card, and what the evaluation says of the model."""
+    tracking = plan.config.tracking
+    facts = card_facts(plan.nodes["evaluate"].artifact.result(), plan.final)
+    classifier = plan.nodes[plan.final].artifact.read_json("classifier.json")
+    loading = registered_loading(tracking.registered_model, tracking.alias)
+    return {
+        CARD: card_text(classifier, facts, tracking.registered_model, loading),
+        FACTS: json.dumps(facts, indent=1),
+    }
 
 
 def version_note(plan: Plan) -> str:

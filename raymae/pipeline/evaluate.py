@@ -106,6 +106,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         mistakes: of the final model, by split (`scores.mistakes`).
         embeddings: accuracies of probes by stage (`probes.read_out`), or None.
         ablation: the model of each ablation (`Plan.ablation_models`).
+        artifacts: of every network, its classifier's folder within the storage.
         clips: model → split → number and headline score of the clips that long recordings were cut to; None without
             any. All other scores are those of recordings, each the mean over its clips.
 
@@ -145,6 +146,7 @@ def evaluate(plan: Plan, reader: Reader) -> dict[str, Any]:
         **left_out(plan),
         "embeddings": embeddings,
         "ablation": plan.ablation_models,
+        "artifacts": {name: folder.url.partition(f"{plan.storage.url}/")[2] for name, folder in folders.items()},
     }
     samples = read_samples(result["mistakes"], config.evaluate.played_mistakes, store.audio, config.data.file_timeout)
     result = dict(to_dict({"verdict": verdict(result), "made": made(plan), **result}))

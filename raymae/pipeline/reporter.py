@@ -7,7 +7,7 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import STAGES
 from raymae.features.manifest import QUARANTINE
-from raymae.pipeline.describe import data_set, job_note, model_card, run_tags, scores, version_note
+from raymae.pipeline.describe import card_files, data_set, job_note, run_tags, scores, version_facts, version_note
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
@@ -62,10 +62,10 @@ class PlanReporter(Reporter):
         Raises AwayError where MLflow is down for `tracking.patience_minutes`.
         """
         plan = self.plan
-        (tags, metadata), note = model_card(plan), version_note(plan)
+        (tags, metadata), note, beside = version_facts(plan), version_note(plan), card_files(plan)
         classifier = plan.nodes[plan.final].artifact
         (model_uri, version), run_id = self._delivery.call(
-            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags, note), run_id),
+            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags, note, beside), run_id),
             self.patience,
         )
         return {"model_uri": model_uri, "version": version, "mlflow_run_id": run_id}

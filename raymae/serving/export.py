@@ -17,15 +17,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from raymae.config import Config, redact
+from raymae.evaluation.model_card import CARD
 from raymae.models.masking import only
 from raymae.models.patches import all_frames, unpatchify
 from raymae.models.timm_weights import timm_names
+from raymae.serving.exported_card import SETTINGS, VIT, model_card
 from raymae.serving.exported_model import Model, difference, patches_of, read_model
 from raymae.serving.onnx_graphs import OnnxGraph, graph_of
 from raymae.storage.folder import open_storage
 from raymae.tracking.model_uri import open_artifact
 
-VIT, CARD = "vit.safetensors", "export.json"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -112,8 +113,9 @@ def export(config: Config) -> dict[str, Any]:
             graph.write(folder / graph.file)
             differences["onnx"] = graph.check(folder / graph.file)
             print(f"{graph.file}: onnxruntime computes the same, largest difference {differences['onnx']:.1g}")
-        card = card_of(model, arguments, None if missing else graph)
-        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        settings = card_of(model, arguments, None if missing else graph)
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / CARD).write_text(model_card(settings, source))
         files = sorted(path.name for path in folder.iterdir())
         for name in files:
             output.upload(folder / name, name)

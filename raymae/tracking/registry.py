@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlflow.types.schema import AnyType, ColSpec, Schema
 import raymae
 from raymae.config import TrackingConfig, nearest, redact
 from raymae.datasets.labels import probability_columns
+from raymae.evaluation.model_card import CARD
 from raymae.storage.folder import Folder
 from raymae.tracking import pyfunc_model
 
@@ -46,6 +48,8 @@ DESCRIPTION = (
     "Maps recordings, each a path, an encoded file's bytes or a waveform with its sample rate, to the acoustic scene, "
     "its probability and the probability of every class."
 )
+MOST_CHARACTERS = 5000
+"""Of a version's description: the column of MLflow's database."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,14 @@ class Registry:
         metadata: dict[str, Any],
         tags: dict[str, str] | None = None,
         description: str | None = None,
+        beside: Mapping[str, str] | None = None,
     ) -> tuple[str, str]:
         """Log the classifier as a model of the run, register it and move the alias; its URI and version.
 
         If the same run has registered the same classifier, that version is kept. `tags` and the `description`, in
         Markdown, are set on the version; `version` reads evaluation (the key of its evaluation) and model (the model's
-        name in it).
+        name in it). `beside` are further files of the classifier's folder, by name; without a description, a model card
+        (`model_card.CARD`) among them is the description.
         """
         name = self.config.registered_model
         for version in self._versions(name):
@@ -97,7 +103,10 @@ class Registry:
                 return f"models:/{name}/{version.version}", str(version.version)
         source = {"classifier": redact(classifier.url)}
         tags = {clean(key): value for key, value in (tags or {}).items()}
-        model_uri, model_id = self._logged(run_id, source) or self._log_model(run_id, classifier, metadata, source)
+        model_uri, model_id = self._logged(run_id, source) or self._log_model(
+            run_id, classifier, metadata, source, beside or {}
+        )
+        description = description or without_metadata((beside or {}).get(CARD, "")) or None
         version = str(self._create_version(run_id, model_uri, model_id, source | tags, description).version)
         self.client.set_registered_model_alias(name, self.config.alias, version)
         return f"models:/{name}/{version}", version
@@ -112,7 +121,12 @@ class Registry:
         return None
 
     def _log_model(
-        self, run_id: str, classifier: Folder, metadata: dict[str, Any], tags: dict[str, str]
+        self,
+        run_id: str,
+        classifier: Folder,
+        metadata: dict[str, Any],
+        tags: dict[str, str],
+        beside: Mapping[str, str],
     ) -> tuple[str, str]:
         card = classifier.read_json("classifier.json")
         package = Path(raymae.__file__).parent
@@ -121,6 +135,8 @@ class Registry:
             folder = Path(temporary) / pyfunc_model.CLASSIFIER
             for file in ("classifier.json", "model.safetensors"):
                 classifier.download(file, folder / file)
+            for file, content in beside.items():
+                (folder / file).write_text(content)
             # MLflow writes a model through the process's one address, and another tracker may have set its own
             mlflow.set_tracking_uri(self.uri)
             with mlflow.start_run(run_id=run_id):
@@ -216,6 +232,11 @@ class Registry:
         if version is not None and version not in map(str, versions):
             return f"{where} has no version {version} of {name}; it has {', '.join(map(str, versions)) or 'none'}"
         return None
+
+
+def without_metadata(card: str) -> str:
+    """A model card without what is before its title, as short as MLflow takes a description."""
+    return card.partition("\n---\n")[2].strip()[:MOST_CHARACTERS]
 
 
 def clean(name: str) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 NAME_SHOWN = 24
 """Characters of a clip's name in a figure, its last ones."""
 TICKS_KHZ = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
+MOST_TICKS = 10
+"""Of a frequency axis; others would overlap."""
 
 PANELS = {
     "loss": ("loss",),
@@ -181,8 +183,13 @@ def _frequency_ticks(audio: AudioConfig) -> tuple[list[int], list[str]]:
     from raymae.audio.logmel import mel_bank
 
     peaks = mel_bank(audio).argmax(axis=1) * audio.sample_rate / audio.n_fft / 1000
-    ticks = [khz for khz in TICKS_KHZ if audio.f_min / 1000 <= khz <= audio.f_high / 1000]
-    return [int(np.abs(peaks - khz).argmin()) for khz in ticks], [f"{khz:g}" for khz in ticks]
+    ticks: dict[int, str] = {}
+    for khz in TICKS_KHZ:
+        band = int(np.abs(peaks - khz).argmin())
+        apart = not ticks or band - max(ticks) >= audio.n_mels / MOST_TICKS
+        if audio.f_min / 1000 <= khz <= audio.f_high / 1000 and apart:
+            ticks[band] = f"{khz:g}"
+    return list(ticks), list(ticks.values())
 
 
 CURVES = "figures/learning_curves.png"

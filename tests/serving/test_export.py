@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -128,15 +130,27 @@ def test_timm_computes_the_same(tmp_path: Path, pool: str | None, subtract_band_
     assert check_timm(model, arguments, tmp_path / "vit.safetensors") < 1e-4
 
 
+def run_shown(card: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The variables after the code of a model card was run beside the files."""
+    monkeypatch.chdir(folder)
+    (code,) = re.findall("^```python\n(.+?)^```$", card, re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    return found
+
+
 def test_the_job_writes_a_classifier_for_timm_and_onnxruntime(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = classifier_folder(tmp_path / "model", pool="mean")
     result = export(job(source, tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "timm computes the same, largest difference" in printed
     assert "onnxruntime computes the same, largest difference" in printed
-    assert result["files"] == ["classifier.onnx", "export.json", "vit.safetensors"]
+    assert result["files"] == ["README.md", "classifier.onnx", "export.json", "vit.safetensors"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert {"timm", "onnx"} <= set(ModelCard(text).data.tags)
+    assert run_shown(text, tmp_path / "out", monkeypatch)["logits"].shape == (1, 3)
     assert all(0 <= value < 1e-4 for value in result["largest_difference"].values())
 
     # as the README does it, and no more than that
@@ -259,7 +273,7 @@ def test_without_the_extra_the_job_says_how_to_get_onnx(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
     result = export(job(pretraining_folder(tmp_path / "model"), tmp_path / "out"))
     assert "no ONNX without onnxscript: pip install 'raymae[export]'" in capsys.readouterr().out
-    assert result["files"] == ["export.json", "vit.safetensors"]
+    assert result["files"] == ["README.md", "export.json", "vit.safetensors"]
     assert json.loads((tmp_path / "out/export.json").read_text())["onnx"] is None
 
 

@@ -265,8 +265,12 @@ def test_the_alias_moves_to_another_classifier_and_back(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     run_id = tracker.run("registered", "pipeline")
-    _, version = tracker.register(run_id, classifier(storage / "second", seed=1), {})
+    beside = {"README.md": "---\ntags: [a]\n---\n\n# Scenes\n", "evaluation.json": "{}"}
+    _, version = tracker.register(run_id, classifier(storage / "second", seed=1), {}, {}, beside)
     assert version == "2"
+    assert tracker.client.get_model_version("scenes", "2").description == "# Scenes"
+    folder = Path(tracker.download_classifier("models:/scenes/2"))
+    assert {name: (folder / name).read_text() for name in beside} == beside
     assert capfd.readouterr() == ("", "")
     assert not [str(one.message) for one in recwarn]
     folders = [Predictor(tracker.download_classifier(uri)) for uri in (ALIAS, "models:/scenes/2", "models:/scenes/1")]

@@ -59,11 +59,11 @@ def read_samples(
         if len(found) == most:
             break
         try:
-            waveform = reader(one["path"], (one.get("start_seconds"), one.get("end_seconds")))[0]
+            clip, *_ = reader(one["path"], (one.get("start_seconds"), one.get("end_seconds")))
         except AudioError as error:
             log.warning("%s is a mistake that the report can't play: %s", redact(one["path"]), redact(str(error)))
             continue
-        waveform = waveform[: round(SECONDS * audio.sample_rate)].astype(np.float32)
+        waveform = np.asarray(clip[: round(SECONDS * audio.sample_rate)], np.float32)
         sample = Sample(
             title=f"{one['true']}, taken for {one['predicted']}",
             lines=list(lines(split, one)),

@@ -8,7 +8,8 @@ from typing import Any
 
 from raymae.audio.errors import SilentError
 from raymae.datasets.labels import SEPARATOR
-from raymae.inference.predictor import Predictor, Window
+from raymae.inference.predictor import Predictor
+from raymae.inference.windowed import Window
 
 
 def scenes(predictor: Predictor, windows: Sequence[Window]) -> list[dict[str, Any]]:
