@@ -162,7 +162,7 @@ def input_text(audio: Mapping[str, Any]) -> str:
 def limits(classifier: Mapping[str, Any], facts: Mapping[str, Any] | None) -> Iterator[str]:
     """What the model can't do, or isn't known to do."""
     if classifier["class_names"] and (not facts or facts["labels"] == "single"):
-        yield "It gives every recording one of its classes, also one that is none of them, and silence."
+        yield "It gives every recording one of its classes, also where none of them fits."
     yield "The licence of the weights is open: it depends on that of the recordings."
     if not facts:
         return

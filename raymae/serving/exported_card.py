@@ -15,18 +15,14 @@ def model_card(settings: dict[str, Any], source: Folder) -> str:
     folder that was exported."""
     onnx = settings["onnx"]
     facts = facts_beside(source) if settings["class_names"] else None
-    name = source.url.rstrip("/").rpartition("/artifacts/")[2] if "/artifacts/" in source.url else "exported"
-    return card_text(settings, facts, f"raymae {name}", loading(settings), ["timm", *(["onnx"] if onnx else [])])
+    name = "raymae scene classifier" if settings["class_names"] else "raymae encoder"
+    return card_text(settings, facts, name, loading(settings), ["timm", *(["onnx"] if onnx else [])])
 
 
 def loading(settings: dict[str, Any]) -> str:
     """How to load exported files, in Markdown; log-mels are those of the front end in export.json."""
-    lines = [
-        "import json",
-        "from pathlib import Path",
-        "",
-        *(["import numpy as np", "import onnxruntime"] if settings["onnx"] else []),
-    ]
+    lines = ["import json", "from pathlib import Path", ""]
+    lines += ["import numpy as np", "import onnxruntime"] if settings["onnx"] else []
     lines += [
         "from safetensors.torch import load_file",
         "from timm.models.vision_transformer import VisionTransformer",

@@ -216,8 +216,12 @@ def test_every_model_and_baseline_is_evaluated(clips: pa.Table, tmp_path: Path) 
     assert result["metrics"]["finetune"]["val"]["log_loss"] < np.log(2)
     artifact = whole.nodes["evaluate"].artifact
     assert b"\n## mAP by split\n" in artifact.read_bytes("report.md")
-    drawn = ["average_precision.png", "map_by_city.png", "map_by_device.png", "reliability.png"]
-    assert (artifact / "figures").names() == drawn
+    drawn = ["average_precision.png", "map_by_city.png", "map_by_device.png", "scores.png"]
+    drawn += ["reliability_0_val.png", "reliability_1_test_a.png", "pretrain_reconstruction.png"]
+    drawn += [f"{name}_learning_curves.png" for name in ("pretrain", "finetune", "cnn")]
+    assert (artifact / "figures").names() == sorted(drawn)
+    assert result["made"]["clips"]["val"]["labelled"] == result["metrics"]["svm"]["val"]["clips"]
+    assert result["verdict"]["model"] == "finetune"
     read = result["embeddings"]
     assert list(read["targets"]) == ["device"]  # one city, and scenes of several classes
     assert set(read["scores"]) >= {"log-mel statistics", "random weights", "pre-trained", "fine-tuned"}
