@@ -77,6 +77,10 @@ class Visitor(threading.Thread):
         for (status, found, _), probabilities in zip(answers, self.expected, strict=True):
             assert status == 200
             assert found["probabilities"] == pytest.approx(probabilities, abs=1e-4)
+        counted = f'raymae_http_responses_total{{method="POST",path="/",status="200"}} {len(answers)}.0'
+        end = time.monotonic() + 30
+        while counted not in ask(self.port, path="/metrics")[1]:  # either replica knows the other's, a second later
+            assert time.monotonic() < end, ask(self.port, path="/metrics")[1]
         bodies = {
             400: b"<html>",
             413: bytes(self.config.serve.max_bytes + 1),
@@ -119,7 +123,7 @@ def test_it_serves_until_it_is_stopped(ray_cluster: None, tmp_path: Path, capfd:
 
     folder = write_small_classifier(tmp_path / "classifier")
     predictor = Predictor(folder, threads=1)
-    limits = ServeConfig(model=folder.url, port=free_port(), max_mb=1, max_minutes=1, timeout_seconds=6)
+    limits = ServeConfig(model=folder.url, port=free_port(), max_mb=1, max_minutes=1, timeout_seconds=6, replicas=2)
     config = Config(serve=limits, compute=ComputeConfig(torch_threads=1))
     visitor = Visitor(config, [predictor(recording(seed)) for seed in range(12)])
     before = signal.getsignal(signal.SIGTERM)
