@@ -103,38 +103,37 @@ def joined_bins(table: Mapping[str, Sequence[float | None]]) -> list[tuple[float
 def reliability_figure(metrics: Mapping[str, Evaluation], split: str) -> Figure:
     """The reliability diagram of a split: a line per model that gives probabilities, and below its counts by bin.
 
-    It shows the share of right predictions against confidence; a calibrated model is on the diagonal.
+    It shows the share of right predictions against confidence; a calibrated model is on the diagonal. Of more models
+    than there are colors the last ones are drawn.
     """
-    drawn = {name: found[split] for name, found in metrics.items() if found[split]["reliability"]}
+    drawn = {name: found[split] for name, found in reversed(list(metrics.items())) if found[split]["reliability"]}
     figure = Figure(figsize=(WIDTH * 0.8, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.plot([0, 1], [0, 1], color="grey", lw=1, ls="--")
-    for number, (name, found) in enumerate(reversed(drawn.items())):
-        color = COLORS[number % len(COLORS)]
-        points = joined_bins(found["reliability"])
-        confidence, right, _ = zip(*points, strict=True)
-        above.plot(
-            confidence,
-            right,
-            marker="o",
-            ms=4,
-            color=color,
-            label=f"{wrapped(model_title(name), 34)}: ECE {found['ece']:.3f}",
-        )
-        counts = found["reliability"]["count"]
-        below.stairs(
-            counts, np.linspace(0, 1, len(counts) + 1), color=color, fill=number == 0, alpha=0.35 if number == 0 else 1
-        )
-        if number == 0:
+    for (name, found), color in zip(drawn.items(), COLORS, strict=False):
+        bins = found["reliability"]
+        points, edges = joined_bins(bins), np.linspace(0, 1, len(bins["count"]) + 1)
+        label = f"{wrapped(model_title(name), 34)}: ECE {found['ece']:.3f}"
+        above.plot(*[*zip(*points, strict=True)][:2], marker="o", ms=4, color=color, label=label)
+        below.stairs(bins["count"], edges, color=color)
+        if color == COLORS[0]:  # the final model's
+            below.stairs(bins["count"], edges, color=color, fill=True, alpha=0.35)
             for x, y, count in points:
-                above.annotate(
-                    str(count), (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=7, color=color
-                )
+                text, place = compact(count), {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+                above.annotate(text, (x, y), fontsize=7, color=color, **place)
     above.set(ylim=(-0.03, 1.08), xlim=(0, 1), ylabel="share that is right")
     below.set(xlabel="confidence", ylabel="predictions")
     if max(max(found["reliability"]["count"]) for found in drawn.values()) > 1000:
         below.set_yscale("symlog", linthresh=10)
+        below.yaxis.set_major_formatter(lambda value, _: compact(round(value)))
     for one in (above, below):
         one.grid(alpha=0.3)
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", fontsize="small")
     return figure
+
+
+def compact(count: int) -> str:
+    """A count in few characters: 950, 8.3k, 83k."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:.0f}k"

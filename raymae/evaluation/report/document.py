@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Picture:
 
     file: str
     caption: str
+    large: bool = field(default=False, kw_only=True)
+    """Too fine to be beside something else."""
 
 
 @dataclass(frozen=True, kw_only=True)

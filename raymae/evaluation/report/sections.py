@@ -89,7 +89,9 @@ def _few_groups(found: Mapping[str, Any]) -> list[str]:
 
 
 def _missing(split: str, classes: Sequence[str]) -> str:
-    return f"{split} has no clip of {', '.join(classes)}: its score is the mean over the other classes."
+    more = f" and {len(classes) - CLASSES_SHOWN} more classes" if len(classes) > CLASSES_SHOWN else ""
+    listed = ", ".join(classes[:CLASSES_SHOWN])
+    return f"{split} has no clip of {listed}{more}: its score is the mean over the other classes."
 
 
 def probabilities_section(report: Report) -> Section:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from raymae.evaluation.report.class_figures import class_figure, confusion_figure, reliability_figure
+from raymae.evaluation.report.class_figures import CELLS_SHOWN, class_figure, confusion_figure, reliability_figure
 from raymae.evaluation.report.class_sections import classes_section, mistakes_section, ranking
 from raymae.evaluation.report.document import Document, Picture, Sample, Section, document_text
 from raymae.evaluation.report.figures import chosen_models, domain_figure, score_figure
@@ -58,7 +58,7 @@ def compose(
     """The document: the verdict, its origin, and the sections with their figures."""
     found = tables(report)
     sections = [
-        replace(section, beside=[picture for picture, _ in drawn.get(name, ())]) for name, section in found.items()
+        with_figures(section, [picture for picture, _ in drawn.get(name, ())]) for name, section in found.items()
     ]
     if samples:
         text = f"{len(samples)} of the mistakes, the most confident ones; all are equally loud, which they were not."
@@ -74,6 +74,13 @@ def compose(
         facts=list(facts(report)),
         sections=sections,
     )
+
+
+def with_figures(section: Section, pictures: Sequence[Picture]) -> Section:
+    """A section with its figures: below it those of many classes, which have to be large, beside it all others."""
+    large = [picture for picture in pictures if picture.large]
+    beside = [picture for picture in pictures if not picture.large]
+    return replace(section, blocks=[*section.blocks, *large], beside=beside)
 
 
 HOLM = "Each p is corrected for the number of all comparisons of this evaluation by Holm's method."
@@ -152,7 +159,9 @@ def class_drawings(report: Report) -> Iterator[tuple[Picture, Figure]]:
         return
     for number, (split, metrics) in enumerate(found.items()):
         caption = f"{split}: share of each true class (row) by predicted class. {confused(metrics, report['classes'])}"
-        yield Picture(split_file("confusion", number, split), caption), confusion_figure(metrics, report["classes"])
+        large = len(report["classes"]) > CELLS_SHOWN
+        picture = Picture(split_file("confusion", number, split), caption, large=large)
+        yield picture, confusion_figure(metrics, report["classes"])
 
 
 def confused(metrics: Mapping[str, Any], classes: Sequence[str], most: int = 3) -> str:
