@@ -9,7 +9,6 @@ from raymae.config import TrainConfig, redact
 from raymae.config.stages import STAGES, turn_of
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
-from raymae.pipeline.best_baseline import baseline_line
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.plan.workers import trained_sections
 from raymae.storage.commits import latest_step
@@ -90,7 +89,6 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
         print(f"full report:       {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
     if "model_uri" in result:
         print(f"registered model:  {result['model_uri']}")
-        print(f"best baseline:     {baseline_line(plan.nodes['evaluate'].artifact.result())}")
         print(f"open MLflow:       {result['commands']['mlflow_ui']}")
         print(f"predict:           {result['commands']['predict']}")
 
