@@ -90,6 +90,7 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
     if "model_uri" in result:
         print(f"registered model:  {result['model_uri']}")
         print(f"open MLflow:       {result['commands']['mlflow_ui']}")
+        print(f"runs in MLflow:    {result['commands']['mlflow_page']}")
         print(f"predict:           {result['commands']['predict']}")
 
 

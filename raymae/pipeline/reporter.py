@@ -57,18 +57,23 @@ class PlanReporter(Reporter):
         self.write(*first, log_entry(node.name, numbers, place(node), files), finish(node.name))
 
     def register(self) -> dict[str, str]:
-        """Register the final classifier: model_uri, version and mlflow_run_id.
+        """Register the final classifier: model_uri, version, mlflow_run_id and mlflow_experiment_id.
 
         Raises AwayError where MLflow is down for `tracking.patience_minutes`.
         """
         plan = self.plan
         (tags, metadata), note, beside = version_facts(plan), version_note(plan), card_files(plan)
         classifier = plan.nodes[plan.final].artifact
-        (model_uri, version), run_id = self._delivery.call(
-            lambda tracker, run_id: (tracker.register(run_id, classifier, metadata, tags, note, beside), run_id),
+        (model_uri, version), run_id, experiment_id = self._delivery.call(
+            lambda tracker, run_id: (
+                tracker.register(run_id, classifier, metadata, tags, note, beside),
+                run_id,
+                tracker.experiment_id,
+            ),
             self.patience,
         )
-        return {"model_uri": model_uri, "version": version, "mlflow_run_id": run_id}
+        ids = {"mlflow_run_id": run_id, "mlflow_experiment_id": experiment_id}
+        return {"model_uri": model_uri, "version": version, **ids}
 
 
 def place(node: Node) -> str:

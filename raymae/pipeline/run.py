@@ -29,7 +29,7 @@ from raymae.storage.commits import latest_step, resumable
 from raymae.storage.folder import LEASE, Folder
 from raymae.storage.lease import Lease, leased, suppress_loss
 from raymae.tracking.receiver import AwayError
-from raymae.tracking.uri import ui_command
+from raymae.tracking.uri import experiment_page, ui_command
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.training.tasks.selection import described
 
@@ -278,12 +278,13 @@ class Run:
         return dict(self.reporter.register())
 
     def commands(self) -> dict[str, str]:
-        """The commands that open MLflow and predict with the registered model."""
-        config = self.plan.config
+        """The commands that open MLflow and predict with the registered model, and the page of the runs."""
+        config, registered = self.plan.config, self.plan.nodes["register"].artifact.result()
         model = f"models:/{config.tracking.registered_model}@{config.tracking.alias}"
         where = f"--storage {redact(config.storage)}"
         return {
             "mlflow_ui": ui_command(config.tracking, self.plan.storage),
+            "mlflow_page": experiment_page(config.tracking, registered.get("mlflow_experiment_id")),
             "predict": f"python jobs/predict.py {config.recipe} {where} --predict.model {model} "
             "--predict.inputs FILES… --predict.output scenes.csv",
         }

@@ -34,7 +34,8 @@ __all__ = ["Registry", "Tracker", "Version"]
 KEY = "raymae.key"
 PARENT = "mlflow.parentRunId"
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
-"""The tag by which MLflow's page opens an experiment as training runs; without it the page guesses."""
+"""The tag that says that an experiment is about training; older pages of MLflow open it so, newer ones by their address
+(`raymae.tracking.uri.experiment_page`)."""
 CONTEXT = "mlflow.data.context"
 MAX_PARAM = 5000
 BATCH = 900

@@ -32,6 +32,17 @@ def ui_command(config: TrackingConfig, storage: Folder) -> str:
     return f"mlflow ui --backend-store-uri '{redact(tracking_uri(config, storage))}' --host 127.0.0.1"
 
 
+def experiment_page(config: TrackingConfig, experiment_id: str | None) -> str:
+    """The address of an experiment in MLflow's user interface, as training runs.
+
+    MLflow 3 shows agents and traces unless the address, or an earlier choice in the browser, says otherwise: no tag of
+    the experiment does.
+    """
+    server = redact(config.uri).rstrip("/") if config.uri and config.uri.startswith("http") else "http://127.0.0.1:5000"
+    place = f"/{experiment_id}" if experiment_id else ""
+    return f"{server}/#/experiments{place}?workflowType=machine_learning"
+
+
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite URI, or None."""
     name = uri.removeprefix("sqlite:///")

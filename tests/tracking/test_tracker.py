@@ -32,7 +32,7 @@ from raymae.tracking.receiver import AwayError
 from raymae.tracking.registry import REQUIREMENTS
 from raymae.tracking.reporter import flat
 from raymae.tracking.tracker import BATCH, KEY, KIND, MAX_PARAM, TRAINING, Tracker
-from raymae.tracking.uri import sqlite_file, tracking_uri
+from raymae.tracking.uri import experiment_page, sqlite_file, tracking_uri
 from tests.support.audio_files import TINY_AUDIO, write_tone
 from tests.support.training import TINY
 
@@ -167,7 +167,7 @@ def test_a_data_set_is_an_input_once(tracker: Tracker) -> None:
     assert mlflow.data.get_source(first.dataset).uri == "rec/metadata.csv"
 
 
-def test_an_experiment_opens_as_training_runs_unless_it_says_otherwise(tracker: Tracker, storage: Folder) -> None:
+def test_an_experiment_is_about_training_unless_it_says_otherwise(tracker: Tracker, storage: Folder) -> None:
     client = tracker.client
     client.create_experiment("older")
     client.create_experiment("other", tags={KIND: "genai_development"})
@@ -176,6 +176,13 @@ def test_an_experiment_opens_as_training_runs_unless_it_says_otherwise(tracker: 
         opened = Tracker(replace(CONFIG, experiment=name), storage)
         kinds[name] = client.get_experiment(opened.experiment_id).tags[KIND]
     assert kinds == {CONFIG.experiment: TRAINING, "older": TRAINING, "other": "genai_development"}
+
+
+def test_the_page_of_training_runs() -> None:
+    tail = "/#/experiments/3?workflowType=machine_learning"
+    assert experiment_page(CONFIG, "3") == f"http://127.0.0.1:5000{tail}"
+    assert experiment_page(replace(CONFIG, uri=f"https://me:{SECRET}@host/m/"), "3") == f"https://***@host/m{tail}"
+    assert experiment_page(CONFIG, None).endswith("/#/experiments?workflowType=machine_learning")
 
 
 # Metrics and files ---------------------------------------------------------------------------------------------------
