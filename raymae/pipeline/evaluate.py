@@ -36,7 +36,7 @@ from raymae.features.manifest import silent_clips
 from raymae.features.store import FeatureStore, iterate
 from raymae.inference.embedder import Reading
 from raymae.pipeline.plan.plan import Plan
-from raymae.pipeline.report_facts import made, training_figures
+from raymae.pipeline.reports.report_facts import made, training_figures
 from raymae.storage.folder import Folder
 from raymae.training.batches.order import sample
 

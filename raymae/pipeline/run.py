@@ -24,7 +24,7 @@ from raymae.pipeline.inventory import STAGES_FILE
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.plan.workers import check_workers
-from raymae.pipeline.reporter import PlanReporter
+from raymae.pipeline.reports.reporter import PlanReporter
 from raymae.storage.commits import latest_step, resumable
 from raymae.storage.folder import LEASE, Folder
 from raymae.storage.lease import Lease, leased, suppress_loss
@@ -239,7 +239,7 @@ class Run:
         if not nodes:
             return
         from raymae.cluster.train import train
-        from raymae.pipeline.progress_bars import Follower
+        from raymae.pipeline.reports.progress_bars import Follower
         from raymae.training.state.provenance import check_commit
 
         def check_leases() -> None:
@@ -311,7 +311,8 @@ class Run:
             "stages": stages,
         }
         if "evaluate" in plan.nodes:
-            result["metrics"] = plan.nodes["evaluate"].artifact.result()["metrics"]
+            evaluation = plan.nodes["evaluate"].artifact.result()
+            result |= {key: evaluation[key] for key in ("verdict", "metrics")}
         if "register" in plan.nodes and plan.nodes["register"].artifact.is_done():
             result |= {key: plan.nodes["register"].artifact.result()[key] for key in ("model_uri", "mlflow_run_id")}
             result["commands"] = self.commands()

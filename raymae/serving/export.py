@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from raymae.config import Config, redact
-from raymae.evaluation.model_card import CARD
+from raymae.evaluation.cards.model_card import CARD
 from raymae.models.masking import only
 from raymae.models.patches import all_frames, unpatchify
 from raymae.models.timm_weights import timm_names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymae.evaluation.model_card import card_text, facts_beside
+from raymae.evaluation.cards.model_card import card_text, facts_beside
 from raymae.storage.folder import Folder
 
 VIT, SETTINGS = "vit.safetensors", "export.json"

@@ -24,7 +24,7 @@ from mlflow.types.schema import AnyType, ColSpec, Schema
 import raymae
 from raymae.config import TrackingConfig, nearest, redact
 from raymae.datasets.labels import probability_columns
-from raymae.evaluation.model_card import CARD
+from raymae.evaluation.cards.model_card import CARD
 from raymae.storage.folder import Folder
 from raymae.tracking import pyfunc_model
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raymae.evaluation.model_card import card_facts, card_text, facts_beside, registered_loading
+from raymae.evaluation.cards.model_card import card_facts, card_text, facts_beside, registered_loading
+from raymae.evaluation.cards.yaml_lines import yaml_lines
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
 from tests.support.audio_files import TINY_AUDIO
@@ -22,6 +26,12 @@ EXTRA = {"split": 'visit: "seed" 3 # --- ', "note": "Synthetic", "val_chose": ["
 def report() -> dict[str, Any]:
     """The result of an evaluation."""
     return judged(score_predictions(PREDICTIONS, NAMES, "single", PREDICTIONS["svm"]) | EXTRA)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.text() | st.integers() | st.lists(st.text(), min_size=1), min_size=1))
+def test_yaml_holds_any_text(values: dict[str, Any]) -> None:
+    lines = list(yaml_lines({"x": [values, values], "y": values, "z": 0.25}))
+    assert yaml.safe_load("\n".join(lines)) == {"x": [values, values], "y": values, "z": 0.25}
 
 
 def card(facts: dict[str, Any] | None, names: list[str] | None = NAMES) -> str:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from raymae.config import Config, DataConfig, SplitConfig
 from raymae.datasets.recordings import recordings_of
 from raymae.datasets.splits.assign import write_split
-from raymae.pipeline.describe import NOTE, data_name, data_set, data_source, job_note, run_tags
 from raymae.pipeline.plan.init_weights import find
 from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.reports.describe import NOTE, data_name, data_set, data_source, job_note, run_tags
 from raymae.storage.folder import Folder, open_storage
 from tests.support.training import TINY
 

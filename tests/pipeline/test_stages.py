@@ -19,7 +19,7 @@ from raymae.pipeline.console import print_plan
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.keys import INPUTS, Asked, Keys
 from raymae.pipeline.plan.plan import Node, Plan
-from raymae.pipeline.reporter import reports, stage_settings
+from raymae.pipeline.reports.reporter import reports, stage_settings
 from raymae.pipeline.run import RUNNERS
 from raymae.storage.folder import Folder
 from raymae.storage.range_cache import RangeCache

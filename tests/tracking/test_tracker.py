@@ -273,7 +273,7 @@ def test_the_alias_moves_to_another_classifier_and_back(
 ) -> None:
     run_id = tracker.run("registered", "pipeline")
     beside = {"README.md": "---\ntags: [a]\n---\n\n# Scenes\n", "evaluation.json": "{}"}
-    _, version = tracker.register(run_id, classifier(storage / "second", seed=1), {}, {}, beside)
+    _, version = tracker.register(run_id, classifier(storage / "second", seed=1), {}, {}, beside=beside)
     assert version == "2"
     assert tracker.client.get_model_version("scenes", "2").description == "# Scenes"
     folder = Path(tracker.download_classifier("models:/scenes/2"))

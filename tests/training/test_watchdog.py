@@ -13,7 +13,7 @@ import pytest
 from raymae.cluster import train as cluster
 from raymae.config import ComputeConfig
 from raymae.features.store import FeatureStore
-from raymae.pipeline.progress_bars import Follower
+from raymae.pipeline.reports.progress_bars import Follower
 from raymae.storage.commits import latest_step
 from raymae.storage.folder import Folder
 from raymae.training.guards import watchdog

@@ -7,8 +7,16 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.stages import STAGES
 from raymae.features.manifest import QUARANTINE
-from raymae.pipeline.describe import card_files, data_set, job_note, run_tags, scores, version_facts, version_note
 from raymae.pipeline.plan.plan import Node, Plan
+from raymae.pipeline.reports.describe import (
+    card_files,
+    data_set,
+    job_note,
+    run_tags,
+    scores,
+    version_facts,
+    version_note,
+)
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
 

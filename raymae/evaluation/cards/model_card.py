@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from raymae.evaluation.cards.yaml_lines import yaml_lines
 from raymae.evaluation.scores import KINDS
 from raymae.evaluation.wording import model_title, score
 from raymae.storage.folder import Folder
@@ -72,7 +71,7 @@ def card_text(
         files: names for the metadata, as "onnx", of the forms in which the model is there.
     """
     head = metadata(facts, name, "audio-classification" if classifier["class_names"] else "feature-extraction", files)
-    parts = [f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---", f"# {name}"]
+    parts = ["\n".join(["---", *yaml_lines(head), "---"]), f"# {name}"]
     if facts:
         parts += [f"**{line}**" for line in verdict_lines(facts)]
         parts += ["## Scores", *score_lines(facts), "## Training", *training_lines(facts)]
@@ -98,7 +97,7 @@ def metadata(facts: Mapping[str, Any] | None, name: str, task: str, files: Seque
             "task": {"type": "audio-classification", "name": "Acoustic scene classification"},
             "dataset": {"type": "custom", "name": f"Split {facts['split']}", "split": split},
             "metrics": [
-                {"type": kind, "name": title, "value": round(float(scores[key]), 6)}
+                {"type": kind, "name": title, "value": float(scores[key])}
                 for key, (kind, title) in SCORES.items()
                 if scores.get(key) is not None
             ],

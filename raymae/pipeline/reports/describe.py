@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from raymae.config import DataConfig, redact
 from raymae.config.stages import STAGES
 from raymae.datasets.splits.split_file import DESCRIPTION
-from raymae.evaluation.model_card import CARD, FACTS, card_facts, card_text, registered_loading
+from raymae.evaluation.cards.model_card import CARD, FACTS, card_facts, card_text, registered_loading
 from raymae.evaluation.scores import KINDS
 from raymae.pipeline.best_baseline import baseline_line
 from raymae.pipeline.plan.plan import Plan
