@@ -28,9 +28,10 @@ from raymae.config import (
     with_size,
 )
 from raymae.config.values import require_choice
-from raymae.inference.embedder import Embedder, Pool, RecordingEmbedder, read_card, read_embedder
+from raymae.inference.embedder import Embedder, Pool, read_card, read_embedder
 from raymae.inference.labeller import label_table, labelled
 from raymae.inference.predictor import Predictor
+from raymae.inference.recording_embedder import RecordingEmbedder
 from raymae.inference.sources import sources_of
 from raymae.inference.windowed import Window
 from raymae.models import MODELS, build_classifier, load_pretrained

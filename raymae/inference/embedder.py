@@ -14,7 +14,6 @@ from torch import Tensor
 
 from raymae.config import AudioConfig, AugmentConfig, FinetuneConfig, ModelConfig, from_dict, redact
 from raymae.features.augment import crop_frames, segment_frames
-from raymae.inference.windowed import Clip, WindowedModel
 from raymae.models import AudioClassifier, Encoder, load_encoder
 from raymae.models.classifier import subtract_band_mean
 from raymae.models.encoder import select
@@ -128,19 +127,6 @@ def make_embedder(
     if wrong:
         raise ValueError(f"there is no layer {wrong[0]}: the encoder has {model.depth} blocks, counted from 1")
     return Embedder(encoder, audio, model, chosen, segment, subtract_band_mean)
-
-
-class RecordingEmbedder(WindowedModel):
-    """An encoder with its front end, from recordings to vectors: the values of their windows."""
-
-    def __init__(self, embedder: Embedder, pool: Pool = "row_stats") -> None:
-        super().__init__(embedder.audio)
-        self.embedder, self.pool = embedder, pool
-
-    def of_clips(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        """Vectors (B, E) of windows (`Embedder.clips`)."""
-        frames = np.array([clip.valid_frames for clip in clips], np.int32)
-        return self.embedder.clips(np.stack([clip.log_mel for clip in clips]), frames, self.pool)
 
 
 def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:

@@ -222,7 +222,7 @@ KALDI = dataclasses.replace(
 def test_a_graph_of_audio_predicts_as_raymae_does(tmp_path: Path, audio: AudioConfig, changes: dict[str, Any]) -> None:
     source = classifier_folder(tmp_path / "model", size=SHALLOW, audio=audio, **changes)
     result = export(job(source, tmp_path / "out", input="audio"))
-    assert result["files"] == ["audio_classifier.onnx", "export.json", "vit.safetensors"]
+    assert result["files"] == ["README.md", "audio_classifier.onnx", "export.json", "vit.safetensors"]
     card = json.loads((tmp_path / "out" / "export.json").read_text())["onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "out" / card["file"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["raymae"]) == {**card, "class_names": NAMES}

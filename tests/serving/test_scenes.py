@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raymae.inference.predictor import Predictor, Window
+from raymae.inference.predictor import Predictor
+from raymae.inference.windowed import Window
 from raymae.serving.http.scenes import scenes
 from tests.support.serving import NAMES, write_small_classifier
 

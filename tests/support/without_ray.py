@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from raymae.cluster import connect, infer, prepare, train
-from raymae.cluster.resources import gpus
 from raymae.config import ComputeConfig, Config
 from raymae.features.manifest import Tally
 from raymae.features.store import FeatureStore
@@ -58,7 +57,6 @@ class Reader:
 def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the stages of a plan in this process; without probes of embeddings."""
     monkeypatch.setattr(connect, "start_ray", lambda compute: None)
-    monkeypatch.setattr(gpus, "check_gpus", lambda compute: None)
     monkeypatch.setattr(prepare, "featurize", featurize)
     monkeypatch.setattr(prepare, "await_room", lambda *args: None)
     monkeypatch.setattr(train, "train", train_here)
