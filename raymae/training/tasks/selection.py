@@ -44,7 +44,8 @@ def _rule(clips: pa.Table, class_names: Sequence[str], labels: Labels) -> Select
     The best weights if every class has at least `MIN_GROUPS` groups among the labelled clips of val, every clip of val
     and train has a group, and no group of val occurs in another split; else the last weights.
     """
-    clips = clips.select(["scene_label", "group", "split"])  # the filters below copy what they keep
+    used = ("scene_label", "group", "split")  # the filters below copy what they keep
+    clips = clips.select([name for name in used if name in clips.column_names])
     in_val = pc.equal(clips["split"], "val")
     val = clips.filter(pc.and_(in_val, pc.is_valid(clips["scene_label"])))
     if not len(val):
