@@ -24,8 +24,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from raymae.config import redact
+from raymae.storage import connections
 from raymae.storage.checksums import CHECKSUMS, check_format, checksum_of, crc32, digest
-from raymae.storage.connections import options
 from raymae.storage.plain import check_plain
 from raymae.storage.refusal import explained, require_bucket, why_not
 from raymae.storage.retry import RetryingFile, StorageError, is_conflict, with_retries
@@ -55,7 +55,7 @@ class Folder:
 
     @cached_property
     def _located(self) -> tuple[AbstractFileSystem, str]:
-        fs, path = url_to_fs(self.url, **options(self.url))
+        fs, path = url_to_fs(self.url, **connections.options(self.url))
         # other processes write here: a cached listing may be out of date
         if hasattr(fs.dircache, "use_listings_cache"):  # the hub's is a plain dict
             fs.dircache.use_listings_cache = False
@@ -151,8 +151,8 @@ class Folder:
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file unless there is one of this name, of several processes by exactly one; False for others.
 
-        On file systems by O_EXCL, on S3, GCS and Azure by a conditional request. Where fsspec has neither, two
-        processes that ask within the same moment may both be told True.
+        On file systems by O_EXCL, on S3, GCS and Azure by a conditional request (`connections.create`). Where fsspec
+        has neither, two processes that ask within the same moment may both be told True.
         """
 
         def once() -> None:
@@ -160,8 +160,7 @@ class Folder:
                 with open(self.path(name), "xb") as file:
                     file.write(content)
             else:
-                only_new = {"overwrite": False} if "abfs" in self.fs.protocol else {"mode": "create"}
-                self.fs.pipe_file(self.path(name), content, **only_new)
+                connections.create(self.fs, self.path(name), content)
 
         try:
             self._try(lambda: self._in_its_folder(name, once))
@@ -225,7 +224,7 @@ class Folder:
 
         def once() -> None:
             if self.fs.exists(self.path(name)):
-                self.fs.rm(self.path(name), recursive=True)
+                connections.remove(self.fs, self.path(name))
 
         self._try(once)
 

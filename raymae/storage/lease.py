@@ -1,10 +1,10 @@
 """Leases: one process does a piece of work that several could do, the others wait for its result. No Ray.
 
 A lease is a folder of numbered files, each made only if no other process has made it (O_EXCL on file systems,
-If-None-Match on S3, generation 0 on GCS). The newest file names the holder. The holder renews the lease by making the
-next file; a process that has seen no new file for `EXPIRE_SECONDS` makes it in its place. So of all that try exactly
-one gets the lease, and a holder whose lease was taken over notices at its next renewal. Clocks of two machines are
-never compared.
+If-None-Match on S3, generation 0 on GCS; `connections.create` says what stores without them do). The newest file names
+the holder. The holder renews the lease by making the next file; a process that has seen no new file for
+`EXPIRE_SECONDS` makes it in its place. So of all that try exactly one gets the lease, and a holder whose lease was
+taken over notices at its next renewal. Clocks of two machines are never compared.
 
 Whoever takes a lease over from a holder that hasn't given it back leaves its own first file for good. So a process that
 was paused for hours finds the number after its own taken, however much has happened since.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from raymae.config import redact
@@ -48,6 +49,11 @@ def explained(url: str, error: Exception) -> Exception:
     if isinstance(error, PermissionError) or names & FORBIDDEN_NAMES:
         return StorageForbiddenError(
             f"{where} refuses access ({reason}): give credentials that may read, list and write there, and {AGAIN}"
+        )
+    if getattr(error, "errno", None) == errno.ENOSYS:
+        return StorageError(
+            f"{where} can't be used ({reason}): its server lacks a part of S3's interface; where that is of checksums, "
+            "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
         )
     if is_transient(error):
         return StorageAwayError(

@@ -34,10 +34,11 @@ RIGHT = {
     ),
     "quota": (StorageFullError, r"can't be written to \(.*quota.*\): make room there"),
     "too large": (StorageFullError, r"can't be written to \(.*maximum size.*\): make room there"),
+    "501": (StorageError, r"can't be used \(.*not supported.*\): .*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
 }
 """By fault the error, and what its line says."""
 every_fault = pytest.mark.parametrize("fault", RIGHT)
-WRITING = ("quota", "too large")
+WRITING = ("quota", "too large", "501")
 
 
 @pytest.fixture(scope="module")

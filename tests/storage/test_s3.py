@@ -1,22 +1,27 @@
-"""A storage on S3, by s3fs and a server of the tests' own: folders, leases, checkpoints, and a server that fails."""
+"""A storage on S3, by s3fs and servers of the tests' own: folders, leases, checkpoints, and a server that fails.
+
+The servers are moto's and, where it is installed, OpenStack Swift, which has no conditional requests.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fsspec.config import conf
 
-from raymae.benchmark.harness.s3_server import CREDENTIALS, S3, s3_server
+from raymae.benchmark.harness.s3_server import CREDENTIALS, S3, proxy_to, s3_server
 from raymae.features.store import FeatureStore
-from raymae.storage import retry
+from raymae.storage import connections, retry
 from raymae.storage.commits import complete, latest_step
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
@@ -26,15 +31,25 @@ from raymae.training.run_stage import run_stage
 from raymae.training.state.checkpoint import Committer, load_commit
 from raymae.training.worker import BareSession
 from tests.storage.test_lease import race
+from tests.support import swift
 from tests.support.training import TINY, make_spec
 
+only_moto = pytest.mark.parametrize("server", ["moto"], indirect=True)
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    """The server; s3fs finds it by its environment and fsspec's configuration."""
+
+@pytest.fixture(scope="module", params=["moto", pytest.param("swift", marks=pytest.mark.slow)])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A server; s3fs finds it by its environment and fsspec's configuration."""
+    if request.param == "swift" and (reason := swift.why_no_swift()):
+        pytest.skip(reason)
     before = dict(os.environ)
-    os.environ.update(CREDENTIALS)
-    with s3_server() as found:
+    os.environ.update(CREDENTIALS if request.param == "moto" else swift.CREDENTIALS)
+    with ExitStack() as stack:
+        if request.param == "moto":
+            found = stack.enter_context(s3_server())
+        else:
+            port = stack.enter_context(swift.swift_server(tmp_path_factory.mktemp("swift")))
+            found = stack.enter_context(proxy_to(port, swift.CREDENTIALS))
         # botocore retries for half a minute before raymae hears of it
         conf["s3"] = {"endpoint_url": found.url, "config_kwargs": {"retries": {"max_attempts": 1}}}
         yield found
@@ -66,11 +81,40 @@ def test_one_of_twenty_gets_a_lease(bucket: Folder) -> None:
     assert race(bucket, 5) == [1] * 5
 
 
+@only_moto
+def test_a_file_is_created_once_without_conditional_requests(
+    bucket: Folder, server: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(call: Callable[[], None]) -> None:
+        monkeypatch.setattr(connections, "time", SimpleNamespace(sleep=lambda _: call()))
+
+    with server.failing("condition"):
+        meanwhile(lambda: None)
+        assert [bucket.create("a", content) for content in (b"1", b"2")] == [True, False]
+        meanwhile(lambda: bucket.write_bytes("b", b"another's"))
+        assert not bucket.create("b", b"mine")
+        meanwhile(lambda: bucket.remove("c"))
+        assert not bucket.create("c", b"mine")
+    assert [bucket.read_bytes(name) for name in bucket.names()] == [b"1", b"another's"]
+
+
+@only_moto
+def test_what_can_t_be_removed_at_once_is_removed_one_by_one(bucket: Folder, server: S3) -> None:
+    for name in ("a/1", "a/b/2", "c", "d"):
+        bucket.write_bytes(name, b"")
+    with server.failing("removal"):
+        bucket.remove("a")
+        bucket.remove("c")
+    assert bucket.names() == ["d"]
+
+
+@only_moto
 @pytest.mark.slow
 def test_one_of_twenty_gets_a_lease_a_thousand_times(bucket: Folder) -> None:
     assert race(bucket, 1000) == [1] * 1000
 
 
+@only_moto
 def test_a_lease_costs_a_request_per_renewal(bucket: Folder, server: S3) -> None:
     mine = Lease(bucket, renew=1000)
     assert mine.take()

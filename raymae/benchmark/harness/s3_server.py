@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +36,8 @@ class Refusal:
     message: str
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
     """The requests that it meets."""
+    header: str = ""
+    """A header that they have; empty: any."""
 
     @property
     def body(self) -> bytes:
@@ -48,6 +50,10 @@ REFUSALS = {
     "403": Refusal(403, "AccessDenied", "Access Denied"),
     "quota": Refusal(507, "QuotaExceeded", "The quota of the bucket is used up.", ("PUT", "POST")),
     "too large": Refusal(400, "EntityTooLarge", "Your proposed upload exceeds the maximum size.", ("PUT", "POST")),
+    "501": Refusal(501, "NotImplemented", "Transfering in chunks is not supported.", ("PUT", "POST")),
+    # as OpenStack Swift answers
+    "condition": Refusal(501, "NotImplemented", "Conditional PUTs are not supported.", ("PUT",), "If-None-Match"),
+    "removal": Refusal(400, "InvalidRequest", "Missing required header for this request: Content-MD5", ("POST",)),
 }
 """What `S3.fault` may name beside "reset"."""
 
@@ -143,7 +149,7 @@ def s3_process() -> Iterator[tuple[S3, int]]:
 
 
 @contextmanager
-def proxy_to(port: int) -> Iterator[S3]:
+def proxy_to(port: int, credentials: Mapping[str, str] = CREDENTIALS) -> Iterator[S3]:
     """Run the proxy of a server in threads, and make the bucket."""
     import boto3
 
@@ -151,7 +157,8 @@ def proxy_to(port: int) -> Iterator[S3]:
     proxy.locks = defaultdict(threading.Lock)
     proxy.s3 = S3(f"http://127.0.0.1:{proxy.server_port}")
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    keys = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": "us-east-1"}
+    keys = {name.lower().replace("aws_default_", ""): value for name, value in credentials.items()}
+    keys["region_name"] = keys.pop("region")
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **keys).create_bucket(Bucket="bucket")
     try:
         yield proxy.s3
@@ -190,7 +197,7 @@ class Proxy(BaseHTTPRequestHandler):
             late = is_read and s3.late_every and s3.reads % s3.late_every == 0
         time.sleep(s3.seconds + (s3.late_seconds if late else 0.0))
         refusal = REFUSALS.get(s3.fault)
-        if refusal and self.command not in refusal.methods:
+        if refusal and (self.command not in refusal.methods or (refusal.header and refusal.header not in self.headers)):
             refusal = None
         s3.failed += refusal is not None or s3.fault == "reset"
         if refusal:
