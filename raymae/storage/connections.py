@@ -57,8 +57,8 @@ def create(fs: AbstractFileSystem, path: str, content: bytes) -> None:
 @cache
 def _warn_of_no_conditions(bucket: str) -> None:
     log.warning(
-        "the storage of %s has no conditional requests: of two jobs that start the same stage, one notices the other "
-        "after %.0f s, unless the storage is slower than that",
+        "the storage of %s has no conditional requests: whether another job makes a stage, too, is known after %.0f s; "
+        "if a file takes longer to write, both may make it",
         bucket,
         SETTLE_SECONDS,
     )
