@@ -139,7 +139,8 @@ class Nodes:
         self._end(node)
 
     def _end(self, node: subprocess.Popen[bytes]) -> None:
-        kill_tree(node.pid)
+        if node.poll() is None:  # else its number may be another process's by now
+            kill_tree(node.pid)
         node.wait()
         self.processes.remove(node)
 
