@@ -50,7 +50,7 @@ class Workforce:
 
     @property
     def wanted(self) -> int:
-        """The number of workers that would start now if nothing else took the room: on nodes that stand, or are asked
+        """The number of workers that would start now if nothing else took the room: on nodes that run, or are asked
         for."""
         return max(self.asked, room_for(self.compute, self.use_gpu, alive(), self.most))
 
