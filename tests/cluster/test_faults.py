@@ -111,7 +111,7 @@ class Run:
     @property
     def spec(self) -> StageSpec:
         """The stage, once its features are prepared."""
-        return make_plan(parse(self.arguments, ""), "pretrain", Folder(str(self.folder))).spec("pretrain")
+        return make_plan(parse(self.arguments), "pretrain", Folder(str(self.folder))).spec("pretrain")
 
     @contextmanager
     def undisturbed(self, folder: Path) -> Iterator[Folder]:
