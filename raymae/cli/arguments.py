@@ -66,8 +66,10 @@ def parse(arguments: list[str]) -> Config:
     named, words = divided(arguments)
     name, recipe = base(named, words)
     default = settings_of(recipe, words)
-    check_words(words, by_name(options_of(default)))
-    return built(Config, parsed(default, words), recipe=name)
+    known = by_name(options_of(default))
+    check_words(words, known)
+    values = parsed(default, {known[one.name].path for one in read(words)}, words)
+    return built(Config, default, values, recipe=name)
 
 
 def divided(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -91,11 +93,16 @@ def base(named: str | None, words: list[str]) -> tuple[str, Config]:
         refuse(str(error))
 
 
-def parsed(default: Any, words: list[str]) -> Any:
-    """What tyro makes of the words, sections unchecked; exits with its message in one line."""
+def parsed(default: Any, paths: set[str], words: list[str]) -> Any:
+    """What tyro makes of the words, which name the settings at some paths; exits with its message in one line.
+
+    The sections hold these settings alone, and their values aren't checked.
+    """
+    if not paths:
+        return None
     import tyro
 
-    sections, said = unchecked(default), io.StringIO()
+    sections, said = unchecked(default, paths), io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(type(sections), default=sections, prog="", args=words, add_help=False)
@@ -104,28 +111,28 @@ def parsed(default: Any, words: list[str]) -> Any:
         refuse(re.sub(r"^\w+ \w+ (Error parsing )?|Argument helptext:.*| For full helptext.*", "", text))
 
 
-def unchecked(section: Any) -> Any:
-    """A section, with those below it, as plain dataclasses of the same fields, whose values aren't checked."""
+def unchecked(section: Any, paths: set[str], path: str = "") -> Any:
+    """The fields of a section at some paths, and those below it, as plain dataclasses, which check nothing."""
     kind: type = type(section)
     hints, members = hints_of(kind), []
     for item in fields(section):
-        value = getattr(section, item.name)
-        if is_dataclass(value):
-            value = unchecked(value)
-        hint = type(value) if is_dataclass(value) else hints[item.name]
-        if item.name != "recipe":
-            members.append((item.name, hint, field(default=value)))
+        value, here = getattr(section, item.name), f"{path}{item.name}"
+        if here in paths:
+            members.append((item.name, hints[item.name], field(default=value)))
+        elif any(one.startswith(f"{here}.") for one in paths):
+            value = unchecked(value, paths, f"{here}.")
+            members.append((item.name, type(value), field(default=value)))
     return make_dataclass(kind.__name__, members, frozen=True, kw_only=True)()
 
 
-def built(section: type, values: Any, path: str = "", **others: Any) -> Any:
-    """The section of some unchecked values; exits with the message of the check that fails."""
+def built(section: type, default: Any, values: Any, path: str = "", **others: Any) -> Any:
+    """A section with some unchecked values in place of its defaults; exits with the message of the check that fails."""
     found, hints = dict(others), hints_of(section)
-    for item in fields(section):
-        if hasattr(values, item.name):
-            value = getattr(values, item.name)
-            inner = is_dataclass(value)
-            found[item.name] = built(hints[item.name], value, f"{path}{item.name}.") if inner else value
+    for item in (one for one in fields(section) if one.name not in others):
+        before = getattr(default, item.name)
+        value = getattr(values, item.name, None if is_dataclass(before) else before)
+        inner = is_dataclass(before)
+        found[item.name] = built(hints[item.name], before, value, f"{path}{item.name}.") if inner else value
     try:
         return section(**found)
     except ValueError as error:
