@@ -17,6 +17,7 @@ from raymae.cli.subcommands import choose, first_line
 from raymae.config import redact
 from raymae.pipeline.inventory import as_json, damage, human, is_unverifiable, remove, row, table, take, unreferenced
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.found import beside
 from raymae.training.state.lineage import models_trained_on, uses_text
 
 
@@ -142,5 +143,5 @@ def existing(url: str) -> Folder:
     """The storage at a path or URL; ValueError where there is none, since opening it would create it."""
     path = url if "://" in url else str(Path(url).expanduser().resolve())
     if not Folder(path).exists("artifacts"):
-        raise ValueError(f"--storage {url} holds no artifacts: no job has written there")
+        raise ValueError(f"--storage {url} holds no artifacts: no job has written there{beside(path, 'artifacts')}")
     return open_storage(url)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raymae.cli.job import FLAGS, Command, Job, called
+from raymae.cli.mistakes import as_typed
 from raymae.config import Config, redact
 
 INTERRUPTED = 130
@@ -43,9 +44,19 @@ def run(job: Job, arguments: list[str]) -> None:
         show(job_help(job, arguments))
     config = parse(arguments)
     print(f"{job.name} {config.recipe}: storage {redact(config.storage)}", flush=True)  # before what takes seconds
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(AsTyped("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger("raymae").setLevel(logging.INFO)
     run_with(job.run, config)
+
+
+class AsTyped(logging.Formatter):
+    """Log lines with every setting as it is typed on the command line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = as_typed(record.message) if record.name.startswith("raymae.") else record.message
+        return super().formatMessage(record)
 
 
 def wants_help(arguments: list[str]) -> bool:
@@ -55,7 +66,6 @@ def wants_help(arguments: list[str]) -> bool:
 
 def run_with(job: Callable[[Config], dict[str, Any]], config: Config) -> None:
     """Run what a job calls with its settings; exits with a message where that fails."""
-    from raymae.cli.mistakes import as_typed
     from raymae.cluster.connect import stay_local
     from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from types import NoneType
 from typing import Any, NoReturn, get_args
 
 from raymae.cli.options import Option, options_of, sections_of, typed_name
@@ -25,6 +26,20 @@ RENAMED = {
     "compute.leg-windows": "compute.feed-windows",
 }
 """Old names of options and their new ones; `augment.colour-*` is `augment.eq-*` in every section."""
+
+
+ELSEWHERE = {
+    "compute.device": "compute.use-gpu",
+    "compute.gpu": "compute.use-gpu",
+    "compute.gpus": "compute.num-workers",
+    "device": "compute.use-gpu",
+    "gpu": "compute.use-gpu",
+    "batch-size": "pretrain.global-batch-size",
+    "output": "predict.output",
+    "input": "predict.inputs",
+    "table": "data.tables",
+}
+"""Names that other tools have for an option, and its name here."""
 
 
 def refuse(message: str) -> NoReturn:
@@ -89,7 +104,7 @@ def check_words(words: list[str], known: Mapping[str, Option]) -> None:
                 valid = ", ".join(option.choices)
                 refuse(f"{option.name} {value}: no such choice{nearest(value, option.choices)}; valid: {valid}")
         if holds_numbers(option.hint):
-            check_finite(option, given.values)
+            check_numbers(option, given.values)
 
 
 def unexpected(word: str, known: Mapping[str, Option]) -> str:
@@ -111,17 +126,28 @@ def check_number_of_values(given: Given, option: Option) -> None:
             words += f": write {option.name}, or {option.off} to turn it off"
         refuse(f"{words}; {given.values[0]!r} is left over")
     if most is not None and len(given.values) > most and not option.is_switch:
+        if given.values[most] in RECIPES:
+            refuse(f"recipe {given.values[most]} has to be the first argument, before all options")
         takes = "one value" if most == 1 else f"{most} values"
         refuse(f"{option.name} takes {takes}; {' '.join(given.values[most:])!r} is left over")
     if most is not None and not option.is_switch and not given.values:
         refuse(f"{option.name} needs a value: {option.name} {option.metavar}. {option.doc}")
 
 
-def check_finite(option: Option, values: tuple[str, ...]) -> None:
-    """Exit with a message where a number is NaN or infinite: sections would only say that it is out of range."""
+def check_numbers(option: Option, values: tuple[str, ...]) -> None:
+    """Exit with a message where a number can't be read, or is NaN or infinite, which sections would call too large."""
     for value in values:
         if is_infinite(value):
             refuse(f"{option.name} {value} must be a finite number")
+        try:
+            found = float(value)
+        except ValueError:
+            if value == "None" and NoneType in get_args(option.hint):
+                continue
+            refuse(f"{option.name} {value}: should be a number, {option.metavar}. {option.doc}")
+        if "FLOAT" not in option.metavar and not re.fullmatch(r"[+-]?[\d_]+", value):
+            whole = f": {option.name} {found:.0f}" if found.is_integer() else ""
+            refuse(f"{option.name} {value}: should be a whole number{whole}. {option.doc}")
 
 
 def is_infinite(value: str) -> bool:
@@ -152,8 +178,13 @@ def unknown(name: str, known: list[str]) -> str:
     """The message for an unknown option: its new name if it was renamed, else the option meant, else the valid ones."""
     if renamed := new_name(name, known):
         return f"--{name} is now called --{renamed}"
-    valid = [f"--{one}" for one in siblings(name, known)]
-    return f"unknown setting --{name}{meant(name, known)}; valid here: {', '.join(valid)}"
+    if any(one.startswith(f"{name}.") for one in known):
+        return f"--{name} is a section, not a setting; --help {name} lists its settings: --{name}.…"
+    if hint := meant(name, known):
+        section = name.partition(".")[0] if "." in name else ""
+        listed = f"--help {section}" if any(one.startswith(f"{section}.") for one in known) else "--help all"
+        return f"unknown setting --{name}{hint}; {listed} lists the settings"
+    return f"unknown setting --{name}; valid here: {', '.join(f'--{one}' for one in siblings(name, known))}"
 
 
 def new_name(name: str, known: list[str]) -> str | None:
@@ -168,8 +199,9 @@ def meant(name: str, known: list[str]) -> str:
     section, _, last = name.rpartition(".")
     names = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == section]
     beside = [f"{section}.{one}" if section else one for one in difflib.get_close_matches(last, names, n=1)]
-    same = [one for one in known if one.rpartition(".")[2] == last] if not beside else []
-    found = flat or beside or difflib.get_close_matches(name, known, n=1, cutoff=0.8) or same
+    same = [one for one in known if one.rpartition(".")[2] == last]
+    other = [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else []
+    found = flat or other or beside or difflib.get_close_matches(name, known, n=1, cutoff=0.8) or same
     shown = " or ".join(f"--{one}" for one in found[:3])
     return f" (did you mean {shown}?)" if found else ""
 
@@ -178,7 +210,8 @@ def siblings(name: str, known: list[str]) -> list[str]:
     """The options and sections of the innermost existing section of `name`."""
     section = name.rpartition(".")[0]
     start = f"{section}." if section else ""
-    parts = [one.removeprefix(start).partition(".") for one in known if one.startswith(start)]
+    names = [one for one in known if not one.rpartition(".")[2].startswith("no-")]
+    parts = [one.removeprefix(start).partition(".") for one in names if one.startswith(start)]
     found = list(dict.fromkeys(f"{start}{first}{'.*' if dot else ''}" for first, dot, _ in parts))
     return found or siblings(section, known)
 
@@ -199,6 +232,8 @@ SETTING = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)*)(?![\w=/])(\.\*| = 
 
 def as_typed(message: str) -> str:
     """A message with every setting, "model.mask_ratio = 1", as it is typed, "--model.mask-ratio 1"."""
+    if message.startswith("sweep.space"):  # what it varies is typed as FIELD=VALUES
+        return f"--{message}"
     settings, sections = paths()
 
     def option(found: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ from raymae.evaluation.report import result_table
 from raymae.evaluation.report.sections import difference_cells, number
 from raymae.evaluation.scores import KINDS, comparisons
 from raymae.storage.folder import Folder, open_storage
+from raymae.tracking.model_uri import check_registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,12 +31,14 @@ def promote(config: Config) -> dict[str, Any]:
     from raymae.tracking.tracker import Tracker
 
     storage = open_storage(config.storage)
+    check_registry(config)
     settings, tracker = config.promote, Tracker(config.tracking, storage)
     name = config.tracking.registered_model
     candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)
     if candidate is None:
         raise ValueError(
-            f"the registry has no models:/{name}@{config.tracking.alias} to promote: jobs/pipeline.py registers one"
+            f"the registry {redact(tracker.uri)} has no models:/{name}@{config.tracking.alias} to promote: "
+            "jobs/pipeline.py registers one"
         )
     differences = None
     if champion is None:

@@ -27,6 +27,7 @@ from raymae.models.masking import every, only
 from raymae.models.patches import Grid, Patches, all_frames, unpatchify
 from raymae.models.timm_weights import timm_names
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.found import what_is_there
 from raymae.tracking.model_uri import open_artifact
 
 VIT, CARD = "vit.safetensors", "export.json"
@@ -87,7 +88,9 @@ def read_model(folder: Folder) -> Model:
         embedder = read_encoder(folder)
         model = Model(embedder.encoder, None, embedder.audio, embedder.segment, embedder.segment, None)
     else:
-        raise ValueError(f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json")
+        raise ValueError(
+            f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json{what_is_there(folder)}"
+        )
     table = model.encoder.position_table(model.grid, torch.device("cpu"))
     model.encoder.pos_embed = table.unflatten(0, model.grid).clone()
     return model

@@ -345,6 +345,6 @@ def open_storage(url: str, option: str = "--storage") -> Folder:
         probe = f".write-test-{uuid.uuid4().hex[:8]}"
         storage.write_bytes(probe, b"")
         storage.remove(probe)
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # file systems raise exceptions of their own, such as that credentials are missing
         raise ValueError(f"{option} {redact(url)} can't be written: {redact(why_not(url, error))}") from None
     return storage

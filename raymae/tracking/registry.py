@@ -173,7 +173,8 @@ class Registry:
         try:
             folder = Path(mlflow.artifacts.download_artifacts(model_uri))
         except (MlflowException, OSError) as error:
-            reason = self._missing(model_uri) or " ".join(redact(str(error)).split())
+            said = " ".join(redact(str(error)).split())
+            reason = self._missing(model_uri) or f"{said} (asked: the registry {redact(self.uri)})"
             raise ValueError(f"{redact(model_uri)} can't be read: {reason}") from None
         found = [path.parent for path in (folder / "artifacts").rglob("classifier.json")]
         if not found:

@@ -135,8 +135,8 @@ def test_a_field_is_set_by_its_path(words: str, path: str, value: Any) -> None:
     ("words", "message"),
     [
         ("--pretrain.stpes 3", r"^error: unknown setting --pretrain\.stpes; valid here: .*--pretrain\.epochs,"),
-        ("--stpes=3", r"^error: unknown setting --stpes .*; valid here: --seed, .*--pretrain\.\*"),
-        ("--finetune.augment 3", r"valid here: .*--finetune\.augment\.\*"),
+        ("--stpes=3", r"^error: unknown setting --stpes"),
+        ("--finetune.augment 3", r"--finetune\.augment is a section, not a setting; --help finetune\.augment"),
         ("--recipe small", "unknown setting --recipe"),
         ("--finetune.centre", r"^error: --finetune\.centre is now called --finetune\.subtract-band-mean$"),
         (
@@ -145,7 +145,7 @@ def test_a_field_is_set_by_its_path(words: str, path: str, value: Any) -> None:
         ),
         ("papre", "^error: unknown recipe 'papre' \\(did you mean paper\\?\\); valid: synthetic, small"),
         ("--serve.port 0", r"--serve\.port 0 must lie between 1 and 65535"),
-        ("--pretrain.epochs many", r"--pretrain\.epochs.*'many'"),
+        ("--pretrain.epochs many", r"--pretrain\.epochs many: should be a number, FLOAT\. Passes"),
         (
             "--model.decoder lokal",
             r"--model\.decoder lokal: no such choice \(did you mean local\?\); valid: local, global",
@@ -221,7 +221,7 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("prepare", "small --data.tables gone.csv", r"gone\.csv can't be read: there is no such file"),
         ("prepare", "small --data.tables own/a.wav", r"own/a\.wav, row 1: .* is not UTF-8"),
         ("prepare", "small", r"needs --data\.tables"),
-        ("prepare", "--data.dataset esc51", "'esc51' is unknown; valid: synthetic, table"),
+        ("prepare", "--data.dataset esc51", "'esc51' is unknown .did you mean esc50.*; valid: synthetic, table"),
         ("pipeline", "--storage own/a.wav/below", r"--storage .*own/a\.wav/below can't be written: .*Not a directory"),
         ("pipeline", "--storage nonsense://me:hunter2@bucket", r"--storage nonsense://\*\*\*@bucket can't be written"),
         ("pipeline", "--json gone/result.json", r"--json gone/result\.json can't be written: there is no folder gone"),

@@ -110,7 +110,7 @@ def test_recipes_keep_their_own_sizes() -> None:
     [
         ("--model.size giant", "--model.size giant: no such choice.*large"),
         ("--model.size", "--model.size"),
-        ("--model.siz base", "unknown setting --model.siz .*; valid here: .*--model.size"),
+        ("--model.siz base", "unknown setting --model.siz .did you mean --model.size.*--help model"),
         ("--model.size tiny --model.num-heads 5", "--model.embed-dim 192 must be a multiple of its 5 heads"),
         ("--model.decoder light --model.decoder-depth 16", "light has at most 4 blocks, not .*decoder-depth 16"),
     ],

@@ -11,6 +11,7 @@ from raymae.evaluation.report.document import result_table
 from raymae.evaluation.report.sections import difference_cells, model_title, number
 from raymae.evaluation.scores import KINDS, comparisons
 from raymae.storage.folder import Folder
+from raymae.storage.found import what_is_there
 
 
 def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
@@ -60,5 +61,8 @@ def evaluation_folder(url: str) -> Folder:
         folder = Folder(stages["evaluate"]["folder"]) if "evaluate" in stages else folder
     for name in ("done.json", "report.json"):
         if not folder.exists(name):
-            raise ValueError(f"evaluate.compare: {redact(folder.url)} is not a finished evaluation: it has no {name}")
+            raise ValueError(
+                f"evaluate.compare: {redact(folder.url)} is not a finished evaluation: it has no {name}"
+                f"{what_is_there(folder)}"
+            )
     return folder
