@@ -232,7 +232,7 @@ SETTING = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)*)(?![\w=/])(\.\*| = 
 
 def as_typed(message: str) -> str:
     """A message with every setting, "model.mask_ratio = 1", as it is typed, "--model.mask-ratio 1"."""
-    if message.startswith("sweep.space"):  # what it varies is typed as FIELD=VALUES
+    if re.match(r"sweep\.space (?!=)", message):  # what it varies is typed as FIELD=VALUES
         return f"--{message}"
     settings, sections = paths()
 

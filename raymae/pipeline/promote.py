@@ -28,10 +28,10 @@ def promote(config: Config) -> dict[str, Any]:
 
     Raises ValueError where there is no candidate, an evaluation is missing, or the two have other clips or classes.
     """
-    from raymae.tracking.tracker import Tracker
-
     storage = open_storage(config.storage)
     check_registry(config)
+    from raymae.tracking.tracker import Tracker  # takes seconds
+
     settings, tracker = config.promote, Tracker(config.tracking, storage)
     name = config.tracking.registered_model
     candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)

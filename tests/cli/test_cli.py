@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import logging
 import re
 import runpy
 import subprocess
@@ -20,53 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.cli.arguments import parse
-from raymae.cluster import connect
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
 from raymae.pipeline.dry_run import trial_steps
-from tests.support.audio_files import write_tone
 from tests.support.paths import ROOT
+from tests.support.tables import ROWS, write_table
 
-COLUMNS = ("filename", "scene_label", "group", "split")
-ROWS = [("a.wav", "bus", "", "train"), ("b.wav", "park", "", "train"), ("c.wav", "bus", "", "val")]
 Run = Callable[..., tuple[Any, str]]
-
-
-@pytest.fixture(autouse=True)
-def _level() -> Iterator[None]:
-    log = logging.getLogger("raymae")
-    before = log.level
-    yield
-    log.setLevel(before)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a job that has to end at once, before Ray, MLflow or the plan; returns exit status and message."""
-    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
-    for name in ("raymae.tracking.tracker", "raymae.pipeline.plan.estimate"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.chdir(tmp_path)
-
-    def call(job: Any, *arguments: str) -> tuple[Any, str]:
-        script = ROOT / "jobs" / f"{job}.py"
-        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(script), run_name="__main__")
-        printed = capsys.readouterr()
-        assert printed.out.count("\n") <= 1  # the line with which a job begins
-        return (1, end.value.code) if isinstance(end.value.code, str) else (end.value.code, printed.err.rstrip("\n"))
-
-    return call
-
-
-def write_table(folder: Path, rows: list[tuple[str, ...]]) -> str:
-    folder.mkdir(exist_ok=True)
-    for name in {row[0] for row in ROWS}:
-        write_tone(folder / name, 440, seconds=0.1)
-    with open(folder / "metadata.csv", "w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    return str(folder / "metadata.csv")
 
 
 def option_values(section: Any, path: str = "--") -> Iterator[tuple[str, Any]]:

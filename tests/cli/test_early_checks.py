@@ -200,8 +200,10 @@ def test_a_long_warm_up_is_scaled_down(run: Run, tmp_path: Path, capsys: pytest.
 
 
 def test_the_plan_says_that_a_warm_up_was_scaled(capsys: pytest.CaptureFixture[str]) -> None:
-    from raymae.pipeline.console import warmup_lines
+    from raymae.pipeline.console import head_lines, warmup_lines
 
+    assert head_lines({"finetune": FinetuneConfig()}) == []
+    assert len(head_lines({"finetune": FinetuneConfig(epochs=4, head_epochs=10)})) == 1
     lines = warmup_lines({"pretrain": PretrainConfig(epochs=2, warmup_epochs=3), "finetune": FinetuneConfig()})
     assert lines == [
         "pretrain: warmup_epochs = 3 don't fit into epochs = 2, so that the warm-up takes a tenth of them, 0.2"
