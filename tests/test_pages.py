@@ -13,6 +13,7 @@ from raymae.cli.artifacts import SUBCOMMANDS as ARTIFACTS
 from raymae.cli.mistakes import by_name, name_of
 from raymae.cli.options import options_of
 from raymae.config.recipes import RECIPES
+from raymae.jobs import JOBS
 from tests.support.paths import ROOT
 
 FOLDERS = (".github", "jobs", "raymae", "tests")
@@ -58,9 +59,10 @@ def code_spans(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """Every `python jobs/<name>.py …` of a page: the job and its arguments, without placeholders."""
+    """Every `python jobs/<name>.py …` and `raymae <name> …` of a page: the job and its arguments, no placeholders."""
     text = re.sub(r"\s*\\\n\s*|\n\s+(?=--)", " ", page.read_text())
     found = re.findall(r"python \S*jobs/(\w+)\.py([^\n`]*)", text)
+    found += [one for one in re.findall(r"(?<!\S)`?raymae (\w+)([^\n`]*)", text) if one[0] in JOBS and "--" in one[1]]
     return [(job, [word for word in re.split(r" [#&|]", rest)[0].split() if word != "…"]) for job, rest in found]
 
 

@@ -36,10 +36,8 @@ def promote(config: Config) -> dict[str, Any]:
     name = config.tracking.registered_model
     candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)
     if candidate is None:
-        raise ValueError(
-            f"the registry {redact(tracker.uri)} has no models:/{name}@{config.tracking.alias} to promote: "
-            "jobs/pipeline.py registers one"
-        )
+        lacks = tracker.missing(f"models:/{name}@{config.tracking.alias}")
+        raise ValueError(f"there is nothing to promote: {lacks}; jobs/pipeline.py registers a candidate")
     differences = None
     if champion is None:
         promoted, reason = True, f"there was no {settings.alias}"
