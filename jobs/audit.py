@@ -1,11 +1,6 @@
-"""Find leaks between the training and held-out clips of a table, and score labels guessed from its metadata alone.
+"""The job audit: `python jobs/audit.py --help`; what it does is in raymae/cli/jobs.py."""
 
-python jobs/audit.py small --data.tables RUN/metadata.csv --data.split.kind session --json audit.json
-python jobs/audit.py small --data.tables RUN/metadata.csv --audit.same-recording
-"""
-
-from raymae.cli.main import main
-from raymae.evaluation.leaks.audit import audit_run
+from raymae.cli.jobs import main
 
 if __name__ == "__main__":
-    main(audit_run, __doc__)
+    main("audit")

@@ -1,13 +1,6 @@
-"""Train the fine-tuned classifier on labelled and unlabelled clips at once; run the stages before it if needed.
+"""The job consistency: `python jobs/consistency.py --help`; what it does is in raymae/cli/jobs.py."""
 
-python jobs/consistency.py small --data.tables RUN/metadata.csv --consistency.method softmatch
-ray job submit --working-dir . -- python jobs/consistency.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
-"""
-
-from functools import partial
-
-from raymae.cli.main import main
-from raymae.pipeline.job import run_job
+from raymae.cli.jobs import main
 
 if __name__ == "__main__":
-    main(partial(run_job, "consistency"), __doc__)
+    main("consistency")

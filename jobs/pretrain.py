@@ -1,13 +1,6 @@
-"""Pre-train the masked autoencoder on all clips of train and pool; prepare the features if needed.
+"""The job pretrain: `python jobs/pretrain.py --help`; what it does is in raymae/cli/jobs.py."""
 
-python jobs/pretrain.py small --data.tables RUN/metadata.csv --model.mask-ratio 0.8
-ray job submit --working-dir . -- python jobs/pretrain.py small --data.tables /mnt/clips.csv --storage /mnt/raymae
-"""
-
-from functools import partial
-
-from raymae.cli.main import main
-from raymae.pipeline.job import run_job
+from raymae.cli.jobs import main
 
 if __name__ == "__main__":
-    main(partial(run_job, "pretrain"), __doc__)
+    main("pretrain")

@@ -1,11 +1,6 @@
-"""Promote the registry's candidate to champion if it is better on the same held-out clips.
+"""The job promote: `python jobs/promote.py --help`; what it does is in raymae/cli/jobs.py."""
 
-python jobs/promote.py small --storage runs
-python jobs/promote.py small --storage s3://BUCKET/raymae --tracking.uri http://MLFLOW:5000 --promote.level 0.01
-"""
-
-from raymae.cli.main import main
-from raymae.pipeline.promote import promote
+from raymae.cli.jobs import main
 
 if __name__ == "__main__":
-    main(promote, __doc__)
+    main("promote")

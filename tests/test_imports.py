@@ -22,8 +22,10 @@ LAYERS = [
     "training tracking",
     "cluster",
     "pipeline",
-    "serving sweep cli",
-    "benchmark api",
+    "serving sweep",
+    "benchmark",
+    "cli",
+    "api",
     "jobs",
 ]
 """A package may import those of earlier lines only; packages of one line don't import each other."""
@@ -38,7 +40,7 @@ MAY_IMPORT = {
         "raymae.sweep.search",
     },
     "mlflow": {"raymae.tracking.tracker", "raymae.tracking.registry", "raymae.tracking.pyfunc_model"},
-    "tyro": {"raymae.cli", "raymae.benchmark.command"},
+    "tyro": {"raymae.cli"},
 }
 """The modules, or whole packages, that may import a framework."""
 RAY_PRIVATE = PACKAGE / "cluster" / "ray_private.py"

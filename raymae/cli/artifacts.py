@@ -1,4 +1,4 @@
-"""The command line of `jobs/artifacts.py`: subcommands that list, verify and clean a storage and trace clips."""
+"""The command line of the job artifacts: subcommands that list, verify and clean a storage and trace clips."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 import tyro
 
-from raymae.cli.arguments import refuse
+from raymae.cli.job import Command, called
 from raymae.cli.main import check_target
+from raymae.cli.subcommands import choose, first_line
 from raymae.config import redact
 from raymae.pipeline.inventory import as_json, damage, human, is_unverifiable, remove, row, table, take, unreferenced
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.found import beside
 from raymae.training.state.lineage import models_trained_on, uses_text
 
 
@@ -119,19 +121,18 @@ RENAMED = {"seen": "trained-on"}
 """Old names of subcommands and their new ones."""
 
 
-def main(doc: str, arguments: Sequence[str] | None = None) -> None:
+def main(command: Command, arguments: Sequence[str]) -> None:
     """Run the subcommand of a command line; exit status 1 means an error or a damaged storage."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if words and words[0] in RENAMED:
-        refuse(f"the subcommand {words[0]} is now called {RENAMED[words[0]]}")
-    command: Ls | Verify | Gc | TrainedOn = tyro.extras.subcommand_cli_from_dict(
-        SUBCOMMANDS, prog=Path(sys.argv[0]).name, description=doc, args=arguments
+    chosen = choose(command, arguments, {name: first_line(kind.__doc__) for name, kind in SUBCOMMANDS.items()}, RENAMED)
+    part: Ls | Verify | Gc | TrainedOn = tyro.cli(
+        SUBCOMMANDS[chosen], prog=f"{called(command.name)} {chosen}", args=arguments[1:]
     )
+    print(f"{command.name} {chosen}: storage {redact(part.storage)}", file=sys.stderr, flush=True)
     try:
-        check_target("--json", command.json)
-        answer, sound = command.answer(existing(command.storage))
-        if command.json:
-            Path(command.json).write_text(json.dumps(answer, indent=1) + "\n")
+        check_target("--json", part.json)
+        answer, sound = part.answer(existing(part.storage))
+        if part.json:
+            Path(part.json).write_text(json.dumps(answer, indent=1) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {redact(str(error))}")
     if not sound:
@@ -142,5 +143,5 @@ def existing(url: str) -> Folder:
     """The storage at a path or URL; ValueError where there is none, since opening it would create it."""
     path = url if "://" in url else str(Path(url).expanduser().resolve())
     if not Folder(path).exists("artifacts"):
-        raise ValueError(f"--storage {url} holds no artifacts: no job has written there")
+        raise ValueError(f"--storage {url} holds no artifacts: no job has written there{beside(path, 'artifacts')}")
     return open_storage(url)

@@ -5,31 +5,70 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raymae.cli.arguments import parse
-from raymae.cluster.connect import stay_local
+from raymae.cli.job import FLAGS, Command, Job, called
+from raymae.cli.mistakes import as_typed
 from raymae.config import Config, redact
-from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
+
+INTERRUPTED = 130
+"""Exit status of a job that Ctrl-C ended, as shells give it: 128 + SIGINT."""
 
 
-def main(job: Callable[[Config], dict[str, Any]], doc: str) -> None:
-    """Run a job from the command line.
+def start(job: Job | Command, arguments: list[str]) -> None:
+    """Run a job with some arguments.
 
     Exit status 0: everything asked for exists; 75: run the same command again, because its time was up or MLflow was
-    down; 1: an error, printed in one line; 2: a wrong command line.
-
-    Args:
-        job: maps the settings to what `--json` writes. It imports Ray when it is called, not before.
-        doc: the job's documentation, for `--help`.
+    down; 130: Ctrl-C; 1: an error, printed in one line; 2: a wrong command line.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        run(job, arguments) if isinstance(job, Job) else job.run(job, arguments)
+    except KeyboardInterrupt:
+        command = redact(shlex.join([*called(job.name).split(), *arguments]))
+        print(f"\ninterrupted; what is finished is kept, and this resumes the rest: {command}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def run(job: Job, arguments: list[str]) -> None:
+    """Run a job that takes a recipe, or print its help."""
+    from raymae.cli.arguments import parse
+
+    if wants_help(arguments):
+        from raymae.cli.help import job_help, show
+
+        show(job_help(job, arguments))
+    config = parse(arguments)
+    print(f"{job.name} {config.recipe}: storage {redact(config.storage)}", flush=True)  # before what takes seconds
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(AsTyped("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger("raymae").setLevel(logging.INFO)
-    config = parse(sys.argv[1:], doc)
+    run_with(job.run, config)
+
+
+class AsTyped(logging.Formatter):
+    """Log lines with every setting as it is typed on the command line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = as_typed(record.message) if record.name.startswith("raymae.") else record.message
+        return super().formatMessage(record)
+
+
+def wants_help(arguments: list[str]) -> bool:
+    """Whether a command line asks for help."""
+    return any(word.partition("=")[0] in FLAGS for word in arguments)
+
+
+def run_with(job: Callable[[Config], dict[str, Any]], config: Config) -> None:
+    """Run what a job calls with its settings; exits with a message where that fails."""
+    from raymae.cluster.connect import stay_local
+    from raymae.training.guards.deadline import EXIT_STATUS, TimeIsUpError
+
     stay_local(config.compute.address)
     try:
         check_target("--json", config.json)
@@ -42,17 +81,15 @@ def main(job: Callable[[Config], dict[str, Any]], doc: str) -> None:
         if is_unregistered(result):
             sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {redact(str(error))}")
+        sys.exit(f"error: {as_typed(redact(str(error)))}")
     except TimeIsUpError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_STATUS)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command resumes from the last checkpoint")
     except Exception:  # a bug or an error of the cluster: its traceback, without credentials of URLs
         sys.exit(redact(traceback.format_exc()))
 
 
-def is_unregistered(result: dict[str, Any]) -> bool:
+def is_unregistered(result: Mapping[str, Any]) -> bool:
     """Whether a pipeline (of any seed or fold) could not register its model because MLflow was down."""
     return any(
         one.get("job") == "pipeline" and "undelivered" in one and "model_uri" not in one

@@ -98,8 +98,8 @@ class AudioConfig:
         require(0 < self.norm_scale < math.inf, f"audio.norm_scale = {self.norm_scale} must be positive and finite")
         require(
             self.clip_seconds * self.sample_rate <= MAX_CLIP_SAMPLES and self.n_samples > self.n_fft,
-            f"audio.clip_seconds = {self.clip_seconds} must be longer than n_fft = {self.n_fft} samples and not longer "
-            f"than {MAX_CLIP_SAMPLES}",
+            f"audio.clip_seconds = {self.clip_seconds} must be longer than audio.n_fft = {self.n_fft} samples, "
+            f"{self.n_fft / self.sample_rate:g} s, and not longer than {MAX_CLIP_SAMPLES / self.sample_rate:g} s",
         )
         require(
             self.n_frames * self.n_mels <= MAX_VALUES,

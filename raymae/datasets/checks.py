@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,10 +36,12 @@ def check_files(rows: pa.Table, max_bad_share: float) -> None:
     if len(missing) > max_bad_share * len(rows):
         examples = ", ".join(f"{place(row)}: {row['path']}" for row in missing.slice(0, EXAMPLES).to_pylist())
         more = f" and {len(missing) - EXAMPLES} more" if len(missing) > EXAMPLES else ""
+        are_here = all(map(os.path.isfile, missing.slice(0, EXAMPLES)["clip_id"].to_pylist()))
+        here = "; the working directory has them: --data.audio-root ." if are_here else ""
         raise ValueError(
             f"{len(missing)} of {len(rows)} files are missing, more than data.max_bad_share = {max_bad_share}; "
             "filenames are relative to their table's folder, or to --data.audio-root, and keep their extension, or get "
-            f"it by --data.filename-suffix: {examples}{more}"
+            f"it by --data.filename-suffix: {examples}{more}{here}"
         )
 
 
@@ -65,7 +69,8 @@ def check_groups(rows: pa.Table, *, transductive: bool = False) -> None:
         more = f" (and {len(groups) - 1} more groups)" if len(groups) > 1 else ""
         raise ValueError(
             f"column group: {groups[0].as_py()!r}{more} is in {trained['split']} ({place(trained)}) and in "
-            f"{tested['split']} ({place(tested)}): a group should be on one side only, or it leaks into the score"
+            f"{tested['split']} ({place(tested)}): a group should be on one side only, or it leaks into the score; "
+            "mend column split, or let --data.split.kind session divide whole groups"
         )
 
 
@@ -73,6 +78,12 @@ def unlabelled_hint(rows: pa.Table, config: DataConfig) -> str:
     """The end of a message that there are no labels: the option that names the column that likely holds them."""
     if config.dataset != "table" or rows["scene_label"].null_count < len(rows):
         return ""
+    for folder in (Path(url) for url in config.tables if os.path.isdir(url)):
+        inside = sorted(one for pattern in ("*.csv", "*.parquet") for one in folder.glob(pattern))
+        if inside:
+            likely = next((one for one in inside if "meta" in one.name.lower()), inside[0])
+            more = f" (or another of its {len(inside)} tables)" if len(inside) > 1 else ""
+            return f"; {folder} is a folder, name the table in it: --data.tables {shlex.quote(str(likely))}{more}"
     tables = (MetadataTable.open(url, settings=TableSettings.of(config)) for url in config.tables)
     column = next(filter(None, (label_column(table.header(), config.label_column) for table in tables)), None)
     return f"; --data.label-column {shlex.quote(column)} reads the labels from column {column!r}" if column else ""
@@ -107,7 +118,8 @@ def check_labels(rows: pa.Table, labels: Labels, hint: str = "") -> None:
         first = clips.slice(0, 1).to_pylist()[0]
         raise ValueError(
             f"column scene_label: {examples} in {len(clips)} held-out clips (first {place(first)}, {first['clip_id']}, "
-            f"split {first['split']}) without any clip in training; labels there: {', '.join(train_classes)}"
+            f"split {first['split']}) without any clip in training; labels there: {', '.join(train_classes)}; label "
+            "training clips of every class, or leave those clips out"
         )
     if labels == "single" and len(train_classes) == 1:
         raise ValueError(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymae.config import DataConfig, redact
+from raymae.config import DataConfig, nearest, redact
 from raymae.config.data import FOLDED
 from raymae.datasets import synthetic
 from raymae.datasets.checks import (
@@ -231,7 +231,7 @@ def pools_of(config: DataConfig) -> tuple[list[tuple[str, float]], list[tuple[st
 def find_dataset(setting: str, name: str) -> Callable[[DataConfig, Path | None], pa.Table]:
     """The loader of a data set; ValueError for an unknown name."""
     if name not in DATASETS:
-        raise ValueError(f"{setting} {name!r} is unknown; valid: {', '.join(DATASETS)}")
+        raise ValueError(f"{setting} {name!r} is unknown{nearest(name, DATASETS)}; valid: {', '.join(DATASETS)}")
     return DATASETS[name]
 
 

@@ -20,6 +20,7 @@ from raymae.models.patches import has_sound
 from raymae.models.weights_file import read_weights, save_weights
 from raymae.storage.checksums import check_format
 from raymae.storage.folder import Folder
+from raymae.storage.found import what_is_there
 
 FORMAT = 2
 """Format of `classifier.json`; raised when the names of its settings change."""
@@ -58,7 +59,7 @@ def read_classifier(folder: Folder) -> Classifier:
     url = redact(folder.url)
     for name in ("classifier.json", "model.safetensors"):
         if not folder.exists(name):
-            raise ValueError(f"{url} is not a classifier: it has no {name}")
+            raise ValueError(f"{url} is not a classifier: it has no {name}{what_is_there(folder)}")
     card = folder.read_json("classifier.json")
     check_format(card.get("format") if isinstance(card, dict) else None, FORMAT, f"{url}/classifier.json")
     try:

@@ -20,6 +20,7 @@ from raymae.models.encoder import select
 from raymae.models.masking import only
 from raymae.models.pooling import cut_segments, row_stats, segment_starts, token_mean
 from raymae.storage.folder import Folder
+from raymae.storage.found import what_is_there
 
 Pool = Literal["row_stats", "mean", "cls"]
 
@@ -133,7 +134,10 @@ def read_card(folder: Folder) -> tuple[str, dict[str, Any]]:
     """Name and content of the JSON file that describes an encoder's folder; ValueError where it holds no encoder."""
     name = next((name for name in ("model.json", "classifier.json") if folder.exists(name)), None)
     if name is None:
-        raise ValueError(f"{redact(folder.url)} holds no encoder: it has neither model.json nor classifier.json")
+        raise ValueError(
+            f"{redact(folder.url)} holds no encoder: it has neither model.json nor classifier.json"
+            f"{what_is_there(folder)}"
+        )
     card = folder.read_json(name)
     if card.get("cnn"):
         raise ValueError(f"{redact(folder.url)} holds a CNN ({card['cnn']}), which has no patch tokens")

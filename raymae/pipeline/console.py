@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raymae.config import TrainConfig, redact
+from raymae.config import FinetuneConfig, TrainConfig, redact
 from raymae.config.stages import STAGES, turn_of
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
@@ -35,7 +35,8 @@ def print_plan(plan: Plan) -> None:
         state = "reused" if node.reused else "to run" if step is None else f"to resume from step {step}"
         does = STAGES[node.stage].does + repeat_of(name, node.stage)
         print(f"  {name:{width}s} {node.key}  {state}  {does}{details.get(name, '')}")
-    for line in warmup_lines(trained_sections(plan)):
+    sections = trained_sections(plan)
+    for line in (*warmup_lines(sections), *head_lines(sections)):
         print(f"  {line}")
     for ablation, name in plan.ablation_models.items():
         if name == "finetune":
@@ -53,6 +54,16 @@ def warmup_lines(sections: Mapping[str, TrainConfig]) -> list[str]:
         f"warm-up takes a tenth of them, {train.warmup_share * train.epochs:g}"
         for name, train in sections.items()
         if not train.warmup_fits
+    ]
+
+
+def head_lines(sections: Mapping[str, TrainConfig]) -> list[str]:
+    """A line for each training, by section, that trains the head alone to its end."""
+    return [
+        f"{name}: head_epochs = {train.head_epochs:g} are not fewer than epochs = {train.epochs:g}, so that only the "
+        "head is trained; --finetune.head-epochs sets fewer"
+        for name, train in sections.items()
+        if isinstance(train, FinetuneConfig) and train.head_epochs >= train.epochs
     ]
 
 

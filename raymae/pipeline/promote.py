@@ -10,6 +10,7 @@ from raymae.evaluation.scores import KINDS, comparisons, corrected
 from raymae.evaluation.wording import P_COLUMNS, difference_cells, number
 from raymae.pipeline.best_baseline import against_best_baseline
 from raymae.storage.folder import Folder, open_storage
+from raymae.tracking.model_uri import check_registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,16 +33,16 @@ def promote(config: Config) -> dict[str, Any]:
     Raises ValueError where there is no candidate, an evaluation or a baseline is missing, or candidate and champion
     have other clips or classes.
     """
-    from raymae.tracking.tracker import Tracker
-
     storage = open_storage(config.storage)
+    check_registry(config)
+    from raymae.tracking.tracker import Tracker  # takes seconds
+
     settings, tracker = config.promote, Tracker(config.tracking, storage)
     name = config.tracking.registered_model
     candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)
     if candidate is None:
-        raise ValueError(
-            f"the registry has no models:/{name}@{config.tracking.alias} to promote: jobs/pipeline.py registers one"
-        )
+        lacks = tracker.missing(f"models:/{name}@{config.tracking.alias}")
+        raise ValueError(f"there is nothing to promote: {lacks}; jobs/pipeline.py registers a candidate")
     baseline: str | None = None
     compared: dict[str, dict[str, Any]] = {}
     if champion is not None and champion.uri == candidate.uri:

@@ -14,6 +14,7 @@ from raymae.inference.embedder import Embedder, read_embedder
 from raymae.models import AudioClassifier, Encoder, grid_size
 from raymae.models.patches import Grid, Patches
 from raymae.storage.folder import Folder
+from raymae.storage.found import what_is_there
 
 TOLERANCE = 1e-4
 """Largest accepted difference: absolute for outputs of up to 1, relative to the largest output above."""
@@ -72,7 +73,9 @@ def read_model(folder: Folder) -> Model:
         embedder = read_encoder(folder)
         model = Model(folder, embedder.encoder, None, embedder.audio, embedder.segment, embedder.segment, None)
     else:
-        raise ValueError(f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json")
+        raise ValueError(
+            f"--export.model {redact(folder.url)} holds neither classifier.json nor model.json{what_is_there(folder)}"
+        )
     table = model.encoder.position_table(model.grid, torch.device("cpu"))
     model.encoder.pos_embed = table.unflatten(0, model.grid).clone()
     return model

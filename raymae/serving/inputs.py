@@ -17,7 +17,8 @@ from raymae.datasets.tables.corpus import log_left_out, what_it_holds
 from raymae.datasets.tables.links import Links, walk
 from raymae.datasets.tables.settings import PLAIN, TableSettings
 from raymae.datasets.tables.table import LOCATED, MetadataTable
-from raymae.storage.folder import change_time
+from raymae.storage.folder import Folder, change_time
+from raymae.storage.found import what_is_there
 from raymae.storage.retry import READ_SECONDS, with_retries
 
 TABLES = (".csv", ".tsv", ".parquet", ".tar")
@@ -43,6 +44,9 @@ def _find(name: str, settings: TableSettings) -> Iterator[pa.Table]:
         yield _table([(name, *_look(packed["outer"])[1:])])
     elif "://" not in name and Path(name).expanduser().is_dir():
         yield _folder(name, settings.links)
+    elif "://" not in name and not name.lower().endswith((*TABLES, *AUDIO)) and not Path(name).expanduser().exists():
+        folder = Folder(str(Path(name).expanduser().resolve()))
+        raise ValueError(f"--predict.inputs {name} can't be read{what_is_there(folder)}")
     elif name.lower().endswith(TABLES) or ("://" in name and not name.lower().endswith(AUDIO)):
         table = MetadataTable.open(name, ("filename",), settings)
         yield table.clips(("filename",), pool=True).select(LOCATED).cast(INPUTS)

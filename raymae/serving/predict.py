@@ -33,6 +33,7 @@ from raymae.serving.inputs import find_files
 from raymae.serving.output import Output, open_output, without_credentials
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.found import what_is_there
 from raymae.tracking.model_uri import open_shared
 
 VERSION = 2
@@ -137,18 +138,23 @@ def find_classifier(config: Config, option: str, model: str | None) -> Folder:
         from raymae.pipeline.plan.plan import Plan
 
         storage = open_storage(config.storage)
+        unfinished = (
+            f"the pipeline of this recipe and these settings has not finished in {redact(storage.url)}: run "
+            f"jobs/pipeline.py {config.recipe} with the same options first, or name a classifier with {option}"
+        )
+        if not storage.exists("artifacts"):  # before the clips are read, or generated
+            raise ValueError(unfinished)
         clips = load_clips(config, storage)
         plan = Plan(config, clips, storage, "register", find(config, storage, "register"))
         final = plan.nodes[plan.final]
         if not final.reused:
-            raise ValueError(
-                "the pipeline of this recipe and these settings has not finished: run jobs/pipeline.py first, "
-                f"or name a classifier with {option}"
-            )
+            raise ValueError(unfinished)
         return final.artifact
     folder = open_shared(model, config)
     if not folder.exists("classifier.json"):
-        raise ValueError(f"{option} {redact(model)} is not a classifier: it has no classifier.json")
+        raise ValueError(
+            f"{option} {redact(model)} is not a classifier: it has no classifier.json{what_is_there(folder)}"
+        )
     return folder
 
 

@@ -343,6 +343,6 @@ def open_storage(url: str, option: str = "--storage") -> Folder:
         storage.remove(probe)
     except StorageError as error:
         raise ValueError(f"{option} {error}") from None
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # file systems raise exceptions of their own, such as that credentials are missing
         raise ValueError(f"{option} {redact(url)} can't be written: {redact(why_not(url, error))}") from None
     return storage

@@ -82,6 +82,8 @@ def words(error: Exception) -> str:
 
 def why_not(url: str, error: Exception) -> str:
     """Why a folder can't be written, in a line: the part of a local path that is a file, or the system's words."""
+    if isinstance(error, ImportError) and url.startswith(("s3://", "s3a://")):
+        return f"{' '.join(str(error).split())}: pip install 'raymae[s3]'"
     path = Path(url)
     for part in (path, *path.parents) if "://" not in url else ():
         if part.exists():

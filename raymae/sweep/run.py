@@ -10,10 +10,10 @@ from typing import Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.config.stages import STAGES
+from raymae.evaluation.png import png
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.storage.png import png
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import (
     Planner,

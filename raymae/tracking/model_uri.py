@@ -9,8 +9,9 @@ from pathlib import Path
 from raymae.config import Config, redact
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder, open_storage
+from raymae.storage.found import beside, what_is_there
 from raymae.storage.hub import download, is_on_hub
-from raymae.tracking.uri import REGISTRY
+from raymae.tracking.uri import REGISTRY, sqlite_file
 
 CARDS = ("model.json", "classifier.json")
 """The description files of a pre-training folder and a classifier folder."""
@@ -34,13 +35,19 @@ def open_artifact(source: str, config: Config) -> Folder:
 
 
 def check_registry(config: Config) -> None:
-    """ValueError where the local storage has no registry: MLflow would make an empty one there."""
+    """ValueError where there is no registry on local disk: MLflow would make an empty one there."""
     url = config.storage if "://" in config.storage else str(Path(config.storage).expanduser().resolve())
-    storage = Folder(url)
-    if config.tracking.uri is None and storage.is_local and not storage.exists(REGISTRY):
+    storage, uri = Folder(url), config.tracking.uri
+    if uri is None and storage.is_local and not storage.exists(REGISTRY):
         raise ValueError(
             f"--storage {redact(url)} has no registry ({REGISTRY}): name the storage of the run that registered the "
-            "model, or --tracking.uri"
+            f"model, or --tracking.uri{beside(url, REGISTRY)}"
+        )
+    file = sqlite_file(uri or "")
+    if file and not file.exists():
+        raise ValueError(
+            f"--tracking.uri {redact(str(uri))}: there is no file {file.resolve()}"
+            f"{what_is_there(Folder(str(file.resolve()))).replace('such folder', 'registry')}"
         )
 
 
@@ -55,7 +62,9 @@ def share(folder: Folder, storage: Folder) -> Folder:
     """Copy a model's description and weights to the storage, named by content; ValueError without a description."""
     card = next((name for name in CARDS if folder.exists(name)), None)
     if card is None:
-        raise ValueError(f"{redact(folder.url)} holds no model: it has neither {' nor '.join(CARDS)}")
+        raise ValueError(
+            f"{redact(folder.url)} holds no model: it has neither {' nor '.join(CARDS)}{what_is_there(folder)}"
+        )
     contents = {name: folder.read_checked(name) for name in (card, WEIGHTS)}
     key = digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     target = storage / f"artifacts/models/{key}"

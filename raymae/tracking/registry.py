@@ -205,14 +205,15 @@ class Registry:
         try:
             folder = Path(mlflow.artifacts.download_artifacts(model_uri))
         except (MlflowException, OSError) as error:
-            reason = self._missing(model_uri) or " ".join(redact(str(error)).split())
+            said = " ".join(redact(str(error)).split())
+            reason = self.missing(model_uri) or f"{said} (asked: the registry {redact(self.uri)})"
             raise ValueError(f"{redact(model_uri)} can't be read: {reason}") from None
         found = [path.parent for path in (folder / "artifacts").rglob("classifier.json")]
         if not found:
             raise ValueError(f"{redact(model_uri)} holds no scene classifier (no classifier.json)")
         return str(found[0])
 
-    def _missing(self, model_uri: str) -> str | None:
+    def missing(self, model_uri: str) -> str | None:
         """What the registry has in place of a model, version or alias that it hasn't; None where it has it."""
         found = re.fullmatch(r"models:/([^/@]+)(?:/(.+)|@(.+))?", model_uri)
         if not found:

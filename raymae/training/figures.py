@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymae.config import AudioConfig
+from raymae.evaluation.png import png
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder
-from raymae.storage.png import png
 from raymae.training.interval import Interval
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from raymae.config import to_dict
+from raymae.evaluation.png import png
 from raymae.storage.events import read_events
 from raymae.storage.mapped import release_memory
-from raymae.storage.png import png
 from raymae.training.figures import CURVES, learning_curves
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import Watchdog

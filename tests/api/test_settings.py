@@ -31,7 +31,7 @@ def test_settings_are_those_of_the_command_line() -> None:
         "--model.decoder global --model.mask-ratio 0.7 --model.patch-size 16 8 --pretrain.epochs 4 "
         "--pretrain.augment.crop-seconds 1.28 --finetune.augment.crop-seconds None --unlabelled"
     )
-    assert given == parse(options.split(), "")
+    assert given == parse(options.split())
 
 
 def test_a_section_may_be_given_whole() -> None:

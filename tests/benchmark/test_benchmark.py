@@ -18,8 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymae.audio.spans import WHOLE
-from raymae.benchmark import command
-from raymae.benchmark.command import PARTS, main
 from raymae.benchmark.harness.memory import PeakMemory, process_tree, pss_mb
 from raymae.benchmark.harness.noise_store import NoiseReader
 from raymae.benchmark.harness.result import Result, Row, load_rows, markdown
@@ -30,6 +28,10 @@ from raymae.benchmark.speed.ingest import batches, median, order_rows
 from raymae.benchmark.speed.ingest import make_spec as make_store
 from raymae.benchmark.speed.predict import JobPace, pace_of
 from raymae.benchmark.speed.prepare import Job, bare
+from raymae.cli import benchmark
+from raymae.cli.benchmark import PARTS
+from raymae.cli.jobs import JOBS
+from raymae.cli.subcommands import choose_job
 from raymae.config import AudioConfig, Config
 from raymae.datasets.synthetic.tones import recording, write_corpus
 from raymae.pipeline.dry_run.cost import Rates, duration, size
@@ -339,16 +341,16 @@ def test_pace_skips_the_first_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
-    main("doc", ["plan", "--hours", "100", "--gpus", "1", "--cpus", "4", "--json", str(path)])
+    choose_job(JOBS, ["benchmark", "plan", "--hours", "100", "--gpus", "1", "--cpus", "4", "--json", str(path)])
     assert "| corpus (100 h) | 36,000 |" in capsys.readouterr().out
     assert json.loads(path.read_text())["cluster"]["cpus"] == 4
     with pytest.raises(SystemExit, match=r"--hours -1\.0 must be positive"):
-        main("doc", ["plan", "--hours", "-1"])
+        choose_job(JOBS, ["benchmark", "plan", "--hours", "-1"])
     assert set(PARTS) >= {"front-end", "prepare", "ingest", "plan"}
-    assert set(command.NOT_IN_ALL) <= set(PARTS)
+    assert set(benchmark.NOT_IN_ALL) <= set(PARTS)
 
 
 def test_plan_imports_neither_ray_nor_torch() -> None:
-    code = "import raymae.benchmark.command, sys; print([n for n in ('ray', 'mlflow', 'torch') if n in sys.modules])"
+    code = "import raymae.cli.benchmark, sys; print([n for n in ('ray', 'mlflow', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raymae.benchmark.command import main
 from raymae.benchmark.speed.steps import Stepper, take_turns
 from raymae.benchmark.speed.train_step import TrainStep, gpu_rows
+from raymae.cli.jobs import JOBS
+from raymae.cli.subcommands import choose_job
 from raymae.config import ModelConfig, with_decoder
 from raymae.config.recipes import native_precision
 from raymae.models.decoder import WINDOW
@@ -131,7 +132,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainStep, "cpu", lambda self, folder: measure(PART, folder))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "step.json"
-    main("doc", ["train-step", "--repetitions", "1", "--json", str(path)])
+    choose_job(JOBS, ["benchmark", "train-step", "--repetitions", "1", "--json", str(path)])
     assert json.loads(path.read_text())["part"] == "train-step"
 
 

@@ -19,7 +19,7 @@ from raymae.benchmark.studies.transfer import (
     scores_figure,
 )
 from raymae.config.recipes import small
-from raymae.storage.png import png
+from raymae.evaluation.png import png
 
 SPLITS = ("test_seen", "test_unseen")
 

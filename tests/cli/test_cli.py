@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import csv
 import json
-import logging
 import re
 import runpy
 import subprocess
@@ -17,71 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymae.benchmark import command as benchmark
-from raymae.cli import artifacts
-from raymae.cli import main as cli
 from raymae.cli.arguments import parse
-from raymae.cluster import connect
 from raymae.config import Config
 from raymae.config.recipes import RECIPES
 from raymae.pipeline.dry_run import trial_steps
-from tests.support.audio_files import write_tone
 from tests.support.paths import ROOT
+from tests.support.tables import ROWS, write_table
 
-JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
-COLUMNS = ("filename", "scene_label", "group", "split")
-ROWS = [("a.wav", "bus", "", "train"), ("b.wav", "park", "", "train"), ("c.wav", "bus", "", "val")]
 Run = Callable[..., tuple[Any, str]]
-SUBCOMMANDS: dict[str, dict[str, Any]] = {
-    "artifacts.py": artifacts.SUBCOMMANDS,
-    "benchmark.py": {**benchmark.PARTS, "all": benchmark.All},
-}
-
-
-@pytest.fixture(autouse=True)
-def _level() -> Iterator[None]:
-    log = logging.getLogger("raymae")
-    before = log.level
-    yield
-    log.setLevel(before)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a job that has to end at once, before Ray, MLflow or the plan; returns exit status and message."""
-    monkeypatch.setattr(connect, "start_ray", lambda compute: pytest.fail("Ray was started"))
-    for name in ("raymae.tracking.tracker", "raymae.pipeline.plan.estimate"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.chdir(tmp_path)
-
-    def call(job: Any, *arguments: str) -> tuple[Any, str]:
-        script = ROOT / "jobs" / f"{job}.py"
-        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(script), run_name="__main__")
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        return (1, end.value.code) if isinstance(end.value.code, str) else (end.value.code, plain(printed.err))
-
-    return call
-
-
-def plain(text: str) -> str:
-    """The text of a box, in one line."""
-    return " ".join(re.sub(r"[╭╮╰╯│─•]", " ", text).split())
-
-
-def write_table(folder: Path, rows: list[tuple[str, ...]]) -> str:
-    folder.mkdir(exist_ok=True)
-    for name in {row[0] for row in ROWS}:
-        write_tone(folder / name, 440, seconds=0.1)
-    with open(folder / "metadata.csv", "w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    return str(folder / "metadata.csv")
 
 
 def option_values(section: Any, path: str = "--") -> Iterator[tuple[str, Any]]:
@@ -105,18 +48,18 @@ def words_of(option: str, value: Any) -> list[str]:
 
 
 def test_without_a_recipe_the_synthetic_one_runs() -> None:
-    assert parse([], "") == parse(["synthetic"], "") == replace(RECIPES["synthetic"](), recipe="synthetic")
-    assert parse(["--seed", "4"], "") == replace(RECIPES["synthetic"](), recipe="synthetic", seed=4)
+    assert parse([]) == parse(["synthetic"]) == replace(RECIPES["synthetic"](), recipe="synthetic")
+    assert parse(["--seed", "4"]) == replace(RECIPES["synthetic"](), recipe="synthetic", seed=4)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_field_of_every_recipe_can_be_given(name: str) -> None:
     whole = replace(RECIPES[name](), recipe=name)
-    assert type(parse([name], "")) is Config
-    assert parse([name], "") == whole
+    assert type(parse([name])) is Config
+    assert parse([name]) == whole
     options = [word for option in option_values(whole) for word in words_of(*option)]
     other = next(recipe for recipe in RECIPES if recipe != name)
-    assert replace(parse([other, *options], ""), recipe=name) == whole
+    assert replace(parse([other, *options]), recipe=name) == whole
 
 
 @pytest.mark.parametrize(
@@ -136,56 +79,11 @@ def test_every_field_of_every_recipe_can_be_given(name: str) -> None:
     ],
 )
 def test_a_field_is_set_by_its_path(words: str, path: str, value: Any) -> None:
-    found: Any = parse(words.split(), "")
+    found: Any = parse(words.split())
     for name in path.split("."):
         found = getattr(found, name)
     assert found == value
     assert type(found) is type(value)
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_every_job_has_help(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", [f"jobs/{job}", "--help"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
-    assert end.value.code == 0
-    text = plain(capsys.readouterr().out)
-    assert text.startswith(f"usage: {job}")
-    doc = ast.get_docstring(ast.parse((ROOT / "jobs" / job).read_text())) or ""
-    recipes = () if job in ("artifacts.py", "benchmark.py") else RECIPES  # they take none
-    assert all(plain(line) in text for line in [*doc.splitlines(), *recipes])
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_the_examples_in_the_help_are_valid(job: str) -> None:
-    doc = ast.get_docstring(ast.parse((ROOT / "jobs" / job).read_text())) or ""
-    first, *commands = filter(None, doc.splitlines())
-    assert first.endswith(".")
-    assert len(commands) >= 2
-    for command in commands:
-        script, *words = command.removeprefix("ray job submit --working-dir . -- ").removeprefix("python ").split()
-        assert script == f"jobs/{job}"
-        if job in SUBCOMMANDS:
-            tyro.extras.subcommand_cli_from_dict(SUBCOMMANDS[job], args=words)
-        else:
-            parse(words, "")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["small", "--help"], ["--seed", "3", "-h"]])
-def test_help_documents_every_field(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        parse(arguments, "A job.")
-    assert end.value.code == 0
-    text = re.sub(r"\W", "", capsys.readouterr().out)
-    for option, _ in option_values(Config()):
-        assert re.sub(r"\W", "", option) in text, option
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "raymae" / "config").glob("*.py")]
-    sections = (one for tree in trees for one in tree.body if isinstance(one, ast.ClassDef))
-    for node in (one for one in sections if one.name.endswith("Config")):
-        for field, doc in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-                words = re.sub(r"\W", "", str(doc.value.value))
-                assert words in text or field.target.id == "recipe", f"{node.name}.{field.target.id}"  # type: ignore
 
 
 # Mistakes on the command line ----------------------------------------------------------------------------------------
@@ -195,8 +93,8 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
     ("words", "message"),
     [
         ("--pretrain.stpes 3", r"^error: unknown setting --pretrain\.stpes; valid here: .*--pretrain\.epochs,"),
-        ("--stpes=3", r"^error: unknown setting --stpes .*; valid here: --seed, .*--pretrain\.\*"),
-        ("--finetune.augment 3", r"valid here: .*--finetune\.augment\.\*"),
+        ("--stpes=3", r"^error: unknown setting --stpes"),
+        ("--finetune.augment 3", r"--finetune\.augment is a section, not a setting; --help finetune\.augment"),
         ("--recipe small", "unknown setting --recipe"),
         ("--finetune.centre", r"^error: --finetune\.centre is now called --finetune\.subtract-band-mean$"),
         (
@@ -204,13 +102,19 @@ def test_help_documents_every_field(arguments: list[str], capsys: pytest.Capture
             r"^error: --pretrain\.augment\.colour-p is now called --pretrain\.augment\.eq",
         ),
         ("papre", "^error: unknown recipe 'papre' \\(did you mean paper\\?\\); valid: synthetic, small"),
-        ("--serve.port 0", r"serve\.port = 0 must lie between 1 and 65535"),
-        ("--pretrain.epochs many", r"--pretrain\.epochs.*'many'"),
-        ("--model.decoder lokal", r"'lokal'.*--model\.decoder.*'local', 'global', 'light'"),
-        ("--model.mask-ratio 1", r"model\.mask_ratio = 1\.0 must lie in \[0, 1\)"),
-        ("--pseudo-label.confidence-threshold 0.8", "set one of .*confidence_threshold and .*coverage"),
-        ("--data.pool-weights 2", r"one positive number for each of the 0 data\.pool_tables"),
-        ("--pretrain.augment.crop-seconds 9", r"crop_seconds = 9\.0 must not exceed audio\.clip_seconds = 3\.84"),
+        ("--serve.port 0", r"--serve\.port 0 must lie between 1 and 65535"),
+        ("--pretrain.epochs many", r"--pretrain\.epochs many: should be a number, FLOAT\. Passes"),
+        (
+            "--model.decoder lokal",
+            r"--model\.decoder lokal: no such choice \(did you mean local\?\); valid: local, global",
+        ),
+        ("--model.mask-ratio 1", r"^error: --model\.mask-ratio 1\.0 must lie in \[0, 1\)"),
+        (
+            "--pseudo-label.confidence-threshold 0.8",
+            "set one of --pseudo-label.confidence-threshold and --pseudo-label.cov",
+        ),
+        ("--data.pool-weights 2", r"one positive number for each of the 0 --data\.pool-tables"),
+        ("--pretrain.augment.crop-seconds 9", r"crop-seconds 9\.0 must not exceed --audio\.clip-seconds 3\.84"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_message(run: Run, words: str, message: str) -> None:
@@ -228,7 +132,7 @@ def test_a_wrong_setting_is_one_clear_message(run: Run, words: str, message: str
 def test_a_misspelt_name_never_counts(name: str, letter: str, place: int) -> None:
     wrong = name[:place] + letter + name[place:]
     with pytest.raises(SystemExit) as end:
-        parse([wrong, "1"], "")
+        parse([wrong, "1"])
     assert end.value.code == 2
 
 
@@ -275,7 +179,7 @@ def test_a_wrong_table_ends_the_job_at_once(
         ("prepare", "small --data.tables gone.csv", r"gone\.csv can't be read: there is no such file"),
         ("prepare", "small --data.tables own/a.wav", r"own/a\.wav, row 1: .* is not UTF-8"),
         ("prepare", "small", r"needs --data\.tables"),
-        ("prepare", "--data.dataset esc51", "'esc51' is unknown; valid: synthetic, table"),
+        ("prepare", "--data.dataset esc51", "'esc51' is unknown .did you mean esc50.*; valid: synthetic, table"),
         ("pipeline", "--storage own/a.wav/below", r"--storage .*own/a\.wav/below can't be written: .*Not a directory"),
         ("pipeline", "--storage nonsense://me:hunter2@bucket", r"--storage nonsense://\*\*\*@bucket can't be written"),
         ("pipeline", "--json gone/result.json", r"--json gone/result\.json can't be written: there is no folder gone"),
@@ -318,16 +222,6 @@ def test_an_old_name_in_a_file_of_settings_names_the_new_one(run: Run, tmp_path:
         )
 
 
-def test_an_interrupted_job_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(config: Config) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "argv", ["jobs/job.py"])
-    with pytest.raises(SystemExit) as end:
-        cli.main(interrupted, "A job.")  # type: ignore[arg-type]
-    assert end.value.code == "interrupted; the same command resumes from the last checkpoint"
-
-
 # Whole jobs ----------------------------------------------------------------------------------------------------------
 
 
@@ -362,5 +256,5 @@ def test_a_dry_run_writes_its_plan(
 
 def test_latent_targets_need_no_second_option() -> None:
     """`small` normalises its target patches, which has no effect on latent targets."""
-    model = parse(["small", "--model.name", "latent"], "").model
+    model = parse(["small", "--model.name", "latent"]).model
     assert (model.name, model.norm_target) == ("latent", False)

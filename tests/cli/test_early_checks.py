@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from raymae.cli.arguments import option_names, parse
+from raymae.cli.arguments import parse
+from raymae.cli.options import options_of
 from raymae.cluster import connect
 from raymae.cluster.resources import room
-from raymae.config import Config, FinetuneConfig, PretrainConfig, TrackingConfig, changed, field_type
+from raymae.config import Config, FinetuneConfig, PretrainConfig, TrackingConfig, changed
 from raymae.config.values import numbers
 from tests.support.audio_files import write_tone
 from tests.support.paths import ROOT
@@ -68,9 +69,9 @@ def write_table(folder: Path, splits: str = "train train val test", classes: int
             "--compute.use-gpu True",
             "train test",
             2,
-            "use_gpu is set and the cluster has no GPU: Ray would start on",
+            "--compute.use-gpu is set and the cluster has no GPU: Ray would start on",
         ),
-        ("--compute.num-workers 3", "train test", 2, "compute.num_workers = 3 needs more CPUs than the cluster's 2"),
+        ("--compute.num-workers 3", "train test", 2, "--compute.num-workers 3 needs more CPUs than the cluster's 2"),
     ],
 )
 def test_what_the_clips_and_the_machine_lack(
@@ -102,7 +103,7 @@ def test_one_held_out_split_is_enough_and_a_line_says_what_follows(
             "pipeline", "small", "--storage", "st", "--data.tables", write_table(tmp_path, splits),
             "--compute.num-workers", "3",
         )  # fmt: skip
-    assert "num_workers" in text  # it came further than the splits
+    assert "num-workers" in text  # it came further than the splits
     assert [one.message for one in caplog.records if line in one.message]
 
 
@@ -113,11 +114,11 @@ def test_a_machine_says_nothing_about_a_cluster(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--pretrain.lr nan", "pretrain.lr = nan must be a finite number"),
-        ("--finetune.augment.mixup_alpha=-inf", "finetune.augment.mixup_alpha = -inf must be a finite number"),
-        ("--seed -1", "seed = -1 must not be negative"),
+        ("--pretrain.lr nan", "--pretrain.lr nan must be a finite number"),
+        ("--finetune.augment.mixup_alpha=-inf", "--finetune.augment.mixup-alpha -inf must be a finite number"),
+        ("--seed -1", "--seed -1 must not be negative"),
         ("--data.tables a.csv", "--data.tables needs a recipe, which is missing: name one"),
-        ("--tracking.uri htp://host", "tracking.uri = htp://host can't be one of MLflow's"),
+        ("--tracking.uri htp://host", "--tracking.uri htp://host can't be one of MLflow's"),
         ("--pretrain.epoch 3", "--pretrain.epoch (did you mean --pretrain.epochs?)"),
         ("--data-tables a.csv", "--data-tables (did you mean --data.tables?)"),
         ("smal", "unknown recipe 'smal' (did you mean small?)"),
@@ -131,10 +132,8 @@ def test_a_wrong_command_line(run: Run, words: str, message: str) -> None:
 
 def test_no_number_of_the_configuration_may_be_nan_or_infinite() -> None:
     """Also of the fields that are None by default, and of those that a section checks itself."""
-    known = {name.replace("-", "_") for name in option_names(Config())}
-    paths = {path for path, _ in numbers(Config())} | {
-        path for path in known if path.rpartition(".")[2][:3] != "no_" and field_type(Config, path) == (float | None)
-    }
+    paths = {path for path, _ in numbers(Config())}
+    paths |= {one.path for one in options_of(Config()) if one.hint == (float | None)}
     assert len(paths) > 60
     for path in paths:
         several = isinstance(getattr_path(Config(), path), tuple)
@@ -151,11 +150,11 @@ def getattr_path(section: Any, path: str) -> Any:
 
 def test_the_recipes_that_fit_tables_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(["--data.tables", "a.csv"], "")
+        parse(["--data.tables", "a.csv"])
     text = capsys.readouterr().err
     assert "small" in text
     assert "paper" not in text
-    assert parse(["--data.tables", "a.csv", "--data.dataset", "table"], "").data.tables == ("a.csv",)
+    assert parse(["--data.tables", "a.csv", "--data.dataset", "table"]).data.tables == ("a.csv",)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +201,10 @@ def test_a_long_warm_up_is_scaled_down(run: Run, tmp_path: Path, capsys: pytest.
 
 
 def test_the_plan_says_that_a_warm_up_was_scaled(capsys: pytest.CaptureFixture[str]) -> None:
-    from raymae.pipeline.console import warmup_lines
+    from raymae.pipeline.console import head_lines, warmup_lines
 
+    assert head_lines({"finetune": FinetuneConfig()}) == []
+    assert len(head_lines({"finetune": FinetuneConfig(epochs=4, head_epochs=10)})) == 1
     lines = warmup_lines({"pretrain": PretrainConfig(epochs=2, warmup_epochs=3), "finetune": FinetuneConfig()})
     assert lines == [
         "pretrain: warmup_epochs = 3 don't fit into epochs = 2, so that the warm-up takes a tenth of them, 0.2"

@@ -65,7 +65,7 @@ def test_the_configured_split_is_checked(
         write_tone(tmp_path / f"{number}.wav", 440, seconds=0.1)
     write(tmp_path / "t.csv", ["filename,scene_label,group", *rows])
     assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "session") == 0
-    assert re.search(r"^split: session, seed 0\n(.*\n)*test +[1-9]", capsys.readouterr().out)
+    assert re.search(r"^prepare small: storage .*\nsplit: session, seed 0\n(.*\n)*test +[1-9]", capsys.readouterr().out)
     assert checked(monkeypatch, tmp_path, "--data.tables", "t.csv", "--data.split.kind", "visit") == 1
     assert "problem: data.split.kind = visit needs to know where and when" in capsys.readouterr().out
 

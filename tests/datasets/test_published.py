@@ -421,7 +421,7 @@ def test_settings_of_no_use_are_refused(settings: dict[str, object], error: str)
 
 def test_an_unknown_pool_dataset(tmp_path: Path) -> None:
     table = write(tmp_path / "own.csv", ["filename", "a.wav"])
-    with pytest.raises(ValueError, match=r"data\.pool_datasets: 'tau2021' is unknown; valid: .*tau2019"):
+    with pytest.raises(ValueError, match=r"data\.pool_datasets: 'tau2021' is unknown .did you mean tau2019"):
         gather(DataConfig(dataset="table", tables=(str(table),), pool_datasets=("tau2021:/data/tau",)), None)
 
 

@@ -220,7 +220,7 @@ def test_every_dataset_takes_pool_tables(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_unknown_dataset_and_no_table() -> None:
-    with pytest.raises(ValueError, match="'tabel' is unknown; valid: synthetic, table"):
+    with pytest.raises(ValueError, match=r"'tabel' is unknown .did you mean table"):
         load(DataConfig(dataset="tabel"), None)
     with pytest.raises(ValueError, match=r"needs --data\.tables"):
         load(DataConfig(dataset="table"), None)

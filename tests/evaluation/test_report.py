@@ -18,6 +18,7 @@ from raymae.cluster.infer import places_of
 from raymae.config import AudioConfig
 from raymae.evaluation.baselines import SVMS
 from raymae.evaluation.paired_test import holm
+from raymae.evaluation.png import png
 from raymae.evaluation.report import model_title, result_table, write_report
 from raymae.evaluation.report.class_figures import FEWEST, confusion_figure, joined_bins, reliability_figure
 from raymae.evaluation.report.figures import chosen_models, domain_figure, score_figure
@@ -26,7 +27,6 @@ from raymae.evaluation.report.writing import confused
 from raymae.evaluation.scores import check_complete, comparisons, evaluation, mistakes, training_domains
 from raymae.pipeline.evaluate import score_predictions
 from raymae.storage.folder import Folder
-from raymae.storage.png import png
 from raymae.training.figures import (
     NOT_DRAWN,
     Reconstruction,

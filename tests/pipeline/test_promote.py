@@ -151,7 +151,7 @@ def test_one_split_does_not_make_up_for_another() -> None:
 
 
 def test_what_cannot_be_compared_is_an_error(config: Config, storage: Folder) -> None:
-    with pytest.raises(ValueError, match=r"the registry has no models:/scenes-.*@candidate to promote"):
+    with pytest.raises(ValueError, match=r"has no (registry|model)"):
         promote(replace(config, storage=storage.url))
     register(config, storage, "gone", None)
     with pytest.raises(ValueError, match=r"can't be compared: its evaluation gone is not in --storage"):

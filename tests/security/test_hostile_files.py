@@ -33,6 +33,7 @@ from raymae.audio.errors import AudioError
 from raymae.audio.sources import look_into, open_clip
 from raymae.datasets.splits.split_file import COLUMNS, TABLE
 from raymae.datasets.tables.table import read_table
+from raymae.evaluation.png import png
 from raymae.evaluation.report.class_figures import confusion_figure
 from raymae.evaluation.report.document import Picture, Sample
 from raymae.evaluation.report.page import page
@@ -44,7 +45,6 @@ from raymae.pipeline.plan.init_weights import bring
 from raymae.storage.checksums import crc32
 from raymae.storage.commits import COMMIT_FORMAT
 from raymae.storage.folder import Folder
-from raymae.storage.png import png
 from raymae.training.state.checkpoint import load_commit
 from tests.support.audio_files import tar
 from tests.support.paths import ROOT

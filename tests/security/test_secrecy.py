@@ -24,6 +24,7 @@ from raymae.pipeline.job import run_job
 from raymae.storage.folder import Folder
 from raymae.training.spec import StageSpec
 from tests.support.audio_files import write_table
+from tests.support.jobs import job_of
 from tests.support.paths import ROOT
 from tests.support.watching import is_loopback, listening
 
@@ -41,10 +42,9 @@ def test_a_job_keeps_its_ray_on_loopback_unless_set_otherwise(
     monkeypatch.setenv(name, own or "")
     if own is None:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "argv", ["jobs/prepare.py", "small", "--data.tables", "nowhere.csv"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        cli.main(partial(run_job, "prepare"), "A job.")
+        cli.start(job_of(partial(run_job, "prepare")), ["small", "--data.tables", "nowhere.csv"])
     assert os.environ[name] == kept
 
 
@@ -184,13 +184,12 @@ def test_no_error_shows_a_password(
     assert SECRET not in message
 
 
-def test_a_traceback_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_shows_no_password() -> None:
     def broken(config: Config) -> None:
         raise RuntimeError(f"lost {config.storage}")
 
-    monkeypatch.setattr(sys, "argv", ["job.py", "--storage", URL])
     with pytest.raises(SystemExit) as end:
-        cli.main(broken, "A job.")  # type: ignore[arg-type]
+        cli.start(job_of(broken), ["--storage", URL])
     assert "in broken" in str(end.value.code)
     assert "RuntimeError: lost nosuch://***@host/x" in str(end.value.code)
     assert SECRET not in str(end.value.code)

@@ -98,7 +98,7 @@ class Run:
     def spec(self) -> StageSpec:
         """The stage, once its features are prepared."""
         arguments = [*self.arguments, "--compute.address", self.nodes.address]  # this machine has no room of its own
-        return make_plan(parse(arguments, ""), "pretrain", Folder(str(self.folder))).spec("pretrain")
+        return make_plan(parse(arguments), "pretrain", Folder(str(self.folder))).spec("pretrain")
 
     @contextmanager
     def undisturbed(self, folder: Path) -> Iterator[Folder]:

@@ -155,7 +155,7 @@ def test_changes_and_differences_are_each_others_inverse() -> None:
 
 def test_best_settings_are_a_file_that_every_job_takes(tmp_path: Path) -> None:
     words = ["small", "--data.tables", "a.csv", "--finetune.epochs", "50", "--sweep.trials", "3"]
-    config = parse([*words, "--sweep.search", "random", "--tracking.uri", "https://me:hunter2@host"], "")
+    config = parse([*words, "--sweep.search", "random", "--tracking.uri", "https://me:hunter2@host"])
     values = {"model.mask_ratio": 0.6, "pseudo_label.coverage": 0.3, "model.patch_size": (8, 16)}
     found = settings_of(config, values)
     assert found == {
@@ -169,15 +169,15 @@ def test_best_settings_are_a_file_that_every_job_takes(tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text(json.dumps(found))
     whole = replace(changed(config, values), sweep=SweepConfig(), tracking=Config().tracking)
     for words in (["small"], []):
-        assert parse([*words, "--settings", str(tmp_path / "best.json")], "") == whole
-    over = parse([f"--settings={tmp_path}/best.json", "--finetune.epochs", "7", "--model.mask-ratio", ".5"], "")
+        assert parse([*words, "--settings", str(tmp_path / "best.json")]) == whole
+    over = parse([f"--settings={tmp_path}/best.json", "--finetune.epochs", "7", "--model.mask-ratio", ".5"])
     assert (over.finetune.epochs, over.model.mask_ratio, over.pseudo_label.coverage) == (7, 0.5, 0.3)
 
 
 def test_a_whole_configuration_is_a_file_of_settings(tmp_path: Path) -> None:
-    config = parse(["small", "--model.depth", "5"], "")
+    config = parse(["small", "--model.depth", "5"])
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    assert parse(["--settings", str(tmp_path / "config.json")], "") == config
+    assert parse(["--settings", str(tmp_path / "config.json")]) == config
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_wrong_file_of_settings_is_one_clear_message(
     if content is not None:
         (tmp_path / "x.json").write_text(content)
     with pytest.raises(SystemExit) as end:
-        parse(["small", "--settings", str(tmp_path / "x.json")], "")
+        parse(["small", "--settings", str(tmp_path / "x.json")])
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert message in said

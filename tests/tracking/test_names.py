@@ -43,3 +43,11 @@ def test_a_storage_without_a_registry_stays_without(config: Config, tmp_path: Pa
     with pytest.raises(ValueError, match=r"has no registry \(mlflow\.db\): name the storage of the run"):
         open_artifact("models:/scenes@candidate", replace(config, storage=str(tmp_path / "other")))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_database_that_is_not_there_is_not_made(config: Config, tmp_path: Path) -> None:
+    tracking = replace(config.tracking, uri=f"sqlite:///{tmp_path}/mlflow.bd")
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(ValueError, match=r"no file .*/mlflow\.bd; .*\(did you mean mlflow\.db\?\)"):
+        open_artifact("models:/scenes@candidate", replace(config, tracking=tracking))
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -332,9 +332,9 @@ def test_wrong_settings_are_refused(build: Any, message: str) -> None:
 
 
 def test_the_uses_on_the_command_line() -> None:
-    assert parse(["small"], "").unlabelled == ("pseudo_labels",)
-    assert parse(["small", "--unlabelled", "pseudo_labels", "consistency"], "").unlabelled[-1] == "consistency"
-    config = parse(["small", "--unlabelled", "--consistency.method", "fixmatch"], "")
+    assert parse(["small"]).unlabelled == ("pseudo_labels",)
+    assert parse(["small", "--unlabelled", "pseudo_labels", "consistency"]).unlabelled[-1] == "consistency"
+    config = parse(["small", "--unlabelled", "--consistency.method", "fixmatch"])
     assert (config.unlabelled, config.consistency.method) == ((), "fixmatch")
 
 

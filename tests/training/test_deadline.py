@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from raymae.training.guards.deadline import EXIT_STATUS, FOREVER, MARGIN_SECONDS
 from raymae.training.run_stage import run_stage
 from raymae.training.worker import BareSession
 from tests.support.audio_files import write_clips, write_table
+from tests.support.jobs import job_of
 from tests.support.training import TINY, make_spec, train
 
 OVER = Deadline(1.0, 0.0)
@@ -77,9 +77,8 @@ def test_the_job_reports_it_and_has_its_own_exit_status(
         raise OVER.error("at step 3 of pretrain")
 
     monkeypatch.setattr(repeats, "run_plan", stop)
-    monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "--storage", "/tmp", "--max-hours", "1"])
     with pytest.raises(SystemExit) as end:
-        cli.main(partial(run_job, "pretrain"), "A job.")
+        cli.start(job_of(partial(run_job, "pretrain")), ["--storage", "/tmp", "--max-hours", "1"])
     assert end.value.code == EXIT_STATUS == 75
     assert capsys.readouterr().err == (
         "--max-hours 1.0 are over at step 3 of pretrain; the same command resumes from there\n"

@@ -110,7 +110,7 @@ class Curves:
         if self.json:
             result.save(self.json)
         if self.figure:
-            from raymae.storage.png import png
+            from raymae.evaluation.png import png
 
             Path(self.figure).write_bytes(png(curves_figure(runs)))
 

@@ -115,7 +115,7 @@ class Transfer:
         if self.figure:
             from pathlib import Path
 
-            from raymae.storage.png import png
+            from raymae.evaluation.png import png
 
             Path(self.figure).write_bytes(png(scores_figure(result.values["scores"])))
         return result

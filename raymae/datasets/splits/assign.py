@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymae.config import SplitConfig, redact
+from raymae.config import SplitConfig, nearest, redact
 from raymae.datasets.labels import class_set, label_lists
 from raymae.datasets.splits.groups import class_counts, codes_of, deal, group_codes, keep, unit_codes
 from raymae.datasets.splits.split_file import NOTE, read_split, settings, split_name, table_hash, write_split
@@ -115,7 +115,8 @@ def _held_out(rows: pa.Table, config: SplitConfig) -> NDArray[np.bool_]:
     unknown = [name for name in config.held_out if name not in known]
     if unknown:
         raise ValueError(
-            f"data.split.held_out = {', '.join(unknown)}: no clip has it in column {config.kind}; known are "
+            f"data.split.held_out = {', '.join(unknown)}: no clip has it in column {config.kind}"
+            f"{nearest(unknown[0], known)}; known are "
             f"{', '.join(known) or 'none'}"
         )
     values = pa.array(config.held_out, pa.string())

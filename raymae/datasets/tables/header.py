@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from raymae.config import nearest
+
 MOST_NAMES = 20
 """Columns that a message names."""
 FILES = ("file", "path", "audio", "fname", "slice_file_name", "id")
@@ -52,7 +54,7 @@ def no_filenames(name: str, header: Sequence[str], column: str, own: bool) -> Va
 def no_column(name: str, header: Sequence[str], column: str, label: bool) -> ValueError:
     """The error for a table without another required column; for one of labels it names the option."""
     meant = like(header, column, LABELS) if label else None
-    hint = f"; --data.label-column {shlex.quote(meant)}?" if meant else ""
+    hint = f"; --data.label-column {shlex.quote(meant)}?" if meant else nearest(column, header)
     return ValueError(f"{name} has no column {column}; its columns are {some(map(repr, header))}{hint}")
 
 

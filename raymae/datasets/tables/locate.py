@@ -6,6 +6,7 @@ import logging
 import os
 import posixpath
 import re
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,6 +84,9 @@ class Place:
     def refuse(self, rows: pa.Table, wrong: pa.Array, by_link: bool = False) -> None:
         """Raise ValueError for rows (n,) that lie outside of the folder, by their names or by a link."""
         right = f"stay in {redact(self.folder.url)}, {self.what}"
+        outside = [os.path.dirname(one) for one in rows.filter(wrong)["filename"].to_pylist() if os.path.isabs(one)]
+        if outside and self.folder.is_local and "--data.audio-root" in self.what:
+            right += f"; --data.audio-root {shlex.quote(os.path.commonpath(outside))} reads them there"
         right += f", but a link leads out of it; {FOLLOW} follows links" if by_link else ""
         reject(self.table, rows, wrong, "filename", right, self.column)
 

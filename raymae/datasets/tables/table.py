@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from raymae.audio.containers import AUDIO, holds_audio
 from raymae.audio.sources import look_into
-from raymae.config import redact
+from raymae.config import nearest, redact
 from raymae.datasets.tables.corpus import log_left_out, read_folder, read_shard, some_kinds
 from raymae.datasets.tables.delimited import find_delimiter, header_of, lines_of, read_text, records
 from raymae.datasets.tables.header import no_column, no_filenames, repeated, some
@@ -206,7 +206,8 @@ class MetadataTable:
         try:
             yield
         except FileNotFoundError:  # its text is the path as fsspec splits it, including credentials
-            raise ValueError(f"{self.name} can't be read: there is no such file") from None
+            hint = nearest(self.file, self.folder.names()) if self.folder.is_local else ""
+            raise ValueError(f"{self.name} can't be read: there is no such file{hint}") from None
         except (OSError, ImportError, ValueError) as error:
             raise ValueError(f"{self.name} can't be read: {redact(str(error))}") from None
 

@@ -15,10 +15,10 @@ from raymae.datasets.splits.split_file import table_hash
 from raymae.evaluation.leaks.look_ups import LOOK_UPS, audit_splits
 from raymae.evaluation.leaks.pairs import find_pairs
 from raymae.evaluation.leaks.same_recording import PRECISION
+from raymae.evaluation.png import png
 from raymae.evaluation.report import result_table
 from raymae.storage.checksums import digest
 from raymae.storage.folder import open_storage
-from raymae.storage.png import png
 
 NOTE = (
     "siblings, same file: held-out clips whose group, or whose file by name and size, is in train or pool. Look-ups "

@@ -11,6 +11,7 @@ from raymae.evaluation.report.document import result_table
 from raymae.evaluation.scores import KINDS, comparisons, corrected
 from raymae.evaluation.wording import P_COLUMNS, difference_cells, holm_text, model_title, number
 from raymae.storage.folder import Folder
+from raymae.storage.found import what_is_there
 
 
 def compare_evaluations(urls: Sequence[str]) -> dict[str, Any]:
@@ -61,5 +62,8 @@ def evaluation_folder(url: str) -> Folder:
         folder = Folder(stages["evaluate"]["folder"]) if "evaluate" in stages else folder
     for name in ("done.json", "report.json"):
         if not folder.exists(name):
-            raise ValueError(f"evaluate.compare: {redact(folder.url)} is not a finished evaluation: it has no {name}")
+            raise ValueError(
+                f"evaluate.compare: {redact(folder.url)} is not a finished evaluation: it has no {name}"
+                f"{what_is_there(folder)}"
+            )
     return folder

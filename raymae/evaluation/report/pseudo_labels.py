@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raymae.evaluation.png import png
 from raymae.evaluation.report.document import Picture, Section, Table, markdown
 from raymae.evaluation.report.figures import NAMES_SHOWN
 from raymae.evaluation.wording import number
 from raymae.storage.folder import Folder
-from raymae.storage.png import png
 
 Found = Mapping[str, Any]
 """The result of a round, as returned by `raymae.pipeline.pseudo_label.run_round`."""

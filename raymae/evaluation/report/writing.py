@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from raymae.evaluation.png import png
 from raymae.evaluation.report.class_figures import CELLS_SHOWN, class_figure, confusion_figure, reliability_figure
 from raymae.evaluation.report.class_sections import classes_section, mistakes_section, ranking
 from raymae.evaluation.report.document import Document, Picture, Sample, Section, document_text
@@ -20,7 +21,6 @@ from raymae.evaluation.scores import DOMAINS, KINDS, UNKNOWN
 from raymae.evaluation.verdict import chance
 from raymae.evaluation.wording import model_title
 from raymae.storage.folder import Folder
-from raymae.storage.png import png
 
 FILES = ("report.md", "report.html", "report.json")
 

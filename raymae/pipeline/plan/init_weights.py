@@ -19,6 +19,7 @@ from raymae.config.stages import Target, requires
 from raymae.pipeline.plan.plan import Given
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
+from raymae.storage.found import what_is_there
 from raymae.storage.hub import is_on_hub
 from raymae.tracking.model_uri import CARDS, EXPORTED, WEIGHTS, open_artifact
 
@@ -83,7 +84,7 @@ def _find(setting: str, source: str, config: Config, storage: Folder) -> Found:
             if not folder.exists(WEIGHTS) or (card is None and not bare):
                 raise ValueError(
                     f"neither a pre-training ({CARDS[0]}) nor a classifier ({CARDS[1]}) with its {WEIGHTS}; "
-                    f"a bare state dict is named by its file ({', '.join(FILES)})"
+                    f"a bare state dict is named by its file ({', '.join(FILES)}){what_is_there(folder)}"
                 )
         with folder.open(file) as content:
             content_hash = hashlib.file_digest(cast(io.BytesIO, content), "sha256").hexdigest()

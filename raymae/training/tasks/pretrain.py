@@ -13,13 +13,13 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from raymae.config import to_dict
+from raymae.evaluation.png import png
 from raymae.features.augment import apply_coloration, crop_frames, draw_coloration
 from raymae.features.draws import Draws, mix
 from raymae.inference.embedder import make_embedder
 from raymae.models import MODELS, LatentAutoencoder, MaskedAutoencoder, load_pretrained
 from raymae.models.masking import masking_of
 from raymae.models.weights_file import save_weights
-from raymae.storage.png import png
 from raymae.training.batches.passes import Clips
 from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
 from raymae.training.figures import Reconstruction, component_figure, reconstruction_figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -13,45 +15,32 @@ from typing import Any
 
 import tyro
 
+from raymae import benchmark
 from raymae.benchmark.harness.result import Part, Result, Row, load_rows, machine, markdown
-from raymae.benchmark.scale.group import Group
-from raymae.benchmark.scale.nodes import Nodes
-from raymae.benchmark.scale.plan import Plan
-from raymae.benchmark.scale.recovery import Recovery
-from raymae.benchmark.scale.scale import Scale
-from raymae.benchmark.speed.front_end import FrontEnd
-from raymae.benchmark.speed.ingest import Ingest
-from raymae.benchmark.speed.loop import Loop
-from raymae.benchmark.speed.predict import Predict
-from raymae.benchmark.speed.prepare import Prepare
-from raymae.benchmark.speed.recordings import Recordings
-from raymae.benchmark.speed.serve import Serve
-from raymae.benchmark.speed.train_step import TrainStep
-from raymae.benchmark.studies.curves import Curves
-from raymae.benchmark.studies.frozen import Frozen
-from raymae.benchmark.studies.transfer import Transfer
+from raymae.cli.job import Command, called
+from raymae.cli.subcommands import choose, first_line
 from raymae.cluster.connect import stay_local
 from raymae.config import redact
 
-PARTS: dict[str, type[Part]] = {
-    "front-end": FrontEnd,
-    "prepare": Prepare,
-    "recordings": Recordings,
-    "ingest": Ingest,
-    "predict": Predict,
-    "loop": Loop,
-    "serve": Serve,
-    "nodes": Nodes,
-    "group": Group,
-    "recovery": Recovery,
-    "scale": Scale,
-    "train-step": TrainStep,
-    "curves": Curves,
-    "frozen": Frozen,
-    "transfer": Transfer,
-    "plan": Plan,
+PARTS = {
+    "front-end": "speed.front_end:FrontEnd",
+    "prepare": "speed.prepare:Prepare",
+    "recordings": "speed.recordings:Recordings",
+    "ingest": "speed.ingest:Ingest",
+    "predict": "speed.predict:Predict",
+    "loop": "speed.loop:Loop",
+    "serve": "speed.serve:Serve",
+    "nodes": "scale.nodes:Nodes",
+    "group": "scale.group:Group",
+    "recovery": "scale.recovery:Recovery",
+    "scale": "scale.scale:Scale",
+    "train-step": "speed.train_step:TrainStep",
+    "curves": "studies.curves:Curves",
+    "frozen": "studies.frozen:Frozen",
+    "transfer": "studies.transfer:Transfer",
+    "plan": "scale.plan:Plan",
 }
-"""Subcommand name to part."""
+"""By subcommand the module below raymae.benchmark, and the class in it, of its part: imported when it is asked for."""
 
 NOT_IN_ALL = (
     "recordings",
@@ -90,7 +79,9 @@ class All:
             for name in PARTS:
                 if name not in NOT_IN_ALL:
                     path = Path(folder) / f"{name}.json"
-                    subprocess.run([sys.executable, "-m", __spec__.name, name, "--json", str(path)], check=True)
+                    subprocess.run(
+                        [sys.executable, "-m", "raymae.cli.jobs", "benchmark", name, "--json", str(path)], check=True
+                    )
                     parts[name] = json.loads(path.read_text())
                     rows += load_rows(parts[name])
         seconds = time.perf_counter() - started
@@ -102,12 +93,28 @@ class All:
         return Result("all", [], {"parts": parts, "seconds": seconds}, text)
 
 
-def main(doc: str, arguments: list[str] | None = None) -> None:
+def part_of(name: str) -> type[Part]:
+    """The part of a subcommand."""
+    if name == "all":
+        return All
+    module, _, part = PARTS[name].partition(":")
+    found: type[Part] = getattr(importlib.import_module(f"raymae.benchmark.{module}"), part)
+    return found
+
+
+def does(name: str) -> str:
+    """What a part does: the first line of its module, which isn't imported for it."""
+    module = PARTS[name].partition(":")[0].replace(".", "/")
+    text = (Path(benchmark.__file__).parent / f"{module}.py").read_text()
+    return first_line(ast.get_docstring(ast.parse(text))).partition(": ")[2]
+
+
+def main(command: Command, arguments: list[str]) -> None:
     """Parse the command line, run the part, print its result and write its JSON file."""
     stay_local()
-    part: Part = tyro.extras.subcommand_cli_from_dict(
-        {**PARTS, "all": All}, prog=Path(sys.argv[0]).name, description=doc, args=arguments
-    )
+    name = choose(command, arguments, {one: does(one) for one in PARTS} | {"all": first_line(All.__doc__)}, {})
+    print(f"{command.name} {name}", file=sys.stderr, flush=True)  # before the imports, which take seconds
+    part = tyro.cli(part_of(name), prog=f"{called(command.name)} {name}", args=arguments[1:])
     try:
         result = part.run()
         print(f"{result.part} ({machine()['load_average']:.1f} load average)\n{result}", flush=True)
@@ -115,7 +122,3 @@ def main(doc: str, arguments: list[str] | None = None) -> None:
             result.save(part.json)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {redact(str(error))}")
-
-
-if __name__ == "__main__":
-    main(__doc__ or "")
