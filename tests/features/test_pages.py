@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from raymae.features import pages as pages_module
 from raymae.features.pages import LARGEST_GAP, merged, page_starts
+from raymae.features.shard import DAMAGED
 from raymae.features.store import ROW_GROUP, FeatureStore
 from raymae.storage.folder import Folder
 from raymae.storage.range_cache import RangeCache
@@ -107,34 +108,38 @@ def test_a_damaged_page_of_the_cache_is_read_from_the_storage_and_replaced(
     assert [path.read_bytes() for path in pages] == contents
 
 
+@contextmanager
+def damaged(far: FeatureStore, shard: int) -> Iterator[str]:
+    """A flipped bit in the first clip of a shard, and no trace of it afterwards, since tests share the store. Yields
+    the error that names the shard."""
+    memory, name = fsspec.filesystem("memory"), far.manifest["shards"][shard]["name"]
+    content = memory.cat_file(f"/far/shards/{name}")
+    assert far._pages is not None
+    at = int(far._pages.starts[far._pages.first[shard]]) + 5
+    memory.pipe(f"/far/shards/{name}", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    try:
+        yield rf"shard .*{name} is damaged"
+    finally:
+        memory.pipe(f"/far/shards/{name}", content)
+        if far.shards.exists(name + DAMAGED):
+            far.shards.remove(name + DAMAGED)
+
+
 def test_a_damaged_page_of_the_storage_is_not_kept(far: FeatureStore, tmp_path: Path) -> None:
     cached = replace(far, cache=RangeCache(str(tmp_path), 10**9))
-    name, memory = far.manifest["shards"][0]["name"], fsspec.filesystem("memory")
-    content = memory.cat_file(f"/far/shards/{name}")
-    at = int(far._pages.starts[0]) + 5  # type: ignore[union-attr]
-    memory.pipe(f"/far/shards/{name}", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    with pytest.raises(ValueError, match=rf"shard .*{name} is damaged"):
+    with damaged(far, 0) as error, pytest.raises(ValueError, match=error):
         cached.read(np.arange(ROW_GROUP))
-    memory.pipe(f"/far/shards/{name}", content)
     assert not list(tmp_path.glob("pages/*/*"))
     cached.read(np.arange(ROW_GROUP))
 
 
-def test_a_damaged_clip_names_the_shard(far: FeatureStore) -> None:
-    memory = fsspec.filesystem("memory")
-    name = far.shards.names()[1]
-    content = memory.cat_file(f"/far/shards/{name}")
-    assert far._pages is not None
-    row = far.manifest["shards"][0]["rows"]
-    at = int(far._pages.starts[far._pages.first[[one["name"] for one in far.manifest["shards"]].index(name)]]) + 5
-    memory.pipe(f"/far/shards/{name}", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    first = sum(itertools.takewhile(bool, (s["rows"] * (s["name"] != name) for s in far.manifest["shards"])))
-    try:
-        with pytest.raises(ValueError, match=rf"shard .*{name} is damaged"):
-            far.read(np.array([first]))
-        far.read(np.array([0 if first >= row else first + row]))
-    finally:
-        memory.pipe(f"/far/shards/{name}", content)
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_damaged_clip_names_the_shard(far: FeatureStore, shard: int) -> None:
+    rows = [one["rows"] for one in far.manifest["shards"]]
+    with damaged(far, shard) as error:
+        with pytest.raises(ValueError, match=error):
+            far.read(np.array([sum(rows[:shard])]))
+        far.read(np.array([sum(rows[: 1 - shard])]))  # a clip of the other shard
 
 
 def test_a_range_never_spans_shards_or_wide_gaps() -> None:
