@@ -14,7 +14,7 @@ PACKAGE = ROOT / "raymae"
 
 LAYERS = [
     "config",
-    "storage models",
+    "storage models console",
     "audio",
     "datasets",
     "features evaluation",
@@ -45,7 +45,7 @@ MAY_IMPORT = {
 """The modules, or whole packages, that may import a framework."""
 RAY_PRIVATE = PACKAGE / "cluster" / "ray_private.py"
 """The one module that may use what isn't public in Ray."""
-MOST_ENTRIES, MOST_MODULES, MOST_LINES = 20, 14, 350
+MOST_ENTRIES, MOST_MODULES, MOST_LINES = 21, 14, 350
 
 
 def files() -> list[Path]:

@@ -78,6 +78,34 @@ def start_ray(compute: ComputeConfig) -> str | None:
     return dashboard
 
 
+class StartingRay:
+    """A Ray that is started, or joined, while the caller does something else; what that raises, `wait` raises."""
+
+    def __init__(self, compute: ComputeConfig) -> None:
+        self._compute, self._is_over = compute, threading.Event()
+        self._error: BaseException | None = None
+        # a daemon that doesn't end: Linux ends the processes of a Ray with the thread that started them
+        threading.Thread(target=self._start, name="ray", daemon=True).start()
+
+    def wait(self) -> None:
+        """Wait until it runs.
+
+        Raises:
+            ConnectionError: the cluster doesn't answer, or Ray doesn't start here.
+        """
+        self._is_over.wait()
+        if self._error:
+            raise self._error
+
+    def _start(self) -> None:
+        try:
+            start_ray(self._compute)
+        except BaseException as error:  # the main thread's to handle
+            self._error = error
+        self._is_over.set()
+        threading.Event().wait()
+
+
 def check_address(address: str | None) -> str | None:
     """The cluster's address, with the setting that it is from; None for one that is started here, or found by Ray.
 

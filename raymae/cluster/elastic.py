@@ -15,6 +15,7 @@ from raymae.cluster.resources.demand import Demand, Wait
 from raymae.cluster.resources.gpus import wants_gpu
 from raymae.cluster.resources.nodes import alive, idle
 from raymae.cluster.resources.room import reserved_cpus, room_for, workers_of
+from raymae.cluster.stages import Between
 from raymae.config import ComputeConfig
 from raymae.training.guards.deadline import Deadline
 from raymae.training.spec import StageSpec
@@ -153,14 +154,19 @@ def plan_workforce(specs: Sequence[StageSpec]) -> Workforce:
     return Workforce(compute, most, use_gpu, demand=Demand(f"raymae-{time.time_ns():x}", bundle))
 
 
-def by_workers(specs: Sequence[StageSpec], workforce: Workforce) -> list[tuple[list[StageSpec], Workforce]]:
+def by_workers(
+    specs: Sequence[StageSpec | Between], workforce: Workforce
+) -> list[tuple[list[StageSpec | Between], Workforce]]:
     """Consecutive stages that can use equally many workers, and these; each such group of stages shares its workers.
 
     A stage has at most as many workers as a step has mixing groups; one with fewer than there are says so.
     """
-    found: list[tuple[list[StageSpec], Workforce]] = []
+    found: list[tuple[list[StageSpec | Between], Workforce]] = []
     known = workforce.known
     for spec in specs:
+        if isinstance(spec, Between):
+            found[-1][0].append(spec)
+            continue
         most = min(workforce.most, spec.slots)
         if most < known:
             log.warning(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from raymae.cluster.errors import user_error
 from raymae.cluster.feed import InOrder, dataset_factory, read_segment, segments, split_in_order, windows_of
 from raymae.cluster.prometheus import Gauges
 from raymae.cluster.ray_private import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from raymae.cluster.stages import Between, trainings
 from raymae.config import redact
 from raymae.features.streaming import StreamedClips
 from raymae.storage.commits import latest_step, resumable
@@ -165,7 +166,9 @@ class Failures(ray.train.UserCallback):
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run the stages one after the other, until the deadline."""
     import torch
+    from ray.train.torch import get_device
 
+    from raymae.training import parallel
     from raymae.training.run_stage import run_stage
 
     torch.set_num_threads(config["torch_threads"])
@@ -177,17 +180,23 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         except LeaseLostError as error:  # not a failure: the driver waits for the other's result
             log.warning("%s: %s", spec.name, error)
             return
+        if isinstance(spec, Between):
+            if ray.train.get_context().get_world_rank() == 0:
+                spec.run(str(get_device()))
+            parallel.gather(None)  # the others wait for it
+            continue
         if not run_stage(spec, RaySession(spec, config["workforce"]), config["deadline"]):
             return
 
 
 def train(
-    specs: list[StageSpec],
+    specs: Sequence[StageSpec | Between],
     storage: Folder,
     deadline: Deadline = FOREVER,
     check_leases: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the stages one after the other, to the end, the deadline or the error of the last attempt.
+    """Train the stages one after the other, to the end, the deadline or the error of the last attempt. The first one
+    trains; what doesn't is run by the first worker of the group of the stage before.
 
     Consecutive stages that use equally many workers share a group of them.
 
@@ -197,14 +206,14 @@ def train(
     than `compute.wait_minutes`, if there is room for more workers, or if Ray Train's controller died.
     `compute.max_failures` is a budget for the time without a new checkpoint: each one refills it.
     """
-    for some, workforce in by_workers(specs, plan_workforce(specs)):
+    for some, workforce in by_workers(specs, plan_workforce(trainings(specs))):
         train_group(some, storage, deadline, check_leases, workforce)
         if deadline.is_over():
             return
 
 
 def train_group(
-    specs: list[StageSpec],
+    specs: Sequence[StageSpec | Between],
     storage: Folder,
     deadline: Deadline,
     check_leases: Callable[[], None],
@@ -242,12 +251,14 @@ def train_group(
         log.warning("training resumes from the last checkpoint; workers: %d, %d before", workers, last)
 
 
-def progress_of(specs: list[StageSpec]) -> list[int | None]:
+def progress_of(specs: Sequence[StageSpec | Between]) -> list[int | None]:
     """How far the stages are: their newest checkpoints, -1 for a finished one."""
     return [-1 if spec.artifact.is_done() else latest_step(spec.artifact) for spec in specs]
 
 
-def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: Workforce, workers: int) -> None:
+def fit(
+    specs: Sequence[StageSpec | Between], storage: Folder, deadline: Deadline, workforce: Workforce, workers: int
+) -> None:
     """Train the stages with so many workers until they stop or the last attempt fails."""
     from ray.train.torch import TorchTrainer
 
@@ -266,7 +277,7 @@ def fit(specs: list[StageSpec], storage: Folder, deadline: Deadline, workforce: 
         train_loop_per_worker,
         train_loop_config={"specs": specs, "torch_threads": threads, "deadline": deadline, "workforce": workforce},
         torch_config=process_group_config(workers, compute.stall_minutes, workforce.use_gpu),
-        datasets={spec.name: dataset_factory(spec, workers) for spec in specs if is_streamed(spec)},  # type: ignore[misc]
+        datasets={spec.name: dataset_factory(spec, workers) for spec in trainings(specs) if is_streamed(spec)},  # type: ignore[misc]
         dataset_config=InOrder(),
         scaling_config=workforce.scaling(workers),
         run_config=ray.train.RunConfig(

@@ -57,7 +57,7 @@ def synthetic() -> Config:
             norm_target=True,
         ),
         pretrain=PretrainConfig(
-            epochs=30,
+            epochs=20,
             warmup_epochs=2,
             global_batch_size=32,
             lr=1e-3,

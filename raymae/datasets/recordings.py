@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from raymae.audio.decode import open_audio, read_mono
 from raymae.audio.errors import AudioError, UnreachableError
@@ -24,6 +23,7 @@ from raymae.audio.length import length
 from raymae.audio.sources import open_in_parts
 from raymae.audio.windows import window_starts
 from raymae.config import AudioConfig, Config, redact
+from raymae.console.bars import bar
 from raymae.datasets.clips import load, own_folder
 from raymae.datasets.labels import Labels
 from raymae.storage.checksums import digest
@@ -155,9 +155,15 @@ def measure_all(paths: Iterable[str]) -> list[float]:
     """The length of each recording, many at once."""
     paths = list(paths)
     with ThreadPoolExecutor(READERS) as pool:
-        bar = tqdm(total=len(paths), desc="lengths", unit="file", disable=len(paths) < MANY, mininterval=1)
-        with bar:
-            return [seconds for seconds in pool.map(measure, paths, chunksize=16) if not bar.update()]
+        found = pool.map(measure, paths, chunksize=16)
+        if len(paths) < MANY:
+            return list(found)
+        seconds = []
+        with bar("lengths", len(paths), "file") as shown:
+            for one in found:
+                seconds.append(one)
+                shown.advance(1)
+        return seconds
 
 
 def measure(path: str) -> float:

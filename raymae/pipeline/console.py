@@ -7,11 +7,14 @@ from typing import Any
 
 from raymae.config import FinetuneConfig, TrainConfig, redact
 from raymae.config.stages import STAGES, turn_of
+from raymae.console.screen import print_markdown, print_rows, styled
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.plan.workers import trained_sections
 from raymae.storage.commits import latest_step
+
+REUSED = "reused"
 
 
 def print_plan(plan: Plan) -> None:
@@ -29,12 +32,13 @@ def print_plan(plan: Plan) -> None:
         from raymae.pipeline.plan.estimate import estimate  # builds the models, which takes torch and seconds
 
         details = estimate(plan)
-    width = max(12, *map(len, plan.nodes))
+    rows = []
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)
-        state = "reused" if node.reused else "to run" if step is None else f"to resume from step {step}"
+        state = REUSED if node.reused else "to run" if step is None else f"to resume from step {step}"
         does = STAGES[node.stage].does + repeat_of(name, node.stage)
-        print(f"  {name:{width}s} {node.key}  {state}  {does}{details.get(name, '')}")
+        rows.append((name, node.key, state, f"{does}{details.get(name, '')}"))
+    print_rows(rows, lambda row: "dim" if row[2] == REUSED else None)
     sections = trained_sections(plan)
     for line in (*warmup_lines(sections), *head_lines(sections)):
         print(f"  {line}")
@@ -95,8 +99,8 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
     print(f"\n{plan.job} finished in {result['seconds']:.0f} s; run folder {result['run_folder']}")
     if "evaluate" in plan.nodes:
         evaluation = plan.nodes["evaluate"].artifact
-        print(headline(evaluation.read_bytes("report.md").decode()))
-        print(f"verdict:           {verdict_line(evaluation.result())}")
+        print_markdown(headline(evaluation.read_bytes("report.md").decode()))
+        print(styled(f"verdict:           {verdict_line(evaluation.result())}", "bold"))
         print(f"full report:       {redact(evaluation.url)}/report.html (report.md, report.json, figures/)")
     if "model_uri" in result:
         print(f"registered model:  {result['model_uri']}")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raymae.cluster.stages import Between
 from raymae.config import to_dict
 from raymae.config.stages import STAGES
 from raymae.datasets.rows import Rows
@@ -25,7 +27,7 @@ from raymae.inference.test_time_augmentation import classify
 from raymae.pipeline.bodies import BODIES
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.storage.folder import LEASE, Folder
-from raymae.storage.lease import Lease, leased, suppress_loss
+from raymae.storage.lease import Fence, Lease, leased, suppress_loss
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.run_stage import run_stage
 from raymae.training.spec import StageSpec
@@ -86,19 +88,21 @@ class InProcess:
         if STAGES[node.stage].kind:
             self._train(replace(self.plan.spec(node.name), fence=lease.fence))
         else:
-            self._read(node, lease)
+            self.read(node, lease.check)
 
     def _train(self, spec: StageSpec) -> None:
         if not run_stage(spec, ReportingSession(spec, self.torch_device, self.on_event), self.deadline):
             raise self.deadline.error(f"within {spec.name}")
 
-    def _read(self, node: Node, lease: Lease) -> None:
+    def read(self, node: Node, check_lease: Callable[[], None]) -> None:
+        """Run a stage that reads classifiers and write its artifact; `check_lease` raises LeaseLostError where another
+        process has taken it over."""
         started = time.time()
         result = BODIES[node.stage](self.plan, node, self)
         seconds = time.time() - started
-        lease.check()
+        check_lease()
         node.artifact.write_json("config.json", to_dict(self.plan.config))
-        node.artifact.finish(result | {"work_seconds": seconds, "seconds": seconds})
+        node.artifact.finish(result | {"work_seconds": seconds, "seconds": seconds, "finished_at": time.time()})
 
     # A `Reader` in this process -----------------------------------------------------------------------------------
 
@@ -125,3 +129,12 @@ class InProcess:
             ]
             found[name] = np.concatenate(parts)
         return found, time.perf_counter() - started
+
+
+def between(plan: Plan, node: Node, fence: Fence) -> Between:
+    """A stage that reads classifiers, for the worker group that trains the stages before and after it."""
+    return Between(name=node.name, artifact=node.artifact, fence=fence, run=partial(_read_there, plan, node, fence))
+
+
+def _read_there(plan: Plan, node: Node, fence: Fence, torch_device: str) -> None:
+    InProcess(plan, torch_device).read(node, fence.check)

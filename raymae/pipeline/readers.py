@@ -1,4 +1,4 @@
-"""Where a stage that reads classifiers reads them: over the cluster, or in the driver."""
+"""Where a stage that reads classifiers reads them: over the cluster, or in one process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from raymae.pipeline.plan.plan import Plan
 from raymae.training.guards.deadline import Deadline
 
 FEW_CLIPS = 2048
-"""Clips of a store that are read in the driver, if it has the machine to itself."""
+"""Clips of a store that one process reads, if the job has the machine to itself."""
 
 
-def choose_reader(plan: Plan, start_ray: Callable[[], None], bar: Bar, deadline: Deadline) -> Reader:
-    """A reader of the plan's store; `bar` opens a progress bar of so many clips.
-
-    On a Ray of this job alone and its CPUs, there would be one actor for the whole machine: where there is little to
-    read, the driver does it, because the starts of Ray and of the actor would take longer.
-    """
+def reads_here(plan: Plan) -> bool:
+    """Whether the plan's store is read by one process: on a Ray of this job alone and its CPUs, there would be one
+    actor for the whole machine, and where there is little to read, starting it would take longer."""
     import torch
 
     compute = plan.config.compute
     alone = starts_here(compute.address) and not uses_gpu(compute, torch.cuda.device_count(), fallback=True)
-    if alone and len(plan.store) <= FEW_CLIPS:
+    return alone and len(plan.store) <= FEW_CLIPS
+
+
+def choose_reader(plan: Plan, start_ray: Callable[[], None], bar: Bar, deadline: Deadline) -> Reader:
+    """A reader of the plan's store; `bar` opens a progress bar of so many clips."""
+    if reads_here(plan):
         return InProcess(plan, deadline=deadline)
     start_ray()
-    return ClusterReader(plan.store, compute, bar, deadline)
+    return ClusterReader(plan.store, plan.config.compute, bar, deadline)

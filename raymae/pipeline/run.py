@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, redact, to_dict
-from raymae.config.stages import STAGES, Target, requires
-from raymae.datasets.clips import load_nominal, own_folder
-from raymae.datasets.published.nominal import absent
-from raymae.datasets.recordings import load_clips, recordings_of
+from raymae.config.stages import STAGES, Target
+from raymae.console.bars import bar
+from raymae.datasets.recordings import recordings_of
 from raymae.datasets.splits.assign import write_split
 from raymae.features.manifest import QUARANTINE
 from raymae.pipeline.console import print_plan, print_result, round_lines
 from raymae.pipeline.inventory import STAGES_FILE
-from raymae.pipeline.plan.init_weights import bring, find
+from raymae.pipeline.plan.make import make_plan
 from raymae.pipeline.plan.plan import Node, Plan
-from raymae.pipeline.plan.workers import check_workers
 from raymae.pipeline.reports.reporter import PlanReporter
 from raymae.storage.commits import latest_step, resumable
 from raymae.storage.folder import LEASE, Folder
@@ -33,28 +30,10 @@ from raymae.tracking.uri import experiment_page, ui_command
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from raymae.training.tasks.selection import described
 
+if TYPE_CHECKING:
+    from raymae.cluster.connect import StartingRay
+
 log = logging.getLogger(__name__)
-
-
-def make_plan(config: Config, target: Target, storage: Folder) -> Plan:
-    """The plan of a job, with its clips and given weights checked; prints it."""
-    labels = config.finetune.labels if requires(target, "finetune") else None
-    missing = absent(config.data) if config.dry_run else []
-    if missing:
-        print(f"missing here: {', '.join(missing)}; the dry run generates clips of the same names and counts")
-    scored = requires(target, "evaluate")
-    if missing:
-        clips = load_nominal(config.data, own_folder(storage), labels, scored=scored)
-    else:
-        clips = load_clips(config, storage, labels, scored=scored)
-    plan = Plan(config, clips, storage, target, find(config, storage, target))
-    if not config.dry_run:
-        check_workers(plan)
-    if plan.to_do:
-        for section, given in plan.given.items():
-            bring(given, section, config, write=not config.dry_run)
-    print_plan(plan)
-    return plan
 
 
 def run_plan(config: Config, target: Target, storage: Folder, started: float | None = None) -> dict[str, Any]:
@@ -65,12 +44,12 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
     """
     started = time.time() if started is None else started
     plan = make_plan(config, target, storage)
-    if config.dry_run:
-        return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
     record(plan)
     run = Run(plan, Deadline(config.max_hours, started))
     left = None
     try:
+        run.begin()
+        print_plan(plan)
         if plan.to_do:
             left = run.execute()
         elif run.reporter.has_waiting():
@@ -103,7 +82,7 @@ class Run:
     def __init__(self, plan: Plan, deadline: Deadline = FOREVER) -> None:
         self.plan, self.deadline = plan, deadline
         self.times: dict[str, dict[str, float]] = {}
-        self.has_ray = False
+        self.ray: StartingRay | None = None
         self.repairs = {name for name in plan.to_do if plan.nodes[name].artifact.is_done()}
         """Finished stages that are made again: shards or a model of theirs are missing."""
 
@@ -130,7 +109,7 @@ class Run:
             self.deadline.check(f"before {name}")
             self.reporter.check()
             node = plan.nodes[name]
-            if STAGES[node.stage].kind:
+            if STAGES[node.stage].kind or (waiting and self._is_between(node)):
                 waiting.append(node)
                 continue
             self._train(waiting)
@@ -144,17 +123,31 @@ class Run:
         self._train(waiting)
         return self.reporter.close("FINISHED")
 
-    def _start_ray(self) -> None:
-        """Start or join Ray, for the first stage that needs it."""
-        if self.has_ray:
-            return
-        from raymae.cluster.connect import start_ray
+    def _is_between(self, node: Node) -> bool:
+        """Whether a stage that reads classifiers is run by the workers that train the stages before and after it."""
+        later = self.plan.to_do[self.plan.to_do.index(node.name) :]
+        trains = any(STAGES[self.plan.nodes[name].stage].kind for name in later)
+        if not (trains and STAGES[node.stage].reads_classifiers):
+            return False
+        from raymae.pipeline.readers import reads_here
 
-        print("starting Ray", flush=True)
-        before = time.time()
-        start_ray(self.plan.config.compute)
-        print(f"Ray started in {time.time() - before:.0f} s")
-        self.has_ray = True
+        return reads_here(self.plan)
+
+    def begin(self) -> None:
+        """Start or join Ray in the background, if there is something to prepare or to train."""
+        stages = {self.plan.nodes[name].stage for name in self.plan.to_do}
+        if any(stage == "prepare" or STAGES[stage].kind for stage in stages):
+            self._begin_ray()
+
+    def _begin_ray(self) -> StartingRay:
+        from raymae.cluster.connect import StartingRay
+
+        self.ray = self.ray or StartingRay(self.plan.config.compute)
+        return self.ray
+
+    def _start_ray(self) -> None:
+        """Wait until Ray is there, for a stage that needs it."""
+        self._begin_ray().wait()
 
     @contextmanager
     def _leases(self, nodes: list[Node], repair: bool = False) -> Iterator[dict[str, Lease]]:
@@ -203,13 +196,15 @@ class Run:
         print(f"{node.name}: {seconds:.0f} s ({work:.0f} s compute, {seconds - work:.0f} s overhead{checkpoints})")
         if STAGES[node.stage].title:
             print(f"  {described(result['selection'])}")
+        for line in round_lines(result) if node.stage == "pseudo_label" else ():
+            print(f"  {line}")
 
     @contextmanager
     def _bar(self, name: str, total: int, unit: str = "clip") -> Iterator[Callable[[int], Any]]:
-        with tqdm(total=total, desc=name, unit=unit, mininterval=1, smoothing=0) as bar:
+        with bar(name, total, unit) as shown:
 
             def progress(count: int) -> None:
-                bar.update(count)
+                shown.advance(count)
                 self.deadline.check(f"within {name}")
 
             yield progress
@@ -232,13 +227,18 @@ class Run:
     def _train(self, nodes: list[Node]) -> None:
         """Train stages in one worker group, all but those that other processes train meanwhile."""
         while left := [node for node in nodes if not node.artifact.is_done()]:
+            if not STAGES[left[0].stage].kind:  # another process has trained those before it
+                self._run(left[0])
+                continue
             with self._leases(left) as held:
                 self._train_held([node for node in left if node.name in held], held)
 
     def _train_held(self, nodes: list[Node], held: dict[str, Lease]) -> None:
         if not nodes:
             return
+        from raymae.cluster.stages import trainings
         from raymae.cluster.train import train
+        from raymae.pipeline.in_process import between
         from raymae.pipeline.reports.progress_bars import Follower
         from raymae.training.state.provenance import check_commit
 
@@ -248,20 +248,31 @@ class Run:
 
         self._start_ray()
         self.deadline.check(f"before {nodes[0].name}")
-        specs = [replace(self.plan.spec(node.name), fence=held[node.name].fence) for node in nodes]
-        for spec in specs:
+        specs = [
+            replace(self.plan.spec(node.name), fence=held[node.name].fence)
+            if STAGES[node.stage].kind
+            else between(self.plan, node, held[node.name].fence)
+            for node in nodes
+        ]
+        for spec in trainings(specs):
             if name := resumable(spec.artifact, checksums=True):
                 check_commit(spec, name)
-        started = time.time()
-        with Follower(specs, self.reporter.begins):
+        waiting, begun = deque(nodes), [time.time()]
+
+        def tell_finished(name: str = "") -> None:
+            """Report the stages that are finished, in their order."""
+            while waiting and waiting[0].artifact.is_done():
+                node = waiting.popleft()
+                result = node.artifact.result()
+                result["seconds"] = result["finished_at"] - begun[-1]
+                begun.append(result["finished_at"])
+                self._finished(node, result)
+
+        with Follower(trainings(specs), self.reporter.begins, tell_finished):
             train(specs, self.plan.storage, self.deadline, check_leases)
-        for node in nodes:
-            if not node.artifact.is_done():
-                raise self.deadline.error(f"at step {latest_step(node.artifact)} of {node.name}")
-            result = node.artifact.result()
-            result["seconds"] = result["finished_at"] - started
-            started = result["finished_at"]
-            self._finished(node, result)
+        tell_finished()
+        for node in waiting:
+            raise self.deadline.error(f"at step {latest_step(node.artifact)} of {node.name}")
 
     def _read(self, node: Node) -> dict[str, Any]:
         """Run a stage that reads classifiers."""
@@ -269,10 +280,7 @@ class Run:
         from raymae.pipeline.readers import choose_reader
 
         reader = choose_reader(self.plan, self._start_ray, partial(self._bar, node.name), self.deadline)
-        result = BODIES[node.stage](self.plan, node, reader)
-        for line in round_lines(result) if node.stage == "pseudo_label" else ():
-            print(f"  {line}")
-        return result
+        return BODIES[node.stage](self.plan, node, reader)
 
     def _register(self, node: Node) -> dict[str, Any]:
         return dict(self.reporter.register())

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
 from raymae.cluster.resources.pools import actor_pool, torch_device
 from raymae.config import AudioConfig, Config, EmbedConfig, redact, to_dict
+from raymae.console.bars import bar
 from raymae.datasets.rows import Rows
 from raymae.features.store import FeatureStore, iterate
 from raymae.pipeline.plan.init_weights import find
@@ -102,12 +102,11 @@ def embed_clips(config: Config) -> dict[str, Any]:
     parts = [Part(part_name(start), stop - start, {"start": start, "stop": stop}) for start, stop in pairwise(borders)]
     existing = set(output.names())
     missing = [part for part in parts if part.name not in existing]
-    with tqdm(total=len(store), desc="embed", unit="clip", mininterval=1) as bar:
-        bar.update(len(store) - sum(part.size for part in missing))
+    with bar("embed", len(store), done=len(store) - sum(part.size for part in missing)) as shown:
         if missing:
             start_ray(config.compute)
             pool, threads = actor_pool(config.compute, len(missing))
-            write_parts(missing, output, EmbedRows, (store, encoder, config.embed, threads), pool, bar.update)
+            write_parts(missing, output, EmbedRows, (store, encoder, config.embed, threads), pool, shown.advance)
     result = {
         "job": "embed",
         "clips": len(store),

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
 from raymae.cluster.resources.nodes import alive
 from raymae.cluster.resources.pools import await_actor, growing, label_pool, most_actors, torch_device
 from raymae.config import Config, LabelLevel, redact
+from raymae.console.bars import bar
 from raymae.datasets.tables.settings import TableSettings
 from raymae.features.write import hash_column
 from raymae.inference.labeller import FAILED, FILES, UNREACHABLE, Labeller, schema
@@ -206,8 +206,8 @@ def label_files(config: Config) -> dict[str, Any]:
         claim(output.folder, labels.settings(), "--predict.output", "labels")
     finished = labels.finished()
     missing = {part.name: part for part in labels.parts if part.name not in finished}
-    with tqdm(total=len(files), desc="predict", unit="file", mininterval=1) as bar:
-        bar.update(sum(part.size for part in labels.parts if part.name in finished))
+    done = sum(part.size for part in labels.parts if part.name in finished)
+    with bar("predict", len(files), "file", done) as shown:
         if missing:
             labels.remove(missing)
             start_ray(config.compute)
@@ -215,7 +215,7 @@ def label_files(config: Config) -> dict[str, Any]:
             pool, threads = label_pool(config.compute, alive(), len(missing))
             pool["compute"] = growing(pool["compute"].max_size, most_actors(config.compute, threads, len(missing)))
             arguments = (copy_classifier(classifier, labels.folder), config.predict.level, threads)
-            write_parts(list(missing.values()), labels.folder, LabelFiles, arguments, pool, bar.update)
+            write_parts(list(missing.values()), labels.folder, LabelFiles, arguments, pool, shown.advance)
     counts = write_output(labels, output, submission)
     print(f"{counts['files']} files, {counts['failed']} of them with an error: {output}")
     result = {

@@ -263,7 +263,12 @@ class Trainer:
         metrics |= {"skipped_steps": float(self.progress.bad_steps)} if self.progress.bad_steps else {}
         metrics["epoch"] = step * self.config.global_batch_size / self.order.rows_per_epoch
         self.progress.metrics = metrics = self.session.gather(metrics | validated)[0]
-        counts = {"step": step, "steps": self.order.steps, "last": ended}
+        counts = {
+            "step": step,
+            "steps": self.order.steps,
+            "clips_per_step": self.order.global_batch_size,
+            "last": ended,
+        }
         event: dict[str, Any] = {**counts, "trail": self.trail(), "metrics": metrics}
         if mark and not ended and self.session.gather(self.figures.due())[0]:
             with self._uncompiled():

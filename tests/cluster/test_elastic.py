@@ -18,8 +18,10 @@ from raymae.cluster.elastic import Workforce
 from raymae.cluster.ray_private import WorkerGroupStartupTimeoutError
 from raymae.cluster.resources import nodes as nodes_module
 from raymae.cluster.resources.room import has_room
+from raymae.cluster.stages import Between
 from raymae.config import ComputeConfig
 from raymae.storage.folder import Folder
+from raymae.storage.lease import Fence
 from raymae.training.guards.deadline import FOREVER, Deadline
 
 
@@ -167,6 +169,13 @@ def test_neighbouring_stages_that_can_use_equally_many_workers_share_them(slots:
         assert workers == replace(workforce, most=workers.most)
     assert all(one.most != other.most for (_, one), (_, other) in itertools.pairwise(found))
     assert [line.split()[0] for line in lines] == [spec.name for spec in specs if spec.slots < most]
+
+
+def test_what_stands_between_two_trainings_is_run_by_the_group_of_the_first() -> None:
+    between = Between(name="labels", artifact=Folder("a"), fence=Fence(Folder("a"), ""), run=lambda device: None)
+    first, second = stage("one", 4), stage("two", 2)
+    found = elastic.by_workers([first, between, second], Workforce(ComputeConfig(), 4, use_gpu=False))
+    assert [some for some, _ in found] == [[first, between], [second]]
 
 
 def stage(name: str, slots: int) -> Any:

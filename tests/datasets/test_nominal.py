@@ -11,7 +11,7 @@ import pytest
 from raymae.config.recipes import RECIPES
 from raymae.datasets.clips import load_nominal
 from raymae.datasets.published.nominal import SHAPES, absent, nominal
-from raymae.pipeline.run import make_plan
+from raymae.pipeline.plan.make import make_plan
 from raymae.storage.folder import open_storage
 from tests.support.audio_files import write_clips, write_table
 

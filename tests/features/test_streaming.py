@@ -20,7 +20,8 @@ from raymae.config import Config, DataConfig
 from raymae.features import streaming
 from raymae.features.store import FeatureStore, log_mel_layout
 from raymae.features.streaming import CHECKED, StreamedClips
-from raymae.pipeline.run import make_plan, run_plan
+from raymae.pipeline.plan.make import make_plan
+from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.training.batches.windows import read_window
 from raymae.training.run_stage import run_stage

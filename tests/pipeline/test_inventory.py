@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymae.cli.artifacts import main
+from raymae.cli.jobs import JOBS
+from raymae.cli.main import start
 from raymae.config import Config, DataConfig, PseudoLabelConfig
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.inventory import DAY, damage, remove, take, unreferenced
@@ -182,36 +183,39 @@ def test_a_store_that_is_gone_leaves_it_unsaid(made: Plan, storage: Folder) -> N
 
 def test_the_job(made: Plan, storage: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = storage.url
-    main("", ["ls", "--storage", url, "--json", str(tmp_path / "ls.json")])
+    start(JOBS["artifacts"], ["ls", "--storage", url, "--json", str(tmp_path / "ls.json")])
     said = capsys.readouterr().out
     assert f"student        {made.nodes['student'].key}" in said
     assert {item["kind"] for item in json.loads((tmp_path / "ls.json").read_text())} >= {"prepare", "shards", "runs"}
-    main("", ["verify", "--storage", url])
+    start(JOBS["artifacts"], ["verify", "--storage", url])
     said = capsys.readouterr().out
     assert "stages and shards are sound" in said
     assert "can't be verified" not in said
     Path(storage.path(f"artifacts/student/{made.nodes['student'].key}/model.safetensors")).unlink()
     with pytest.raises(SystemExit) as ended:
-        main("", ["verify", "--storage", url])
+        start(JOBS["artifacts"], ["verify", "--storage", url])
     assert ended.value.code == 1
     assert "model.safetensors is missing" in capsys.readouterr().out
     run = f"runs/{made.run_folder.url.rpartition('/')[2]}"
-    main("", ["gc", "--storage", url, "--forget", run, "--keep-days", "0"])
+    start(JOBS["artifacts"], ["gc", "--storage", url, "--forget", run, "--keep-days", "0"])
     assert "nothing is removed without --delete" in capsys.readouterr().out
     assert storage.exists("artifacts/pretrain")
     answer = tmp_path / "trained-on.json"
-    main("", ["trained-on", "--storage", url, "--column", "split", "--values", "train", "--json", str(answer)])
+    start(
+        JOBS["artifacts"],
+        ["trained-on", "--storage", url, "--column", "split", "--values", "train", "--json", str(answer)],
+    )
     assert f"pretrain/{made.nodes['pretrain'].key}" in capsys.readouterr().out
     assert json.loads(answer.read_text()).keys() == {"trained_on", "unknown"}
-    main("", ["gc", "--storage", url, "--forget", run, "--keep-days", "0", "--delete"])
+    start(JOBS["artifacts"], ["gc", "--storage", url, "--forget", run, "--keep-days", "0", "--delete"])
     assert not [item for item in take(storage) if item.kind not in ("runs", "sweeps")]
     for arguments in (["ls", "--storage", str(tmp_path / "none")], ["trained-on", "--storage", url]):
         with pytest.raises(SystemExit, match="error: --"):
-            main("", arguments)
+            start(JOBS["artifacts"], arguments)
 
 
 def test_the_old_name_of_a_subcommand_leads_to_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main("", ["seen", "--values", "x"])
+        start(JOBS["artifacts"], ["seen", "--values", "x"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: the subcommand seen is now called trained-on\n"

@@ -30,8 +30,9 @@ from raymae.inference.labeller import Labeller
 from raymae.inference.predictor import Predictor
 from raymae.pipeline.evaluate import readings
 from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.plan.make import make_plan
 from raymae.pipeline.readers import choose_reader
-from raymae.pipeline.run import make_plan, run_plan
+from raymae.pipeline.run import run_plan
 from raymae.serving.predict import find_classifier
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder, open_storage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raymae.config import Config, DataConfig
-from raymae.pipeline.run import make_plan
+from raymae.pipeline.plan.make import make_plan
 from raymae.storage.folder import open_storage
 from tests.support.audio_files import encoded, tar
 from tests.support.training import TINY

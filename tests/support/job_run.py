@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from raymae.cli.arguments import parse
-from raymae.pipeline.run import make_plan
+from raymae.pipeline.plan.make import make_plan
 from raymae.storage.commits import latest_step
 from raymae.storage.events import read_events
 from raymae.storage.folder import Folder

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from tqdm import tqdm
 
 from raymae.cluster.connect import start_ray
 from raymae.config import Config
 from raymae.config.stages import Target
+from raymae.console.bars import bar
 from raymae.datasets.recordings import load_clips
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.init_weights import find
@@ -80,19 +80,19 @@ def finished(tasks: dict[Any, int], plans: Mapping[int, Plan], names: Sequence[s
     """Yield the runs as they finish, with a progress bar over their stages."""
     stages = {node.key: node for plan in plans.values() for node in plan.nodes.values() if node.stage not in SHARED}
     failed = {}
-    with tqdm(total=len(stages), desc="stages", unit="stage", smoothing=0) as bar:
+    with bar("stages", len(stages), "stage") as shown:
         while tasks:
             ready, _ = ray.wait(list(tasks), timeout=POLL_SECONDS)
-            bar.update(sum(node.artifact.is_done() for node in stages.values()) - bar.n)
+            shown.move(sum(node.artifact.is_done() for node in stages.values()))
             for one in ready:
                 number = tasks.pop(one)
                 try:
                     ray.get(one)
                 except ray.exceptions.RayError as error:
                     failed[names[number]] = error_line(error)
-                    bar.write(f"{names[number]}: failed: {failed[names[number]]}")
+                    print(f"{names[number]}: failed: {failed[names[number]]}")
                     continue
-                bar.write(f"{names[number]}: done")
+                print(f"{names[number]}: done")
                 yield number, plans[number].nodes["evaluate"].artifact.result()
     if failed:
         raise ValueError("; ".join(f"{name}: {why}" for name, why in failed.items()))

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,12 +99,19 @@ def _write_files(target: Path, config: SyntheticConfig) -> None:
     groups = [f"g{number:04d}" for number in rng.permutation(len(visits))]
     # files are named by row number after shuffling and written in that order, so neither gives the label away
     order = rng.permutation(np.repeat(np.arange(len(visits)), [visit.n_clips for visit in visits]))
+    names = [f"audio/{number:05d}.{visits[index].format.suffix}" for number, index in enumerate(order)]
+
+    def record(number: int) -> None:
+        """Write a clip; most of its time is spent in functions that other threads needn't wait for."""
+        session, form = sessions[order[number]], visits[order[number]].format
+        clip = session.clip(generator(config.seed, f"clip {number}"))
+        soundfile.write(target / names[number], clip, form.rate, form.subtype)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(record, range(len(order))))
     rows, truth = [], []
-    for number, index in enumerate(order):
+    for name, index in zip(names, order, strict=True):
         visit = visits[index]
-        name = f"audio/{number:05d}.{visit.format.suffix}"
-        clip = sessions[index].clip(generator(config.seed, f"clip {number}"))
-        soundfile.write(target / name, clip, visit.format.rate, visit.format.subtype)
         label = visit.scene if visit.split != "pool" and index in labelled else ""
         rows.append((name, label, visit.city, visit.device, groups[index], visit.split))
         if visit.split == "train" and not label:
@@ -157,17 +166,14 @@ def _draw_sessions(visits: list[Visit], seed: int) -> list[Session]:
     cities = {visit.city: City.draw(seed, visit.city) for visit in visits}
     devices = {visit.device: Device.draw(seed, visit.device) for visit in visits}
     scenes = {**SCENES, **POOL_ONLY}
-    return [
-        Session.draw(
-            generator(seed, f"session {index}"),
-            visit.scene,
-            scenes[visit.scene],
-            cities[visit.city],
-            devices[visit.device],
-            visit.format.rate,
-        )
-        for index, visit in enumerate(visits)
-    ]
+
+    def draw(index: int) -> Session:
+        visit = visits[index]
+        rng, scene = generator(seed, f"session {index}"), scenes[visit.scene]
+        return Session.draw(rng, visit.scene, scene, cities[visit.city], devices[visit.device], visit.format.rate)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(draw, range(len(visits))))
 
 
 def _write_csv(path: Path, header: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:

@@ -17,12 +17,13 @@ from raymae.config import Config
 from raymae.config.stages import STAGES, Target
 from raymae.datasets.rows import class_names, rows_of
 from raymae.features.augment import crop_frames
+from raymae.pipeline.console import print_plan
 from raymae.pipeline.dry_run.cost import UNIT_SECONDS, VIT_B, Rates, classifier_flops, duration, size, useful_flops
 from raymae.pipeline.dry_run.memory import finetune_memory, micro_batch_that_fits, pretrain_memory
 from raymae.pipeline.dry_run.trial_steps import CPU_CLIPS, TrialSteps, clips_for_each, memory_mb, micro_batch, run_trial
+from raymae.pipeline.plan.make import make_plan
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.repeats import kind_of, runs_of
-from raymae.pipeline.run import make_plan
 from raymae.storage.folder import Folder
 
 TRIED: dict[str, str] = {name: stage.kind for name, stage in STAGES.items() if stage.kind and not stage.baseline}
@@ -36,6 +37,7 @@ def dry_run(config: Config, target: Target, storage: Folder) -> dict[str, Any]:
     runs = runs_of(config)
     times = f" for {len(runs)} {kind_of(config)}s at most" if len(runs) > 1 else ""
     plan = make_plan(next(iter(runs.values())), target, storage)
+    print_plan(plan)
     stages = [plan.nodes[name].stage for name in plan.to_do]
     kinds = dict.fromkeys(TRIED[stage] for stage in stages if stage in TRIED)
     trials = {}

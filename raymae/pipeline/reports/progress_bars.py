@@ -8,8 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
+from raymae.console.bars import Bar, open_bar
 from raymae.storage.commits import latest_step
 from raymae.storage.events import read_events
 from raymae.training.guards.watchdog import failures, hangs
@@ -17,30 +16,34 @@ from raymae.training.spec import StageSpec
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 1.0
+SHOWN = ("loss", "lr", "val/macro_accuracy", "val/mAP", "skipped_steps", "clips_per_second")
+"""The metrics beside a bar."""
 
 
 class Follower:
     """Shows the progress, the hangs and the failures of every stage while the block runs.
 
-    `on_begin` gets the name of a stage at its first report.
+    `on_begin` gets the name of a stage at its first report, `on_end` when it is finished.
     """
 
     def __init__(
         self,
         specs: list[StageSpec],
         on_begin: Callable[[str], None] = lambda name: None,
+        on_end: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.specs, self.on_begin = specs, on_begin
+        self.specs, self.on_begin, self.on_end = specs, on_begin, on_end
         self._logged = {line for spec in specs for line in problems(spec)}
         self._ended: set[str] = set()
         self._seen = {spec.name: -1 for spec in specs}
         self._first = {spec.name: latest_step(spec.artifact) or 0 for spec in specs}
-        self._bars: dict[str, Any] = {}
+        self._bar: Bar | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Follower:
+        self._bar = open_bar("starting workers", 0, "clip")
         self._thread.start()
         return self
 
@@ -49,8 +52,7 @@ class Follower:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        for bar in self._bars.values():
-            bar.close()
+        self._show_none()
 
     def _work(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
@@ -70,6 +72,8 @@ class Follower:
                 continue
             if done:
                 self._ended.add(spec.name)
+                self._show_none()
+                self.on_end(spec.name)
 
     def _log_problems(self, spec: StageSpec) -> None:
         for line in sorted(problems(spec) - self._logged):
@@ -85,21 +89,19 @@ class Follower:
         self._show(spec, events[-1])
 
     def _show(self, spec: StageSpec, event: dict[str, Any]) -> None:
-        name = spec.name
-        bar = self._bars.get(name)
-        if bar is None:
-            first = min(self._first[name], event["step"])
-            bar = self._bars[name] = tqdm(
-                total=event["steps"],
-                initial=first,
-                desc=name,
-                unit="step",
-                mininterval=1,
-                smoothing=0,
-            )
-        shown = ("loss", "val/macro_accuracy", "val/mAP", "clips_per_second", "skipped_steps")
-        bar.set_postfix({key: f"{event['metrics'][key]:.3g}" for key in shown if key in event["metrics"]})
-        bar.update(event["step"] - bar.n)
+        clips, step = event["clips_per_step"], event["step"]
+        if self._bar is None or self._bar.name != spec.name:
+            self._show_none()
+            first = min(self._first[spec.name], step)
+            self._bar = open_bar(spec.name, event["steps"] * clips, "clip", first * clips)
+        self._bar.move(step * clips, {key: event["metrics"][key] for key in SHOWN if key in event["metrics"]})
+        if event["last"]:
+            self._show_none()
+
+    def _show_none(self) -> None:
+        if self._bar:
+            self._bar.close()
+        self._bar = None
 
 
 def problems(spec: StageSpec) -> set[str]:
