@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from raymae.config.stages import STAGES, turn_of
 from raymae.console.screen import print_markdown, print_rows, styled
 from raymae.datasets.overview import summary
 from raymae.datasets.splits.assign import split_name
+from raymae.pipeline.plan.estimate import estimate
 from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.plan.workers import trained_sections
 from raymae.storage.commits import latest_step
@@ -27,11 +29,7 @@ def print_plan(plan: Plan) -> None:
         start = plan.config.evaluate.supervised_from if section == "supervised" else None
         source = redact(str(start or getattr(plan.config, section).init_from))
         print(f"  {section} starts from {source}, weights {given.key}")
-    details = {}
-    if plan.to_do:
-        from raymae.pipeline.plan.estimate import estimate  # builds the models, which takes torch and seconds
-
-        details = estimate(plan)
+    details = estimate(plan)
     rows = []
     for name, node in plan.nodes.items():
         step = None if node.reused else latest_step(node.artifact)
@@ -42,6 +40,12 @@ def print_plan(plan: Plan) -> None:
     sections = trained_sections(plan)
     for line in (*warmup_lines(sections), *head_lines(sections)):
         print(f"  {line}")
+    sys.stdout.flush()
+    if any(STAGES[plan.nodes[name].stage].kind for name in plan.to_do):
+        from raymae.pipeline.plan.sizes import size_lines  # takes torch, and seconds
+
+        for line in size_lines(plan):
+            print(f"  {line}")
     for ablation, name in plan.ablation_models.items():
         if name == "finetune":
             print(f"  ablation {ablation}: {name} starts from the same, so one row shows both")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raymae.config import Config
-from raymae.pipeline.dry_run.cost import classifier_flops, cnn_flops
 
 
 def cnn_steps(config: Config, labelled: int, classes: int) -> int:
@@ -17,6 +16,8 @@ def cnn_steps(config: Config, labelled: int, classes: int) -> int:
     evaluate, finetune = config.evaluate, config.finetune
     if evaluate.cnn_steps is not None:
         return evaluate.cnn_steps
+    from raymae.pipeline.dry_run.cost import classifier_flops, cnn_flops  # builds the networks, which takes torch
+
     crop_seconds = evaluate.cnn_crop_seconds or finetune.augment.crop_seconds
     own = replace(finetune, augment=replace(finetune.augment, crop_seconds=crop_seconds))
     flops = classifier_flops(config.audio, config.model, finetune)

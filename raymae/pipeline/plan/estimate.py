@@ -1,27 +1,18 @@
-"""Estimate what a plan takes, from the settings alone: steps, kept tokens and memory."""
+"""Estimate what the stages of a plan take, from the settings alone and without torch, which takes seconds to import:
+clips and steps. `raymae.pipeline.plan.sizes` adds memory and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, prod
+from math import ceil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from raymae.config import Config, TrainConfig
+from raymae.config import Config
 from raymae.config.stages import STAGES, Kind
-from raymae.features.augment import crop_frames
-from raymae.models import grid_size, kept_tokens
-from raymae.pipeline.dry_run.activations import Device
-from raymae.pipeline.dry_run.memory import Memory, finetune_memory, pretrain_memory
 from raymae.pipeline.plan.plan import Plan
-
-TORCH_MB = 650
-"""Resident memory of a process that has imported torch."""
-CLASSES = 10
-"""Of a classifier: their number hardly changes its size."""
 
 
 def estimate(plan: Plan) -> dict[str, str]:
@@ -42,19 +33,12 @@ def estimate(plan: Plan) -> dict[str, str]:
 
 
 def pretrain_estimate(plan: Plan, stage: str) -> str:
-    """Clips, steps, kept tokens and memory of pre-training."""
+    """Clips and steps of pre-training."""
     config, train = plan.config, plan.config.pretrain
     rows = plan.rows(["pool"] if train.pool_only else ["pool", "train"])
     clips = round(pc.sum(rows["weight"]).as_py() or 0)
     steps = ceil(train.epochs * clips / train.global_batch_size)
-    frames = crop_frames(train.augment, config.audio)
-    grid = grid_size(frames, config.audio.n_mels, config.model.patch_size)
-    memory = pretrain_memory(config.audio, config.model, train, likely_device(config))
-    return (
-        f": {clips} clips{heard(rows, config)}, {steps} steps, "
-        f"{kept_tokens(grid, config.model)} of {prod(grid)} tokens kept, "
-        f"{memory.gradients / 4e6:.1f} M parameters, about {worker_mb(memory, train, config):,.0f} MB a worker"
-    )
+    return f": {clips} clips{heard(rows, config)}, {steps} steps"
 
 
 def heard(clips: pa.Table, config: Config) -> str:
@@ -69,35 +53,35 @@ def heard(clips: pa.Table, config: Config) -> str:
 
 
 def finetune_estimate(plan: Plan, stage: str) -> str:
-    """Clips, steps and memory of fine-tuning."""
-    config, train = plan.config, plan.config.finetune
-    rows = plan.rows(["train"])
+    """Clips and steps of fine-tuning."""
+    rows, train = plan.rows(["train"]), plan.config.finetune
     labelled = len(rows) - rows["scene_label"].null_count
     steps = ceil(train.epochs * labelled / train.global_batch_size)
     more = " and the accepted pseudo-labels, at least" if stage == "student" else ""
-    memory = finetune_memory(config.audio, config.model, train, CLASSES, likely_device(config))
-    megabytes = worker_mb(memory, train, config)
-    return f": {labelled} labels{more}, {steps} steps, about {megabytes:,.0f} MB a worker"
+    what = f"{steps} steps"
+    if train.head_init == "logistic":
+        what = (
+            f"the head from a logistic regression on the frozen encoder, then {steps} steps of all (rate {train.lr:g})"
+        )
+    return f": {labelled} labels{more}, {what}"
 
 
 def cnn_estimate(plan: Plan) -> str:
     """Steps of the CNN baseline, and how it is left out."""
     others = [name for name in plan.config.evaluate.baselines if name != "cnn"]
-    return f": {plan.spec('cnn').steps} steps; {' '.join(['--evaluate.baselines', *others])} leaves it out"
+    asked = plan.config.evaluate.cnn_steps
+    steps = "as many steps as the FLOPs of fine-tuning are enough for" if asked is None else f"{asked} steps"
+    return f": {steps}; {' '.join(['--evaluate.baselines', *others])} leaves it out"
 
 
 def consistency_estimate(plan: Plan, stage: str) -> str:
-    """Clips, steps and memory of consistency training."""
+    """Clips and steps of consistency training."""
     config, settings = plan.config, plan.config.consistency
     train, rows = settings.training(config.finetune), plan.rows(["train"])
     unlabelled = rows["scene_label"].null_count
     ratio = settings.ratio if unlabelled else 0
     steps = ceil(train.epochs * (len(rows) - unlabelled) / train.global_batch_size)
-    memory = finetune_memory(config.audio, config.model, train, CLASSES, likely_device(config))
-    return (
-        f": {len(rows) - unlabelled} labels and {unlabelled} unlabelled clips, 1 to {ratio} in each of {steps} steps, "
-        f"about {worker_mb(memory, train, config, 1 + ratio):,.0f} MB a worker"
-    )
+    return f": {len(rows) - unlabelled} labels and {unlabelled} unlabelled clips, 1 to {ratio} in each of {steps} steps"
 
 
 ESTIMATES: dict[Kind, Callable[[Plan, str], str]] = {
@@ -106,23 +90,3 @@ ESTIMATES: dict[Kind, Callable[[Plan, str], str]] = {
     "consistency": consistency_estimate,
 }
 """By training task, from a plan and a stage to a few words."""
-
-
-def likely_device(config: Config) -> Device:
-    """The device that the stages are likely to be trained on, as far as this machine knows."""
-    on_gpu = config.compute.use_gpu or (config.compute.use_gpu is None and torch.cuda.is_available())
-    return "cuda" if on_gpu else "cpu"
-
-
-def worker_mb(memory: Memory, train: TrainConfig, config: Config, clips_for_each: int = 1) -> float:
-    """Memory of a training worker with its largest forward pass, in MB, that of torch included.
-
-    Where weights, gradients, moments and average are sharded: a share of them and, to validate, the weights as a whole.
-    """
-    workers = config.compute.num_workers or 1
-    groups = train.global_batch_size // train.group_size
-    clips = min(train.micro_batch_size, -(-groups // workers) * train.group_size)
-    spared = 0.0
-    if config.compute.parallel == "fsdp" and workers > 1:
-        spared = memory.state * (1 - 1 / workers) - memory.weights
-    return TORCH_MB + (memory.peak(clips * clips_for_each) - spared) / 1e6

@@ -26,6 +26,7 @@ from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of
 from raymae.features.shard import all_exist, asks_again
 from raymae.features.store import SHARDS, FeatureStore
 from raymae.features.streaming import CHECKED, StreamedClips, WaveformClips
+from raymae.pipeline.plan.cnn_steps import cnn_steps
 from raymae.pipeline.plan.keys import Asked, Keys
 from raymae.pseudo_labels.truth import read_truth
 from raymae.storage.checksums import digest
@@ -315,8 +316,6 @@ class Plan:
         """The fields of a specification that single stages have."""
         stage, turn = turn_of(name)
         if stage == "cnn":
-            from raymae.pipeline.plan.cnn_steps import cnn_steps  # builds the networks, which takes torch
-
             labelled = len(rows_of(self.clips, "train", labelled=True))
             classes = len(class_names(self.clips, self.config.finetune.labels))
             return {"cnn": self.config.evaluate.cnn, "steps": cnn_steps(self.config, labelled, classes)}
