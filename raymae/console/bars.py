@@ -41,6 +41,11 @@ class Bar:
         return f"{self.done:,} of {self.total:,} {self.unit}s" if self.total else ""
 
     @property
+    def left(self) -> str:
+        """How long the rest will take; empty where it isn't known."""
+        return f"{duration((self.total - self.done) / self.speed)} left" if self.speed else ""
+
+    @property
     def speed(self) -> float | None:
         """Units a second since the bar began; None before the first."""
         done, seconds = self.done - self._first, time.monotonic() - self._began
@@ -54,13 +59,14 @@ class MovingBar(Bar):
         super().__init__(name, total, unit, done)
         self._progress = _screen.open()
         self._task: TaskID = self._progress.add_task(
-            name, total=total or None, completed=done, amount=self.amount, figures=""
+            name, total=total or None, completed=done, amount=self.amount, figures="", left=self.left
         )
 
     def move(self, done: int, figures: Mapping[str, float] | None = None) -> None:
         """Move the bar."""
         super().move(done, figures)
-        self._progress.update(self._task, completed=done, amount=self.amount, figures=", ".join(told(figures, self)))
+        said = {"amount": self.amount, "figures": ", ".join(told(figures, self)), "left": self.left}
+        self._progress.update(self._task, completed=done, **said)
 
     def close(self) -> None:
         """Take the bar off the screen."""
@@ -85,8 +91,7 @@ class PrintedBar(Bar):
     def line(self, figures: Mapping[str, float] | None = None) -> str:
         """The line: what is done, the figures, and how long the rest will take."""
         share = f"{self.amount} ({100 * self.done / max(1, self.total):.0f} %)"
-        left = [f"{duration((self.total - self.done) / self.speed)} left"] if self.speed else []
-        return f"{self.name}: {', '.join([share, *told(figures, self), *left])}"
+        return f"{self.name}: {', '.join(filter(None, [share, *told(figures, self), self.left]))}"
 
 
 def told(given: Mapping[str, float] | None, bar: Bar) -> list[str]:
@@ -113,7 +118,7 @@ class _Screen:
 
     def open(self) -> Progress:
         """Get them for one more bar."""
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         with self._lock:
             self._bars += 1
@@ -123,9 +128,8 @@ class _Screen:
                     BarColumn(bar_width=24),
                     TextColumn("{task.fields[amount]}"),
                     TextColumn("[dim]{task.fields[figures]}"),
-                    TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                    TextColumn("{task.fields[left]}"),
                     console=console(),
-                    speed_estimate_period=120,
                     transient=True,
                 )
                 self._progress.start()

@@ -44,6 +44,9 @@ def run_plan(config: Config, target: Target, storage: Folder, started: float | N
     """
     started = time.time() if started is None else started
     plan = make_plan(config, target, storage)
+    if config.dry_run:
+        print_plan(plan)
+        return {"plan": {name: node.reused for name, node in plan.nodes.items()}}
     record(plan)
     run = Run(plan, Deadline(config.max_hours, started))
     left = None

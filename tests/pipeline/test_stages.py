@@ -89,7 +89,7 @@ def test_a_stage_is_a_row_its_inputs_and_its_body(
     assert all(name.startswith("data.") for name in stage_settings(TINY, "count"))
     monkeypatch.setattr(Plan, "to_do", [])  # no estimate
     print_plan(again)
-    assert f"count        {node.key}  reused  clips counted" in capsys.readouterr().out
+    assert f"count    {node.key}  reused  clips counted" in capsys.readouterr().out
 
 
 def test_a_nodes_cache_reaches_the_workers_and_is_part_of_no_key(clips: pa.Table, tmp_path: Path) -> None:
