@@ -71,7 +71,7 @@ def synthetic() -> Config:
         finetune=small_finetune(epochs=40),
         # With the FLOPs of fine-tuning the CNN would take 36 steps, in which it learns little (.20 on the first
         # set); after 120 it has .63, more than the fine-tuned encoder (.60).
-        evaluate=EvaluateConfig(cnn_steps=120),
+        evaluate=EvaluateConfig(cnn_most_steps=120),
         consistency=small_consistency(epochs=20, freq_mask_param=16, time_mask_param=48),
         pseudo_label=PseudoLabelConfig(confidence_threshold=None, coverage=0.5),
     )
@@ -155,7 +155,7 @@ def small() -> Config:
         finetune=probe_finetune(epochs=2, segment_seconds=2.56),
         # learning rate, crops and steps (140 s of a core without bfloat16 in hardware) with which the CNN, which starts
         # from scratch, was found to train well
-        evaluate=EvaluateConfig(cnn_lr=5e-4, cnn_crop_seconds=2.56, cnn_steps=280),
+        evaluate=EvaluateConfig(cnn_lr=5e-4, cnn_crop_seconds=2.56, cnn_most_steps=280),
         # At full weight the guesses of a teacher that is right in two of three cases make it worse (.73 to .70 on three
         # tasks of the pool's own classes); at a hundredth of it they change nothing.
         consistency=replace(small_consistency(epochs=2, freq_mask_param=32, time_mask_param=64), ratio=2, weight=0.1),

@@ -249,6 +249,9 @@ class EvaluateConfig:
     cnn_steps: int | None = None
     """Steps of the CNN baseline's training; None: as many as need the FLOPs of fine-tuning, but no more passes over the
     clips than it has. To leave the CNN out, leave it out of baselines."""
+    cnn_most_steps: int | None = None
+    """In place of the FLOPs of fine-tuning, for recipes whose fine-tuning is short: so many steps, but no more clips
+    than pre-training and fine-tuning take together: the baseline doesn't cost more than what is compared with it."""
     probe_clips: int = 1000
     """Most labelled held-out clips on whose frozen embeddings probes predict device, city and scene, before and after
     each stage; 0 switches them off."""
@@ -267,7 +270,7 @@ class EvaluateConfig:
             len(self.compare) in (0, 2),
             f"evaluate.compare names {len(self.compare)} folders; it takes the two finished evaluations to compare",
         )
-        for name in ("cnn_lr", "cnn_crop_seconds", "cnn_steps"):
+        for name in ("cnn_lr", "cnn_crop_seconds", "cnn_steps", "cnn_most_steps"):
             value = getattr(self, name)
             require(value is None or value > 0, f"evaluate.{name} = {value} must be positive")
         for name in self.ablation:

@@ -65,8 +65,8 @@ class MovingBar(Bar):
     def move(self, done: int, figures: Mapping[str, float] | None = None) -> None:
         """Move the bar."""
         super().move(done, figures)
-        said = {"amount": self.amount, "figures": ", ".join(told(figures, self)), "left": self.left}
-        self._progress.update(self._task, completed=done, **said)
+        said = ", ".join(told(figures, self))
+        self._progress.update(self._task, completed=done, amount=self.amount, figures=said, left=self.left)
 
     def close(self) -> None:
         """Take the bar off the screen."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raymae.config import Config, EvaluateConfig
 from raymae.config.recipes import RECIPES
@@ -25,11 +27,22 @@ def nodes(config: Config, clips: pa.Table) -> dict[str, str]:
     return {name: node.key for name, node in Plan(config, clips, Folder("/nowhere"), "evaluate").nodes.items()}
 
 
+def table(labelled: int, pool: int) -> pa.Table:
+    """Labelled training clips of ten classes, and clips of the pool."""
+    count = labelled + pool
+    columns = {
+        "scene_label": [f"scene {number % 10}" for number in range(labelled)] + [None] * pool,
+        "split": ["train"] * labelled + ["pool"] * pool,
+        "weight": [1.0] * count,
+    }
+    return pa.table(columns)
+
+
 @pytest.mark.parametrize("name", ["synthetic", "small", "audiomae", "paper_dcase"])
 @pytest.mark.parametrize("labelled", [70, 1000])
 def test_by_default_it_costs_no_more_than_fine_tuning(name: str, labelled: int) -> None:
     config = replace(RECIPES[name](), evaluate=EvaluateConfig())
-    finetune, steps = config.finetune, cnn_steps(config, labelled, 10)
+    finetune, steps = config.finetune, cnn_steps(config, table(labelled, 0))
     most = finetune.epochs * labelled / finetune.global_batch_size
     ours = cnn_flops(config.audio, finetune, config.evaluate.cnn, 10)
     whole = classifier_flops(config.audio, config.model, finetune)
@@ -37,6 +50,19 @@ def test_by_default_it_costs_no_more_than_fine_tuning(name: str, labelled: int) 
     assert steps * ours <= most * whole
     # the most that is possible, but for the part of a step
     assert steps + 1 > most or (steps + 1) * ours > most * whole
+
+
+@given(labelled=st.integers(1, 500), pool=st.integers(0, 3000), most=st.integers(1, 400))
+def test_it_takes_no_more_clips_than_pre_training_and_fine_tuning(labelled: int, pool: int, most: int) -> None:
+    config = replace(RECIPES["small"](), evaluate=EvaluateConfig(cnn_most_steps=most))
+    finetune, steps = config.finetune, cnn_steps(config, table(labelled, pool))
+    clips = config.pretrain.epochs * (labelled + pool) + finetune.epochs * labelled
+    batch = finetune.global_batch_size
+    assert 1 <= steps <= most
+    assert steps * batch <= clips
+    assert steps == most or (steps + 1) * batch > clips
+    elsewhere = replace(config, finetune=replace(finetune, init_from="runs/pretrain"))
+    assert cnn_steps(elsewhere, table(labelled, pool)) == most
 
 
 def test_flops_of_a_cnn_are_those_of_its_convolutions() -> None:
@@ -72,7 +98,7 @@ def test_a_classifiers_flops_are_those_of_all_that_is_encoded() -> None:
 def test_its_own_steps_count_in_its_key_alone(clips: pa.Table) -> None:
     plain, other = (nodes(replace(TINY, evaluate=EvaluateConfig(cnn_steps=steps)), clips) for steps in (None, 5))
     assert {name for name in plain if plain[name] != other[name]} == {"cnn", "evaluate"}
-    assert cnn_steps(replace(TINY, evaluate=EvaluateConfig(cnn_steps=5)), 70, 2) == 5
+    assert cnn_steps(replace(TINY, evaluate=EvaluateConfig(cnn_steps=5, cnn_most_steps=3)), clips) == 5
     # and pre-training doesn't count in it
     longer = nodes(replace(TINY, pretrain=replace(TINY.pretrain, epochs=9)), clips)
     assert longer["cnn"] == plain["cnn"]

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from raymae.config import Config
 from raymae.config.stages import STAGES, Kind
+from raymae.pipeline.plan.cnn_steps import fixed_cnn_steps
 from raymae.pipeline.plan.plan import Plan
 
 
@@ -69,7 +70,7 @@ def finetune_estimate(plan: Plan, stage: str) -> str:
 def cnn_estimate(plan: Plan) -> str:
     """Steps of the CNN baseline, and how it is left out."""
     others = [name for name in plan.config.evaluate.baselines if name != "cnn"]
-    asked = plan.config.evaluate.cnn_steps
+    asked = fixed_cnn_steps(plan.config, plan.clips)
     steps = "as many steps as the FLOPs of fine-tuning are enough for" if asked is None else f"{asked} steps"
     return f": {steps}; {' '.join(['--evaluate.baselines', *others])} leaves it out"
 

@@ -18,6 +18,7 @@ from raymae.config.stages import CLASSIFIERS, teacher_of, turn_of
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of, state_columns
 from raymae.datasets.splits.split_file import split_name
 from raymae.features.manifest import FORMAT
+from raymae.pipeline.plan.cnn_steps import fixed_cnn_steps
 from raymae.storage.checksums import digest
 from raymae.training.tasks.selection import selection
 
@@ -176,8 +177,8 @@ def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
 def cnn_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     """Of the CNN baseline."""
     evaluate = keys.config.evaluate
-    settings = {name: getattr(evaluate, name) for name in ("cnn", "cnn_lr", "cnn_crop_seconds", "cnn_steps")}
-    return classifier_inputs(keys, node) | settings
+    settings = {name: getattr(evaluate, name) for name in ("cnn", "cnn_lr", "cnn_crop_seconds")}
+    return classifier_inputs(keys, node) | settings | {"cnn_steps": fixed_cnn_steps(keys.config, keys.clips)}
 
 
 def student_inputs(keys: Keys, node: Asked) -> dict[str, Any]:

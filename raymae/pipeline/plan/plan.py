@@ -316,9 +316,7 @@ class Plan:
         """The fields of a specification that single stages have."""
         stage, turn = turn_of(name)
         if stage == "cnn":
-            labelled = len(rows_of(self.clips, "train", labelled=True))
-            classes = len(class_names(self.clips, self.config.finetune.labels))
-            return {"cnn": self.config.evaluate.cnn, "steps": cnn_steps(self.config, labelled, classes)}
+            return {"cnn": self.config.evaluate.cnn, "steps": cnn_steps(self.config, self.clips)}
         if stage == "student":
             return {"pseudo_labels": self.nodes[round_name("pseudo_label", turn)].artifact}
         if stage == "consistency":
