@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raymae.cluster.connect import starts_here
 from raymae.cluster.infer import Bar, ClusterReader
-from raymae.cluster.resources.room import uses_gpu
+from raymae.cluster.resources.room import alone_on_cpus
 from raymae.pipeline.evaluate import Reader
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
@@ -17,13 +16,8 @@ FEW_CLIPS = 2048
 
 
 def reads_here(plan: Plan) -> bool:
-    """Whether the plan's store is read by one process: on a Ray of this job alone and its CPUs, there would be one
-    actor for the whole machine, and where there is little to read, starting it would take longer."""
-    import torch
-
-    compute = plan.config.compute
-    alone = starts_here(compute.address) and not uses_gpu(compute, torch.cuda.device_count(), fallback=True)
-    return alone and len(plan.store) <= FEW_CLIPS
+    """Whether the plan's store is read by one process, without an actor of Ray."""
+    return alone_on_cpus(plan.config.compute) and len(plan.store) <= FEW_CLIPS
 
 
 def choose_reader(plan: Plan, start_ray: Callable[[], None], bar: Bar, deadline: Deadline) -> Reader:

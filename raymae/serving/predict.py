@@ -9,8 +9,9 @@ A part is named by its files (path, size, time of change), so any later run with
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from raymae.cluster.parts import DONE, Part, claim, part_name, write_parts
 from raymae.cluster.resources.nodes import alive
 from raymae.cluster.resources.pools import await_actor, growing, label_pool, most_actors, torch_device
+from raymae.cluster.resources.room import alone_on_cpus
 from raymae.config import Config, LabelLevel, redact
 from raymae.console.bars import bar
 from raymae.datasets.tables.settings import TableSettings
@@ -38,6 +40,9 @@ from raymae.tracking.model_uri import open_shared
 
 VERSION = 2
 """Part of every key; raised when the labels of a file change."""
+
+FEW_FILES = 512
+"""Files that are labelled in this process, if the job has the machine to itself."""
 
 PART = 2048
 
@@ -184,13 +189,34 @@ def plan_labels(files: pa.Table, classifier: Folder, config: Config) -> Labels:
     return Labels(folder, plan_parts(files), schema(classifier.read_json("classifier.json")["class_names"], level))
 
 
+def label_here(
+    parts: Sequence[Part], folder: Folder, classifier: Folder, config: Config, progress: Callable[[int], Any]
+) -> None:
+    """Label parts in this process."""
+    label = LabelFiles(classifier, config.predict.level, config.compute.torch_threads or os.cpu_count() or 1)
+    for part in parts:
+        folder.write_table(part.name, label(part.work))
+        progress(part.size)
+
+
+def label_on_ray(
+    parts: Sequence[Part], folder: Folder, classifier: Folder, config: Config, progress: Callable[[int], Any]
+) -> None:
+    """Label parts on all nodes of the cluster."""
+    from raymae.cluster.connect import start_ray
+
+    start_ray(config.compute)
+    await_actor(config.compute, "actors that predict")
+    pool, threads = label_pool(config.compute, alive(), len(parts))
+    pool["compute"] = growing(pool["compute"].max_size, most_actors(config.compute, threads, len(parts)))
+    write_parts(parts, folder, LabelFiles, (classifier, config.predict.level, threads), pool, progress)
+
+
 def label_files(config: Config) -> dict[str, Any]:
     """Label every input and write the table, in the order of the inputs; returns the counts.
 
     Finished parts are not made again, except those in which a storage couldn't be reached.
     """
-    from raymae.cluster.connect import start_ray
-
     output = open_output("--predict.output", config.predict.output)
     submission = open_submission(config, output)
     files = find_files(config.predict.inputs, TableSettings.of(config.data, *config.predict.inputs))
@@ -210,12 +236,11 @@ def label_files(config: Config) -> dict[str, Any]:
     with bar("predict", len(files), "file", done) as shown:
         if missing:
             labels.remove(missing)
-            start_ray(config.compute)
-            await_actor(config.compute, "actors that predict")
-            pool, threads = label_pool(config.compute, alive(), len(missing))
-            pool["compute"] = growing(pool["compute"].max_size, most_actors(config.compute, threads, len(missing)))
-            arguments = (copy_classifier(classifier, labels.folder), config.predict.level, threads)
-            write_parts(list(missing.values()), labels.folder, LabelFiles, arguments, pool, shown.advance)
+            copied, todo = copy_classifier(classifier, labels.folder), list(missing.values())
+            if len(files) <= FEW_FILES and alone_on_cpus(config.compute):
+                label_here(todo, labels.folder, copied, config, shown.advance)
+            else:
+                label_on_ray(todo, labels.folder, copied, config, shown.advance)
     counts = write_output(labels, output, submission)
     print(f"{counts['files']} files, {counts['failed']} of them with an error: {output}")
     result = {

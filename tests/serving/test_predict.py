@@ -24,6 +24,7 @@ from raymae.cluster.resources.pools import label_pool
 from raymae.config import ComputeConfig, Config, PredictConfig
 from raymae.inference.labeller import Labeller, schema
 from raymae.inference.predictor import Predictor
+from raymae.serving import predict
 from raymae.serving.inputs import INPUTS
 from raymae.serving.predict import LEAST, PART, PART_BYTES, Labels, classifier_key, label_files, part_rows, plan_parts
 from raymae.storage.folder import Folder
@@ -160,8 +161,15 @@ def test_settings_that_do_not_go_together(classifier: Folder, tmp_path: Path) ->
         label_files(make_config(tmp_path, classifier, "full", tmp_path / "a.wav"))
 
 
-@pytest.mark.ray
-def test_one_row_per_input_as_file_and_as_folder(ray_cluster: None, classifier: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["here", pytest.param("on Ray", marks=pytest.mark.ray)])
+def test_one_row_per_input_as_file_and_as_folder(
+    place: str, classifier: Folder, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "alone_on_cpus", lambda compute: place == "here")
+    if place == "on Ray":
+        request.getfixturevalue("ray_cluster")
+    else:
+        monkeypatch.setattr(predict, "label_on_ray", None)
     folder = tmp_path / "recordings"
     for number in range(20):
         write_tone(folder / f"{number:02d}.wav", 200 + 60 * number, seconds=2 * TINY_AUDIO.clip_seconds, seed=number)

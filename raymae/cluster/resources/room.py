@@ -21,6 +21,14 @@ def uses_gpu(compute: ComputeConfig, gpus: float, fallback: bool = False) -> boo
     return gpus > 0 and compute.use_gpu is not False
 
 
+def alone_on_cpus(compute: ComputeConfig) -> bool:
+    """Whether a job would start Ray itself, on this machine's CPUs: then there would be one actor for all of them, and
+    where there is little to read, this process reads it, because starting both would take longer."""
+    import torch
+
+    return starts_here(compute.address) and not uses_gpu(compute, torch.cuda.device_count(), fallback=True)
+
+
 def workers_of(compute: ComputeConfig, nodes: Sequence[dict[str, float]]) -> tuple[int, bool]:
     """The number of training workers on some nodes, and whether they use GPUs; by default one worker a GPU.
 
