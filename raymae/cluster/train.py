@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -251,6 +253,20 @@ def train_group(
         log.warning("training resumes from the last checkpoint; workers: %d, %d before", workers, last)
 
 
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C, as elsewhere: the handler that Ray Train sets for it, and leaves set, ends
+    the workers and then the process, with an exit status of no meaning."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def progress_of(specs: Sequence[StageSpec | Between]) -> list[int | None]:
     """How far the stages are: their newest checkpoints, -1 for a finished one."""
     return [-1 if spec.artifact.is_done() else latest_step(spec.artifact) for spec in specs]
@@ -293,7 +309,8 @@ def fit(
         ),
     )
     try:
-        trainer.fit()
+        with interrupts():
+            trainer.fit()
     except ray.train.ControllerError:
         raise
     except ray.train.TrainingFailedError as error:

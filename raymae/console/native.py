@@ -50,8 +50,8 @@ def native_output_kept() -> Iterator[None]:
     try:
         yield
         ended_well = True
-    except SystemExit as end:
-        ended_well = not end.code
+    except (SystemExit, KeyboardInterrupt) as end:
+        ended_well = not (isinstance(end, SystemExit) and end.code)
         raise
     finally:
         faulthandler.disable()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +127,17 @@ def test_ray_train_stores_where_everything_else_is(
     assert not given["datasets"], "workers read a store themselves"
     assert config.storage_path == f"{storage.path()}/ray"
     assert isinstance(config.storage_filesystem, PyFileSystem) == (url != "local")
+
+
+def test_ctrl_c_is_an_interrupt_after_ray_train_has_handled_it() -> None:
+    def handle(*_: Any) -> None:  # as Ray Train does
+        sys.exit(0)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), module.interrupts():
+        signal.signal(signal.SIGINT, handle)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.ray

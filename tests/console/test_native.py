@@ -30,6 +30,8 @@ def run(then: str, folder: Path) -> tuple[int, str, list[str]]:
 def test_a_librarys_lines_are_kept_from_the_console(tmp_path: Path) -> None:
     assert run("pass", tmp_path) == (0, "a line of ours\n", [])
     assert run("sys.exit(0)", tmp_path) == (0, "a line of ours\n", [])
+    status, said, files = run("raise KeyboardInterrupt", tmp_path)
+    assert (status, "what libraries wrote" in said, files) == (-2, False, [])
 
 
 def test_a_failure_names_them(tmp_path: Path) -> None:
