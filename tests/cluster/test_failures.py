@@ -133,10 +133,14 @@ def test_ctrl_c_is_an_interrupt_after_ray_train_has_handled_it() -> None:
     def handle(*_: Any) -> None:  # as Ray Train does
         sys.exit(0)
 
+    def interrupted() -> None:
+        with module.interrupts():
+            signal.signal(signal.SIGINT, handle)
+            signal.raise_signal(signal.SIGINT)
+
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), module.interrupts():
-        signal.signal(signal.SIGINT, handle)
-        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert signal.getsignal(signal.SIGINT) is before
 
 
