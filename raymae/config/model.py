@@ -11,6 +11,8 @@ ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 
 DecoderName = Literal["local", "global", "light"]
 
+MaskStrategy = Literal["unstructured", "time", "frequency", "time_frequency", "inverse_block"]
+
 LIGHT_BLOCKS = 4
 """Most blocks of the decoder "light"."""
 
@@ -70,9 +72,15 @@ class ModelConfig:
     """Number of blocks of the decoder."""
     decoder_num_heads: int = 16
     """Attention heads of the decoder."""
-    mask_strategy: Literal["unstructured", "time", "frequency", "time_frequency"] = "unstructured"
+    mask_strategy: MaskStrategy = "unstructured"
     """What is removed together. unstructured: single patches; time: whole time columns; frequency: whole frequency
-    rows; time_frequency: both."""
+    rows; time_frequency: both; inverse_block: all but some blocks of patches (data2vec 2.0, EAT)."""
+    mask_block: int = 5
+    """Patches along each side of the blocks that inverse_block keeps."""
+    mask_block_surplus: float = 0.07
+    """Share of the patches by which the blocks of inverse_block are larger together than what is kept, since they
+    overlap (mask_prob_adjust of EAT's code). What they have too many is removed patch by patch, what is still missing
+    is kept patch by patch, at random."""
     mask_ratio: float = 0.8
     """Share of the patches REMOVED in pre-training (all strategies but time_frequency)."""
     time_mask_ratio: float = 0.7
@@ -108,6 +116,7 @@ class ModelConfig:
             f"model.decoder = light has at most {LIGHT_BLOCKS} blocks, not model.decoder_depth = {self.decoder_depth}: "
             "use 2 blocks of decoder_embed_dim 256 (DECODERS), or global",
         )
+        self._check_blocks()
         require(self.masks_per_clip >= 1, f"model.masks_per_clip = {self.masks_per_clip} must be at least 1")
         require(
             self.name == "latent" or self.latent == LatentConfig(),
@@ -121,6 +130,23 @@ class ModelConfig:
         require(
             layers is None or layers <= self.depth,
             f"model.latent.teacher_layers = {layers} must not exceed model.depth = {self.depth}",
+        )
+
+    def _check_blocks(self) -> None:
+        """Check the settings of the mask strategy inverse_block."""
+        require_share("model.mask_block_surplus", self.mask_block_surplus)
+        require(self.mask_block >= 1, f"model.mask_block = {self.mask_block} must be at least 1")
+        for name in ("mask_block", "mask_block_surplus"):
+            value = getattr(self, name)
+            require(
+                self.mask_strategy == "inverse_block" or value == getattr(ModelConfig, name),
+                f"model.{name} = {value} has no effect with model.mask_strategy = {self.mask_strategy}: set "
+                "model.mask_strategy = inverse_block",
+            )
+        require(
+            self.mask_strategy != "inverse_block" or self.mask_ratio > 0,
+            "model.mask_ratio = 0 removes nothing, so that model.mask_strategy = inverse_block has no blocks to keep: "
+            "EAT removes 0.8",
         )
 
 
