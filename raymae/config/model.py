@@ -25,6 +25,9 @@ class LatentConfig:
 
     teacher_layers: int | None = None
     """Number of the teacher's last blocks whose outputs are averaged to the target; None: the upper half."""
+    targets: Literal["block", "mlp"] = "block"
+    """What is taken of each of these blocks. block: its output; mlp: the output of its MLP, before that is added to the
+    residual (EAT, end_of_block_targets: false)."""
     teacher_view: Literal["same", "clean", "other"] = "other"
     """Input of the teacher. same: the student's clip; clean: the clip without coloration (responses, random EQ,
     Freq-MixStyle, SpecAugment); other: the clip with other draws of the coloration."""
@@ -35,7 +38,12 @@ class LatentConfig:
     ramp: float = 0.5
     """Share of the run over which the decay grows."""
     clip_weight: float = 1.0
-    """Weight of the class token's loss: it predicts the mean of the clip's targets (EAT's utterance loss)."""
+    """Weight of the class token's loss (EAT's utterance loss), a mean over clips, beside that of the patches, a mean
+    over removed patches."""
+    clip_target: Literal["tokens", "patches"] = "tokens"
+    """What the class token predicts. tokens: by a linear layer, the mean of the teacher's tokens, each normalised
+    over its channels alone; patches: by itself, the mean of the clip's targets as the patches have them, which differs
+    from 0 by their last norm alone (EAT's code)."""
 
     def __post_init__(self) -> None:
         for name in ("decay", "final_decay"):

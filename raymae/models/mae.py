@@ -40,6 +40,8 @@ class MaeOutput(NamedTuple):
     """(B x masks, L): 0 is keep, 1 is remove."""
     clip_error: Tensor | None = None
     """(B,): the error of a clip as a whole, summed over its masks, of models that predict it."""
+    target_variance: Tensor | None = None
+    """(B,): the variance of a clip's targets over its patches, of models whose targets could collapse."""
 
     @property
     def loss(self) -> Tensor:

@@ -147,7 +147,7 @@ def in_blocks(valid: Bools, grid: Grid, model: ModelConfig, draws: RandomBits) -
 
 
 def widen(places: Bools, length: int, axis: int) -> Bools:
-    """Spread every True over `length` places along an axis, its own in the middle (of an even number just behind it)."""
+    """Spread every True over `length` places along an axis, its own in the middle (of an even number, behind it)."""
     size, before = places.shape[axis], length // 2
     source, wide = np.moveaxis(places, axis, -1), np.zeros_like(places)
     target = np.moveaxis(wide, axis, -1)

@@ -43,7 +43,7 @@ OF_STUDENT = ("weight", "labelled_share")
 """Settings of pseudo-labels that the student's training reads."""
 AFTER_LABELLING = ("rounds", "student_start", "truth", *OF_STUDENT)
 """Settings of pseudo-labels that don't change the labels of a round."""
-LATER = (("", "mask_block"), ("", "mask_block_surplus"))
+LATER = (("", "mask_block"), ("", "mask_block_surplus"), ("latent", "targets"), ("latent", "clip_target"))
 """Settings of a model, the section "" being the model's own, that keys don't name at their defaults."""
 
 
