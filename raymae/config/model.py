@@ -9,7 +9,7 @@ from raymae.config.values import require, require_share
 
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 
-DecoderName = Literal["local", "global", "light"]
+DecoderName = Literal["local", "global", "light", "conv"]
 
 MaskStrategy = Literal["unstructured", "time", "frequency", "time_frequency", "inverse_block"]
 
@@ -72,14 +72,15 @@ class ModelConfig:
     """Width of the MLPs relative to the width of their block."""
     decoder: DecoderName = "local"
     """local: attention in windows of 4 x 4 patches, every second block shifted along time (paper); global: plain
-    attention; light: plain attention, few blocks. On the command line, a decoder other than the recipe's brings its own
-    sizes: local has 16 blocks of width 512, global 8 of 512, light 2 of 256."""
+    attention; light: plain attention, few blocks; conv: convolutions over 3 x 3 patches (data2vec 2.0, EAT). On the
+    command line, a decoder other than the recipe's brings its own sizes: local has 16 blocks of width 512, global 8 of
+    512, light 2 of 256, conv 6 layers of 768 in 16 groups."""
     decoder_embed_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 16
     """Number of blocks of the decoder."""
     decoder_num_heads: int = 16
-    """Attention heads of the decoder."""
+    """Attention heads of the decoder; groups of the convolutions of conv."""
     mask_strategy: MaskStrategy = "unstructured"
     """What is removed together. unstructured: single patches; time: whole time columns; frequency: whole frequency
     rows; time_frequency: both; inverse_block: all but some blocks of patches (data2vec 2.0, EAT)."""
@@ -177,6 +178,8 @@ DECODERS: dict[DecoderName, ModelConfig] = {
     "global": ModelConfig(decoder="global", decoder_depth=8),
     # With it, ViT-B needs less than 40 % of the FLOPs per step that it needs with the local blocks.
     "light": ModelConfig(decoder="light", decoder_embed_dim=256, decoder_depth=2, decoder_num_heads=8),
+    # EAT's for ViT-B (its pretraining_AS2M.yaml).
+    "conv": ModelConfig(decoder="conv", decoder_embed_dim=768, decoder_depth=6, decoder_num_heads=16),
 }
 """Base models by the name of their decoder."""
 
