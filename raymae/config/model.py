@@ -108,7 +108,8 @@ class ModelConfig:
             require_share(f"model.{name}", getattr(self, name))
         for prefix in ("", "decoder_"):
             width, heads = getattr(self, f"{prefix}embed_dim"), getattr(self, f"{prefix}num_heads")
-            require(width % heads == 0, f"model.{prefix}embed_dim = {width} must be a multiple of its {heads} heads")
+            parts = "groups" if prefix and self.decoder == "conv" else "heads"
+            require(width % heads == 0, f"model.{prefix}embed_dim = {width} must be a multiple of its {heads} {parts}")
             require(
                 width % 4 == 0, f"model.{prefix}embed_dim = {width} must be a multiple of 4 (2-D sin-cos positions)"
             )
@@ -134,6 +135,10 @@ class ModelConfig:
         require(
             self.name != "latent" or not self.norm_target,
             "model.norm_target has no effect with model.name = latent, whose targets are always normalised",
+        )
+        require(
+            self.name != "latent" or self.mask_ratio > 0 or self.mask_strategy == "time_frequency",
+            "model.mask_ratio = 0 removes nothing, and model.name = latent predicts what is removed: EAT removes 0.8",
         )
         layers = self.latent.teacher_layers
         require(
