@@ -9,7 +9,9 @@ from raymae.config.values import require, require_share
 
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 
-DecoderName = Literal["local", "global", "light"]
+DecoderName = Literal["local", "global", "light", "conv"]
+
+MaskStrategy = Literal["unstructured", "time", "frequency", "time_frequency", "inverse_block"]
 
 LIGHT_BLOCKS = 4
 """Most blocks of the decoder "light"."""
@@ -23,6 +25,9 @@ class LatentConfig:
 
     teacher_layers: int | None = None
     """Number of the teacher's last blocks whose outputs are averaged to the target; None: the upper half."""
+    targets: Literal["block", "mlp"] = "block"
+    """What is taken of each of these blocks. block: its output; mlp: the output of its MLP, before that is added to the
+    residual (EAT, end_of_block_targets: false)."""
     teacher_view: Literal["same", "clean", "other"] = "other"
     """Input of the teacher. same: the student's clip; clean: the clip without coloration (responses, random EQ,
     Freq-MixStyle, SpecAugment); other: the clip with other draws of the coloration."""
@@ -33,7 +38,12 @@ class LatentConfig:
     ramp: float = 0.5
     """Share of the run over which the decay grows."""
     clip_weight: float = 1.0
-    """Weight of the class token's loss: it predicts the mean of the clip's targets (EAT's utterance loss)."""
+    """Weight of the class token's loss (EAT's utterance loss), a mean over clips, beside that of the patches, a mean
+    over removed patches."""
+    clip_target: Literal["tokens", "patches"] = "tokens"
+    """What the class token predicts. tokens: by a linear layer, the mean of the teacher's tokens, each normalised
+    over its channels alone; patches: by itself, the mean of the clip's targets as the patches have them, which differs
+    from 0 by their last norm alone (EAT's code)."""
 
     def __post_init__(self) -> None:
         for name in ("decay", "final_decay"):
@@ -62,17 +72,24 @@ class ModelConfig:
     """Width of the MLPs relative to the width of their block."""
     decoder: DecoderName = "local"
     """local: attention in windows of 4 x 4 patches, every second block shifted along time (paper); global: plain
-    attention; light: plain attention, few blocks. On the command line, a decoder other than the recipe's brings its own
-    sizes: local has 16 blocks of width 512, global 8 of 512, light 2 of 256."""
+    attention; light: plain attention, few blocks; conv: convolutions over 3 x 3 patches (data2vec 2.0, EAT). On the
+    command line, a decoder other than the recipe's brings its own sizes: local has 16 blocks of width 512, global 8 of
+    512, light 2 of 256, conv 6 layers of 768 in 16 groups."""
     decoder_embed_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 16
     """Number of blocks of the decoder."""
     decoder_num_heads: int = 16
-    """Attention heads of the decoder."""
-    mask_strategy: Literal["unstructured", "time", "frequency", "time_frequency"] = "unstructured"
+    """Attention heads of the decoder; groups of the convolutions of conv."""
+    mask_strategy: MaskStrategy = "unstructured"
     """What is removed together. unstructured: single patches; time: whole time columns; frequency: whole frequency
-    rows; time_frequency: both."""
+    rows; time_frequency: both; inverse_block: all but some blocks of patches (data2vec 2.0, EAT)."""
+    mask_block: int = 5
+    """Patches along each side of the blocks that inverse_block keeps."""
+    mask_block_surplus: float = 0.07
+    """Share of the patches by which the blocks of inverse_block are larger together than what is kept, since they
+    overlap (mask_prob_adjust of EAT's code). What they have too many is removed patch by patch, what is still missing
+    is kept patch by patch, at random."""
     mask_ratio: float = 0.8
     """Share of the patches REMOVED in pre-training (all strategies but time_frequency)."""
     time_mask_ratio: float = 0.7
@@ -91,7 +108,8 @@ class ModelConfig:
             require_share(f"model.{name}", getattr(self, name))
         for prefix in ("", "decoder_"):
             width, heads = getattr(self, f"{prefix}embed_dim"), getattr(self, f"{prefix}num_heads")
-            require(width % heads == 0, f"model.{prefix}embed_dim = {width} must be a multiple of its {heads} heads")
+            parts = "groups" if prefix and self.decoder == "conv" else "heads"
+            require(width % heads == 0, f"model.{prefix}embed_dim = {width} must be a multiple of its {heads} {parts}")
             require(
                 width % 4 == 0, f"model.{prefix}embed_dim = {width} must be a multiple of 4 (2-D sin-cos positions)"
             )
@@ -108,6 +126,7 @@ class ModelConfig:
             f"model.decoder = light has at most {LIGHT_BLOCKS} blocks, not model.decoder_depth = {self.decoder_depth}: "
             "use 2 blocks of decoder_embed_dim 256 (DECODERS), or global",
         )
+        self._check_blocks()
         require(self.masks_per_clip >= 1, f"model.masks_per_clip = {self.masks_per_clip} must be at least 1")
         require(
             self.name == "latent" or self.latent == LatentConfig(),
@@ -117,10 +136,31 @@ class ModelConfig:
             self.name != "latent" or not self.norm_target,
             "model.norm_target has no effect with model.name = latent, whose targets are always normalised",
         )
+        require(
+            self.name != "latent" or self.mask_ratio > 0 or self.mask_strategy == "time_frequency",
+            "model.mask_ratio = 0 removes nothing, and model.name = latent predicts what is removed: EAT removes 0.8",
+        )
         layers = self.latent.teacher_layers
         require(
             layers is None or layers <= self.depth,
             f"model.latent.teacher_layers = {layers} must not exceed model.depth = {self.depth}",
+        )
+
+    def _check_blocks(self) -> None:
+        """Check the settings of the mask strategy inverse_block."""
+        require_share("model.mask_block_surplus", self.mask_block_surplus)
+        require(self.mask_block >= 1, f"model.mask_block = {self.mask_block} must be at least 1")
+        for name in ("mask_block", "mask_block_surplus"):
+            value = getattr(self, name)
+            require(
+                self.mask_strategy == "inverse_block" or value == getattr(ModelConfig, name),
+                f"model.{name} = {value} has no effect with model.mask_strategy = {self.mask_strategy}: set "
+                "model.mask_strategy = inverse_block",
+            )
+        require(
+            self.mask_strategy != "inverse_block" or self.mask_ratio > 0,
+            "model.mask_ratio = 0 removes nothing, so that model.mask_strategy = inverse_block has no blocks to keep: "
+            "EAT removes 0.8",
         )
 
 
@@ -143,6 +183,8 @@ DECODERS: dict[DecoderName, ModelConfig] = {
     "global": ModelConfig(decoder="global", decoder_depth=8),
     # With it, ViT-B needs less than 40 % of the FLOPs per step that it needs with the local blocks.
     "light": ModelConfig(decoder="light", decoder_embed_dim=256, decoder_depth=2, decoder_num_heads=8),
+    # EAT's for ViT-B (its pretraining_AS2M.yaml).
+    "conv": ModelConfig(decoder="conv", decoder_embed_dim=768, decoder_depth=6, decoder_num_heads=16),
 }
 """Base models by the name of their decoder."""
 

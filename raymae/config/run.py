@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from math import ceil
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -196,6 +197,7 @@ class Config:
         require(self.max_hours is None or self.max_hours > 0, f"max_hours = {self.max_hours} must be positive")
         self._check_unlabelled()
         self._check_device()
+        self._check_masks()
         require(
             self.promote.alias != self.tracking.alias,
             f"promote.alias = {self.promote.alias} is tracking.alias, the candidate's: the two have to differ",
@@ -274,6 +276,26 @@ class Config:
                     f"{section}.augment.{name} = {value} changes waveforms, of which only log-mels reach the training "
                     "worker: set audio.device = gpu, and data.store = none with it"
                 )
+
+    def _check_masks(self) -> None:
+        """Check masks against the patches that a clip has in pre-training."""
+        model, frames = self.model, self.audio.frames_of(self.pretrain.augment.crop_seconds)
+        columns, rows = ceil(frames / model.patch_size[0]), ceil(self.audio.n_mels / model.patch_size[1])
+        grid = f"a clip of pre-training has {columns} x {rows} patches"
+        require(
+            model.masks_per_clip <= columns * rows,
+            f"model.masks_per_clip = {model.masks_per_clip} are more masks than patches: {grid}",
+        )
+        if model.mask_strategy != "inverse_block":
+            return
+        require(
+            columns * rows * (1 - model.mask_ratio) >= 1,
+            f"model.mask_ratio = {model.mask_ratio} leaves no patch: {grid}",
+        )
+        require(
+            model.mask_block < max(columns, rows) or model.mask_block == 1,
+            f"model.mask_block = {model.mask_block} is a block of the whole clip, not a part to keep: {grid}",
+        )
 
     def _check_unlabelled(self) -> None:
         """Check `unlabelled`, and consistency training against fine-tuning."""

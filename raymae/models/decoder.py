@@ -1,4 +1,4 @@
-"""Decoders of the masked autoencoder: Transformer blocks over the tokens of all patches."""
+"""Decoders of the masked autoencoder: Transformer blocks or convolutions over the tokens of all patches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ WINDOW = 4
 """Patches along each side of a window (Audio-MAE, section 3)."""
 SHIFT = 2
 """Patches by which every second block's windows are shifted, along time only."""
+KERNEL = 3
+"""Patches along each side of a convolution (EAT, decoder_kernel)."""
 MAX_LOGIT_SCALE = math.log(100)
 """Upper limit of the learned log scale (Swin V2, section 3.3: the temperature stays above 0.01)."""
 
@@ -26,6 +28,8 @@ MAX_LOGIT_SCALE = math.log(100)
 class GlobalDecoder(nn.Module):
     """Transformer blocks with global attention over the class token and all patches."""
 
+    takes_positions = True
+    """As `ConvDecoder.takes_positions`."""
     checkpointed = False
     """As `Encoder.checkpointed`."""
 
@@ -50,6 +54,8 @@ class LocalDecoder(nn.Module):
     The class token belongs to no window and is left out.
     """
 
+    takes_positions = True
+    """As `ConvDecoder.takes_positions`."""
     checkpointed = False
     """As `Encoder.checkpointed`."""
 
@@ -70,11 +76,54 @@ class LocalDecoder(nn.Module):
         return patches.flatten(1, 2)
 
 
-DECODERS: dict[str, type[GlobalDecoder] | type[LocalDecoder]] = {
+class ConvDecoder(nn.Module):
+    """Grouped convolutions over the grid of patches, as in data2vec 2.0 (Baevski et al. 2022, section 3.2) and EAT.
+
+    The class token is left out, and no positions are added. Patches that aren't valid are zero in every layer, as those
+    beyond the edges are: so padding changes nothing.
+    """
+
+    takes_positions = False
+    """Whether tokens come with the embeddings of their places."""
+    checkpointed = False
+    """As `Encoder.checkpointed`."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ConvBlock(model.decoder_embed_dim, model.decoder_num_heads) for _ in range(model.decoder_depth)
+        )
+
+    def forward(self, tokens: Tensor, grid: Grid, valid: Tensor | None) -> Tensor:
+        """(B, 1 + L, D) -> (B, L, D); nothing depends on a patch that isn't in `valid` (B, L), None meaning all."""
+        patches = tokens[:, 1:].float().contiguous().unflatten(1, grid)  # the residual stream, also under autocast
+        used = None if valid is None else valid.unflatten(1, grid)[..., None]
+        patches = patches if used is None else patches * used
+        for block in self.blocks:
+            patches = call_block(block, self.checkpointed, patches, used)
+        return patches.flatten(1, 2)
+
+
+DECODERS: dict[str, type[GlobalDecoder] | type[LocalDecoder] | type[ConvDecoder]] = {
     "local": LocalDecoder,
     "global": GlobalDecoder,
     "light": GlobalDecoder,
+    "conv": ConvDecoder,
 }
+
+
+class ConvBlock(nn.Module):
+    """A grouped convolution, layer norm without weights, GELU, and the residual."""
+
+    def __init__(self, dim: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, KERNEL, padding=KERNEL // 2, groups=groups)
+
+    def forward(self, x: Tensor, used: Tensor | None) -> Tensor:
+        """(B, T, F, D) -> (B, T, F, D), zero where not `used` (B, T, F, 1)."""
+        changed = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + functional.gelu(functional.layer_norm(changed, changed.shape[3:]))
+        return x if used is None else x * used
 
 
 class WindowBlock(nn.Module):

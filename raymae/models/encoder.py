@@ -50,10 +50,15 @@ class EncoderBlock(Block):
         self, x: Tensor, attn_mask: Tensor | None = None, drop: Tensor | None = None
     ) -> Tensor:
         """(B, N, D) -> (B, N, D); `drop` (B, 2) are the factors of attention and MLP, 0 where one is dropped."""
+        x, changed = self.parts(x, attn_mask, drop)
+        return x + changed
+
+    def parts(self, x: Tensor, attn_mask: Tensor | None, drop: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The two summands (B, N, D) of the output: the tokens after attention, and the MLP's output."""
         attended = self.attn(self.norm1(x), attn_mask=attn_mask)
         x = x + (attended if drop is None else attended * drop[:, :1, None].to(attended.dtype))
         changed = self.mlp(self.norm2(x))
-        return x + (changed if drop is None else changed * drop[:, 1:, None].to(changed.dtype))
+        return x, changed if drop is None else changed * drop[:, 1:, None].to(changed.dtype)
 
 
 def call_block(block: Callable[..., Tensor], checkpointed: bool, *args: Any) -> Tensor:
@@ -91,6 +96,8 @@ class Encoder(nn.Module):
     """
 
     pos_embed: Tensor | None
+    block_type: type[Block] = EncoderBlock
+    """The class of its blocks."""
     checkpointed = False
     """Whether activations within blocks are computed again in the backward pass (`call_block`)."""
 
@@ -103,7 +110,7 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(model.patch_size, model.embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.embed_dim))
         self.blocks = nn.ModuleList(
-            EncoderBlock(model.embed_dim, model.num_heads, model.mlp_ratio, qkv_bias=True)
+            self.block_type(model.embed_dim, model.num_heads, model.mlp_ratio, qkv_bias=True)
             for _ in range(model.depth if depth is None else depth)
         )
         self.norm: nn.Module = LayerNorm(model.embed_dim)
@@ -145,17 +152,21 @@ class Encoder(nn.Module):
 
     def layer_outputs(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> list[Tensor]:
         """Outputs of all blocks in order, (B, 1 + K, D) each, not normalised."""
-        positions = self.position_table(patches.grid, patches.values.device)
-        # gathered before the projection, so that removed patches cost nothing
-        tokens = self.patch_embed(select(patches.values, kept.ids)) + functional.embedding(kept.ids, positions)
-        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        attn_mask = key_mask(kept.attend)
+        tokens, attn_mask = self.embed(patches, kept)
         outputs = []
         for number, block in enumerate(self.blocks):
             own = None if drop is None else drop[:, number]
             tokens = call_block(block, self.checkpointed, tokens, attn_mask, own)
             outputs.append(tokens)
         return outputs
+
+    def embed(self, patches: Patches, kept: Kept) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, 1 + K, D) that the first block gets, of the class token and the kept patches, and their mask."""
+        positions = self.position_table(patches.grid, patches.values.device)
+        # gathered before the projection, so that removed patches cost nothing
+        tokens = self.patch_embed(select(patches.values, kept.ids)) + functional.embedding(kept.ids, positions)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return tokens, key_mask(kept.attend)
 
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from raymae.config import AudioConfig, ModelConfig
+from raymae.models.encoder import Encoder, EncoderBlock
 from raymae.models.mae import (
     MaeOutput,
     MaskedAutoencoder,
@@ -18,8 +20,47 @@ from raymae.models.mae import (
     repeat_clips,
     summed_error,
 )
-from raymae.models.masking import Masking, RandomBits, every
+from raymae.models.masking import Kept, Masking, RandomBits, every
 from raymae.models.patches import Patches, all_frames
+
+
+class MlpBlock(EncoderBlock):
+    """The encoder's block, which gives the output of its MLP, too."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, drop: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> the block's output (B, N, D), and that of its MLP before it is added to the residual."""
+        x, changed = self.parts(x, attn_mask, drop)
+        return x + changed, changed
+
+
+class MlpTeacher(Encoder):
+    """Encoder whose layer outputs are those of the blocks' MLPs (`LatentConfig.targets` = mlp)."""
+
+    block_type = MlpBlock
+
+    def layer_outputs(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> list[Tensor]:
+        """Outputs of the MLPs of all blocks in order, (B, 1 + K, D) each, not normalised; for the teacher, so without
+        `drop`."""
+        tokens, attn_mask = self.embed(patches, kept)
+        outputs = []
+        for block in self.blocks:
+            tokens, changed = block(tokens, attn_mask)
+            outputs.append(changed)
+        return outputs
+
+
+class Targets(NamedTuple):
+    """What is predicted of some clips."""
+
+    patches: Tensor
+    """(B, L, D): of every patch."""
+    clip: Tensor
+    """(B, D): of the clip as a whole."""
+    variance: Tensor
+    """(B,): of the patches' targets before their last norm, over the patches of a clip, a mean over channels. 1 where
+    the layers that are averaged agree; 0 where all patches have the same features, or they aren't finite."""
 
 
 class LatentAutoencoder(MaskedAutoencoder):
@@ -28,15 +69,25 @@ class LatentAutoencoder(MaskedAutoencoder):
     The teacher is an exponential moving average of the encoder and processes every valid patch. A patch's target is its
     token averaged over the teacher's upper blocks, in each of which every channel is normalised over the patches of the
     clip (data2vec 2.0); the average is then normalised over the channels. All masks of a clip share one pass of the
-    teacher. The class token predicts the clip's mean of the blocks' tokens, each normalised over its channels only.
+    teacher. The class token predicts the clip's mean of the blocks' tokens, each normalised over its channels only, or
+    that of the patches' targets. `LatentConfig` says what is taken of which blocks; the recipe `eat` has EAT's choices.
 
     The teacher is part of the state_dict, so that checkpoints include it; after pre-training it isn't used any more.
     """
 
     def __init__(self, audio: AudioConfig, model: ModelConfig) -> None:
         super().__init__(audio, model)
-        self.clip_pred = nn.Linear(model.embed_dim, model.embed_dim)
-        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+        itself = model.latent.clip_target == "patches"
+        self.clip_pred = nn.Identity() if itself else nn.Linear(model.embed_dim, model.embed_dim)
+        self.teacher = self.make_teacher(audio).requires_grad_(False)
+
+    def make_teacher(self, audio: AudioConfig) -> Encoder:
+        """The teacher, with the encoder's weights."""
+        if self.config.latent.targets == "block":
+            return copy.deepcopy(self.encoder)
+        teacher = MlpTeacher(audio, self.config)
+        teacher.load_state_dict(self.encoder.state_dict())
+        return teacher
 
     def target_size(self) -> int:
         """Number of values that the decoder predicts for each patch: the encoder's width."""
@@ -54,22 +105,22 @@ class LatentAutoencoder(MaskedAutoencoder):
         times = self.config.masks_per_clip
         patches = self.patchify(log_mel)
         valid = None if masking.valid is None else masking.valid[::times]
-        target, clip_target = self.targets(patches if teacher_view is None else self.patchify(teacher_view), valid)
+        target = self.targets(patches if teacher_view is None else self.patchify(teacher_view), valid)
         patches = repeat_clips(patches, times)
         latent = self.forward_encoder(patches, masking)
         prediction = self.forward_decoder(latent, patches, masking)
         weight = removed_valid(masking)
-        error, count = summed_error(prediction, target.repeat_interleave(times, dim=0), weight)
-        clip_error = self.clip_pred(latent[:, 0]).float() - clip_target.repeat_interleave(times, dim=0)
+        error, count = summed_error(prediction, target.patches.repeat_interleave(times, dim=0), weight)
+        clip_error = self.clip_pred(latent[:, 0]).float() - target.clip.repeat_interleave(times, dim=0)
         clip_error = by_clip(clip_error.square().mean(1), times)
         if valid is not None:
             clip_error = clip_error * valid.any(1)
-        return MaeOutput(by_clip(error, times), by_clip(count, times), prediction, masking.mask, clip_error)
+        sums = by_clip(error, times), by_clip(count, times)
+        return MaeOutput(*sums, prediction, masking.mask, clip_error, target.variance)
 
     @torch.no_grad()
-    def targets(self, patches: Patches, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The teacher's targets of every patch (B, L, D) and of every clip (B, D), by the `valid` patches (B, L); None:
-        all are."""
+    def targets(self, patches: Patches, valid: Tensor | None) -> Targets:
+        """The teacher's targets of some clips, by their `valid` patches (B, L); None: all are."""
         batch, number = patches.values.shape[:2]
         count = self.config.latent.teacher_layers or -(-self.config.depth // 2)
         everything = every(valid, batch, number, patches.values.device)
@@ -77,9 +128,15 @@ class LatentAutoencoder(MaskedAutoencoder):
         tokens = [output[:, 1:].float() for output in outputs]
         used = torch.ones(1, 1, 1, device=patches.values.device) if valid is None else valid[:, :, None].float()
         used = used.expand(batch, number, 1)
-        clip = torch.stack([_clip_mean(functional.layer_norm(one, one.shape[2:]), used) for one in tokens]).mean(0)
-        patch = torch.stack([_normalise(one, used) for one in tokens]).mean(0)
-        return functional.layer_norm(patch, patch.shape[2:]), functional.layer_norm(clip, clip.shape[1:])
+        average = torch.stack([_normalise(one, used) for one in tokens]).mean(0)
+        variance = _clip_mean(average.square(), used).mean(1)
+        patch = functional.layer_norm(average, average.shape[2:])
+        if self.config.latent.clip_target == "patches":
+            clip = _clip_mean(patch, used)
+        else:
+            clip = torch.stack([_clip_mean(functional.layer_norm(one, one.shape[2:]), used) for one in tokens]).mean(0)
+            clip = functional.layer_norm(clip, clip.shape[1:])
+        return Targets(patch, clip, variance.where(variance.isfinite(), 0))
 
     @torch.inference_mode()
     def component_maps(
@@ -93,7 +150,7 @@ class LatentAutoencoder(MaskedAutoencoder):
         """
         patches = self.patchify(log_mel)
         valid = self.encoder.valid(patches, all_frames(log_mel) if valid_frames is None else valid_frames)
-        target, _ = self.targets(patches, valid)
+        target = self.targets(patches, valid).patches
         masking = first_masks(self.random_masking(log_mel, valid_frames, draws), self.config.masks_per_clip)
         prediction = self.forward_decoder(self.forward_encoder(patches, masking), patches, masking).float()
         mean = target[0, valid[0]].mean(0)

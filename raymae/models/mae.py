@@ -40,6 +40,8 @@ class MaeOutput(NamedTuple):
     """(B x masks, L): 0 is keep, 1 is remove."""
     clip_error: Tensor | None = None
     """(B,): the error of a clip as a whole, summed over its masks, of models that predict it."""
+    target_variance: Tensor | None = None
+    """(B,): the variance of a clip's targets over its patches, of models whose targets could collapse."""
 
     @property
     def loss(self) -> Tensor:
@@ -120,7 +122,8 @@ class MaskedAutoencoder(nn.Module):
         # Token 1 + i is the i-th kept patch; the mask token comes after the last one.
         places = torch.where(masking.mask == 0, 1 + masking.ids_restore, latent.shape[1])
         tokens = select(torch.cat([latent, mask_token], dim=1), places)
-        tokens = tokens + self.decoder_positions(patches.grid, tokens.device)
+        if self.decoder.takes_positions:
+            tokens = tokens + self.decoder_positions(patches.grid, tokens.device)
         tokens = torch.cat([latent[:, :1].to(tokens.dtype), tokens], dim=1)
         return self.decoder_pred(self.decoder_norm(self.decoder(tokens, patches.grid, masking.valid)))
 

@@ -67,7 +67,7 @@ def kept_tokens(grid: Grid, model: ModelConfig) -> int:
     """Number of patches of a whole clip in the encoder's input in pre-training (without the class token)."""
     columns, rows = grid
     match model.mask_strategy:
-        case "unstructured":
+        case "unstructured" | "inverse_block":
             return kept_count(columns * rows, model.mask_ratio)
         case "time":
             return kept_count(columns, model.mask_ratio) * rows
@@ -97,6 +97,10 @@ def draw_kept(valid: Bools, grid: Grid, model: ModelConfig, draws: RandomBits) -
             return choose_structured(valid, grid, 0, model.mask_ratio, draws)
         case "time_frequency":
             return choose_structured(valid, grid, model.time_mask_ratio, model.freq_mask_ratio, draws)
+        case "inverse_block":
+            outside = ~in_blocks(valid, grid, model, draws)
+            noise = draws.bits("mask", valid.shape[1]) >> np.uint64(1) | outside.astype(np.uint64) << np.uint64(63)
+            return choose(valid, model.mask_ratio, noise)
 
 
 def choose(eligible: Bools, ratio: float, noise: NDArray[np.uint64]) -> Bools:
@@ -120,6 +124,36 @@ def choose_structured(valid: Bools, grid: Grid, time_ratio: float, freq_ratio: f
     kept = kept & choose(np.asarray(kept.any(2)), time_ratio, draws.bits("mask_columns", grid[0]))[:, :, None]
     kept = kept & choose(np.asarray(kept.any(1)), freq_ratio, draws.bits("mask_rows", grid[1]))[:, None, :]
     return kept.reshape(len(valid), -1)
+
+
+def in_blocks(valid: Bools, grid: Grid, model: ModelConfig, draws: RandomBits) -> Bools:
+    """(B, L) -> (B, L): the patches of square blocks around patches drawn, with replacement, among the valid ones.
+
+    The blocks of data2vec 2.0 (Baevski et al. 2022, section 3.3) and EAT: as many as cover the kept share, and
+    `mask_block_surplus` more, without overlaps; at least one. At the edges of the grid they are cut.
+    """
+    counts = valid.sum(1)
+    share = 1 - model.mask_ratio + model.mask_block_surplus
+    numbers = np.maximum(1, (counts * share / model.mask_block**2).astype(np.int64))
+    bits = draws.bits("mask_blocks", int(numbers.max(initial=1)))
+    chosen = (bits % counts.clip(min=1).astype(np.uint64)[:, None]).astype(np.int64)
+    if not valid.all():
+        chosen = np.take_along_axis(np.argsort(~valid, axis=1, kind="stable"), chosen, 1)
+    clips, which = np.nonzero(np.arange(bits.shape[1]) < numbers[:, None])
+    centres = np.zeros_like(valid)
+    centres[clips, chosen[clips, which]] = True
+    centres &= valid  # of clips without a valid patch
+    return widen(widen(centres.reshape(-1, *grid), model.mask_block, 1), model.mask_block, 2).reshape(valid.shape)
+
+
+def widen(places: Bools, length: int, axis: int) -> Bools:
+    """Spread every True over `length` places along an axis, its own in the middle (of an even number, behind it)."""
+    size, before = places.shape[axis], length // 2
+    source, wide = np.moveaxis(places, axis, -1), np.zeros_like(places)
+    target = np.moveaxis(wide, axis, -1)
+    for shift in range(max(-before, 1 - size), min(length - before, size)):
+        target[..., max(shift, 0) : size + min(shift, 0)] |= source[..., max(-shift, 0) : size - max(shift, 0)]
+    return wide
 
 
 def arrange_kept(kept: Bools, count: int, always: bool = False) -> tuple[Drawn, NDArray[np.int64]]:

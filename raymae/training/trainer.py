@@ -258,6 +258,7 @@ class Trainer:
             return
         with self.pace.reading(self.progress):
             metrics = self.step.read()
+        self.task.check_metrics(metrics)
         self._count_bad_steps()
         metrics |= {"lr": self._lr, **self.pace.metrics(self.order.global_batch_size), **device_use(self.device)}
         metrics |= {"skipped_steps": float(self.progress.bad_steps)} if self.progress.bad_steps else {}

@@ -15,7 +15,7 @@ from torch import nn
 from raymae.config import ComputeConfig, TrainConfig
 from raymae.features.store import FeatureStore
 from raymae.models import Encoder, choose_attention
-from raymae.models.decoder import GlobalDecoder, LocalDecoder
+from raymae.models.decoder import ConvDecoder, GlobalDecoder, LocalDecoder
 from raymae.models.encoder import Precision
 from raymae.storage.commits import resumable
 from raymae.storage.events import EventWriter
@@ -165,7 +165,7 @@ def prepare_model(model: nn.Module, device: torch.device, config: TrainConfig) -
     """Choose the faster attention for the device, and compile and checkpoint the blocks as configured."""
     choose_attention(model, device, config.precision)
     for module in model.modules():
-        if isinstance(module, (Encoder, GlobalDecoder, LocalDecoder)):
+        if isinstance(module, (Encoder, ConvDecoder, GlobalDecoder, LocalDecoder)):
             module.checkpointed = config.activation_checkpointing
             if config.compile:
                 for block in module.blocks:

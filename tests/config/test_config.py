@@ -11,6 +11,7 @@ from raymae.config import (
     ComputeConfig,
     Config,
     FinetuneConfig,
+    ModelConfig,
     PretrainConfig,
     PseudoLabelConfig,
     TrainConfig,
@@ -24,6 +25,9 @@ from raymae.config.recipes import RECIPES
 def test_the_papers_clip_is_640_by_256() -> None:
     audio = AudioConfig()
     assert (audio.n_frames, audio.n_mels) == (640, 256)
+
+
+BLOCKS = {"mask_strategy": "inverse_block"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,6 +66,13 @@ def test_recipes_survive_json(name: str) -> None:
         (lambda: PseudoLabelConfig(confidence_threshold=0.9, coverage=0.5), "set one of"),
         (lambda: PseudoLabelConfig(confidence_threshold=1.5), r"\(0, 1\)"),
         (lambda: Config(finetune=FinetuneConfig(layer=13)), "model.depth = 12"),
+        (lambda: Config(model=ModelConfig(masks_per_clip=641)), "641 are more masks than patches: .* 40 x 16 patches"),
+        (lambda: Config(model=ModelConfig(**BLOCKS, mask_ratio=0.999)), "mask_ratio = 0.999 leaves no patch"),
+        (lambda: Config(model=ModelConfig(**BLOCKS, mask_block=40)), "mask_block = 40 is a block of the whole clip"),
+        (lambda: ModelConfig(**BLOCKS, mask_ratio=0.0), "mask_ratio = 0 removes nothing"),
+        (lambda: ModelConfig(name="latent", mask_ratio=0.0), "mask_ratio = 0 removes nothing"),
+        (lambda: ModelConfig(mask_block=3), "mask_block = 3 has no effect with model.mask_strategy = unstructured"),
+        (lambda: ModelConfig(decoder="conv", decoder_num_heads=7), "decoder_embed_dim = 512 must be .* its 7 groups"),
         (
             lambda: from_dict(Config, {"modl": {}}),
             r"setting modl \(did you mean model\?\); valid here: .*model",
@@ -100,6 +111,43 @@ def test_audio_mae_is_pre_trained_as_its_public_code_does(name: str) -> None:
     assert (model.norm_target, model.mask_strategy, model.mask_ratio) == (True, "unstructured", 0.8)
     assert (train.global_batch_size, train.base_lr, train.epochs, train.warmup_epochs) == (512, 2e-4, 33, 3)
     assert (train.weight_decay, train.betas) == (1e-4, (0.9, 0.95))
+
+
+def test_eat_is_pre_trained_as_its_public_settings_say() -> None:
+    """Chen et al. 2024, the public pretraining_AS2M.yaml: 400,000 updates of four GPUs with 12 clips under 16 masks."""
+    config = RECIPES["eat"]()
+    model, train, latent = config.model, config.pretrain, config.model.latent
+    assert (model.mask_strategy, model.mask_ratio, model.mask_block, model.mask_block_surplus) == (
+        "inverse_block",
+        0.8,
+        5,
+        0.07,
+    )
+    assert (model.masks_per_clip, latent.teacher_layers, latent.targets, latent.clip_target) == (
+        16,
+        12,
+        "mlp",
+        "patches",
+    )
+    assert (latent.decay, latent.final_decay, latent.ramp) == (0.9998, 0.99999, 0.25)
+    assert (model.decoder, model.decoder_embed_dim, model.decoder_depth, model.decoder_num_heads) == (
+        "conv",
+        768,
+        6,
+        16,
+    )
+    assert (train.global_batch_size, train.peak_lr, train.min_lr, train.weight_decay) == (48, 5e-4, 0, 0.05)
+    assert train.betas == (0.9, 0.95)
+    assert train.warmup_share == pytest.approx(53_333 / 400_000)
+    assert (config.audio.n_frames, config.audio.n_mels) == (1024, 128)
+
+
+def test_the_objective_of_eat_at_a_small_size() -> None:
+    words = "--model.name latent --model.mask-strategy inverse_block --model.mask-block 3 --model.masks-per-clip 16 "
+    words += "--model.decoder conv --model.decoder-embed-dim 192 --model.decoder-depth 3 --model.latent.targets mlp "
+    words += "--model.latent.teacher-layers 6 --model.latent.clip-target patches --pretrain.global-batch-size 16"
+    model = parse(["small", *words.split()]).model
+    assert (model.name, model.decoder, model.decoder_num_heads, model.latent.targets) == ("latent", "conv", 16, "mlp")
 
 
 def test_any_field_by_its_path() -> None:

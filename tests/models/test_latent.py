@@ -4,15 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from raymae.config import LatentConfig, ModelConfig
 from raymae.models import LatentAutoencoder
+from raymae.models.mae import repeat_clips
+from raymae.models.masking import every
 from raymae.models.patches import all_frames
 from tests.support.audio_files import TINY_AUDIO
-from tests.support.masks import run
+from tests.support.masks import make_draws, run
 from tests.support.training import TINY
 
 MODEL = replace(TINY.model, name="latent", masks_per_clip=3)
+
+EAT = replace(MODEL, latent=LatentConfig(teacher_layers=2, targets="mlp", clip_target="patches"))
 
 
 def make(**changes) -> LatentAutoencoder:
@@ -42,7 +47,7 @@ def test_shapes_and_masks_of_a_clip() -> None:
 def test_targets_are_normalised_and_come_from_the_teacher_alone() -> None:
     model = make()
     log_mel = sound(2, 64)
-    target, clip = targets(model, log_mel)
+    target, clip, _ = targets(model, log_mel)
     assert torch.allclose(target.mean(2), torch.zeros(2, 32), atol=1e-5)
     assert torch.allclose(target.var(2, correction=0), torch.ones(2, 32), atol=1e-2)
     assert torch.allclose(clip.mean(1), torch.zeros(2), atol=1e-5)
@@ -61,12 +66,53 @@ def test_targets_are_the_mean_of_the_upper_blocks() -> None:
     assert torch.equal(default, targets(last, log_mel)[0])
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_targets_are_eats(padded: bool) -> None:
+    """Against a few lines of torch: what the MLPs of all blocks put out, before the residual, by its own norms."""
+    torch.manual_seed(0)
+    model = LatentAutoencoder(TINY_AUDIO, EAT)
+    log_mel, frames = sound(2, 64), torch.tensor([40 if padded else 64] * 2)
+    seen: list[torch.Tensor] = []
+    for block in model.encoder.blocks:  # its weights are still the teacher's
+        block.mlp.register_forward_hook(lambda *call: seen.append(call[-1].detach()))
+    patches = model.patchify(log_mel)
+    used = model.encoder.valid(patches, frames)[0].sum()
+    alone = model.patchify(log_mel[:, : frames[0]])
+    model.encoder(alone, every(None, 2, alone.values.shape[1], log_mel.device))
+    layers = [functional.instance_norm(one[:, 1:].mT).mT for one in seen]
+    expected = functional.layer_norm(sum(layers) / len(layers), (MODEL.embed_dim,))
+    found = targets(model, log_mel, frames)
+    assert len(layers) == 2
+    torch.testing.assert_close(found.patches[:, :used], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.clip, expected.mean(1), atol=1e-4, rtol=1e-4)
+
+
+def test_the_class_token_itself_is_the_prediction_of_eat() -> None:
+    torch.manual_seed(0)
+    model = LatentAutoencoder(TINY_AUDIO, EAT)
+    log_mel = sound(2, 64)
+    masking = model.random_masking(log_mel, None, make_draws(2))
+    token = model.forward_encoder(repeat_clips(model.patchify(log_mel), 3), masking)[:, 0]
+    error = (token - targets(model, log_mel).clip.repeat_interleave(3, 0)).square().mean(1).view(2, 3).sum(1)
+    torch.testing.assert_close(model(log_mel, masking).clip_error, error)
+
+
+def test_the_variance_tells_of_a_collapse() -> None:
+    model, log_mel = LatentAutoencoder(TINY_AUDIO, EAT), sound(2, 64)
+    assert (targets(model, log_mel).variance > 0.1).all()
+    for bad in (0.0, float("nan")):
+        with torch.no_grad():
+            for block in model.teacher.blocks:
+                block.mlp.fc2.weight.fill_(bad)
+        assert targets(model, log_mel).variance.tolist() == [0, 0]
+
+
 def test_padding_changes_nothing() -> None:
     model = make().eval()
     short, frames = sound(1, 40), torch.tensor([40])
     padded = torch.cat([short, torch.full((1, 24, TINY_AUDIO.n_mels), TINY_AUDIO.silence)], dim=1)
-    target, clip = targets(model, short)
-    padded_target, padded_clip = targets(model, padded, frames)
+    target, clip, _ = targets(model, short)
+    padded_target, padded_clip, _ = targets(model, padded, frames)
     assert torch.allclose(clip, padded_clip, atol=1e-5)
     assert torch.allclose(target, padded_target[:, : target.shape[1]], atol=1e-4)
 

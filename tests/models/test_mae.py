@@ -42,7 +42,7 @@ TINY = ModelConfig(
     decoder_num_heads=2,
     mask_ratio=0.5,
 )
-DECODERS = pytest.mark.parametrize("decoder", ["local", "global", "light"])
+DECODERS = pytest.mark.parametrize("decoder", ["local", "global", "light", "conv"])
 
 
 def make(seed: int = 0, audio: AudioConfig = AUDIO, **changes: object) -> MaskedAutoencoder:
@@ -291,6 +291,20 @@ def test_overfits_eight_clips(decoder: str, norm_target: bool) -> None:
         if losses[-1] < 0.1 * losses[0]:
             break
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_convolutional_decoder_on_a_grid_that_is_not_square() -> None:
+    """Against torch's modules over a picture of the patches, channels first."""
+    model = make(decoder="conv")
+    picture = torch.randn(2, 16, 7, 3)
+    expected, norm = picture, torch.nn.LayerNorm(16, elementwise_affine=False)
+    for block in model.decoder.blocks:
+        assert block.conv.groups == 2
+        wide = torch.nn.functional.pad(expected, (1, 1, 1, 1))
+        changed = torch.nn.functional.conv2d(wide, block.conv.weight, block.conv.bias, groups=2)
+        expected = expected + torch.nn.GELU()(norm(changed.movedim(1, 3))).movedim(3, 1)
+    tokens = torch.cat([torch.randn(2, 1, 16), picture.flatten(2).mT], dim=1)
+    torch.testing.assert_close(model.decoder(tokens, (7, 3), None), expected.flatten(2).mT)
 
 
 @DECODERS

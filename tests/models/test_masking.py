@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -15,6 +15,7 @@ from raymae.models.masking import (
     choose_structured,
     draw_kept,
     every,
+    in_blocks,
     kept_count,
     kept_structured,
     kept_tokens,
@@ -25,9 +26,15 @@ from tests.support.audio_files import TINY_AUDIO
 from tests.support.masks import keeping, make_draws, tensors
 from tests.support.training import TINY
 
-STRATEGIES = ["unstructured", "time", "frequency", "time_frequency"]
+STRATEGIES = ["unstructured", "time", "frequency", "time_frequency", "inverse_block"]
 RATIOS = st.sampled_from([0.0, 0.3, 0.4, 0.6, 0.7, 0.75, 0.8, 0.95])
 GRIDS = st.tuples(st.integers(1, 90), st.integers(1, 17))
+
+
+def removing(strategy: str, ratio: float, freq_ratio: float) -> ModelConfig:
+    """The model that removes a share of the patches, or shares of columns and rows; blocks always remove some."""
+    ratios = {"mask_ratio": ratio, "time_mask_ratio": ratio, "freq_mask_ratio": freq_ratio}
+    return ModelConfig(mask_strategy=strategy, **ratios | ({"mask_ratio": ratio or 0.5} if "block" in strategy else {}))
 
 
 def draw(valid: NDArray[np.bool_], grid: tuple[int, int], model: ModelConfig, seed: int = 0) -> NDArray[np.bool_]:
@@ -46,7 +53,7 @@ def partly_valid(seed: int) -> NDArray[np.bool_]:
 @given(grid=GRIDS, strategy=st.sampled_from(STRATEGIES), ratio=RATIOS, freq_ratio=RATIOS)
 def test_counts_are_exact(grid: tuple[int, int], strategy: str, ratio: float, freq_ratio: float) -> None:
     columns, rows = grid
-    model = ModelConfig(mask_strategy=strategy, mask_ratio=ratio, time_mask_ratio=ratio, freq_mask_ratio=freq_ratio)
+    model = removing(strategy, ratio, freq_ratio)
     kept = draw(everything(3, columns * rows), grid, model)
     assert kept.sum(1).tolist() == [kept_tokens(grid, model)] * 3
     expected = {
@@ -54,6 +61,7 @@ def test_counts_are_exact(grid: tuple[int, int], strategy: str, ratio: float, fr
         "time": max(1, int(columns * (1 - ratio))) * rows,
         "frequency": columns * max(1, int(rows * (1 - ratio))),
         "time_frequency": max(1, int(columns * (1 - ratio))) * max(1, int(rows * (1 - freq_ratio))),
+        "inverse_block": max(1, int(columns * rows * (1 - (ratio or 0.5)))),
     }
     assert kept_tokens(grid, model) == expected[strategy]
 
@@ -77,20 +85,69 @@ def test_whole_columns_or_rows_are_removed(strategy: str, axis: int) -> None:
 @given(seed=st.integers(0, 1000), strategy=st.sampled_from(STRATEGIES), ratio=RATIOS)
 def test_only_valid_patches_are_kept_and_at_least_one(seed: int, strategy: str, ratio: float) -> None:
     grid, valid = (6, 5), partly_valid(seed)
-    model = ModelConfig(mask_strategy=strategy, mask_ratio=ratio, time_mask_ratio=ratio, freq_mask_ratio=ratio)
+    model = removing(strategy, ratio, ratio)
     kept = draw(valid, grid, model, seed)
     assert not (kept & ~valid).any()
     assert np.array_equal(kept.any(1), valid.any(1))
-    if strategy == "unstructured":
-        counts = [kept_count(n, ratio) if n else 0 for n in valid.sum(1).tolist()]
+    if strategy in ("unstructured", "inverse_block"):
+        counts = [kept_count(n, model.mask_ratio) if n else 0 for n in valid.sum(1).tolist()]
         assert kept.sum(1).tolist() == counts
 
 
-def test_a_mask_follows_from_the_draws_alone() -> None:
+@given(grid=GRIDS, length=st.integers(1, 7), ratio=RATIOS, surplus=st.floats(0, 0.3), seed=st.integers(0, 99))
+def test_blocks_are_kept(grid: tuple[int, int], length: int, ratio: float, surplus: float, seed: int) -> None:
+    """Exact counts; nothing outside the blocks as long as they suffice, and all of them if they don't."""
+    model = ModelConfig(
+        mask_strategy="inverse_block", mask_ratio=ratio or 0.5, mask_block=length, mask_block_surplus=surplus
+    )
+    whole = everything(3, grid[0] * grid[1])
+    blocks = in_blocks(whole, grid, model, make_draws(3, seed))
+    kept = draw(whole, grid, model, seed)
+    count = kept_tokens(grid, model)
+    for mine, block in zip(kept, blocks, strict=True):
+        assert mine.sum() == count
+        assert not (mine & ~block).any() if block.sum() >= count else not (block & ~mine).any()
+
+
+@settings(max_examples=25)
+@given(length=st.integers(1, 7), seed=st.integers(0, 99))
+def test_blocks_are_squares_around_valid_patches(length: int, seed: int) -> None:
+    grid, valid = (13, 9), np.random.default_rng(seed).random((4, 117)) < np.array([[0.0], [0.1], [0.6], [1.0]])
+    model = ModelConfig(mask_strategy="inverse_block", mask_block=length)
+    found = in_blocks(valid, grid, model, make_draws(4, seed))
+    for clip, mine in enumerate(found.reshape(-1, *grid)):
+        most = max(1, int(valid[clip].sum() * (1 - 0.8 + 0.07) / length**2))
+        squares = np.zeros(grid, np.bool_)
+        inside = 0
+        for column, row in zip(*np.nonzero(valid[clip].reshape(grid)), strict=True):
+            square = (
+                slice(max(0, column - length // 2), column - length // 2 + length),
+                slice(max(0, row - length // 2), row - length // 2 + length),
+            )
+            if mine[square].all():
+                squares[square] = True
+                inside += 1
+        assert np.array_equal(squares, mine), "every patch of a block lies in a whole one"
+        assert mine.sum() <= most * length**2
+        assert (inside > 0) == valid[clip].any()
+
+
+def test_blocks_are_more_compact_than_single_patches() -> None:
+    """EAT's masks of 10 s: of 512 patches 102 are kept, nearly all beside another one."""
+    grid, share = (64, 8), {}
+    for strategy in ("inverse_block", "unstructured"):
+        kept = draw(everything(200, 512), grid, ModelConfig(mask_strategy=strategy, mask_ratio=0.8)).reshape(-1, *grid)
+        pairs = (kept[:, 1:] & kept[:, :-1]).sum() + (kept[:, :, 1:] & kept[:, :, :-1]).sum()
+        share[strategy] = pairs / kept.sum()
+    assert share["inverse_block"] > 2.5 * share["unstructured"]
+
+
+@pytest.mark.parametrize("strategy", ["unstructured", "inverse_block"])
+def test_a_mask_follows_from_the_draws_alone(strategy: str) -> None:
     masks = []
     for seed in (1, 1, 2):
         np.random.seed(len(masks))
-        masks.append(draw(everything(4, 640), (40, 16), ModelConfig(), seed))
+        masks.append(draw(everything(4, 640), (40, 16), ModelConfig(mask_strategy=strategy), seed))
     assert np.array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])
     assert not np.array_equal(masks[0][0], masks[0][1])
@@ -135,7 +192,7 @@ def test_clips_that_keep_different_numbers_are_filled_up() -> None:
 
 @given(seed=st.integers(0, 1000), strategy=st.sampled_from(STRATEGIES), ratio=RATIOS, always=st.booleans())
 def test_the_number_of_tokens_is_that_of_a_whole_clip(seed: int, strategy: str, ratio: float, always: bool) -> None:
-    model = ModelConfig(mask_strategy=strategy, mask_ratio=ratio, time_mask_ratio=ratio, freq_mask_ratio=ratio)
+    model = removing(strategy, ratio, ratio)
     count, valid = kept_tokens((6, 5), model), partly_valid(seed)
     for one in (valid, valid[:1], np.ones_like(valid)):
         kept = draw(one, (6, 5), model, seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,6 +67,14 @@ def test_an_ablation_changes_no_other_key_but_those_that_report_it(
     assert {asked.plan_of(name).config for name in further} == {ablated(asked.config, name) for name in names - own}
     assert list(asked.classifiers)[-2:] == ["finetune", "student"]
     assert all(asked.ablation_models[name] == "finetune" for name in own)
+
+
+@pytest.mark.parametrize(("pool_only", "splits"), [(True, "pool"), (False, "pool and train")])
+def test_pre_training_without_a_clip_is_refused(clips: pa.Table, pool_only: bool, splits: str) -> None:
+    config = replace(TINY, pretrain=replace(TINY.pretrain, pool_only=pool_only))
+    rest = clips.filter(pc.is_in(clips["split"], pa.array(["test", "val"] + ["train"] * pool_only)))
+    with pytest.raises(ValueError, match=f"pre-training has no clip.*of {splits},.*data.pool_tables"):
+        plan_of(config, rest, "pretrain")
 
 
 def test_it_is_the_run_that_its_settings_would_be(clips: pa.Table) -> None:

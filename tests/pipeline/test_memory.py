@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raymae.config import AudioConfig, FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
+from raymae.config import AudioConfig, FinetuneConfig, LatentConfig, ModelConfig, PretrainConfig, TrainConfig
 from raymae.models import MODELS, AudioClassifier, MaskedAutoencoder
 from raymae.models.encoder import Precision
 from raymae.models.masking import kept_of, masking_of
@@ -35,6 +35,7 @@ AUDIO = AudioConfig(n_mels=80, clip_seconds=3.0)
 MODEL = ModelConfig(
     embed_dim=96, depth=4, num_heads=3, decoder_embed_dim=64, decoder_depth=4, decoder_num_heads=4, mask_ratio=0.5
 )
+EAT = LatentConfig(teacher_layers=4, targets="mlp", clip_target="patches")
 CLASSES, CLIPS = 10, 16
 SEGMENTS = FinetuneConfig(pool="row_stats", subtract_band_mean=True, with_raw=True, segment_seconds=1.0)
 
@@ -43,6 +44,7 @@ CASES: dict[str, ModelConfig | FinetuneConfig] = {
     "global": replace(MODEL, decoder="global"),
     "light": replace(MODEL, decoder="light", decoder_depth=1, norm_target=True, masks_per_clip=3),
     "latent": replace(MODEL, decoder="light", name="latent", masks_per_clip=2),
+    "eat": replace(MODEL, decoder="conv", name="latent", masks_per_clip=2, latent=EAT),
     "mean": FinetuneConfig(),
     "cls": FinetuneConfig(pool="cls", layer=3, ema_decay=0.9, drop_path=0.0),
     "row_stats": SEGMENTS,
@@ -195,7 +197,7 @@ def test_predicted_memory_is_what_torch_needs(case: str, precision: Precision, c
 
 @checkpointed_or_not
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", ["local", "global", "mean"])
+@pytest.mark.parametrize("case", ["local", "global", "eat", "mean"])
 def test_predicted_memory_is_that_of_a_gpu(
     case: str, precision: Precision, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,14 +10,14 @@ from typing import Any, get_args
 import pyarrow as pa
 import pytest
 
-from raymae.config import RANDOM
+from raymae.config import RANDOM, ModelConfig, leaves, to_dict
 from raymae.config.stages import CLASSIFIERS, STAGES, Kind, Stage, Target, place, requires, round_name, turn_of
 from raymae.config.unlabelled import Unlabelled
 from raymae.features.store import FeatureStore
 from raymae.pipeline.bodies import BODIES
 from raymae.pipeline.console import print_plan
 from raymae.pipeline.in_process import InProcess
-from raymae.pipeline.plan.keys import INPUTS, Asked, Keys
+from raymae.pipeline.plan.keys import INPUTS, LATER, Asked, Keys, model_settings
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.reports.reporter import reports, stage_settings
 from raymae.pipeline.run import RUNNERS
@@ -100,3 +100,14 @@ def test_a_nodes_cache_reaches_the_workers_and_is_part_of_no_key(clips: pa.Table
     store = pickle.loads(pickle.dumps(cached.spec("finetune"))).store
     assert (store.tables.folder, store.cache) == (compute.cache, RangeCache(str(tmp_path / "nvme"), 2_500_000_000))
     assert plain.store.cache is None
+
+
+def test_later_settings_of_a_model_change_a_key_only_where_they_are_set() -> None:
+    """Artifacts that were made before there was a setting are found by the same key."""
+    before = leaves(model_settings(ModelConfig()))
+    every = leaves(to_dict(ModelConfig()))
+    later = {".".join(filter(None, place)) for place in LATER}
+    assert set(before) == set(every) - later
+    set_now = model_settings(ModelConfig(mask_strategy="inverse_block", mask_block=3))
+    assert set_now["mask_block"] == 3
+    assert "mask_block_surplus" not in set_now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymae.config import AugmentConfig, Config, FinetuneConfig, ModelConfig, PretrainConfig
+from raymae.config import AugmentConfig, Config, FinetuneConfig, LatentConfig, ModelConfig, PretrainConfig
 from raymae.features.draws import mix
 from raymae.features.store import FeatureStore
 from raymae.storage.folder import Folder
@@ -59,6 +60,23 @@ TINY = Config(
         augment=AugmentConfig(mixup_p=0.3, roll_p=0.5),
     ),
 )
+
+EAT = replace(
+    TINY,
+    model=replace(
+        TINY.model,
+        name="latent",
+        mask_strategy="inverse_block",
+        mask_block=2,
+        masks_per_clip=4,
+        decoder="conv",
+        decoder_depth=2,
+        latent=LatentConfig(
+            teacher_layers=2, targets="mlp", clip_target="patches", teacher_view="same", decay=0.99, final_decay=0.999
+        ),
+    ),
+)
+"""The objective of the recipe `eat`, tiny."""
 
 EVERYTHING = AugmentConfig(
     crop_seconds=0.32,

@@ -31,7 +31,7 @@ from raymae.training.step import PreparedStep, TrainStep
 from raymae.training.tasks.base import Task
 from raymae.training.worker import BareSession
 from tests.support.audio_files import make_store, write_clips, write_tone
-from tests.support.training import EVERYTHING, RESPONSES, TINY, make_spec, train
+from tests.support.training import EAT, EVERYTHING, RESPONSES, TINY, make_spec, train
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "item")
 """Operations whose result the host has to wait for."""
@@ -64,6 +64,7 @@ KINDS: dict[str, tuple[str, Config]] = {
     "global": ("pretrain", pretraining(decoder="global")),
     "light": ("pretrain", pretraining(decoder="light")),
     "latent": ("pretrain", pretraining(**LATENT)),
+    "eat": ("pretrain", replace(pretraining(), model=EAT.model)),
     "finetune": ("finetune", replace(TINY, finetune=FINETUNE)),
     **{
         method: (
@@ -274,7 +275,7 @@ def test_compiled_blocks_see_one_set_of_shapes(store: FeatureStore, tmp_path: Pa
     assert len(found) == 1
 
 
-GRAPHS = {"local": 2, "global": 2, "latent": 3, "finetune": 1, "freematch": 2, "softmatch": 1}
+GRAPHS = {"local": 2, "global": 2, "latent": 3, "eat": 3, "finetune": 1, "freematch": 2, "softmatch": 1}
 """Graphs of all blocks: one for the encoder's and one for the decoder's, and one more for a pass without a gradient."""
 
 

@@ -27,7 +27,7 @@ from raymae.training.state.checkpoint import load_commit
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession, GroupSession, Session
 from tests.support.audio_files import make_store, write_clips, write_tone
-from tests.support.training import TINY, make_spec
+from tests.support.training import EAT, TINY, make_spec
 
 Found = dict[str, dict[str, Any]]
 
@@ -69,11 +69,12 @@ PAIRED = replace(CONFIG, consistency=ConsistencyConfig(method="softmatch", teach
 KINDS: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "pretrain", "config": CONFIG},
     "bf16": {"kind": "pretrain", "config": BF16},
+    "eat": {"kind": "pretrain", "config": replace(CONFIG, model=EAT.model)},
     "finetune": {"kind": "finetune", "config": CONFIG},
     "cnn": {"kind": "finetune", "config": PLAIN, "cnn": "test_resnet"},
     "consistency": {"kind": "consistency", "config": PAIRED},
 }
-MODES = {"ddp": tuple(KINDS), "fsdp": ("bf16", "cnn", "consistency")}
+MODES = {"ddp": tuple(KINDS), "fsdp": ("bf16", "eat", "cnn", "consistency")}
 """What is compared step by step; plain pre-training and fine-tuning are sharded as whole stages."""
 
 
@@ -312,7 +313,9 @@ def test_the_micro_batch_changes_no_gradient(
 def test_two_workers_have_the_weights_of_one_after_some_steps(found: Found, mode: str, kind: str, part: str) -> None:
     two, one = found[f"{mode}-{kind}"]["last"][part], found[f"one-{kind}"]["last"][part]
     # a new classifier's head is near 0, and with it the encoder's gradients are near AdamW's epsilon
-    assert max(distances(kind, two, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "cnn": 1e-2}.get(kind, 1e-4)
+    assert max(distances(kind, two, one).values()) < {"pretrain": 1e-5, "bf16": 1e-5, "eat": 1e-5, "cnn": 1e-2}.get(
+        kind, 1e-4
+    )
 
 
 @each

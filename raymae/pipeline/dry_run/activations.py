@@ -174,8 +174,39 @@ def window_attention(padded: int, keys: int, masked: bool, model: ModelConfig, n
     return padded * (4 * FLOAT * heads + vectors * width) + sums + mask * (1 + cast * heads)
 
 
+def conv_weights(model: ModelConfig) -> int:
+    """Weights of a convolution of the decoder."""
+    from raymae.models.decoder import KERNEL
+
+    return KERNEL**2 * model.decoder_embed_dim**2 // model.decoder_num_heads
+
+
+def conv_block(patches: int, model: ModelConfig, numbers: Numbers) -> Block:
+    """A layer of the convolutional decoder, over L patches without padding:
+
+        input                  c L D     cast; in fp32 the residual stream itself
+        norm                   c L D     its input, the convolution's result; under CUDA's autocast 4 L D
+        its mean, deviation    8 L
+        before the GELU        c L D     the norm's result; under CUDA's autocast 4 L D
+
+    In the backward pass there are three gradients: that of the residual stream (4 L D), and those of the norm's result
+    and its input.
+    """
+    values = patches * model.decoder_embed_dim
+    again = (numbers.cast + 2 * numbers.norm_input) * values + 8 * patches
+    return Block(
+        input=FLOAT * values,
+        again=again,
+        kept=again,
+        kept_once=numbers.copy * conv_weights(model),
+        backward=(FLOAT + 2 * numbers.norm_input) * values,
+    )
+
+
 def decoder_blocks(grid: tuple[int, int], model: ModelConfig, numbers: Numbers) -> list[Block]:
     """The blocks of the decoder; every second one of a local decoder has shifted windows."""
+    if model.decoder == "conv":
+        return [conv_block(grid[0] * grid[1], model, numbers)] * model.decoder_depth
     if model.decoder != "local":
         tokens = grid[0] * grid[1] + 1
         block = transformer_block(tokens, model.decoder_embed_dim, model.decoder_num_heads, model, numbers)

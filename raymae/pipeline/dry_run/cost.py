@@ -52,6 +52,9 @@ VIT_B = ModelConfig()
 WINDOW_PATCHES = 16
 """Patches that a patch of the local decoder attends to (raymae.models.decoder.WINDOW squared)."""
 
+KERNEL_PATCHES = 9
+"""Patches that a convolution of the decoder reads (raymae.models.decoder.KERNEL squared)."""
+
 
 def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
     """FLOPs that a training step needs per clip: 2 per multiply-add, 3 x the forward pass for forward and backward.
@@ -64,6 +67,7 @@ def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
         decoder's embedding                   N D D'
         local decoder, a block                L D'² (4 + 2 r) + 2 L 16 D'   (windows of 16 patches)
         global or light decoder, a block      (L + 1) D'² (4 + 2 r) + 2 (L + 1)² D'
+        conv decoder, a layer                 L 9 D'² / groups              (convolutions over 3 x 3 patches)
         prediction of all patches             L D' p
 
     Padding of windows, norms, activations, position biases (once a step, not a clip) and the optimiser don't count.
@@ -75,15 +79,24 @@ def useful_flops(model: ModelConfig, n_frames: int, n_mels: int) -> float:
     patches, kept = grid[0] * grid[1], kept_tokens(grid, model)
     values = model.patch_size[0] * model.patch_size[1]
     width, narrow = model.embed_dim, model.decoder_embed_dim
-    tokens, keys = (patches, WINDOW_PATCHES) if model.decoder == "local" else (patches + 1, patches + 1)
     forward = (
         kept * values * width
         + model.depth * block_products(kept + 1, kept + 1, width, model)
         + (kept + 1) * width * narrow
-        + model.decoder_depth * block_products(tokens, keys, narrow, model)
+        + model.decoder_depth * decoder_products(patches, model)
         + patches * narrow * values
     )
     return 3 * 2 * forward
+
+
+def decoder_products(patches: int, model: ModelConfig) -> float:
+    """Multiply-adds of a block of the decoder over all patches of a clip, as in `useful_flops`."""
+    narrow = model.decoder_embed_dim
+    if model.decoder == "conv":
+        return patches * KERNEL_PATCHES * narrow**2 / model.decoder_num_heads
+    if model.decoder == "local":
+        return block_products(patches, WINDOW_PATCHES, narrow, model)
+    return block_products(patches + 1, patches + 1, narrow, model)
 
 
 def finetune_flops(model: ModelConfig, finetune: FinetuneConfig, n_frames: int, n_mels: int) -> float:

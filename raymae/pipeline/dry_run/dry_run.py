@@ -68,7 +68,7 @@ def trained_clips(plan: Plan, name: str) -> float:
     """Clips that a training stage trains on, each as often as it is used; for the student the most there can be."""
     config, stage = plan.plan_of(name).config, plan.nodes[name].stage
     if stage == "pretrain":
-        rows = plan.rows(["pool"] if config.pretrain.pool_only else ["pool", "train"])
+        rows = plan.rows(plan.pretrained_on)
         return config.pretrain.epochs * float(sum(rows["weight"].to_pylist()))
     labelled = len(rows_of(plan.clips, "train", labelled=True))
     if stage == "consistency":

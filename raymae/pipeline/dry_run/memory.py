@@ -23,6 +23,7 @@ from raymae.pipeline.dry_run.activations import (
     Piece,
     block_products,
     checkpointed,
+    conv_weights,
     decoder_blocks,
     transformer_block,
 )
@@ -248,12 +249,15 @@ def pretrain_parameters(model: ModelConfig) -> tuple[int, int]:
     """All parameters in pre-training, and those that are trained."""
     width, narrow, heads = model.embed_dim, model.decoder_embed_dim, model.decoder_num_heads
     encoder, block = encoder_parameters(model, model.depth), block_parameters(narrow, model)
-    if model.decoder == "local":  # the scale of every head, and the MLP of the position biases
+    if model.decoder == "conv":
+        block = conv_weights(model) + narrow
+    elif model.decoder == "local":  # the scale of every head, and the MLP of the position biases
         block += heads + (2 + 1) * BIAS_WIDTH + (BIAS_WIDTH + 1) * heads
     # embedding, mask token, norm, prediction
     frame = (width + 1) * narrow + narrow + 2 * narrow + (narrow + 1) * target_size(model)
     trained = encoder + model.decoder_depth * block + frame
     if model.name == "mae":
         return trained, trained
-    trained += (width + 1) * width  # the clip's prediction; the teacher is another encoder
+    if model.latent.clip_target == "tokens":
+        trained += (width + 1) * width  # the clip's prediction; the teacher is another encoder
     return trained + encoder, trained

@@ -36,7 +36,7 @@ def estimate(plan: Plan) -> dict[str, str]:
 def pretrain_estimate(plan: Plan, stage: str) -> str:
     """Clips and steps of pre-training."""
     config, train = plan.config, plan.config.pretrain
-    rows = plan.rows(["pool"] if train.pool_only else ["pool", "train"])
+    rows = plan.rows(plan.pretrained_on)
     clips = round(pc.sum(rows["weight"]).as_py() or 0)
     steps = ceil(train.epochs * clips / train.global_batch_size)
     return f": {clips} clips{heard(rows, config)}, {steps} steps"

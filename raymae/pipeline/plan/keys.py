@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymae.audio.impulse_responses import Responses, read_responses
-from raymae.config import RANDOM, Config, TrainConfig, to_dict
+from raymae.config import RANDOM, Config, ModelConfig, TrainConfig, to_dict
 from raymae.config.stages import CLASSIFIERS, teacher_of, turn_of
 from raymae.datasets.rows import class_names, clips_of, fingerprint, rows_of, state_columns
 from raymae.datasets.splits.split_file import split_name
@@ -44,6 +44,8 @@ OF_STUDENT = ("weight", "labelled_share")
 """Settings of pseudo-labels that the student's training reads."""
 AFTER_LABELLING = ("rounds", "student_start", "truth", *OF_STUDENT)
 """Settings of pseudo-labels that don't change the labels of a round."""
+LATER = (("", "mask_block"), ("", "mask_block_surplus"), ("latent", "targets"), ("latent", "clip_target"))
+"""Settings of a model, the section "" being the model's own, that keys don't name at their defaults."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,17 @@ class Keys:
         return fingerprint(clips_of(self.clips, splits), [*state_columns(self.clips), *columns])
 
 
+def model_settings(model: ModelConfig) -> dict[str, Any]:
+    """A model's settings. Those that came later are left out at their defaults, so that older artifacts keep their
+    keys."""
+    values, defaults = to_dict(model), to_dict(ModelConfig())
+    for section, name in LATER:
+        mine, others = (values[section], defaults[section]) if section else (values, defaults)
+        if mine[name] == others[name]:
+            del mine[name]
+    return dict(values)
+
+
 # The inputs of every stage -------------------------------------------------------------------------------------------
 
 
@@ -150,7 +163,7 @@ def pretrain_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     config = keys.config
     return {
         "audio": config.audio.front_end(),
-        "model": to_dict(config.model),
+        "model": model_settings(config.model),
         "training": keys.training("pretrain"),
         "clips": keys.fingerprint(["pool"] if config.pretrain.pool_only else ["pool", "train"], "source", "weight"),
         "init_from": keys.given_weights("pretrain"),
@@ -165,7 +178,7 @@ def classifier_inputs(keys: Keys, node: Asked) -> dict[str, Any]:
     return {
         "version": TUNING,
         "audio": config.audio.front_end(),
-        "model": to_dict(config.model),
+        "model": model_settings(config.model),
         "training": keys.training("finetune"),
         "clips": fingerprint(labelled, [*state_columns(labelled), "scene_label"]),
         "stages": {name: node.keys[name] for name in node.needed if name != "prepare"},

@@ -85,12 +85,22 @@ class Plan:
                 "consistency training needs unlabelled clips, and split train has none: leave some scene_label empty, "
                 "or set --data.split.labelled-share to hide some"
             )
+        if "pretrain" in self.names and not len(self.rows(self.pretrained_on)):
+            raise ValueError(
+                f"pre-training has no clip: it takes those of {' and '.join(self.pretrained_on)}, labelled or not "
+                f"(pretrain.pool_only = {self.config.pretrain.pool_only}); data.pool_tables bring some"
+            )
         pools = {"pool", "pool_train"}.intersection(self.config.evaluate.ablation)
         if requires(self.target, "evaluate") and pools and not len(self.rows(["pool"])):
             raise ValueError(
                 f"evaluate.ablation = {', '.join(sorted(pools))}: there is no clip of split pool to pre-train on; "
                 "data.pool_tables bring some"
             )
+
+    @property
+    def pretrained_on(self) -> list[str]:
+        """The splits whose clips pre-training takes."""
+        return ["pool"] if self.config.pretrain.pool_only else ["pool", "train"]
 
     @property
     def has_unlabelled(self) -> bool:

@@ -72,6 +72,11 @@ class Task(Protocol):
         """
         ...
 
+    def check_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Called with the metrics of a step, those of all workers, before they are reported; TrainingError where going
+        on makes no sense."""
+        ...
+
     def begin(self, device: torch.device) -> None:
         """Called before the first step of a run without a checkpoint, with the model plain and unsharded."""
         ...

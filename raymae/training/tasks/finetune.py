@@ -192,6 +192,9 @@ class FinetuneTask:
         loss, hits = LOSSES[labels](logits, target, self.config.label_smoothing)
         return (loss * counted).sum() / total, {HITS[labels]: (hits * counted).sum() / total}
 
+    def check_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Nothing to check: labels can't collapse."""
+
     def after_update(self, share: float) -> None:
         """Nothing to do: only the loop's EMA follows the weights."""
 

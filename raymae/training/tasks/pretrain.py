@@ -24,7 +24,7 @@ from raymae.training.batches.passes import Clips
 from raymae.training.batches.transfer import DeviceBatch, HostBatch, Transfer
 from raymae.training.figures import Reconstruction, component_figure, reconstruction_figure
 from raymae.training.spec import StageSpec
-from raymae.training.tasks.base import Counts
+from raymae.training.tasks.base import Counts, TrainingError
 from raymae.training.tasks.chosen_inputs import inputs_of
 from raymae.training.tasks.inputs import find_sound, part, prefixed
 from raymae.training.tasks.probe_monitor import monitor
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 DRAWN, TRIED = 4, 16
 """Clips in the figure of reconstructions, and those that they are chosen from."""
+
+LEAST_VARIANCE = 0.01
+"""Of a teacher's targets (`raymae.models.latent.Targets`): below, they have collapsed. Untrained ones: 0.5."""
 
 
 class PretrainTask:
@@ -109,11 +112,14 @@ class PretrainTask:
             views["teacher_view"] = apply_coloration(log_mel, drawn["valid_frames"], part("teacher.", drawn))
         output = model(student, masking_of(drawn), **views)
         error = output.error * drawn["weight"]
-        loss = error.sum() / totals["patches"]
+        loss, found = error.sum() / totals["patches"], {}
         if output.clip_error is not None:
             weight = self.spec.config.model.latent.clip_weight
             loss = loss + weight * (output.clip_error * drawn["weight"]).sum() / totals["clips"]
-        return loss, self._loss_by_source(drawn, error.detach(), totals)
+        if output.target_variance is not None:
+            clips = totals["clips"] / self.spec.config.model.masks_per_clip
+            found["target_variance"] = (output.target_variance * drawn["weight"]).sum() / clips
+        return loss, found | self._loss_by_source(drawn, error.detach(), totals)
 
     def _loss_by_source(
         self, drawn: Mapping[str, Tensor], error: Tensor, totals: Mapping[str, Tensor]
@@ -125,6 +131,20 @@ class PretrainTask:
             f"loss/{name}": (error * (drawn["source"] == k)).sum() / totals[f"source {name}"]
             for k, name in names.items()
         }
+
+    def check_metrics(self, metrics: Mapping[str, float]) -> None:
+        """TrainingError where the teacher's targets are constant or not finite: nothing is learnt from them."""
+        variance, train = metrics.get("target_variance", 1.0), self.config
+        if variance < LEAST_VARIANCE:
+            latent = self.spec.config.model.latent
+            raise TrainingError(
+                f"the teacher's targets have collapsed: all patches of a clip have the same, or they are not finite "
+                f"(target_variance = {variance:.2g}, at least {LEAST_VARIANCE} is needed). Start anew with a smaller "
+                f"pretrain.lr (it is {train.peak_lr:g}), more pretrain.warmup_epochs ({train.warmup_epochs:g}), or a "
+                f"slower teacher: model.latent.decay ({latent.decay:g}) and model.latent.final_decay "
+                f"({latent.final_decay:g}) closer to 1"
+                + (", or with pretrain.precision = bf16" if train.precision == "fp16" else "")
+            )
 
     def after_update(self, share: float) -> None:
         """Update the teacher of a model that has one."""
