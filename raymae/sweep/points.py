@@ -24,7 +24,7 @@ from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
 from raymae.training.tasks.selection import METRICS
 
-VERSION = 2
+VERSION = 3
 """Part of a sweep's key; raised when the content of its records changes."""
 
 

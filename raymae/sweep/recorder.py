@@ -104,6 +104,7 @@ class Recorder(Callback):
             stages=last.get("stages", {}),
             error=error,
             seconds=time.time() - self._started.get(trial.trial_id, time.time()),
+            flops=last.get("flops"),
         )
         write_record(self.folder, record)
         self._close(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.config.stages import STAGES
-from raymae.evaluation.png import png
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.sweep.heatmap import sweep_figure
+from raymae.sweep.outcome import HEAT_MAP, Outcome
 from raymae.sweep.points import (
     Planner,
     Point,
@@ -26,24 +24,12 @@ from raymae.sweep.points import (
     sweep_key,
     val_fingerprint,
 )
-from raymae.sweep.results import (
-    BEST,
-    CSV,
-    TABLE,
-    Record,
-    best_of,
-    read_records,
-    settings_of,
-    table,
-    table_csv,
-    write_record,
-)
+from raymae.sweep.results import BEST, CSV, TABLE, Record, read_records, write_record
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
+from raymae.sweep.tables import table
 from raymae.tracking.reporter import Reporter, begin, flat, log_entry
 from raymae.tracking.uri import tracking_uri, ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
-
-HEAT_MAP = "figures/heatmap.png"
 
 
 def run_sweep(config: Config) -> dict[str, Any]:
@@ -187,9 +173,10 @@ class Sweep:
         """Log the sweep's tables and its best score so far to MLflow."""
         if not self.records:
             return
-        self._write()
-        best = best_of(self.records)
-        numbers = {"": {f"best/{self.planner.metric}": best.score or 0.0}} if best else {}
+        outcome = self.outcome
+        outcome.write()
+        best = outcome.winner
+        numbers = {"": {f"best/{outcome.metric}": best.score or 0.0}} if best else {}
         files = [file for file in (CSV, TABLE, HEAT_MAP, BEST) if self.folder.exists(file)]
         self.reporter.write(log_entry("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
 
@@ -226,37 +213,31 @@ class Sweep:
         known = {point.key: refusal(point) for point in self.points if point.plan is None} | found
         return [known[point.key] for point in self.points if point.key in known]
 
-    def _write(self) -> None:
-        records, metric = self.records, self.planner.metric
-        self.folder.write_bytes(CSV, table_csv(records, self.axes, metric).encode())
-        self.folder.write_bytes(TABLE, f"{table(records, self.axes, metric)}\n".encode())
-        title = f"{self.config.recipe}: {metric} by trial"
-        self.folder.write_bytes(HEAT_MAP, png(sweep_figure(records, self.axes, metric, title)))
-        if best := best_of(records):
-            self.folder.write_json(BEST, settings_of(self.config, best.changes))
+    @property
+    def outcome(self) -> Outcome:
+        """What the trials recorded so far say."""
+        return Outcome(
+            config=self.config,
+            folder=self.folder,
+            axes=self.axes,
+            metric=self.planner.metric,
+            records=self.records,
+        )
 
     def conclude(self) -> dict[str, Any]:
         """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""
-        self._write()
-        records, best, url = self.records, best_of(self.records), redact(self.folder.url)
-        print(f"\n{table(records, self.axes, self.planner.metric)}\n")
+        outcome, url = self.outcome, redact(self.folder.url)
+        outcome.write()
+        print(f"\n{table(outcome.records, self.axes, outcome.metric, outcome.standings)}\n")
         print(f"trials:            {url}/{CSV}, {TABLE}, {HEAT_MAP}")
-        if best is None:
-            reasons = Counter(one.error or one.status for one in records)
-            raise ValueError(f"no trial finished: {reasons.most_common(1)[0][0]}")
-        print(f"best:              {best.label}: {self.planner.metric} {best.score:.4f} (split val)")
-        print(f"run the best:      python jobs/pipeline.py {self.config.recipe} --settings {url}/{BEST}")
+        for line in outcome.closing():
+            print(line)
         result = {
             "job": "sweep",
             "recipe": self.config.recipe,
             "seconds": time.time() - self.started,
             "sweep_folder": url,
-            "metric": self.planner.metric,
-            "best": {"changes": best.changes, "score": best.score, "settings": f"{url}/{BEST}"},
-            "trials": [
-                {"changes": one.changes, "status": one.status, "score": one.score, "seconds": one.seconds}
-                for one in records
-            ],
+            **outcome.result(),
         }
         self.folder.write_json("result.json", result)
         return result
