@@ -13,6 +13,7 @@ from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.sweep.outcome import HEAT_MAP, Outcome
+from raymae.sweep.page.page import PAGE, Progress, State, write_page
 from raymae.sweep.points import (
     Planner,
     Point,
@@ -72,6 +73,7 @@ class Sweep:
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
         self.points = points_of(self.planner, self.axes)
         self.before = self._known()
+        self.trials_started, self.done = self.started, len(self.before)
         self.reporter = Reporter(config.tracking, storage, self.folder)
 
     @property
@@ -143,9 +145,11 @@ class Sweep:
             self._check_end(self._run_trials(tensorboard, demand))
         except TimeIsUpError:
             self._log_results()
+            self._write_page("interrupted")
             self.reporter.abandon("KILLED")
             raise
-        except BaseException:
+        except BaseException as error:
+            self._write_page("failed" if isinstance(error, Exception) else "interrupted")
             self.reporter.abandon("FAILED")
             raise
         self._log_results()
@@ -156,6 +160,7 @@ class Sweep:
         from raymae.sweep.recorder import Recorder
         from raymae.sweep.search import run_trials, values_of
 
+        self.trials_started = time.time()
         points = self.points and interleaved([one for one in self.points if one.key not in self._known()])
         recorder = Recorder(
             self.folder,
@@ -165,7 +170,9 @@ class Sweep:
             known=len(self.before),
             total=self.total,
             tensorboard=tensorboard,
+            after_record=self._after_record,
         )
+        self._write_page("running")
         run_trials(self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
         return recorder.done
 
@@ -199,6 +206,7 @@ class Sweep:
         print(f"open MLflow:       {ui_command(self.config.tracking, self.storage)}")
         if tensorboard:
             print(f"open TensorBoard:  tensorboard --logdir '{tensorboard}'")
+        print(f"the sweep's page:  {redact(self.folder.url)}/{PAGE}")
         if dashboard:
             print(f"Ray's dashboard:   http://{dashboard}")
 
@@ -224,12 +232,24 @@ class Sweep:
             records=self.records,
         )
 
+    def _write_page(self, state: State, outcome: Outcome | None = None) -> None:
+        """Write the page with the trials that have ended so far."""
+        seconds, known = time.time() - self.trials_started, len(self.before)
+        progress = Progress(state=state, total=self.total, known=known, done=self.done, seconds=seconds)
+        write_page(outcome or self.outcome, progress)
+
+    def _after_record(self, done: int) -> None:
+        self.done = done
+        self._write_page("running")
+
     def conclude(self) -> dict[str, Any]:
         """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""
         outcome, url = self.outcome, redact(self.folder.url)
         outcome.write()
+        self._write_page("finished", outcome)
         print(f"\n{table(outcome.records, self.axes, outcome.metric, outcome.standings)}\n")
         print(f"trials:            {url}/{CSV}, {TABLE}, {HEAT_MAP}")
+        print(f"open the page:     {url}/{PAGE}")
         for line in outcome.closing():
             print(line)
         result = {
