@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raymae.config import Config, changed, to_dict
 from raymae.datasets.recordings import load_clips
-from raymae.datasets.rows import fingerprint, rows_of
+from raymae.datasets.rows import fingerprint, group_ids, rows_of
 from raymae.pipeline.plan.init_weights import bring, find
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.checksums import digest
@@ -88,12 +89,19 @@ def check(plan: Plan) -> None:
 
 
 def val_fingerprint(clips: pa.Table) -> str:
-    """The fingerprint of the labelled clips of split val; ValueError where there are none."""
+    """The fingerprint of the labelled clips of split val; ValueError where there are none,
+    or all are of one group."""
     rows = rows_of(clips, "val", labelled=True)
     if not len(rows):
         raise ValueError(
             "no clip of split val has a scene_label, and trials are compared on val alone, never on a test split: "
             "--data.split.val-share 0.2 draws it from the labelled training clips, by group"
+        )
+    groups = pc.unique(group_ids(clips.take(rows)))
+    if len(groups) < 2:
+        raise ValueError(
+            f"all {len(rows)} labelled clips of split val are of one group, {groups[0].as_py()!r}, and trials are "
+            "compared over groups: --data.split.val-share 0.2 draws a val of several from the labelled training clips"
         )
     return fingerprint(clips.take(rows).sort_by("clip_id"), ["clip_id", "scene_label"])
 

@@ -12,6 +12,7 @@ from raymae.config.stages import STAGES
 from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
+from raymae.sweep.conditions import check_conditions, check_different
 from raymae.sweep.outcome import HEAT_MAP, Outcome
 from raymae.sweep.page.page import PAGE, Progress, State, write_page
 from raymae.sweep.points import (
@@ -66,6 +67,7 @@ class Sweep:
             raise ValueError("folds: a sweep is judged by one split val; run the best settings with --folds")
         self.deadline = Deadline(config.max_hours, self.started)
         axes = parse_space(config)
+        check_conditions(config, axes)
         self.planner = Planner(config, storage)
         val_fingerprint(self.planner.clips_of(config))
         self.axes = effective_axes(self.planner, axes)
@@ -264,7 +266,8 @@ class Sweep:
 
 
 def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
-    """The points of a grid or a random search; None for Optuna. ValueError where every point is refused."""
+    """The points of a grid or a random search; None for Optuna. ValueError where every point is refused, or
+    two compute the same."""
     sweep = planner.config.sweep
     if sweep.search == "optuna":
         most = size(axes)
@@ -280,6 +283,7 @@ def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
         points = [planner.point(values) for values in several]
     if all(point.plan is None for point in points):
         raise ValueError(f"sweep.space: every trial would be refused; {points[0].label}: {points[0].refused}")
+    check_different(points)
     return None if sweep.search == "optuna" else points
 
 

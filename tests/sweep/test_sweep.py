@@ -225,7 +225,23 @@ def test_the_key_depends_on_the_results_and_not_on_the_resources(config: Config)
         (("evaluate.probe_clips=1,2",), r"evaluate\.probe_clips changes nothing that the stages .*student compute"),
         (("storage=a,b",), "storage changes nothing"),
         (("pretrain.report_steps=1,2",), "changes nothing"),
-        (("pseudo_label.confidence_threshold=.7,.8",), r"every trial would be refused; .*set one of pseudo_label"),
+        (
+            ("pseudo_label.confidence_threshold=.7,.8",),
+            r"takes the place of pseudo_label\.coverage, now 0\.5: vary that one, or set --pseudo-label\.coverage None",
+        ),
+        (("pseudo_label.confidence_threshold=.7,.8", SPACE[1]), r"which is varied, too: vary one of them"),
+        (
+            (SPACE[1], "pseudo_label.rule=fixed,freematch"),
+            r"pseudo_label\.coverage has an effect with pseudo_label\.rule = fixed only, not with freematch: leave "
+            r"freematch out of pseudo_label\.rule",
+        ),
+        (("pseudo_label.threshold_floor=.1,.2",), r"with pseudo_label\.rule = flexmatch only.*rule flexmatch, or"),
+        (("consistency.ratio=2,4",), r"consistency\.ratio has no effect: this recipe has no --unlabelled consistency"),
+        (
+            (SPACE[1], "unlabelled=pseudo_labels,consistency"),
+            r"coverage=0\.4 or pseudo_label\.coverage=0\.8 beside unlabelled=consistency compute the same: name one of "
+            r"them, or leave unlabelled=consistency to a sweep of its own",
+        ),
         (("model.embed_dim=31,33",), "every trial would be refused"),
     ],
 )
@@ -244,6 +260,16 @@ def test_a_sweep_without_labels_in_val_says_how_to_get_some(config: Config, tmp_
     table = write_table(tmp_path, pa.Table.from_pylist(rows))
     other = replace(config, data=DataConfig(dataset="table", tables=(str(table),)))
     with pytest.raises(ValueError, match=r"no clip of split val has a scene_label.*--data\.split\.val-share"):
+        run_sweep(other)
+
+
+def test_a_val_of_one_group_cannot_choose(config: Config, tmp_path: Path) -> None:
+    rows = write_clips(tmp_path, 60).to_pylist()
+    for row in rows:
+        row["group"] = "street" if row["split"] == "val" else row["group"]
+    table = write_table(tmp_path, pa.Table.from_pylist(rows))
+    other = replace(config, data=DataConfig(dataset="table", tables=(str(table),)))
+    with pytest.raises(ValueError, match=r"split val are of one group, 'street'.*--data\.split\.val-share"):
         run_sweep(other)
 
 
