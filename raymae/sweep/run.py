@@ -42,11 +42,15 @@ def run_sweep(config: Config) -> dict[str, Any]:
             machine has the resources of a trial; at the end, no trial finished.
         TimeIsUpError: `max_hours` are over; finished trials are recorded, the others resume from their last checkpoint.
     """
-    sweep = Sweep(config, open_storage(config.storage))
+    return complete(Sweep(config, open_storage(config.storage)))
+
+
+def complete(sweep: Sweep) -> dict[str, Any]:
+    """Run what is left of a sweep and return its result, as `run_sweep`."""
     sweep.announce()
     if sweep.left:
         sweep.check()
-    if config.dry_run:
+    if sweep.config.dry_run:
         return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
     waiting = sweep.search() if sweep.left else sweep.deliver()
     result = sweep.conclude()
@@ -75,6 +79,7 @@ class Sweep:
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
         self.points = points_of(self.planner, self.axes)
         self.before = self._known()
+        self.result_grid: Any = None
         self.trials_started, self.done = self.started, len(self.before)
         self.reporter = Reporter(config.tracking, storage, self.folder)
 
@@ -175,7 +180,9 @@ class Sweep:
             after_record=self._after_record,
         )
         self._write_page("running")
-        run_trials(self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
+        self.result_grid = run_trials(
+            self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand
+        )
         return recorder.done
 
     def _log_results(self) -> None:

@@ -141,8 +141,8 @@ def run_trials(
     recorder: Recorder,
     deadline: Deadline,
     demand: tuple[float, float],
-) -> None:
-    """Run trials until all are recorded or the deadline is over.
+) -> tune.ResultGrid:
+    """Run trials until all are recorded or the deadline is over; returns what Tune kept of them.
 
     Args:
         points: the points to try; None lets Optuna choose.
@@ -171,7 +171,7 @@ def run_trials(
         search, space = optuna_search(planner, axes, known), {axis.path: domain(axis) for axis in axes}
         samples = recorder.total - recorder.done
     folder = planner.storage / "ray"
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
@@ -188,7 +188,8 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=planner.config.compute.max_failures),
             verbose=0,
         ),
-    ).fit()
+    )
+    return tuner.fit()
 
 
 def withhold_keys() -> None:
