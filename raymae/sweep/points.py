@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymae.config import Config, changed, to_dict
+from raymae.config.stages import STAGES
 from raymae.datasets.recordings import load_clips
 from raymae.datasets.rows import fingerprint, group_ids, rows_of
 from raymae.pipeline.plan.init_weights import bring, find
-from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.plan.plan import Node, Plan
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
@@ -113,6 +114,20 @@ def stages_of(plan: Plan) -> list[str]:
         if name in wanted:
             wanted.update(plan.needs(name))
     return [name for name in plan.nodes if name in wanted]
+
+
+def shared(plans: Sequence[Plan]) -> list[str]:
+    """A line per stage: how often it runs over all trials, and how often it is reused."""
+    nodes: dict[str, dict[str, Node]] = {}
+    for plan in plans:
+        for name in stages_of(plan):
+            nodes.setdefault(name, {})[plan.nodes[name].key] = plan.nodes[name]
+    lines = []
+    for name, found in nodes.items():
+        reused = sum(node.reused for node in found.values())
+        stage = next(iter(found.values())).stage
+        lines.append(f"{name:12s} {len(found) - reused} to run, {reused} reused: {STAGES[stage].does}")
+    return lines
 
 
 def copy_weights(plan: Plan) -> None:

@@ -33,7 +33,7 @@ class Record:
     status: Status
     """finished; stopped early, as worse than others; failed with an error; refused by the configuration."""
     score: float | None = None
-    """On split val: of the finished trial's classifier, or the last score of a stopped trial."""
+    """On split val: of the predictions that a finished trial keeps, or the last score of a stopped trial."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last metrics of the final classifier's training."""
     history: list[dict[str, float]] = field(default_factory=list)

@@ -8,8 +8,6 @@ from typing import Any
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
-from raymae.config.stages import STAGES
-from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.sweep.conditions import check_conditions, check_different
@@ -21,7 +19,7 @@ from raymae.sweep.points import (
     copy_weights,
     effective_axes,
     interleaved,
-    stages_of,
+    shared,
     store_values,
     sweep_key,
     val_fingerprint,
@@ -80,6 +78,7 @@ class Sweep:
         self.points = points_of(self.planner, self.axes)
         self.before = self._known()
         self.result_grid: Any = None
+        self._outcome: Outcome | None = None
         self.trials_started, self.done = self.started, len(self.before)
         self.reporter = Reporter(config.tracking, storage, self.folder)
 
@@ -232,14 +231,18 @@ class Sweep:
 
     @property
     def outcome(self) -> Outcome:
-        """What the trials recorded so far say."""
-        return Outcome(
+        """What the trials recorded so far say; the same object while no other has ended, since comparing takes long."""
+        records = self.records
+        if self._outcome and self._outcome.records == records:
+            return self._outcome
+        self._outcome = Outcome(
             config=self.config,
             folder=self.folder,
             axes=self.axes,
             metric=self.planner.metric,
-            records=self.records,
+            records=records,
         )
+        return self._outcome
 
     def _write_page(self, state: State, outcome: Outcome | None = None) -> None:
         """Write the page with the trials that have ended so far."""
@@ -297,17 +300,3 @@ def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
 def refusal(point: Point) -> Record:
     """The record of a point that the configuration refuses."""
     return Record(key=point.key, changes=point.values, status="refused", error=point.refused)
-
-
-def shared(plans: Sequence[Plan]) -> list[str]:
-    """A line per stage: how often it runs over all trials, and how often it is reused."""
-    nodes: dict[str, dict[str, Node]] = {}
-    for plan in plans:
-        for name in stages_of(plan):
-            nodes.setdefault(name, {})[plan.nodes[name].key] = plan.nodes[name]
-    lines = []
-    for name, found in nodes.items():
-        reused = sum(node.reused for node in found.values())
-        stage = next(iter(found.values())).stage
-        lines.append(f"{name:12s} {len(found) - reused} to run, {reused} reused: {STAGES[stage].does}")
-    return lines

@@ -123,7 +123,7 @@ def train_trial(
             device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
             trial = Trial(plan, tune.report, device, deadline)
             outcome = trial.run()
-            trial.predict(folder, Point(values).key)
+            outcome[SCORE] = trial.predict(folder, Point(values).key)
             outcome |= {"status": "finished", PERCENT: 100.0}
     except TimeIsUpError:
         outcome |= {"status": "interrupted"}

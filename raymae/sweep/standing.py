@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -52,12 +52,18 @@ Standings = Mapping[str, Standing]
 
 
 def write_predictions(
-    folder: Folder, key: str, clips: pa.Table, class_names: Sequence[str], probabilities: NDArray[np.float32]
-) -> None:
-    """Keep the class probabilities (n, C) of a trial for the labelled clips of split val."""
+    folder: Folder,
+    key: str,
+    clips: pa.Table,
+    class_names: Sequence[str],
+    probabilities: NDArray[np.float32],
+    labels: Labels = "single",
+) -> float:
+    """Keep the class probabilities (n, C) of a trial for the labelled clips of split val; returns their score."""
     table = clips.select(COLUMNS).append_column("probabilities", pa.array(list(probabilities), pa.list_(pa.float32())))
     table = table.replace_schema_metadata({CLASSES: json.dumps(list(class_names)).encode()})
     folder.write_table(f"{PREDICTIONS}/{key}.parquet", table)
+    return float(_scores(table, class_names, labels)[KINDS[labels].HEADLINE])
 
 
 def read_predictions(folder: Folder, keys: Sequence[str]) -> tuple[dict[str, pa.Table], list[str]]:
@@ -101,9 +107,12 @@ def standings(records: Sequence[Record], folder: Folder, labels: Labels) -> Stan
 
 
 def _interval(table: pa.Table, names: Sequence[str], labels: Labels) -> Interval:
-    part = Part(table, names, labels)
-    found: Interval = part.domain_scores(np.ones(len(table), bool))[f"{KINDS[labels].HEADLINE}_ci"]
+    found: Interval = _scores(table, names, labels)[f"{KINDS[labels].HEADLINE}_ci"]
     return found
+
+
+def _scores(table: pa.Table, names: Sequence[str], labels: Labels) -> dict[str, Any]:
+    return Part(table, names, labels).domain_scores(np.ones(len(table), bool))
 
 
 def tied(records: Sequence[Record], found: Standings) -> list[Record]:

@@ -64,13 +64,18 @@ class Trial:
         found = {"score": score, "metrics": result["metrics"], "stages": self.stages, "events": self._events}
         return found | {"flops": self._flops}
 
-    def predict(self, folder: Folder, key: str) -> None:
-        """Keep the predictions of the final classifier for the labelled clips of split val in the sweep's folder."""
+    def predict(self, folder: Folder, key: str) -> float:
+        """Keep the predictions of the final classifier for the labelled clips of split val in the sweep's folder.
+
+        Returns their score, by which trials are compared: that of training may differ by a clip that lies between two
+        classes, as its forward pass has other batches.
+        """
         store, classifier = self.plan.store, self.plan.nodes[self.plan.final].artifact
         rows = rows_of(store.clips, "val", labelled=True)
         found, _ = InProcess(self.plan, self.torch_device).classify(rows, {"": classifier})
-        names = class_names(store.clips, self.plan.config.finetune.labels)
-        write_predictions(folder, key, store.clips.take(rows), names, found[""])
+        labels = self.plan.config.finetune.labels
+        names = class_names(store.clips, labels)
+        return write_predictions(folder, key, store.clips.take(rows), names, found[""], labels)
 
     def _report(self, spec: StageSpec, event: dict[str, Any]) -> None:
         """Report a stage's event: at once with a score of the final classifier, else every `REPORT_SECONDS`.

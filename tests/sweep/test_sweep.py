@@ -139,11 +139,11 @@ def test_a_trial_keeps_the_predictions_that_its_score_is_of(first: Ended, tmp_pa
     planner, one, _ = first
     folder, trial = Folder(str(tmp_path)), Trial(planner.plan(LOW), lambda report: None)
     again = trial.run()
-    trial.predict(folder, Point(LOW).key)
+    score = trial.predict(folder, Point(LOW).key)
     record = Record(key=Point(LOW).key, changes=LOW, status="finished", score=one["score"])
     tables, names = read_predictions(folder, [record.key])
     part = Part(tables[record.key], names, "single")
-    assert part.scores()["macro_accuracy"] == pytest.approx(one["score"])
+    assert part.scores()["macro_accuracy"] == score == pytest.approx(one["score"])
     assert len(part.groups) == len(val_rows := rows_of(planner.clips_of(planner.config), "val", labelled=True)) > 0
     assert len(val_rows) == part.scores()["clips"]
     assert again["flops"] == one["flops"] > 0, "whoever ran the stages"
