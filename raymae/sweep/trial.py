@@ -67,8 +67,8 @@ class Trial:
     def predict(self, folder: Folder, key: str) -> float:
         """Keep the predictions of the final classifier for the labelled clips of split val in the sweep's folder.
 
-        Returns their score, by which trials are compared: that of training may differ by a clip that lies between two
-        classes, as its forward pass has other batches.
+        Returns their score, by which trials are compared: that of training, whose forward passes are in its precision
+        and not in float32, may differ by a clip that lies between two classes.
         """
         store, classifier = self.plan.store, self.plan.nodes[self.plan.final].artifact
         rows = rows_of(store.clips, "val", labelled=True)

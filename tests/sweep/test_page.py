@@ -18,10 +18,11 @@ from raymae.storage.folder import Folder
 from raymae.sweep.outcome import Outcome
 from raymae.sweep.page.charts import curves, front, heat_map, pareto
 from raymae.sweep.page.importance import importances
-from raymae.sweep.page.page import PAGE, Progress, State, sweep_page, write_page
+from raymae.sweep.page.page import PAGE, REFRESH_SECONDS, Progress, State, sweep_page, write_page
 from raymae.sweep.points import Point
 from raymae.sweep.results import Record
 from raymae.sweep.space import drawn, parse_axis
+from tests.support.browser import CHROMIUM, chromium
 
 TWO = ("model.mask_ratio=0.6,0.75,0.9", "pseudo_label.coverage=0.3,0.5,0.7")
 SIX = (
@@ -143,3 +144,29 @@ def test_trials_without_a_validation_or_a_cost_have_no_curve_and_no_place() -> N
     bare = [Record(key="a", changes={}, status="finished", score=0.5), Record(key="b", changes={}, status="failed")]
     assert curves(bare, METRIC) is None
     assert pareto(bare, METRIC) is None
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+def test_a_browser_shows_the_page_and_reads_it_again(tmp_path: Path) -> None:
+    outcome = outcome_of(tmp_path, SIX, trials(SIX, 9))
+    with chromium(tmp_path / "profile") as tab:
+        write_page(outcome, progress("finished", 12))
+        tab.open(f"file://{tmp_path}/{PAGE}")
+        for width in (400, 1280):
+            tab.size(width, 900)
+            assert tab.run("document.documentElement.scrollWidth") <= width
+        fills = set()
+        for scheme in ("light", "dark"):
+            tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            fills.add(tab.run("getComputedStyle(document.querySelector('.heat')).fill"))
+        assert len(fills - {"rgb(0, 0, 0)", "none"}) == 2, "the colors of scores follow the scheme"
+        assert tab.complaints() == []
+        write_page(replace(outcome, records=[]), progress("running", 0))
+        page = outcome.folder.read_bytes(PAGE).replace(f'content="{REFRESH_SECONDS}"'.encode(), b'content="1"')
+        outcome.folder.write_bytes(PAGE, page)
+        tab.open(f"file://{tmp_path}/{PAGE}")
+        write_page(outcome, progress("finished", 12))
+        tab.until("document.querySelector('.verdict.finished') !== null", seconds=20)
