@@ -18,6 +18,7 @@ API = {
     "log_mel": "features",
     "pretrain": "training",
     "run_pipeline": "training",
+    "run_sweep": "sweeps",
 }
 """By function the module of `raymae.api` that defines it."""
 

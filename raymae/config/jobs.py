@@ -157,6 +157,9 @@ class SweepConfig:
     good finished trials."""
     trials: int | None = None
     """Number of trials of the searches random and optuna; None: 20."""
+    prefer: Literal["best", "cheap"] = "best"
+    """Which point best.json holds. best: the one of the highest score; cheap: of the points that a paired test over the
+    groups of split val can't tell from it, the one whose training takes the fewest FLOPs."""
     early_stopping: bool = True
     """Stop trials whose validation score is among the worse ones at the same share of the last stage's training (ASHA,
     Li et al. 2020); shared stages that they finished are kept."""
@@ -173,6 +176,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         require_choice("sweep.search", self.search, SEARCHES)
+        require_choice("sweep.prefer", self.prefer, ("best", "cheap"))
         require(
             self.trials is None or self.search != "grid",
             f"sweep.trials = {self.trials} has no effect on sweep.search = grid, which tries every combination: choose "

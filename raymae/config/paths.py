@@ -68,8 +68,12 @@ def from_text(root: type, path: str, text: str) -> Any:
     allowed = choices_of(field_type(root, path))
     if type(None) in allowed and text.lower() in NONE:
         return None
-    several = any(get_origin(one) is tuple for one in allowed)
-    return typed(root, path, text.split(PARTS) if several and text else [] if several else text)
+    tuples = [one for one in allowed if get_origin(one) is tuple]
+    parts: str | list[str] = (text.split(PARTS) if text else []) if tuples else text
+    lengths = [len(get_args(one)) for one in tuples if Ellipsis not in get_args(one)]
+    if lengths and len(lengths) == len(tuples) and len(parts) not in lengths:
+        raise ValueError(f"{path} = {text!r}: should be {lengths[0]} values joined by {PARTS}, as in 16{PARTS}16")
+    return typed(root, path, parts)
 
 
 def to_text(value: Any) -> str:

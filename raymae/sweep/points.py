@@ -13,18 +13,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raymae.config import Config, changed, to_dict
+from raymae.config.stages import STAGES
 from raymae.datasets.recordings import load_clips
-from raymae.datasets.rows import fingerprint, rows_of
+from raymae.datasets.rows import fingerprint, group_ids, rows_of
 from raymae.pipeline.plan.init_weights import bring, find
-from raymae.pipeline.plan.plan import Plan
+from raymae.pipeline.plan.plan import Node, Plan
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
 from raymae.sweep.space import Axis, Values, label
 from raymae.training.tasks.selection import METRICS
 
-VERSION = 2
+VERSION = 3
 """Part of a sweep's key; raised when the content of its records changes."""
 
 
@@ -88,12 +90,19 @@ def check(plan: Plan) -> None:
 
 
 def val_fingerprint(clips: pa.Table) -> str:
-    """The fingerprint of the labelled clips of split val; ValueError where there are none."""
+    """The fingerprint of the labelled clips of split val; ValueError where there are none,
+    or all are of one group."""
     rows = rows_of(clips, "val", labelled=True)
     if not len(rows):
         raise ValueError(
             "no clip of split val has a scene_label, and trials are compared on val alone, never on a test split: "
             "--data.split.val-share 0.2 draws it from the labelled training clips, by group"
+        )
+    groups = pc.unique(group_ids(clips.take(rows)))
+    if len(groups) < 2:
+        raise ValueError(
+            f"all {len(rows)} labelled clips of split val are of one group, {groups[0].as_py()!r}, and trials are "
+            "compared over groups: --data.split.val-share 0.2 draws a val of several from the labelled training clips"
         )
     return fingerprint(clips.take(rows).sort_by("clip_id"), ["clip_id", "scene_label"])
 
@@ -105,6 +114,20 @@ def stages_of(plan: Plan) -> list[str]:
         if name in wanted:
             wanted.update(plan.needs(name))
     return [name for name in plan.nodes if name in wanted]
+
+
+def shared(plans: Sequence[Plan]) -> list[str]:
+    """A line per stage: how often it runs over all trials, and how often it is reused."""
+    nodes: dict[str, dict[str, Node]] = {}
+    for plan in plans:
+        for name in stages_of(plan):
+            nodes.setdefault(name, {})[plan.nodes[name].key] = plan.nodes[name]
+    lines = []
+    for name, found in nodes.items():
+        reused = sum(node.reused for node in found.values())
+        stage = next(iter(found.values())).stage
+        lines.append(f"{name:12s} {len(found) - reused} to run, {reused} reused: {STAGES[stage].does}")
+    return lines
 
 
 def copy_weights(plan: Plan) -> None:

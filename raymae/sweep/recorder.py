@@ -32,6 +32,7 @@ class Recorder(Callback):
         known: number of trials that an earlier start recorded.
         total: number of trials of the sweep, the known ones included.
         tensorboard: local folder for TensorBoard, or None.
+        after_record: called after each record with the number of trials that have ended.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Recorder(Callback):
         known: int,
         total: int,
         tensorboard: str | None,
+        after_record: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.folder, self.values_of, self.reporter = folder, values_of, reporter
-        self.key, self.tensorboard = key, tensorboard
+        self.key, self.tensorboard, self.after_record = key, tensorboard, after_record
         self.done, self.total = known, total
         self._started: dict[str, float] = {}
         self._history: dict[str, list[dict[str, float]]] = {}
@@ -104,6 +106,7 @@ class Recorder(Callback):
             stages=last.get("stages", {}),
             error=error,
             seconds=time.time() - self._started.get(trial.trial_id, time.time()),
+            flops=last.get("flops"),
         )
         write_record(self.folder, record)
         self._close(
@@ -111,6 +114,7 @@ class Recorder(Callback):
         )
         self.done += 1
         print(f"trial {self.done} of {self.total}: {line(record)}", flush=True)
+        self.after_record(self.done)
 
     # MLflow and TensorBoard ---------------------------------------------------------------------------------------
 

@@ -1,22 +1,19 @@
-"""Records of trials, one written when each trial ends, and the tables and settings made from them. No Ray.
+"""Records of trials, one written when each trial ends, and the settings of a point. No Ray.
 
 A later start of the same sweep reads only `<storage>/sweeps/<recipe>-<key>/trials/<trial>.json`; nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from raymae.config import Config, changed, differences, redact, to_dict, to_text
+from raymae.config import Config, changed, differences, redact, to_dict
 from raymae.config.recipes import RECIPES
-from raymae.evaluation.report import result_table
 from raymae.storage.folder import Folder
-from raymae.sweep.space import Axis, Values, label
+from raymae.sweep.space import Values, label
 
 TRIALS, CSV, TABLE, BEST = "trials", "sweep.csv", "sweep.md", "best.json"
 NOT_SET = ("recipe", "json", "dry_run", "max_hours", "seeds", "folds")
@@ -36,7 +33,7 @@ class Record:
     status: Status
     """finished; stopped early, as worse than others; failed with an error; refused by the configuration."""
     score: float | None = None
-    """On split val: of the finished trial's classifier, or the last score of a stopped trial."""
+    """On split val: of the predictions that a finished trial keeps, or the last score of a stopped trial."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last metrics of the final classifier's training."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -45,6 +42,9 @@ class Record:
     """By stage, its key, whether the trial reused it, and the seconds of computing it or waiting for it."""
     error: str = ""
     seconds: float = 0.0
+    """From the trial's start to its end, with the stages that it waited for and without those that it found."""
+    flops: float | None = None
+    """Of the training of all stages of a finished trial, whoever ran them: the same on every machine."""
 
     @property
     def label(self) -> str:
@@ -94,38 +94,10 @@ def best_of(records: Sequence[Record]) -> Record | None:
     return max(finished, key=lambda one: one.score or 0.0, default=None)
 
 
-def table(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> str:
-    """The trials as a Markdown table, best first."""
-    header = [*(axis.path for axis in axes), metric, "status", "seconds", "note"]
-    rows = [
-        [
-            *(to_text(one.changes[axis.path]) for axis in axes),
-            "" if one.score is None else f"{one.score:.4f}",
-            one.status,
-            f"{one.seconds:.0f}",
-            one.error or reused(one),
-        ]
-        for one in ranked(records)
-    ]
-    return result_table(header, rows, frozenset({"status", "note"}))
-
-
 def reused(record: Record) -> str:
     """The stages that a trial reused from others, as text."""
     names = [name for name, stage in record.stages.items() if stage["reused"] and name != "prepare"]
     return f"shared: {', '.join(names)}" if names else ""
-
-
-def table_csv(records: Sequence[Record], axes: Sequence[Axis], metric: str) -> str:
-    """The trials as CSV, a line each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(axis.path for axis in axes), "metric", "score", "status", "seconds", "error"])
-    for one in records:
-        values = [to_text(one.changes[axis.path]) for axis in axes]
-        score = "" if one.score is None else one.score
-        writer.writerow([*values, metric, score, one.status, round(one.seconds, 1), one.error])
-    return text.getvalue()
 
 
 def settings_of(config: Config, values: Values) -> dict[str, Any]:

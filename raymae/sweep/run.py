@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
-from raymae.config.stages import STAGES
-from raymae.evaluation.png import png
-from raymae.pipeline.plan.plan import Node, Plan
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.sweep.heatmap import sweep_figure
+from raymae.sweep.conditions import check_conditions, check_different
+from raymae.sweep.outcome import HEAT_MAP, Outcome
+from raymae.sweep.page.page import PAGE, Progress, State, write_page
 from raymae.sweep.points import (
     Planner,
     Point,
     copy_weights,
     effective_axes,
     interleaved,
-    stages_of,
+    shared,
     store_values,
     sweep_key,
     val_fingerprint,
 )
-from raymae.sweep.results import (
-    BEST,
-    CSV,
-    TABLE,
-    Record,
-    best_of,
-    read_records,
-    settings_of,
-    table,
-    table_csv,
-    write_record,
-)
+from raymae.sweep.results import BEST, CSV, TABLE, Record, read_records, write_record
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
+from raymae.sweep.tables import table
 from raymae.tracking.reporter import Reporter, begin, flat, log_entry
 from raymae.tracking.uri import tracking_uri, ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
-
-HEAT_MAP = "figures/heatmap.png"
 
 
 def run_sweep(config: Config) -> dict[str, Any]:
@@ -54,11 +40,15 @@ def run_sweep(config: Config) -> dict[str, Any]:
             machine has the resources of a trial; at the end, no trial finished.
         TimeIsUpError: `max_hours` are over; finished trials are recorded, the others resume from their last checkpoint.
     """
-    sweep = Sweep(config, open_storage(config.storage))
+    return complete(Sweep(config, open_storage(config.storage)))
+
+
+def complete(sweep: Sweep) -> dict[str, Any]:
+    """Run what is left of a sweep and return its result, as `run_sweep`."""
     sweep.announce()
     if sweep.left:
         sweep.check()
-    if config.dry_run:
+    if sweep.config.dry_run:
         return {"sweep_folder": redact(sweep.folder.url), "points": [point.label for point in sweep.points or ()]}
     waiting = sweep.search() if sweep.left else sweep.deliver()
     result = sweep.conclude()
@@ -79,6 +69,7 @@ class Sweep:
             raise ValueError("folds: a sweep is judged by one split val; run the best settings with --folds")
         self.deadline = Deadline(config.max_hours, self.started)
         axes = parse_space(config)
+        check_conditions(config, axes)
         self.planner = Planner(config, storage)
         val_fingerprint(self.planner.clips_of(config))
         self.axes = effective_axes(self.planner, axes)
@@ -86,6 +77,9 @@ class Sweep:
         self.folder = storage / f"sweeps/{config.recipe or 'run'}-{self.key}"
         self.points = points_of(self.planner, self.axes)
         self.before = self._known()
+        self.result_grid: Any = None
+        self._outcome: Outcome | None = None
+        self.trials_started, self.done = self.started, len(self.before)
         self.reporter = Reporter(config.tracking, storage, self.folder)
 
     @property
@@ -157,9 +151,11 @@ class Sweep:
             self._check_end(self._run_trials(tensorboard, demand))
         except TimeIsUpError:
             self._log_results()
+            self._write_page("interrupted")
             self.reporter.abandon("KILLED")
             raise
-        except BaseException:
+        except BaseException as error:
+            self._write_page("failed" if isinstance(error, Exception) else "interrupted")
             self.reporter.abandon("FAILED")
             raise
         self._log_results()
@@ -170,6 +166,7 @@ class Sweep:
         from raymae.sweep.recorder import Recorder
         from raymae.sweep.search import run_trials, values_of
 
+        self.trials_started = time.time()
         points = self.points and interleaved([one for one in self.points if one.key not in self._known()])
         recorder = Recorder(
             self.folder,
@@ -179,17 +176,22 @@ class Sweep:
             known=len(self.before),
             total=self.total,
             tensorboard=tensorboard,
+            after_record=self._after_record,
         )
-        run_trials(self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand)
+        self._write_page("running")
+        self.result_grid = run_trials(
+            self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand
+        )
         return recorder.done
 
     def _log_results(self) -> None:
         """Log the sweep's tables and its best score so far to MLflow."""
         if not self.records:
             return
-        self._write()
-        best = best_of(self.records)
-        numbers = {"": {f"best/{self.planner.metric}": best.score or 0.0}} if best else {}
+        outcome = self.outcome
+        outcome.write()
+        best = outcome.winner
+        numbers = {"": {f"best/{outcome.metric}": best.score or 0.0}} if best else {}
         files = [file for file in (CSV, TABLE, HEAT_MAP, BEST) if self.folder.exists(file)]
         self.reporter.write(log_entry("", numbers, f"sweeps/{self.folder.url.rpartition('/')[2]}", files))
 
@@ -212,6 +214,7 @@ class Sweep:
         print(f"open MLflow:       {ui_command(self.config.tracking, self.storage)}")
         if tensorboard:
             print(f"open TensorBoard:  tensorboard --logdir '{tensorboard}'")
+        print(f"the sweep's page:  {redact(self.folder.url)}/{PAGE}")
         if dashboard:
             print(f"Ray's dashboard:   http://{dashboard}")
 
@@ -226,44 +229,55 @@ class Sweep:
         known = {point.key: refusal(point) for point in self.points if point.plan is None} | found
         return [known[point.key] for point in self.points if point.key in known]
 
-    def _write(self) -> None:
-        records, metric = self.records, self.planner.metric
-        self.folder.write_bytes(CSV, table_csv(records, self.axes, metric).encode())
-        self.folder.write_bytes(TABLE, f"{table(records, self.axes, metric)}\n".encode())
-        title = f"{self.config.recipe}: {metric} by trial"
-        self.folder.write_bytes(HEAT_MAP, png(sweep_figure(records, self.axes, metric, title)))
-        if best := best_of(records):
-            self.folder.write_json(BEST, settings_of(self.config, best.changes))
+    @property
+    def outcome(self) -> Outcome:
+        """What the trials recorded so far say; the same object while no other has ended, since comparing takes long."""
+        records = self.records
+        if self._outcome and self._outcome.records == records:
+            return self._outcome
+        self._outcome = Outcome(
+            config=self.config,
+            folder=self.folder,
+            axes=self.axes,
+            metric=self.planner.metric,
+            records=records,
+        )
+        return self._outcome
+
+    def _write_page(self, state: State, outcome: Outcome | None = None) -> None:
+        """Write the page with the trials that have ended so far."""
+        seconds, known = time.time() - self.trials_started, len(self.before)
+        progress = Progress(state=state, total=self.total, known=known, done=self.done, seconds=seconds)
+        write_page(outcome or self.outcome, progress)
+
+    def _after_record(self, done: int) -> None:
+        self.done = done
+        self._write_page("running")
 
     def conclude(self) -> dict[str, Any]:
         """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""
-        self._write()
-        records, best, url = self.records, best_of(self.records), redact(self.folder.url)
-        print(f"\n{table(records, self.axes, self.planner.metric)}\n")
+        outcome, url = self.outcome, redact(self.folder.url)
+        outcome.write()
+        self._write_page("finished", outcome)
+        print(f"\n{table(outcome.records, self.axes, outcome.metric, outcome.standings)}\n")
         print(f"trials:            {url}/{CSV}, {TABLE}, {HEAT_MAP}")
-        if best is None:
-            reasons = Counter(one.error or one.status for one in records)
-            raise ValueError(f"no trial finished: {reasons.most_common(1)[0][0]}")
-        print(f"best:              {best.label}: {self.planner.metric} {best.score:.4f} (split val)")
-        print(f"run the best:      python jobs/pipeline.py {self.config.recipe} --settings {url}/{BEST}")
+        print(f"open the page:     {url}/{PAGE}")
+        for line in outcome.closing():
+            print(line)
         result = {
             "job": "sweep",
             "recipe": self.config.recipe,
             "seconds": time.time() - self.started,
             "sweep_folder": url,
-            "metric": self.planner.metric,
-            "best": {"changes": best.changes, "score": best.score, "settings": f"{url}/{BEST}"},
-            "trials": [
-                {"changes": one.changes, "status": one.status, "score": one.score, "seconds": one.seconds}
-                for one in records
-            ],
+            **outcome.result(),
         }
         self.folder.write_json("result.json", result)
         return result
 
 
 def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
-    """The points of a grid or a random search; None for Optuna. ValueError where every point is refused."""
+    """The points of a grid or a random search; None for Optuna. ValueError where every point is refused, or
+    two compute the same."""
     sweep = planner.config.sweep
     if sweep.search == "optuna":
         most = size(axes)
@@ -279,23 +293,10 @@ def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
         points = [planner.point(values) for values in several]
     if all(point.plan is None for point in points):
         raise ValueError(f"sweep.space: every trial would be refused; {points[0].label}: {points[0].refused}")
+    check_different(points)
     return None if sweep.search == "optuna" else points
 
 
 def refusal(point: Point) -> Record:
     """The record of a point that the configuration refuses."""
     return Record(key=point.key, changes=point.values, status="refused", error=point.refused)
-
-
-def shared(plans: Sequence[Plan]) -> list[str]:
-    """A line per stage: how often it runs over all trials, and how often it is reused."""
-    nodes: dict[str, dict[str, Node]] = {}
-    for plan in plans:
-        for name in stages_of(plan):
-            nodes.setdefault(name, {})[plan.nodes[name].key] = plan.nodes[name]
-    lines = []
-    for name, found in nodes.items():
-        reused = sum(node.reused for node in found.values())
-        stage = next(iter(found.values())).stage
-        lines.append(f"{name:12s} {len(found) - reused} to run, {reused} reused: {STAGES[stage].does}")
-    return lines

@@ -22,6 +22,7 @@ from raymae.cluster.resources.demand import await_room
 from raymae.cluster.resources.gpus import wants_gpu
 from raymae.cluster.resources.nodes import alive
 from raymae.config import ComputeConfig, SweepConfig, to_text
+from raymae.storage.folder import Folder
 from raymae.sweep.points import Planner, Point
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
@@ -88,6 +89,7 @@ def train_trial(
     config: dict[str, Any],
     planner: Planner,
     axes: Sequence[Axis],
+    folder: Folder,
     deadline: Deadline,
     cpus: float,
     gpus: float,
@@ -98,6 +100,7 @@ def train_trial(
     An error is reported like a score; Tune restarts a trial whose process died.
 
     Args:
+        folder: the sweep's folder, for the trial's predictions.
         planned: whether the driver could plan the point: an error of planning is then this node's own (a path that it
             can't see, say), and the trial fails instead of being refused.
     """
@@ -110,14 +113,17 @@ def train_trial(
     try:
         deadline.check("before a trial")
         try:
-            plan = planner.plan(values_of(config, axes))
+            values = values_of(config, axes)
+            plan = planner.plan(values)
         except ValueError as error:
             if planned or isinstance(error, OSError):
                 raise  # an error of this node or moment: the next start tries it again
             outcome |= {"status": "refused", "error": str(error)}
         else:
             device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-            outcome = Trial(plan, tune.report, device, deadline).run()
+            trial = Trial(plan, tune.report, device, deadline)
+            outcome = trial.run()
+            outcome[SCORE] = trial.predict(folder, Point(values).key)
             outcome |= {"status": "finished", PERCENT: 100.0}
     except TimeIsUpError:
         outcome |= {"status": "interrupted"}
@@ -135,8 +141,8 @@ def run_trials(
     recorder: Recorder,
     deadline: Deadline,
     demand: tuple[float, float],
-) -> None:
-    """Run trials until all are recorded or the deadline is over.
+) -> tune.ResultGrid:
+    """Run trials until all are recorded or the deadline is over; returns what Tune kept of them.
 
     Args:
         points: the points to try; None lets Optuna choose.
@@ -148,7 +154,7 @@ def run_trials(
     sweep, (cpus, gpus) = planner.config.sweep, demand
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     parameters = {"planner": planner, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
-    parameters["planned"] = points is not None
+    parameters |= {"folder": recorder.folder, "planned": points is not None}
     trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), {"CPU": cpus, "GPU": gpus})
     scheduler = None
     if sweep.early_stopping:
@@ -165,7 +171,7 @@ def run_trials(
         search, space = optuna_search(planner, axes, known), {axis.path: domain(axis) for axis in axes}
         samples = recorder.total - recorder.done
     folder = planner.storage / "ray"
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
@@ -182,7 +188,8 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=planner.config.compute.max_failures),
             verbose=0,
         ),
-    ).fit()
+    )
+    return tuner.fit()
 
 
 def withhold_keys() -> None:

@@ -8,9 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from raymae.config.stages import STAGES
+from raymae.datasets.rows import class_names, rows_of
+from raymae.pipeline.dry_run.dry_run import stage_flops, step_clips
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
+from raymae.storage.folder import Folder
 from raymae.sweep.points import copy_weights, stages_of
+from raymae.sweep.standing import write_predictions
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.selection import METRICS
@@ -36,9 +41,10 @@ class Trial:
     _events: list[dict[str, Any]] = field(default_factory=list)
     _reported_at: float = 0.0
     _steps: int = 0
+    _flops: float = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Run the trial; returns the score and metrics of its final classifier on split val, and its stages.
+        """Run the trial; returns the score and metrics of its final classifier on split val, its stages and FLOPs.
 
         Raises:
             ValueError: the feature store doesn't exist, or a stage's input is wrong.
@@ -51,9 +57,25 @@ class Trial:
             made = maker.make(node)
             result = node.artifact.result()
             self._steps += int(result.get("steps", 0))
+            if STAGES[node.stage].kind:
+                self._flops += result["steps"] * step_clips(self.plan, name) * stage_flops(self.plan, name)
             self.stages[name] = {"key": node.key, "reused": not made, "seconds": time.time() - started}
         score = result["selection"]["value"]
-        return {"score": score, "metrics": result["metrics"], "stages": self.stages, "events": self._events}
+        found = {"score": score, "metrics": result["metrics"], "stages": self.stages, "events": self._events}
+        return found | {"flops": self._flops}
+
+    def predict(self, folder: Folder, key: str) -> float:
+        """Keep the predictions of the final classifier for the labelled clips of split val in the sweep's folder.
+
+        Returns their score, by which trials are compared: that of training, whose forward passes are in its precision
+        and not in float32, may differ by a clip that lies between two classes.
+        """
+        store, classifier = self.plan.store, self.plan.nodes[self.plan.final].artifact
+        rows = rows_of(store.clips, "val", labelled=True)
+        found, _ = InProcess(self.plan, self.torch_device).classify(rows, {"": classifier})
+        labels = self.plan.config.finetune.labels
+        names = class_names(store.clips, labels)
+        return write_predictions(folder, key, store.clips.take(rows), names, found[""], labels)
 
     def _report(self, spec: StageSpec, event: dict[str, Any]) -> None:
         """Report a stage's event: at once with a score of the final classifier, else every `REPORT_SECONDS`.

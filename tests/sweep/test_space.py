@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from raymae.cli.arguments import parse
 from raymae.config import Config, SweepConfig, changed, differences, field_type, from_text, to_dict, to_text, typed
 from raymae.config.recipes import RECIPES
+from raymae.sweep.conditions import check_conditions
 from raymae.sweep.results import settings_of
 from raymae.sweep.space import Axis, drawn, grid, label, parse_axis, parse_space, size
 
@@ -59,6 +60,7 @@ def test_an_axis_is_read_as_its_field_is_typed(text: str, axis: Axis) -> None:
         ("model.mask_ratio=0.6,much", r"model\.mask_ratio = 'much': input should be a valid number"),
         ("model.depth=2,2.5", r"model\.depth = '2\.5': input should be a valid integer"),
         ("finetune.pool=cls,max", r"finetune\.pool = 'max': input should be 'mean', 'cls' or 'row_stats'"),
+        ("model.patch_size=16,8", r"model\.patch_size = '16': should be 2 values joined by \+, as in 16\+16"),
         ("model.mask_ratio=0.6", r"one value is nothing to compare; set it with --model\.mask_ratio 0\.6"),
         ("model.mask_ratio=0.6,.60", r"names 0\.6 twice"),
         ("finetune.lr=log:0..1", "should begin above 0"),
@@ -98,6 +100,11 @@ def test_the_default_is_mask_ratio_and_the_acceptance_of_pseudo_labels() -> None
     consistent = replace(RECIPES["audiomae"](), unlabelled=("pseudo_labels", "consistency"))
     assert [axis.path for axis in parse_space(consistent)][1:] == ["consistency.confidence_threshold"]
     assert size(parse_space(RECIPES["synthetic"]())) == len(list(grid(parse_space(RECIPES["synthetic"]())))) == 9
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_default_space_of_every_recipe_meets_its_conditions(recipe: str) -> None:
+    check_conditions(RECIPES[recipe](), parse_space(RECIPES[recipe]()))
 
 
 TEXTS = ("finetune.lr=log:1e-4..1e-2", "model.depth=2..4", "finetune.pool=cls,mean")

@@ -19,14 +19,18 @@ from matplotlib.patches import Rectangle
 from raymae.audio.errors import UnreachableError
 from raymae.cluster import connect
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
+from raymae.datasets.rows import rows_of
+from raymae.evaluation.scores import Part
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.sweep import search
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import Planner, Point, effective_axes, interleaved, stages_of, sweep_key
-from raymae.sweep.results import Record, best_of, ranked, read_records, table, table_csv, write_record
+from raymae.sweep.results import Record, best_of, ranked, read_records, write_record
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.space import grid, parse_axis, parse_space
+from raymae.sweep.standing import read_predictions
+from raymae.sweep.tables import table, table_csv
 from raymae.sweep.trial import Trial
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from tests.support.audio_files import make_store, write_clips, write_table
@@ -131,6 +135,20 @@ def test_trials_share_their_stages_and_reach_the_pipelines_keys(first: Ended) ->
     }
 
 
+def test_a_trial_keeps_the_predictions_that_its_score_is_of(first: Ended, tmp_path: Path) -> None:
+    planner, one, _ = first
+    folder, trial = Folder(str(tmp_path)), Trial(planner.plan(LOW), lambda report: None)
+    again = trial.run()
+    score = trial.predict(folder, Point(LOW).key)
+    record = Record(key=Point(LOW).key, changes=LOW, status="finished", score=one["score"])
+    tables, names = read_predictions(folder, [record.key])
+    part = Part(tables[record.key], names, "single")
+    assert part.scores()["macro_accuracy"] == score == pytest.approx(one["score"])
+    assert len(part.groups) == len(val_rows := rows_of(planner.clips_of(planner.config), "val", labelled=True)) > 0
+    assert len(val_rows) == part.scores()["clips"]
+    assert again["flops"] == one["flops"] > 0, "whoever ran the stages"
+
+
 def test_a_stopped_trial_can_be_run_again(first: Ended) -> None:
     planner, changes = first[0], {"pseudo_label.coverage": 0.6}
 
@@ -178,7 +196,7 @@ def test_what_one_node_cannot_plan_is_tried_again(
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(search.tune, "report", reports.append)
     monkeypatch.setattr(Planner, "plan", plan)
-    search.train_trial({search.POINT: {}}, planner, (), FOREVER, cpus=1, gpus=0, planned=planned)
+    search.train_trial({search.POINT: {}}, planner, (), planner.storage, FOREVER, cpus=1, gpus=0, planned=planned)
     assert [one["status"] for one in reports] == [status]
     assert str(error) in reports[0]["error"]
 
@@ -207,7 +225,23 @@ def test_the_key_depends_on_the_results_and_not_on_the_resources(config: Config)
         (("evaluate.probe_clips=1,2",), r"evaluate\.probe_clips changes nothing that the stages .*student compute"),
         (("storage=a,b",), "storage changes nothing"),
         (("pretrain.report_steps=1,2",), "changes nothing"),
-        (("pseudo_label.confidence_threshold=.7,.8",), r"every trial would be refused; .*set one of pseudo_label"),
+        (
+            ("pseudo_label.confidence_threshold=.7,.8",),
+            r"takes the place of pseudo_label\.coverage, now 0\.5: vary that one, or set --pseudo-label\.coverage None",
+        ),
+        (("pseudo_label.confidence_threshold=.7,.8", SPACE[1]), r"which is varied, too: vary one of them"),
+        (
+            (SPACE[1], "pseudo_label.rule=fixed,freematch"),
+            r"pseudo_label\.coverage has an effect with pseudo_label\.rule = fixed only, not with freematch: leave "
+            r"freematch out of pseudo_label\.rule",
+        ),
+        (("pseudo_label.threshold_floor=.1,.2",), r"with pseudo_label\.rule = flexmatch only.*rule flexmatch, or"),
+        (("consistency.ratio=2,4",), r"consistency\.ratio has no effect: this recipe has no --unlabelled consistency"),
+        (
+            (SPACE[1], "unlabelled=pseudo_labels,consistency"),
+            r"coverage=0\.4 or pseudo_label\.coverage=0\.8 beside unlabelled=consistency compute the same: name one of "
+            r"them, or leave unlabelled=consistency to a sweep of its own",
+        ),
         (("model.embed_dim=31,33",), "every trial would be refused"),
     ],
 )
@@ -226,6 +260,16 @@ def test_a_sweep_without_labels_in_val_says_how_to_get_some(config: Config, tmp_
     table = write_table(tmp_path, pa.Table.from_pylist(rows))
     other = replace(config, data=DataConfig(dataset="table", tables=(str(table),)))
     with pytest.raises(ValueError, match=r"no clip of split val has a scene_label.*--data\.split\.val-share"):
+        run_sweep(other)
+
+
+def test_a_val_of_one_group_cannot_choose(config: Config, tmp_path: Path) -> None:
+    rows = write_clips(tmp_path, 60).to_pylist()
+    for row in rows:
+        row["group"] = "street" if row["split"] == "val" else row["group"]
+    table = write_table(tmp_path, pa.Table.from_pylist(rows))
+    other = replace(config, data=DataConfig(dataset="table", tables=(str(table),)))
+    with pytest.raises(ValueError, match=r"split val are of one group, 'street'.*--data\.split\.val-share"):
         run_sweep(other)
 
 

@@ -26,22 +26,28 @@ narrow as a phone."""
 
 
 def page(document: Document, pictures: Mapping[str, bytes]) -> str:
-    """The document as one HTML file, with the PNGs of `pictures` (by `Picture.file`) embedded.
+    """The document as one HTML file, with the PNGs of `pictures` (by `Picture.file`) embedded."""
+    body = "\n".join([_head(document), *(_section(n, one, pictures) for n, one in enumerate(document.sections))])
+    return whole(document.title, body)
+
+
+def whole(title: str, body: str, style: str = "", refresh_seconds: int | None = None) -> str:
+    """An HTML file of a body and a style beside that of all pages, which the browser reads again every so often.
 
     The browser is told to run no other script than the page's own, and to load nothing.
     """
-    style, script = (files(__package__).joinpath(name).read_text() for name in ("page.css", "page.js"))
+    common, script = (files(__package__).joinpath(name).read_text() for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
-    title = html.escape(document.title)
+    refresh = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">'
     head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">{refresh}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{style}</style>'
+        f'<meta name="color-scheme" content="light dark"><title>{html.escape(title)}</title>'
+        f"<style>{common}{style}</style>"
     )
-    body = "\n".join([_head(document), *(_section(n, one, pictures) for n, one in enumerate(document.sections))])
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n<main>\n{body}\n</main>\n'
         f"<script>{script}</script>\n</body></html>\n"
@@ -73,7 +79,7 @@ def _section(number: int, section: Section, pictures: Mapping[str, bytes]) -> st
 
 def _block(block: Block, pictures: Mapping[str, bytes]) -> str:
     if isinstance(block, Table):
-        return _table(block)
+        return table_html(block)
     if isinstance(block, Picture):
         return _figure(block, pictures[block.file])
     if isinstance(block, Sample):
@@ -81,7 +87,8 @@ def _block(block: Block, pictures: Mapping[str, bytes]) -> str:
     return f"<p>{html.escape(block)}</p>"
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table, which the page's script sorts."""
     left = table.left()
 
     def line(tag: str, cells: Sequence[str], row: int | None = None) -> str:

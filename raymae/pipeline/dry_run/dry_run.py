@@ -92,6 +92,13 @@ def stage_flops(plan: Plan, name: str) -> float:
     return flops
 
 
+def step_clips(plan: Plan, name: str) -> float:
+    """Clips of a step of a training stage, unlabelled ones of consistency training included."""
+    config, stage = plan.plan_of(name).config, plan.nodes[name].stage
+    section = config.pretrain if stage == "pretrain" else config.finetune
+    return section.global_batch_size * (clips_for_each(config, stage) if plan.has_unlabelled else 1)
+
+
 def stage_cost(plan: Plan, name: str, trials: Mapping[str, TrialSteps | None]) -> dict[str, Any] | None:
     """Clips, steps, hours here and on one GPU of a stage that trains or prepares; None for the others.
 
@@ -106,8 +113,7 @@ def stage_cost(plan: Plan, name: str, trials: Mapping[str, TrialSteps | None]) -
         return None
     found = trials[TRIED[stage]]
     clips = trained_clips(plan, name)
-    section = config.pretrain if stage == "pretrain" else config.finetune
-    batch = section.global_batch_size * (clips_for_each(config, stage) if plan.has_unlabelled else 1)
+    batch = step_clips(plan, name)
     peak = rates.gpu_clips * useful_flops(VIT_B, 1024, 128)
     return {
         "clips": clips,
