@@ -191,9 +191,9 @@ _raymae; echo "${COMPREPLY[@]}"
     [
         ("raymae pre", "prepare pretrain predict"),
         ("raymae pretrain s", "synthetic small"),
-        ("raymae pretrain small --model.mask", "--model.mask-strategy --model.mask-ratio --model.masks-per-clip"),
+        ("raymae pretrain small --model.mask-b", "--model.mask-block --model.mask-block-surplus"),
         ("raymae pretrain small --data.no-ch", "--data.no-check"),
-        ("raymae pretrain small --model.decoder ", "local global light"),
+        ("raymae pretrain small --model.decoder ", "local global light conv"),
         ("raymae pretrain --help pseudo", "pseudo-label"),
         ("raymae pretrain small --seed ", ""),
         ("raymae artifacts ", ""),
