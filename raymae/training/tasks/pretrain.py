@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 DRAWN, TRIED = 4, 16
 """Clips in the figure of reconstructions, and those that they are chosen from."""
 
-LEAST_VARIANCE = 0.01
-"""Of a teacher's targets (`raymae.models.latent.Targets`): below, they have collapsed. Untrained ones: 0.5."""
+LEAST_VARIANCE = 0.1
+"""Of a teacher's targets (`raymae.models.latent.Targets`), as a share of what unrelated blocks have on average, 1 over
+their number: below, they have collapsed."""
 
 
 class PretrainTask:
@@ -134,12 +135,13 @@ class PretrainTask:
 
     def check_metrics(self, metrics: Mapping[str, float]) -> None:
         """TrainingError where the teacher's targets are constant or not finite: nothing is learnt from them."""
-        variance, train = metrics.get("target_variance", 1.0), self.config
-        if variance < LEAST_VARIANCE:
-            latent = self.spec.config.model.latent
+        model, train = self.spec.config.model, self.config
+        latent, variance = model.latent, metrics.get("target_variance", 1.0)
+        least = LEAST_VARIANCE / (latent.teacher_layers or model.depth)
+        if variance < least:
             raise TrainingError(
                 f"the teacher's targets have collapsed: all patches of a clip have the same, or they are not finite "
-                f"(target_variance = {variance:.2g}, at least {LEAST_VARIANCE} is needed). Start anew with a smaller "
+                f"(target_variance = {variance:.2g}, at least {least:.2g} is needed). Start anew with a smaller "
                 f"pretrain.lr (it is {train.peak_lr:g}), more pretrain.warmup_epochs ({train.warmup_epochs:g}), or a "
                 f"slower teacher: model.latent.decay ({latent.decay:g}) and model.latent.final_decay "
                 f"({latent.final_decay:g}) closer to 1"
