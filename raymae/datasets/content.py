@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +17,9 @@ import pyarrow.compute as pc
 from raymae.audio.containers import PACKED
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 BLOCK = 8 * 1024
 """Bytes that are read at the start, in the middle and at the end of a file; a shorter file is read whole."""
@@ -56,6 +61,17 @@ def with_content(rows: pa.Table) -> pa.Table:
     names = [None if re.match(r"[A-Za-z0-9+.-]+://", name) else name for name in files.dictionary.to_pylist()]
     if len(names) >= MANY:
         log.info("looking into %d recordings, to tell them from others of the same name", len(names))
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda name: content_of(name) if name else None, names, chunksize=256))
+    found = list(in_threads(lambda name: content_of(name) if name else None, names, READERS))
     return rows.append_column("content", pa.array(found, pa.string()).take(files.indices))
+
+
+def in_threads(function: Callable[[Item], Value], items: Sequence[Item], threads: int) -> Iterator[Value]:
+    """Apply a function to items, and yield what it returns in their order.
+
+    A thread takes up to 64 items at once: to hand over one costs as much as to read a header on a local disk.
+    """
+    size = max(1, min(64, len(items) // (4 * threads)))
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        for values in pool.map(lambda part: [function(item) for item in part], parts):
+            yield from values

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from raymae.audio.windows import window_starts
 from raymae.config import AudioConfig, Config, redact
 from raymae.console.bars import bar
 from raymae.datasets.clips import load, own_folder
+from raymae.datasets.content import in_threads
 from raymae.datasets.labels import Labels
 from raymae.storage.checksums import digest
 from raymae.storage.folder import Folder
@@ -154,16 +154,15 @@ def lengths(recordings: pa.Table, storage: Folder) -> NDArray[np.float64]:
 def measure_all(paths: Iterable[str]) -> list[float]:
     """The length of each recording, many at once."""
     paths = list(paths)
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(measure, paths, chunksize=16)
-        if len(paths) < MANY:
-            return list(found)
-        seconds = []
-        with bar("lengths", len(paths), "file") as shown:
-            for one in found:
-                seconds.append(one)
-                shown.advance(1)
-        return seconds
+    found = in_threads(measure, paths, READERS)
+    if len(paths) < MANY:
+        return list(found)
+    seconds = []
+    with bar("lengths", len(paths), "file") as shown:
+        for one in found:
+            seconds.append(one)
+            shown.advance(1)
+    return seconds
 
 
 def measure(path: str) -> float:
