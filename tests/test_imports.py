@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "raymae.benchmark",
         "raymae.cluster",
         "raymae.serving.http.job",
+        "raymae.sweep.graph_search",
         "raymae.sweep.recorder",
         "raymae.sweep.search",
     },

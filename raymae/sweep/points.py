@@ -156,22 +156,6 @@ class Point:
         return label(self.values)
 
 
-def interleaved(points: Sequence[Point]) -> list[Point]:
-    """Points ordered so that neighbours share few stages: trials side by side then wait less for one another."""
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(first_stage_key(point), []).append(point)
-    rounds = itertools.zip_longest(*groups.values())
-    return [point for one in rounds for point in one if point is not None]
-
-
-def first_stage_key(point: Point) -> str:
-    """The key of the first stage after the feature store, usually the pre-training."""
-    if point.plan is None:
-        return ""
-    return next((point.plan.nodes[name].key for name in stages_of(point.plan) if name != "prepare"), "")
-
-
 def effective_axes(planner: Planner, axes: Sequence[Axis]) -> list[Axis]:
     """The axes that affect the final classifier.
 

@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raymae.config import to_text
 from raymae.storage.folder import Folder
+from raymae.sweep.graph_search import KEY, STAGE
 from raymae.sweep.points import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.space import Values
@@ -65,13 +66,16 @@ class Recorder(Callback):
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Note that a trial starts (or starts again after its process died)."""
         self._started.setdefault(trial.trial_id, time.time())
-        self._begin(trial)
+        if STAGE not in trial.config:
+            self._begin(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """Keep and log a trial's report."""
         self._last[trial.trial_id] = result
+        if STAGE in trial.config:
+            return
         if "percent" in result and "status" not in result:
             point = {"percent": result["percent"], "step": result["trial_step"], "score": result["score"]}
             self._history.setdefault(trial.trial_id, []).append(point)
@@ -80,6 +84,9 @@ class Recorder(Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Record a trial that ended by itself or was stopped."""
         last = self._last.get(trial.trial_id, {})
+        if STAGE in trial.config:
+            self._tell_stage(trial, last.get("error", ""))
+            return
         if last.get("status") == "interrupted":  # at the deadline: the next start resumes it
             self._close(trial, None, "KILLED")
             return
@@ -88,7 +95,16 @@ class Recorder(Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Record a trial whose process died too often."""
         lines = str(getattr(trial, "error_msg", "") or trial.get_error() or "its process died").strip().splitlines()
-        self._record(trial, "failed", lines[-1])
+        if STAGE in trial.config:
+            self._tell_stage(trial, lines[-1])
+        else:
+            self._record(trial, "failed", lines[-1])
+
+    def _tell_stage(self, trial: TuneTrial, error: str) -> None:
+        """Print that a stage that several trials share has ended."""
+        seconds = time.time() - self._started.get(trial.trial_id, time.time())
+        how = f"failed after {seconds:.0f} s: {error}" if error else f"{seconds:.0f} s"
+        print(f"shared {trial.config[STAGE]} {trial.config[KEY]}: {how}", flush=True)
 
     def _record(self, trial: TuneTrial, status: Any, error: str) -> None:
         last, history = self._last.get(trial.trial_id, {}), self._history.get(trial.trial_id, [])

@@ -18,7 +18,6 @@ from raymae.sweep.points import (
     Point,
     copy_weights,
     effective_axes,
-    interleaved,
     shared,
     store_values,
     sweep_key,
@@ -167,7 +166,7 @@ class Sweep:
         from raymae.sweep.search import run_trials, values_of
 
         self.trials_started = time.time()
-        points = self.points and interleaved([one for one in self.points if one.key not in self._known()])
+        points = self.points and [one for one in self.points if one.key not in self._known()]
         recorder = Recorder(
             self.folder,
             lambda found: values_of(found, self.axes),

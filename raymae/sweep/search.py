@@ -22,14 +22,17 @@ from raymae.cluster.resources.demand import await_room
 from raymae.cluster.resources.gpus import wants_gpu
 from raymae.cluster.resources.nodes import alive
 from raymae.config import ComputeConfig, SweepConfig, to_text
+from raymae.pipeline.in_process import InProcess
 from raymae.storage.folder import Folder
-from raymae.sweep.points import Planner, Point
+from raymae.sweep.graph import Graph
+from raymae.sweep.graph_search import POINT, REASON, STAGE, GraphSearch, as_text
+from raymae.sweep.points import Planner, Point, copy_weights
 from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
 from raymae.sweep.space import Axis, Values
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 
-SCORE, PERCENT, POINT = "score", "percent", "point"
+SCORE, PERCENT = "score", "percent"
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes TensorBoard itself, into the sweep's folder
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even with verbose=0
@@ -57,11 +60,6 @@ def trial_resources(sweep: SweepConfig, compute: ComputeConfig, deadline: Deadli
             "GPUs)"
         )
     return cpus, gpus
-
-
-def as_text(values: Values, axes: Sequence[Axis]) -> dict[str, Any]:
-    """A point for Tune: the values of lists as text, so that no search treats them as numbers."""
-    return {axis.path: values[axis.path] if axis.is_range else to_text(values[axis.path]) for axis in axes}
 
 
 def values_of(config: Mapping[str, Any], axes: Sequence[Axis]) -> Values:
@@ -95,7 +93,7 @@ def train_trial(
     gpus: float,
     planned: bool,
 ) -> None:
-    """Run one trial in a process of Tune; its last report is its outcome.
+    """Run one trial, or a stage that several share, in a process of Tune; its last report is its outcome.
 
     An error is reported like a score; Tune restarts a trial whose process died.
 
@@ -121,10 +119,17 @@ def train_trial(
             outcome |= {"status": "refused", "error": str(error)}
         else:
             device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-            trial = Trial(plan, tune.report, device, deadline)
-            outcome = trial.run()
-            outcome[SCORE] = trial.predict(folder, Point(values).key)
-            outcome |= {"status": "finished", PERCENT: 100.0}
+            if reason := config.get(REASON):
+                outcome |= {"status": "failed", "error": reason}
+            elif name := config.get(STAGE):
+                copy_weights(plan)
+                made = InProcess(plan, device, deadline).make(plan.nodes[name])
+                outcome |= {"status": "finished", "made": made}
+            else:
+                trial = Trial(plan, tune.report, device, deadline)
+                outcome = trial.run()
+                outcome[SCORE] = trial.predict(folder, Point(values).key)
+                outcome |= {"status": "finished", PERCENT: 100.0}
     except TimeIsUpError:
         outcome |= {"status": "interrupted"}
     except Exception as error:
@@ -166,10 +171,13 @@ def run_trials(
             grace_period=100 * sweep.grace,  # type: ignore[arg-type]  # need not be a whole number
             reduction_factor=sweep.reduction,
         )
-    search, space, samples = None, {POINT: tune.grid_search([as_text(one.values, axes) for one in points or ()])}, 1
+    search: Any
     if points is None:
         search, space = optuna_search(planner, axes, known), {axis.path: domain(axis) for axis in axes}
         samples = recorder.total - recorder.done
+    else:
+        graph = Graph(points)
+        search, space, samples = GraphSearch(graph, axes, SCORE), {}, graph.size
     folder = planner.storage / "ray"
     tuner = tune.Tuner(
         trainable,

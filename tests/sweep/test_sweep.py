@@ -25,7 +25,7 @@ from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
 from raymae.sweep import search
 from raymae.sweep.heatmap import sweep_figure
-from raymae.sweep.points import Planner, Point, effective_axes, interleaved, stages_of, sweep_key
+from raymae.sweep.points import Planner, Point, effective_axes, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, write_record
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.space import grid, parse_axis, parse_space
@@ -199,12 +199,6 @@ def test_what_one_node_cannot_plan_is_tried_again(
     search.train_trial({search.POINT: {}}, planner, (), planner.storage, FOREVER, cpus=1, gpus=0, planned=planned)
     assert [one["status"] for one in reports] == [status]
     assert str(error) in reports[0]["error"]
-
-
-def test_neighbours_in_time_share_no_pretraining(planner: Planner) -> None:
-    order = [point.values["model.mask_ratio"] for point in interleaved(points(planner))]
-    assert order == [0.5, 0.7, 0.5, 0.7]
-    assert stages_of(planner.plan({}))[-1] == "student"
 
 
 def test_the_key_depends_on_the_results_and_not_on_the_resources(config: Config) -> None:
