@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
-SHADES = {"dim": "2", "bold": "1", "green": "32", "yellow": "33", "cyan": "36", "bold red": "1;31"}
+SHADES = {"dim": "2", "bold": "1", "yellow": "33", "bold red": "1;31"}
 """The styles that are used, as ANSI's codes."""
 
 

@@ -41,8 +41,8 @@ def promote(config: Config) -> dict[str, Any]:
     name = config.tracking.registered_model
     candidate, champion = tracker.version(config.tracking.alias), tracker.version(settings.alias)
     if candidate is None:
-        lacks = tracker.missing(f"models:/{name}@{config.tracking.alias}")
-        raise ValueError(f"there is nothing to promote: {lacks}; jobs/pipeline.py registers a candidate")
+        missing = tracker.missing(f"models:/{name}@{config.tracking.alias}")
+        raise ValueError(f"there is nothing to promote: {missing}; jobs/pipeline.py registers a candidate")
     baseline: str | None = None
     compared: dict[str, dict[str, Any]] = {}
     if champion is not None and champion.uri == candidate.uri:

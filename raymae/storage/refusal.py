@@ -52,8 +52,8 @@ def explained(url: str, error: Exception) -> Exception:
         )
     if getattr(error, "errno", None) == errno.ENOSYS:
         return StorageError(
-            f"{where} can't be used ({reason}): its server lacks a part of S3's interface; where that is of checksums, "
-            "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+            f"{where} can't be used ({reason}): its server doesn't offer a part of S3's interface; where that "
+            "is of checksums, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
         )
     if is_transient(error):
         return StorageAwayError(

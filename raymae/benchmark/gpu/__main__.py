@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(part: int, path: Path, deadline: float, *, tiny: bool) -> None:
-    """Measure the cases of a part that a file lacks, until `deadline` (`time.monotonic`)."""
+    """Measure the cases of a part that are missing in a file, until `deadline` (`time.monotonic`)."""
     import torch
 
     from raymae.benchmark.gpu.cases import measure_all, plan
