@@ -192,10 +192,13 @@ def plan_labels(files: pa.Table, classifier: Folder, config: Config) -> Labels:
 def label_here(
     parts: Sequence[Part], folder: Folder, classifier: Folder, config: Config, progress: Callable[[int], Any]
 ) -> None:
-    """Label parts in this process."""
-    label = LabelFiles(classifier, config.predict.level, config.compute.torch_threads or os.cpu_count() or 1)
+    """Label parts in this process, on its CPUs."""
+    from raymae.inference.predictor import Predictor
+
+    threads = config.compute.torch_threads or os.cpu_count() or 1
+    label = Labeller(Predictor(classifier, threads=1), config.predict.level, threads)
     for part in parts:
-        folder.write_table(part.name, label(part.work))
+        folder.write_table(part.name, label(part.work["paths"]))
         progress(part.size)
 
 
