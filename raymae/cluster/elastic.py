@@ -34,10 +34,17 @@ class Workforce:
     compute: ComputeConfig
     most: int
     use_gpu: bool
+    label: str = ""
+    """Names the training in Ray's dashboard; empty: the stage's key."""
     grows_from: float = 0.0
     """Unix time before which it doesn't ask for more workers."""
     demand: Demand | None = None
     """Asks for room, where nodes may join; None where Ray was started for this job alone, on this machine."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether Ray was started for this run alone."""
+        return self.demand is None
 
     @property
     def fewest(self) -> int:
@@ -125,6 +132,10 @@ class Workforce:
             time.sleep(POLL_SECONDS)
         return count
 
+    def threads(self, workers: int) -> int:
+        """Threads of torch in each of so many workers."""
+        return torch_threads(self.compute, workers, self.use_gpu)
+
     def scaling(self, workers: int) -> ray.train.ScalingConfig:
         """Ray Train's configuration of so many workers."""
         resources = {"CPU": reserved_cpus(self.compute, workers, alive())} | ({"GPU": 1.0} if self.use_gpu else {})
@@ -134,6 +145,50 @@ class Workforce:
             resources_per_worker=resources,
             # GPU workers communicate faster within a machine; CPU workers would share its cores
             placement_strategy="PACK" if self.use_gpu else "SPREAD",
+        )
+
+
+@dataclass(frozen=True)
+class FixedWorkforce(Workforce):
+    """Exactly so many workers, for one of several trainings side by side. Ray Train asks for their room at once, which
+    the autoscaler sees, and gets all of it or none: groups that wait hold nothing, so they can't block each other."""
+
+    cpus: float = 1.0
+    """CPUs of each worker."""
+
+    @property
+    def is_alone(self) -> bool:
+        """No: there are others."""
+        return False
+
+    @property
+    def fewest(self) -> int:
+        """All."""
+        return self.most
+
+    def can_grow(self, workers: int) -> bool:
+        """No."""
+        return False
+
+    def start(self, deadline: Deadline) -> int:
+        """All: Ray Train waits for their room; 0 after the deadline."""
+        return 0 if deadline.is_over() else self.most
+
+    def wait(self, deadline: Deadline) -> int:
+        """As `start`."""
+        return self.start(deadline)
+
+    def threads(self, workers: int) -> int:
+        """Threads of torch in each worker: its CPUs."""
+        return self.compute.torch_threads or max(1, int(self.cpus))
+
+    def scaling(self, workers: int) -> ray.train.ScalingConfig:
+        """Ray Train's configuration of so many workers, on as few nodes as have room."""
+        return ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=self.use_gpu,
+            resources_per_worker={"CPU": self.cpus} | ({"GPU": 1.0} if self.use_gpu else {}),
+            placement_strategy="PACK",
         )
 
 

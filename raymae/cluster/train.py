@@ -22,7 +22,7 @@ import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import ActorDiedError, RayError
 
-from raymae.cluster.elastic import Workforce, by_workers, plan_workforce, torch_threads
+from raymae.cluster.elastic import Workforce, by_workers, plan_workforce
 from raymae.cluster.errors import user_error
 from raymae.cluster.feed import InOrder, dataset_factory, read_segment, segments, split_in_order, windows_of
 from raymae.cluster.prometheus import Gauges
@@ -282,10 +282,10 @@ def fit(
 
     compute, artifacts = workforce.compute, [spec.artifact for spec in specs]
     known = hangs(artifacts)
-    threads = torch_threads(compute, workers, workforce.use_gpu)
+    threads = workforce.threads(workers)
     # Ray's own limit for lost nodes to come back: then the remaining ones continue
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(60 * compute.wait_minutes)
-    if not workforce.demand:  # Ray is this job's alone: its machine isn't taken away with a notice, and its controller
+    if workforce.is_alone:  # Ray is this job's alone: its machine isn't taken away with a notice, and its controller
         # is near. Each watcher costs the import of Ray Train, and each poll of the controller up to its interval
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -297,7 +297,7 @@ def fit(
         dataset_config=InOrder(),
         scaling_config=workforce.scaling(workers),
         run_config=ray.train.RunConfig(
-            name=f"{specs[0].name}-{time.time_ns():x}",
+            name=f"{specs[0].name}-{workforce.label or specs[0].artifact.url.rpartition('/')[2]}-{time.time_ns():x}",
             storage_path=(storage / "ray").path(),
             # as everything else is stored: pyarrow would find URLs of its own kinds only, with other credentials
             storage_filesystem=None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs)),

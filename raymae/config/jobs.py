@@ -160,33 +160,46 @@ class SweepConfig:
     prefer: Literal["best", "cheap"] = "best"
     """Which point best.json holds. best: the one of the highest score; cheap: of the points that a paired test over the
     groups of split val can't tell from it, the one whose training takes the fewest FLOPs."""
-    early_stopping: bool = True
-    """Stop trials whose validation score is among the worse ones at the same share of the last stage's training (ASHA,
-    Li et al. 2020); shared stages that they finished are kept."""
+    stopping: Literal["asha", "median", "none"] = "asha"
+    """Stop trials early, by their validation scores; shared stages that they finished are kept. asha: the worse ones at
+    the same share of the last stage's training (Li et al. 2020); median: those whose best score lies below the median
+    of the others' mean scores so far (Golovin et al. 2017); none: every trial runs to its end."""
     grace: float = 0.4
     """Share of the last stage's training before which no trial is stopped."""
     reduction: float = 2.0
     """ASHA's reduction factor: one in so many trials passes each rung; rungs are at grace, grace x reduction, …"""
     max_concurrent: int | None = None
     """Most trials at a time; None: as many as fit on the cluster."""
-    cpus_per_trial: float = 1.0
-    """CPUs reserved for each trial, and its threads."""
-    gpus_per_trial: float | None = None
-    """GPUs, or a share of one, reserved for each trial; None: 1 if the cluster has GPUs."""
+    workers_per_trial: int = 1
+    """Training workers of each trial. 1: it trains in its own process; more: on a group of Ray Train's workers, all
+    placed at once, over several nodes where they don't fit on one. A stage that trials share has at least as many; on
+    GPUs, the cluster's, divided by the shared stages that can run side by side."""
+    cpus_per_worker: float = 1.0
+    """CPUs reserved for each worker of a trial, and its threads."""
+    gpus_per_worker: float | None = None
+    """GPUs reserved for each worker of a trial; a share of one, such as 0.25, lets small trials share a GPU. None: 1 if
+    the cluster has GPUs."""
 
     def __post_init__(self) -> None:
         require_choice("sweep.search", self.search, SEARCHES)
         require_choice("sweep.prefer", self.prefer, ("best", "cheap"))
+        require_choice("sweep.stopping", self.stopping, ("asha", "median", "none"))
         require(
             self.trials is None or self.search != "grid",
             f"sweep.trials = {self.trials} has no effect on sweep.search = grid, which tries every combination: choose "
             "random or optuna",
         )
-        for name in ("trials", "max_concurrent"):
+        for name in ("trials", "max_concurrent", "workers_per_trial"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"sweep.{name} = {value} must be at least 1")
         require(0 < self.grace < 1, f"sweep.grace = {self.grace} must lie in (0, 1)")
         require(self.reduction > 1, f"sweep.reduction = {self.reduction} must be larger than 1")
-        require(self.cpus_per_trial > 0, f"sweep.cpus_per_trial = {self.cpus_per_trial} must be positive")
-        gpus = self.gpus_per_trial
-        require(gpus is None or gpus >= 0, f"sweep.gpus_per_trial = {gpus} must not be negative")
+        require(self.cpus_per_worker > 0, f"sweep.cpus_per_worker = {self.cpus_per_worker} must be positive")
+        gpus, workers = self.gpus_per_worker, self.workers_per_trial
+        require(gpus is None or gpus >= 0, f"sweep.gpus_per_worker = {gpus} must not be negative")
+        require(gpus is None or gpus < 1 or gpus == int(gpus), f"sweep.gpus_per_worker = {gpus} must be whole above 1")
+        require(
+            gpus is None or workers == 1 or gpus in (0, 1),
+            f"sweep.gpus_per_worker = {gpus} must be 0 or 1 with sweep.workers_per_trial = {workers}: each worker of a "
+            "group trains on a GPU of its own",
+        )

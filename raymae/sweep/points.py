@@ -186,6 +186,10 @@ def store_values(axes: Sequence[Axis]) -> list[Values]:
 def sweep_key(planner: Planner, axes: Sequence[Axis]) -> str:
     """The key of a sweep's results; the number of trials or workers and the like don't change it."""
     plan, sweep = planner.plan({}), planner.config.sweep
-    stopping: Mapping[str, Any] = {"grace": sweep.grace, "reduction": sweep.reduction} if sweep.early_stopping else {}
+    rules: dict[str, Mapping[str, Any]] = {
+        "asha": {"grace": sweep.grace, "reduction": sweep.reduction},
+        "median": {"median": sweep.grace},
+    }
+    stopping = rules.get(sweep.stopping, {})
     final = plan.nodes[plan.final].key
     return digest([VERSION, [axis.text() for axis in axes], sweep.search, planner.config.seed, stopping, final])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
@@ -29,6 +29,9 @@ from raymae.sweep.tables import table
 from raymae.tracking.reporter import Reporter, begin, flat, log_entry
 from raymae.tracking.uri import tracking_uri, ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
+
+if TYPE_CHECKING:
+    from raymae.sweep.trials.sizes import Sizes
 
 
 def run_sweep(config: Config) -> dict[str, Any]:
@@ -111,9 +114,8 @@ class Sweep:
         print(f"sweep of recipe {self.config.recipe}, storage {redact(self.storage.url)}: {self.total} trials")
         for axis in self.axes:
             print(f"  {axis.text()}")
-        stopping = (
-            f"; ASHA stops bad trials from {sweep.grace:.0%} of the last stage on" if sweep.early_stopping else ""
-        )
+        rule = {"asha": "ASHA", "median": "the median rule"}.get(sweep.stopping)
+        stopping = f"; {rule} stops bad trials from {sweep.grace:.0%} of the last stage on" if rule else ""
         print(f"  search {sweep.search}, compared by {self.planner.metric} on split val{stopping}")
         print(f"  {len(self.before)} recorded earlier, {self.left} to run")
         for one in self.before.values():
@@ -133,21 +135,21 @@ class Sweep:
     def search(self) -> str | None:
         """Run the trials that are left; a line about what couldn't be delivered to MLflow, or None."""
         from raymae.cluster.connect import start_ray
-        from raymae.sweep.search import trial_resources
+        from raymae.sweep.trials.sizes import sizes_of
 
         self.folder.write_json("config.json", to_dict(self.config))
         for one in self.before.values():
             if one.status == "refused" and not self.folder.exists(f"trials/{one.key}.json"):
                 write_record(self.folder, one)
         dashboard = start_ray(self.config.compute)
-        demand = trial_resources(self.config.sweep, self.config.compute, self.deadline)
+        sizes = sizes_of(self.config.sweep, self.config.compute, self.deadline)
         self._prepare()
         name = f"{self.config.recipe}-sweep"
         self.reporter.start(begin("", f"sweep-{self.key}", name, flat(to_dict(self.config)), {}))
         tensorboard = self.folder.path("tensorboard") if self.storage.is_local else None
         self._print_addresses(tensorboard, dashboard)
         try:
-            self._check_end(self._run_trials(tensorboard, demand))
+            self._check_end(self._run_trials(tensorboard, sizes))
         except TimeIsUpError:
             self._log_results()
             self._write_page("interrupted")
@@ -160,10 +162,11 @@ class Sweep:
         self._log_results()
         return self.reporter.close("FINISHED")
 
-    def _run_trials(self, tensorboard: str | None, demand: tuple[float, float]) -> int:
+    def _run_trials(self, tensorboard: str | None, sizes: Sizes) -> int:
         """Run the trials that are left; returns how many have ended, recorded ones included."""
-        from raymae.sweep.recorder import Recorder
-        from raymae.sweep.search import run_trials, values_of
+        from raymae.sweep.search.graph_search import values_of
+        from raymae.sweep.trials.recorder import Recorder
+        from raymae.sweep.trials.run_trials import run_trials
 
         self.trials_started = time.time()
         points = self.points and [one for one in self.points if one.key not in self._known()]
@@ -179,7 +182,7 @@ class Sweep:
         )
         self._write_page("running")
         self.result_grid = run_trials(
-            self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, demand
+            self.planner, self.axes, points, list(self.before.values()), recorder, self.deadline, sizes
         )
         return recorder.done
 

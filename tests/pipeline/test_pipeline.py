@@ -213,7 +213,7 @@ def test_predict_finds_the_last_classifier(config: Config, result: dict[str, Any
 def test_a_sweep_runs_and_records_every_point_and_reuses_the_pipelines_stages(
     config: Config, result: dict[str, Any]
 ) -> None:
-    space = SweepConfig(space=("pseudo_label.coverage=0.25,0.5",), early_stopping=False)
+    space = SweepConfig(space=("pseudo_label.coverage=0.25,0.5",), stopping="none")
     found = run_sweep(replace(config, sweep=space, tracking=replace(config.tracking, experiment="sweep")))
     records = read_records(open_storage(found["sweep_folder"]))
     assert [one.status for one in records.values()] == ["finished"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
-from raymae.sweep.graph import Graph, SharedStage
-from raymae.sweep.graph_search import KEY, POINT, REASON, STAGE, GraphSearch
 from raymae.sweep.points import Point
-from raymae.sweep.space import Axis, parse_space
+from raymae.sweep.search.graph import Graph, SharedStage
+from raymae.sweep.search.graph_search import AGAIN, KEY, POINT, REASON, STAGE, AskingSearch, GraphSearch, values_of
+from raymae.sweep.space import Axis, parse_axis, parse_space
+from raymae.sweep.trials.sizes import AVOIDED, WORKERS, Sizes
 from tests.support.training import TINY
 
+SIZES = Sizes(workers=1, cpus=1, gpus=0, room=4, grows=False)
 NEEDS = {
     "prepare": (),
     "pretrain": ("prepare",),
@@ -34,6 +37,12 @@ def point(number: int, pretrain: int, finetune: int, done: frozenset[str] = froz
     return Point({"model.mask_ratio": number / 100}, plan)
 
 
+def graph_of(points: list[Point]) -> Graph:
+    graph = Graph()
+    graph.add(points)
+    return graph
+
+
 @st.composite
 def several(draw: st.DrawFn) -> list[Point]:
     done = frozenset(draw(st.sets(st.sampled_from(["p0", "p1", "f0.0", "f1.1"]))))
@@ -45,7 +54,7 @@ def several(draw: st.DrawFn) -> list[Point]:
 
 @given(points=several(), data=st.data())
 def test_each_is_handed_out_once_and_never_waits_with_resources(points: list[Point], data: st.DataObject) -> None:
-    graph, running, ended, order = Graph(points), [], set[str](), []
+    graph, running, ended, order = graph_of(points), [], set[str](), []
     while not graph.is_empty or running:
         one = graph.take()
         assert one is not None or running, "nothing runs, and nothing is handed out"
@@ -69,7 +78,7 @@ def test_each_is_handed_out_once_and_never_waits_with_resources(points: list[Poi
 @given(points=several())
 def test_what_only_one_point_needs_is_its_own(points: list[Point]) -> None:
     plans: list[Any] = [one.plan for one in points]
-    for key, stage in Graph(points).stages.items():
+    for key, stage in graph_of(points).stages.items():
         users = [plan for plan in plans if key in {node.key for node in plan.nodes.values()}]
         assert len(users) == stage.points > 1
         assert not users[0].nodes[stage.name].reused
@@ -80,7 +89,7 @@ def test_points_of_a_failed_stage_say_why_and_run_nothing() -> None:
     axes: list[Axis] = parse_space(TINY)
     (axis,) = [one for one in axes if one.path == "model.mask_ratio"]
     points = [point(60, 0, 0), point(75, 0, 0), point(90, 1, 0)]
-    search = GraphSearch(Graph(points), [axis], "score")
+    search = GraphSearch(graph_of(points), [axis], "score", SIZES)
     first, other = search.suggest("a"), search.suggest("b")
     assert (first[STAGE], first[KEY], first[REASON]) == ("pretrain", "p0", "")
     assert STAGE not in other
@@ -92,13 +101,93 @@ def test_points_of_a_failed_stage_say_why_and_run_nothing() -> None:
     search.on_trial_complete("c", {"status": "failed", "error": stage[REASON]})
     for name in ("d", "e"):
         assert "failed: ValueError: no" in search.suggest(name)[REASON]
+    assert search.suggest("f") is None, "those that run may have to be tried again"
+    for name in ("b", "d", "e"):
+        search.on_trial_complete(name, {"status": "failed"})
     assert search.suggest("f") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize("result", [None, {}, {"status": "finished"}])
 def test_a_stage_whose_process_died_has_failed(result: dict[str, Any] | None) -> None:
     (axis,) = [one for one in parse_space(TINY) if one.path == "model.mask_ratio"]
-    search = GraphSearch(Graph([point(60, 0, 0), point(75, 0, 0)]), [axis], "score")
+    search = GraphSearch(graph_of([point(60, 0, 0), point(75, 0, 0)]), [axis], "score", SIZES)
     search.suggest("a")
     search.on_trial_complete("a", result, error=result is None)
     assert bool(search.graph.failed) == (not result)
+
+
+def test_what_failed_on_a_node_is_tried_once_more_elsewhere() -> None:
+    (axis,) = [one for one in parse_space(TINY) if one.path == "model.mask_ratio"]
+    search = GraphSearch(graph_of([point(60, 0, 0), point(75, 0, 0)]), [axis], "score", SIZES)
+    first = search.suggest("a")
+    search.on_trial_complete("a", {"status": "failed", "error": "RuntimeError: disk", AGAIN: "node1"})
+    assert search.suggest("b") == first | {AVOIDED: "node1"}
+    assert search.suggest("c") is None, "what needs the stage waits for the second try"
+    search.on_trial_complete("b", {"status": "finished"})
+    assert search.suggest("c")[STAGE] == "finetune"
+
+
+@given(ready=st.integers(1, 9), room=st.integers(1, 64), workers=st.integers(1, 8))
+def test_shared_stages_divide_the_gpus(ready: int, room: int, workers: int) -> None:
+    sizes = Sizes(workers=workers, cpus=1, gpus=1, room=max(room, workers), grows=False)
+    (axis,) = [one for one in parse_space(TINY) if one.path == "model.mask_ratio"]
+    points = [point(number, number // 2, number // 2) for number in range(2 * ready)]  # each pre-training for two
+    search = GraphSearch(graph_of(points), [replace(axis, values=tuple(n / 100 for n in range(99)))], "score", sizes)
+    asked = [search.suggest(str(number)) for number in range(ready)]
+    assert all(one[STAGE] == "pretrain" for one in asked)
+    total = sum(one[WORKERS] for one in asked)
+    assert all(one[WORKERS] >= workers for one in asked)
+    assert total <= max(sizes.room, ready * workers)
+    assert max(one[WORKERS] for one in asked) >= sizes.room // ready, "no GPU is left idle"
+
+
+class Proposing(Searcher):
+    """Proposes the points of a list, and keeps what it is told."""
+
+    def __init__(self, ratios: list[float]) -> None:
+        super().__init__(metric="score", mode="max")
+        self.ratios, self.told = ratios, dict[str, Any]()
+
+    def suggest(self, trial_id: str) -> Any:
+        return {"model.mask_ratio": self.ratios.pop(0)} if self.ratios else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.told[trial_id] = None if error else (result or {})["score"]
+
+
+@given(pretrains=st.lists(st.integers(0, 2), min_size=1, max_size=8), data=st.data())
+def test_points_that_are_asked_for_share_their_stages_too(pretrains: list[int], data: st.DataObject) -> None:
+    """An algorithm that proposes points one by one: no stage is handed out twice, none waits within a trial, each score
+    reaches the algorithm."""
+    axis, finished = parse_axis("model.mask_ratio=0.01..0.99"), set[str]()
+
+    def plan(values: dict[str, Any]) -> Point:
+        number = round(100 * values["model.mask_ratio"])
+        return point(number, pretrains[number - 1], 0, frozenset(finished))
+
+    proposing = Proposing([(number + 1) / 100 for number in range(len(pretrains))])
+    search = AskingSearch(proposing, plan, [axis], "score", SIZES, trials=len(pretrains))
+    running: dict[str, Any] = {}
+    stages, scores, count = [], {}, 0
+    while (asked := search.suggest(str(count))) != Searcher.FINISHED:
+        if asked is not None:
+            running[str(count)] = asked
+            count += 1
+            if STAGE in asked:
+                stages.append(asked[KEY])
+            else:
+                number = round(100 * values_of(asked, [axis])["model.mask_ratio"])
+                needed = {f"p{pretrains[number - 1]}", f"f{pretrains[number - 1]}.0", f"l{number}"}
+                assert needed <= finished
+        assert running, "nothing runs, and nothing is handed out"
+        if asked is None or data.draw(st.booleans()):
+            name = data.draw(st.sampled_from(sorted(running)))
+            ended = running.pop(name)
+            if STAGE in ended:
+                finished.add(ended[KEY])
+            else:
+                scores[ended[POINT]["model.mask_ratio"]] = 0.5
+            search.on_trial_complete(name, {"status": "finished", "score": 0.5})
+    assert len(stages) == len(set(stages))
+    assert len(scores) == len(pretrains)
+    assert list(proposing.told.values()) == [0.5] * len(pretrains)

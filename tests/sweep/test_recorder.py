@@ -10,8 +10,8 @@ import pytest
 
 from raymae.config import TrackingConfig
 from raymae.storage.folder import Folder
-from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import read_records
+from raymae.sweep.trials.recorder import Recorder
 from raymae.tracking.reporter import Reporter, begin
 
 

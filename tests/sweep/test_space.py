@@ -82,7 +82,7 @@ def test_a_wrong_axis_is_one_clear_message(text: str, message: str) -> None:
         ({"trials": 3}, "sweep.trials = 3 has no effect on sweep.search = grid"),
         ({"search": "halton"}, "must be one of grid, random, optuna"),
         ({"grace": 1.0}, r"sweep.grace = 1.0 must lie in \(0, 1\)"),
-        ({"cpus_per_trial": 0}, "must be positive"),
+        ({"cpus_per_worker": 0}, "must be positive"),
     ],
 )
 def test_a_wrong_sweep_is_one_clear_message(sweep: dict[str, Any], message: str) -> None:

@@ -6,7 +6,9 @@ import csv
 import io
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -21,21 +23,25 @@ from raymae.cluster import connect
 from raymae.config import Config, DataConfig, PseudoLabelConfig, SweepConfig
 from raymae.datasets.rows import rows_of
 from raymae.evaluation.scores import Part
+from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder, open_storage
-from raymae.sweep import search
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import Planner, Point, effective_axes, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, write_record
 from raymae.sweep.run import Sweep, run_sweep
+from raymae.sweep.search.graph_search import AGAIN
 from raymae.sweep.space import grid, parse_axis, parse_space
 from raymae.sweep.standing import read_predictions
 from raymae.sweep.tables import table, table_csv
-from raymae.sweep.trial import Trial
+from raymae.sweep.trials import run_trials
+from raymae.sweep.trials.sizes import AVOIDED, Sizes
+from raymae.sweep.trials.trial import Trial
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from tests.support.audio_files import make_store, write_clips, write_table
 from tests.support.training import TINY
 
+SIZES = Sizes(workers=1, cpus=1, gpus=0, room=2, grows=False)
 SPACE = ("model.mask_ratio=0.5,0.7", "pseudo_label.coverage=0.4,0.8")
 
 
@@ -166,7 +172,7 @@ def test_a_stopped_trial_can_be_run_again(first: Ended) -> None:
 def test_a_trial_ends_at_its_deadline(planner: Planner) -> None:
     over = Deadline(1e-9, time.time() - 60)
     with pytest.raises(TimeIsUpError, match="before pretrain"):
-        Trial(planner.plan({}), lambda report: None, deadline=over).run()
+        Trial(planner.plan({}), lambda report: None, partial(InProcess, deadline=over)).run()
 
 
 def test_a_trial_needs_the_feature_store(config: Config) -> None:
@@ -194,11 +200,19 @@ def test_what_one_node_cannot_plan_is_tried_again(
         raise error
 
     reports: list[dict[str, Any]] = []
-    monkeypatch.setattr(search.tune, "report", reports.append)
+    monkeypatch.setattr(run_trials.tune, "report", reports.append)
     monkeypatch.setattr(Planner, "plan", plan)
-    search.train_trial({search.POINT: {}}, planner, (), planner.storage, FOREVER, cpus=1, gpus=0, planned=planned)
+    monkeypatch.setattr(run_trials.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    run_trials.train_trial({run_trials.POINT: {}}, planner, (), planner.storage, FOREVER, SIZES, planned=planned)
     assert [one["status"] for one in reports] == [status]
     assert str(error) in reports[0]["error"]
+    # another node may see what this one doesn't; a mistake in the settings is the same everywhere
+    again = None if type(error) is ValueError else "here"
+    assert reports[0].get(AGAIN) == again
+    run_trials.train_trial(
+        {run_trials.POINT: {}, AVOIDED: "here"}, planner, (), planner.storage, FOREVER, SIZES, planned=planned
+    )
+    assert AGAIN not in reports[1], "tried once more, and no more"
 
 
 def test_the_key_depends_on_the_results_and_not_on_the_resources(config: Config) -> None:
@@ -208,9 +222,9 @@ def test_the_key_depends_on_the_results_and_not_on_the_resources(config: Config)
         return sweep_key(planner, parse_space(changed))
 
     random = {"search": "random", "trials": 4}
-    assert key() == key(cpus_per_trial=2.0, max_concurrent=1)
+    assert key() == key(cpus_per_worker=2.0, max_concurrent=1)
     assert key(**random) == key(**random | {"trials": 9})
-    assert len({key(), key(**random), key(space=SPACE[:1]), key(early_stopping=False), key(grace=0.5)}) == 5
+    assert len({key(), key(**random), key(space=SPACE[:1]), key(stopping="none"), key(grace=0.5)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -420,7 +434,7 @@ def test_a_dry_run_starts_nothing(config: Config, monkeypatch: pytest.MonkeyPatc
 
 
 def test_optuna_gets_the_scores_of_known_trials(config: Config) -> None:
-    from raymae.sweep.search import as_text, domain, optuna_search, values_of
+    from raymae.sweep.trials.run_trials import as_text, domain, optuna_search, values_of
 
     axes = [parse_axis("finetune.lr=log:1e-4..1e-2"), parse_axis("model.patch_size=8+8,4+8"), parse_axis("seed=0..5")]
     values = {"finetune.lr": 1e-3, "model.patch_size": (4, 8), "seed": 5}

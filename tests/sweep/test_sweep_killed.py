@@ -43,7 +43,7 @@ def test_a_killed_sweep_resumes(tmp_path: Path, ray_cluster: None) -> None:
     }
     space = ["--sweep.space", "model.mask_ratio=0.6,0.8", "pseudo_label.coverage=0.3,0.7"]
     words = [str(word) for pair in fields.items() for word in pair]
-    command = [sys.executable, str(ROOT / "jobs/sweep.py"), "synthetic", *words, *space, "--sweep.no-early-stopping"]
+    command = [sys.executable, str(ROOT / "jobs/sweep.py"), "synthetic", *words, *space, "--sweep.stopping", "none"]
 
     log = tmp_path / "first.log"
     with log.open("wb") as output:

@@ -22,7 +22,7 @@ from raymae.pipeline.plan.plan import Plan
 from raymae.pipeline.run import record, run_plan
 from raymae.storage.folder import Folder
 from raymae.sweep.points import copy_weights
-from raymae.sweep.search import trial_resources
+from raymae.sweep.trials.sizes import sizes_of
 
 POLL_SECONDS = 2.0
 """Interval between two updates of the progress bar, seconds."""
@@ -52,7 +52,8 @@ def run_side_by_side(configs: Sequence[Config], names: Sequence[str], storage: F
             node = plans[number].nodes.get(target)  # None for pre-training if initial weights are given
             if node is not None and not node.artifact.is_done():
                 run_plan(configs[number], target, storage)
-    cpus, gpus = trial_resources(configs[0].sweep, configs[0].compute)
+    sizes = sizes_of(configs[0].sweep, configs[0].compute)
+    cpus, gpus = sizes.cpus, sizes.gpus
     task = ray.remote(num_cpus=cpus, num_gpus=gpus)(run_in_process)
     tasks = {task.remote(configs[number], storage, cpus, gpus): number for number in waiting}
     yield from finished(tasks, {number: plans[number] for number in waiting}, names)

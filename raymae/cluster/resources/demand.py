@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -163,13 +163,22 @@ def holds(node: dict[str, float], bundle: dict[str, float]) -> bool:
     return all(node.get(kind, 0) >= count for kind, count in bundle.items())
 
 
-def await_room(what: str, bundle: dict[str, float], compute: ComputeConfig, deadline: Deadline) -> None:
-    """Wait until a node that can hold the first of some actors or tasks has joined; says so where that takes long.
+def fitting(bundle: dict[str, float], nodes: Sequence[dict[str, float]]) -> int:
+    """How many times nodes with nothing else on them can hold the resources."""
+    return sum(
+        min(int(node.get(kind, 0) / count + 1e-6) for kind, count in bundle.items() if count)
+        for node in nodes
+        if holds(node, bundle)
+    )
+
+
+def await_room(what: str, bundle: dict[str, float], compute: ComputeConfig, deadline: Deadline, count: int = 1) -> None:
+    """Wait until nodes that can hold `count` of some actors or tasks have joined; says so where that takes long.
 
     Raises what `Wait.run` raises, TimeIsUpError if the deadline comes first.
     """
-    if any(holds(node, bundle) for node in alive()):
+    if fitting(bundle, alive()) >= count:
         return
-    wait = Wait(wanted=1, fewest=1, seconds=60 * compute.wait_minutes, gives_up=True, what=what)
+    wait = Wait(wanted=count, fewest=count, seconds=60 * compute.wait_minutes, gives_up=True, what=what)
     if not wait.run(Demand(f"raymae-{time.time_ns():x}", bundle), deadline):
         raise deadline.error(f"while no node has room for {what}")

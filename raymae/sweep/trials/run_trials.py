@@ -1,7 +1,8 @@
 """The trials of a sweep on Ray Tune, many in one long-lived process.
 
-A trial is a plain function in a process that Tune reuses for the next trial; it trains without Ray Train and Ray Data,
-whose start would cost each stage more than the training of a small stage. Tune's own files are never read back.
+A trial of one worker is a plain function in a process that Tune reuses for the next trial; it trains without Ray Train
+and Ray Data, whose start would cost each stage more than the training of a small stage. One of several workers drives
+Ray Train. Tune's own files are never read back.
 """
 
 from __future__ import annotations
@@ -9,68 +10,49 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import Searcher
 
-from raymae.cluster.connect import starts_here
 from raymae.cluster.ray_private import propagated_to_trials
-from raymae.cluster.resources.demand import await_room
-from raymae.cluster.resources.gpus import wants_gpu
-from raymae.cluster.resources.nodes import alive
-from raymae.config import ComputeConfig, SweepConfig, to_text
+from raymae.config import to_text
 from raymae.pipeline.in_process import InProcess
+from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
-from raymae.sweep.graph import Graph
-from raymae.sweep.graph_search import POINT, REASON, STAGE, GraphSearch, as_text
 from raymae.sweep.points import Planner, Point, copy_weights
-from raymae.sweep.recorder import Recorder
 from raymae.sweep.results import Record
+from raymae.sweep.search.graph import Graph
+from raymae.sweep.search.graph_search import (
+    AGAIN,
+    KEY,
+    POINT,
+    REASON,
+    STAGE,
+    AskingSearch,
+    GraphSearch,
+    as_text,
+    values_of,
+)
+from raymae.sweep.search.stopping import PERCENT, SCORE, scheduler_of
 from raymae.sweep.space import Axis, Values
-from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
+from raymae.sweep.trials.recorder import Recorder
+from raymae.sweep.trials.sizes import AVOIDED, WAITING, WORKERS, Sizes
+from raymae.sweep.trials.trial import Runner
+from raymae.training.guards.deadline import Deadline, TimeIsUpError
+from raymae.training.tasks.base import TrainingError
 
-SCORE, PERCENT = "score", "percent"
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes TensorBoard itself, into the sweep's folder
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even with verbose=0
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted job ends like every other job
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # for a stopped trial's last writes; its process then runs the next trial
 }
-
-
-def trial_resources(sweep: SweepConfig, compute: ComputeConfig, deadline: Deadline = FOREVER) -> tuple[float, float]:
-    """CPUs and GPUs of a trial; waits until a machine that has so many has joined, where machines may join.
-
-    ValueError where none has, and none will.
-    """
-    wanted = (1 if wants_gpu(compute) else 0) if sweep.gpus_per_trial is None else sweep.gpus_per_trial
-    cpus, gpus = sweep.cpus_per_trial, wanted
-    if not starts_here(compute.address):
-        await_room("trials", {"CPU": cpus} | ({"GPU": gpus} if gpus else {}), compute, deadline)
-        return cpus, gpus
-    nodes = alive()
-    most = max(nodes, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)))
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        raise ValueError(
-            f"a trial of sweep.cpus_per_trial = {cpus:g} and sweep.gpus_per_trial = {gpus:g} would wait for ever: no "
-            f"machine of the cluster has that many (the largest: {most.get('CPU', 0):g} CPUs, {most.get('GPU', 0):g} "
-            "GPUs)"
-        )
-    return cpus, gpus
-
-
-def values_of(config: Mapping[str, Any], axes: Sequence[Axis]) -> Values:
-    """The point of a trial's configuration: the inverse of `as_text`."""
-    point = config.get(POINT, config)
-    return {
-        axis.path: point[axis.path]
-        if axis.is_range
-        else next(value for value in axis.values if to_text(value) == point[axis.path])
-        for axis in axes
-    }
 
 
 def domain(axis: Axis) -> Any:
@@ -89,8 +71,7 @@ def train_trial(
     axes: Sequence[Axis],
     folder: Folder,
     deadline: Deadline,
-    cpus: float,
-    gpus: float,
+    sizes: Sizes,
     planned: bool,
 ) -> None:
     """Run one trial, or a stage that several share, in a process of Tune; its last report is its outcome.
@@ -104,9 +85,7 @@ def train_trial(
     """
     import torch
 
-    from raymae.sweep.trial import Trial
-
-    torch.set_num_threads(planner.config.compute.torch_threads or max(1, int(cpus)))
+    torch.set_num_threads(planner.config.compute.torch_threads or max(1, int(sizes.cpus)))
     outcome: dict[str, Any] = {SCORE: math.nan}
     try:
         deadline.check("before a trial")
@@ -118,24 +97,56 @@ def train_trial(
                 raise  # an error of this node or moment: the next start tries it again
             outcome |= {"status": "refused", "error": str(error)}
         else:
-            device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-            if reason := config.get(REASON):
-                outcome |= {"status": "failed", "error": reason}
-            elif name := config.get(STAGE):
-                copy_weights(plan)
-                made = InProcess(plan, device, deadline).make(plan.nodes[name])
-                outcome |= {"status": "finished", "made": made}
-            else:
-                trial = Trial(plan, tune.report, device, deadline)
-                outcome = trial.run()
-                outcome[SCORE] = trial.predict(folder, Point(values).key)
-                outcome |= {"status": "finished", PERCENT: 100.0}
+            outcome |= run_trial(config, plan, values, folder, runner_of(config, sizes, deadline))
     except TimeIsUpError:
         outcome |= {"status": "interrupted"}
     except Exception as error:
         logging.getLogger(__name__).exception("a trial failed")
         outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        if AVOIDED not in config and not is_mistake(error):
+            outcome[AGAIN] = ray.get_runtime_context().get_node_id()
     tune.report(outcome)
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether an error is one of the settings or the data, which is the same on every node."""
+    return isinstance(error, ValueError | TrainingError) and not isinstance(error, OSError)
+
+
+def run_trial(config: dict[str, Any], plan: Plan, values: Values, folder: Folder, runner: Runner) -> dict[str, Any]:
+    """Run a point or a shared stage; returns its last report. Raises what their stages raise."""
+    from raymae.sweep.trials.trial import Trial
+
+    if reason := config.get(REASON):
+        return {"status": "failed", "error": reason}
+    if name := config.get(STAGE):
+        copy_weights(plan)
+        return {"status": "finished", "made": runner(plan=plan).make(plan.nodes[name])}
+    trial = Trial(plan, tune.report, runner)
+    outcome = trial.run()
+    outcome[SCORE] = trial.predict(folder, Point(values).key)
+    return outcome | {"status": "finished", PERCENT: 100.0}
+
+
+def runner_of(config: dict[str, Any], sizes: Sizes, deadline: Deadline) -> Runner:
+    """What runs the stages of a trial: this process, or a group of workers."""
+    import torch
+
+    workers = config.get(WORKERS, 1)
+    if workers == 1:
+        device = "cuda" if sizes.gpus and torch.cuda.is_available() else "cpu"
+        return partial(InProcess, torch_device=device, deadline=deadline)
+    from raymae.sweep.trials.in_group import InGroup
+
+    label = config.get(KEY) or "-".join(str(value) for value in config[POINT].values())
+    return partial(
+        InGroup,
+        deadline=deadline,
+        workers=workers,
+        cpus=sizes.cpus,
+        use_gpu=bool(sizes.gpus),
+        label=re.sub("[^A-Za-z0-9.-]+", "-", label)[:60],
+    )
 
 
 def run_trials(
@@ -145,49 +156,41 @@ def run_trials(
     known: Sequence[Record],
     recorder: Recorder,
     deadline: Deadline,
-    demand: tuple[float, float],
+    sizes: Sizes,
 ) -> tune.ResultGrid:
     """Run trials until all are recorded or the deadline is over; returns what Tune kept of them.
 
     Args:
         points: the points to try; None lets Optuna choose.
-        known: records of earlier trials, which Optuna learns from.
-        demand: CPUs and GPUs of a trial (`trial_resources`).
+        known: records of earlier trials, which Optuna and the rule that stops trials learn from.
+        sizes: the resources of the trials.
     """
     os.environ.update(SETTINGS)
+    if sizes.grows:  # else Tune shows the autoscaler one waiting trial at a time
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(WAITING)
     withhold_keys()
-    sweep, (cpus, gpus) = planner.config.sweep, demand
+    sweep = planner.config.sweep
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    parameters = {"planner": planner, "axes": tuple(axes), "deadline": deadline, "cpus": cpus, "gpus": gpus}
+    parameters = {"planner": planner, "axes": tuple(axes), "deadline": deadline, "sizes": sizes}
     parameters |= {"folder": recorder.folder, "planned": points is not None}
-    trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), {"CPU": cpus, "GPU": gpus})
-    scheduler = None
-    if sweep.early_stopping:
-        scheduler = AsyncHyperBandScheduler(
-            time_attr=PERCENT,
-            metric=SCORE,
-            mode="max",
-            max_t=100,
-            grace_period=100 * sweep.grace,  # type: ignore[arg-type]  # need not be a whole number
-            reduction_factor=sweep.reduction,
-        )
-    search: Any
+    trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), sizes.request)
+    search: Searcher
     if points is None:
-        search, space = optuna_search(planner, axes, known), {axis.path: domain(axis) for axis in axes}
-        samples = recorder.total - recorder.done
+        asked = optuna_search(planner, axes, known)
+        search = AskingSearch(asked, planner.point, axes, SCORE, sizes, recorder.total - recorder.done)
     else:
-        graph = Graph(points)
-        search, space, samples = GraphSearch(graph, axes, SCORE), {}, graph.size
+        search = GraphSearch(Graph(), axes, SCORE, sizes)
+        search.graph.add(points)
     folder = planner.storage / "ray"
     tuner = tune.Tuner(
         trainable,
-        param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=scheduler,
-            num_samples=samples,
-            max_concurrent_trials=sweep.max_concurrent,
-            reuse_actors=True,
+            scheduler=scheduler_of(sweep, known),
+            num_samples=-1,  # the search ends the sweep
+            max_concurrent_trials=sizes.most(sweep),
+            # the workers of a stopped trial end with its process
+            reuse_actors=sizes.workers == sizes.of_stage(1) == 1,
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{time.time_ns():x}",

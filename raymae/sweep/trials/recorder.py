@@ -11,9 +11,9 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raymae.config import to_text
 from raymae.storage.folder import Folder
-from raymae.sweep.graph_search import KEY, STAGE
 from raymae.sweep.points import Point
 from raymae.sweep.results import Record, number, reused, write_record
+from raymae.sweep.search.graph_search import AGAIN, KEY, STAGE
 from raymae.sweep.space import Values
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, log_entry
@@ -78,12 +78,17 @@ class Recorder(Callback):
             return
         if "percent" in result and "status" not in result:
             point = {"percent": result["percent"], "step": result["trial_step"], "score": result["score"]}
-            self._history.setdefault(trial.trial_id, []).append(point)
+            history = self._history.setdefault(trial.trial_id, [])
+            if not history or point["percent"] > history[-1]["percent"]:  # else reported again, when it resumed
+                history.append(point)
         self._log_events(trial, result.get("events", []))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Record a trial that ended by itself or was stopped."""
         last = self._last.get(trial.trial_id, {})
+        if last.get(AGAIN):
+            print(f"{self._name(trial)}: failed: {last['error']}; it is tried once more", flush=True)
+            return
         if STAGE in trial.config:
             self._tell_stage(trial, last.get("error", ""))
             return
@@ -100,11 +105,17 @@ class Recorder(Callback):
         else:
             self._record(trial, "failed", lines[-1])
 
+    def _name(self, trial: TuneTrial) -> str:
+        """A point's values, or a shared stage's name and key."""
+        if STAGE in trial.config:
+            return f"shared {trial.config[STAGE]} {trial.config[KEY]}"
+        return Point(self.values_of(trial.config)).label
+
     def _tell_stage(self, trial: TuneTrial, error: str) -> None:
         """Print that a stage that several trials share has ended."""
         seconds = time.time() - self._started.get(trial.trial_id, time.time())
         how = f"failed after {seconds:.0f} s: {error}" if error else f"{seconds:.0f} s"
-        print(f"shared {trial.config[STAGE]} {trial.config[KEY]}: {how}", flush=True)
+        print(f"{self._name(trial)}: {how}", flush=True)
 
     def _record(self, trial: TuneTrial, status: Any, error: str) -> None:
         last, history = self._last.get(trial.trial_id, {}), self._history.get(trial.trial_id, [])

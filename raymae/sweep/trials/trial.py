@@ -1,4 +1,5 @@
-"""One trial: runs the missing stages of its plan in this process (`raymae.pipeline.in_process`). No Ray."""
+"""One trial: runs the missing stages of its plan, in this process (`raymae.pipeline.in_process`) or as it is told. No
+Ray."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from raymae.datasets.rows import class_names, rows_of
 from raymae.pipeline.dry_run.dry_run import stage_flops, step_clips
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
+from raymae.storage.events import committed_events
 from raymae.storage.folder import Folder
 from raymae.sweep.points import copy_weights, stages_of
 from raymae.sweep.standing import write_predictions
-from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.spec import StageSpec
 from raymae.training.tasks.selection import METRICS
 
@@ -24,6 +25,8 @@ REPORT_SECONDS = 2.0
 """Least time between two reports without a score."""
 
 Report = Callable[[dict[str, Any]], Any]
+Runner = Callable[..., InProcess]
+"""An `InProcess`, or a class of that kind, with all but `plan` and `on_event`."""
 
 
 @dataclass
@@ -35,8 +38,8 @@ class Trial:
 
     plan: Plan
     report: Report
-    torch_device: str = "cpu"
-    deadline: Deadline = FOREVER
+    runner: Runner = InProcess
+    """Makes what runs its stages."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     _events: list[dict[str, Any]] = field(default_factory=list)
     _reported_at: float = 0.0
@@ -51,9 +54,11 @@ class Trial:
             TimeIsUpError: the deadline is over; the training state has been saved as a checkpoint.
         """
         copy_weights(self.plan)
-        maker = InProcess(self.plan, self.torch_device, self.deadline, self._report)
+        maker = self.runner(plan=self.plan, on_event=self._report)
         for name in stages_of(self.plan):
             node, started = self.plan.nodes[name], time.time()
+            if name == self.plan.final:
+                self._report_again(node.artifact)
             made = maker.make(node)
             result = node.artifact.result()
             self._steps += int(result.get("steps", 0))
@@ -72,10 +77,26 @@ class Trial:
         """
         store, classifier = self.plan.store, self.plan.nodes[self.plan.final].artifact
         rows = rows_of(store.clips, "val", labelled=True)
-        found, _ = InProcess(self.plan, self.torch_device).classify(rows, {"": classifier})
+        found, _ = self.runner(plan=self.plan).classify(rows, {"": classifier})
         labels = self.plan.config.finetune.labels
         names = class_names(store.clips, labels)
         return write_predictions(folder, key, store.clips.take(rows), names, found[""], labels)
+
+    def _report_again(self, artifact: Folder) -> None:
+        """Report again the scores of the final classifier up to the commit from which it resumes: what stops trials
+        decides on all of them, and may have been started anew, too."""
+        metric = METRICS[self.plan.config.finetune.labels]
+        if artifact.is_done():
+            return
+        for event in committed_events(artifact):
+            if metric in event["metrics"] and not event["last"]:
+                self.report(self._scored(event, event["metrics"][metric]) | {"events": [], "stages": dict(self.stages)})
+
+    def _scored(self, event: dict[str, Any], score: float) -> dict[str, Any]:
+        """The report of a score of the final classifier."""
+        percent = round(100 * event["step"] / event["steps"], 1)
+        number = self._steps + event["step"]
+        return {"score": score, "trial_step": number, "stage": self.plan.final, "percent": percent}
 
     def _report(self, spec: StageSpec, event: dict[str, Any]) -> None:
         """Report a stage's event: at once with a score of the final classifier, else every `REPORT_SECONDS`.
@@ -91,9 +112,9 @@ class Trial:
         scored = spec.name == self.plan.final and metric in metrics and not event["last"]
         if not scored and time.monotonic() - self._reported_at < REPORT_SECONDS:
             return
-        report = {"score": metrics[metric] if scored else math.nan, "trial_step": number, "stage": spec.name}
+        report = {"score": math.nan, "trial_step": number, "stage": spec.name}
         if scored:
-            report["percent"] = round(100 * event["step"] / event["steps"], 1)
+            report = self._scored(event, metrics[metric])
         events, self._events = self._events, []
         self._reported_at = time.monotonic()
         self.report({**report, "events": events, "stages": dict(self.stages)})

@@ -34,7 +34,7 @@ class SharedStage:
 class Graph:
     """The stages that points share, and the points; each is handed out once, when what it needs is finished."""
 
-    points: Sequence[Point]
+    points: list[Point] = field(default_factory=list)
     stages: dict[str, SharedStage] = field(default_factory=dict)
     """By key, in an order in which each follows what it needs."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -44,19 +44,24 @@ class Graph:
     _waiting: list[SharedStage | Point] = field(default_factory=list)
     _ended: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        plans = {point.key: point.plan for point in self.points if point.plan is not None}
+    def add(self, points: Sequence[Point], fewest: int = 2) -> None:
+        """Add points; what `fewest` or more of them need, or another point before, is a shared stage."""
+        plans = {point.key: point.plan for point in points if point.plan is not None}
         counts = Counter(key for plan in plans.values() for key in unfinished(plan).values())
-        for point in self.points:
+        stages = []
+        for point in points:
             plan = plans.get(point.key)
-            mine = {} if plan is None else {n: k for n, k in unfinished(plan).items() if counts[k] > 1}
+            found = {} if plan is None else unfinished(plan)
+            mine = {name: key for name, key in found.items() if key in self.stages or counts[key] >= fewest}
             for name, key in mine.items():
                 if key not in self.stages and plan is not None:
                     self.stages[key] = SharedStage(name, key, point.values, counts[key])
+                    stages.append(self.stages[key])
                     self._needs[key] = {mine[other] for other in closure(plan, name) if other in mine} - {key}
             self._needs[point.key] = set(mine.values())
+        self.points.extend(points)
         # what most points wait for comes first
-        self._waiting = [*sorted(self.stages.values(), key=lambda stage: -stage.points), *self.points]
+        self._waiting = [*sorted(stages, key=lambda stage: -stage.points), *self._waiting, *points]
 
     @property
     def size(self) -> int:
@@ -67,6 +72,17 @@ class Graph:
     def is_empty(self) -> bool:
         """Whether everything has been handed out."""
         return not self._waiting
+
+    @property
+    def ready(self) -> int:
+        """Number of shared stages that could run now."""
+        stages = [one for one in self._waiting if isinstance(one, SharedStage)]
+        return sum(self._needs[one.key] <= self._ended for one in stages)
+
+    @property
+    def waiting_points(self) -> list[Point]:
+        """The points that haven't been handed out."""
+        return [one for one in self._waiting if isinstance(one, Point)]
 
     def take(self) -> SharedStage | Point | None:
         """The next stage or point whose stages have ended; None while all that are left wait for others."""
