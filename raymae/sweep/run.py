@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from raymae.config import Config, redact, to_dict
 from raymae.config.jobs import TRIALS
 from raymae.pipeline.run import run_plan
-from raymae.storage.folder import Folder, open_storage
+from raymae.storage.folder import LEASE, Folder, open_storage
+from raymae.storage.lease import leased
 from raymae.sweep.conditions import check_conditions, check_different
 from raymae.sweep.outcome import HEAT_MAP, Outcome
 from raymae.sweep.page.page import PAGE, Progress, State, write_page
@@ -133,7 +134,17 @@ class Sweep:
         return self.reporter.close("FINISHED")
 
     def search(self) -> str | None:
-        """Run the trials that are left; a line about what couldn't be delivered to MLflow, or None."""
+        """Run the trials that are left, unless another process does it meanwhile; a line about what couldn't be
+        delivered to MLflow, or None."""
+
+        def check() -> None:
+            self.deadline.check("while another process runs the same sweep")
+
+        with leased(self.folder / LEASE, lambda: not self.left, check) as lease:
+            self.before = self._known()  # as another process may have left them
+            return self._search() if lease else self.deliver()
+
+    def _search(self) -> str | None:
         from raymae.cluster.connect import start_ray
         from raymae.sweep.trials.sizes import sizes_of
 

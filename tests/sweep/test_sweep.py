@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from raymae.datasets.rows import rows_of
 from raymae.evaluation.scores import Part
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
+from raymae.storage import lease
 from raymae.storage.folder import Folder, open_storage
 from raymae.sweep.heatmap import sweep_figure
 from raymae.sweep.points import Planner, Point, effective_axes, sweep_key
@@ -455,3 +457,33 @@ def test_optuna_is_for_spaces_larger_than_the_trials(config: Config) -> None:
     other = replace(config, sweep=SweepConfig(space=SPACE, search="optuna", trials=4))
     with pytest.raises(ValueError, match="the space has 4 points, no more than the 4 trials: choose grid"):
         Sweep(other, open_storage(config.storage))
+
+
+def test_two_processes_run_a_sweep_once(config: Config, planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one waits for the first, and ends with its table."""
+    first, second = (Sweep(config, planner.storage) for _ in range(2))
+    inside, go_on, started = threading.Event(), threading.Event(), []
+
+    def search(sweep: Sweep) -> None:
+        started.append(sweep)
+        inside.set()
+        assert go_on.wait(60)
+        for point in sweep.points or ():
+            write_record(sweep.folder, Record(key=point.key, changes=point.values, status="finished", score=0.5))
+
+    monkeypatch.setattr(Sweep, "_search", search)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.05)
+    threads = [threading.Thread(target=first.search)]
+    threads[0].start()
+    assert inside.wait(60)
+    threads.append(threading.Thread(target=second.search))
+    threads[1].start()
+    threads[1].join(0.5)
+    assert threads[1].is_alive()
+    assert started == [first]
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert started == [first], "the second computed the points, too"
+    assert len(second.before) == 4
+    assert second.left == 0

@@ -91,7 +91,12 @@ class InGroup(InProcess):
 
     def _there(self, function: Callable[[str], Any]) -> Any:
         """The result of a function of a torch device, run with the resources of one worker."""
-        task = ray.remote(num_cpus=self.cpus, num_gpus=1 if self.use_gpu else 0, max_retries=RETRIES)(_run)
+        task = ray.remote(
+            num_cpus=self.cpus,
+            num_gpus=1 if self.use_gpu else 0,
+            max_retries=RETRIES,
+            scheduling_strategy="DEFAULT",  # not within what Tune reserved for this process
+        )(_run)
         return ray.get(task.remote(function))
 
 
