@@ -198,6 +198,14 @@ DRAW_SECONDS = 60.0
 """Least seconds between two drawings, which stop the training for a second or two."""
 
 
+def final_curves(artifact: Folder, name: str) -> bytes:
+    """The learning curves of a finished stage as a PNG, with the step whose weights it keeps.
+
+    Drawn where they are shown: workers would all wait for the one that imports Matplotlib and draws.
+    """
+    return png(learning_curves(read_events(artifact), name, artifact.result()["selection"]["step"]))
+
+
 class FigureWriter:
     """Draws the figures of one stage, at most every `DRAW_SECONDS`."""
 

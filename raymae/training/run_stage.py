@@ -11,10 +11,7 @@ import torch
 from torch import nn
 
 from raymae.config import to_dict
-from raymae.evaluation.png import png
-from raymae.storage.events import read_events
 from raymae.storage.mapped import release_memory
-from raymae.training.figures import CURVES, learning_curves
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import Watchdog
 from raymae.training.spec import StageSpec
@@ -71,7 +68,6 @@ def finish(task: Task, trainer: Trainer, model: nn.Module, beat: Callable[[], No
     spec.check_lease()
     operations: list[Callable[[], object]] = [
         lambda: task.save(model),
-        lambda: artifact.write_bytes(CURVES, png(learning_curves(read_events(artifact), spec.name, chosen["step"]))),
         lambda: artifact.write_json("config.json", to_dict(spec.config)),
         lambda: artifact.write_table(TRAINED_ON, trained_on_table(spec)),
         spec.check_lease,

@@ -17,15 +17,16 @@ from raymae.config.stages import STAGES
 from raymae.evaluation.report.document import Picture
 from raymae.evaluation.wording import model_title
 from raymae.pipeline.plan.plan import Plan
+from raymae.training.figures import final_curves
 from raymae.training.state.provenance import source
 
 PACKAGES = ("raymae", "torch", "timm", "ray", "scikit-learn", "numpy")
 """The packages whose versions are named, beside Python."""
+CURVES_SHOWN = "metrics by step; dashed, the step whose weights are kept."
 FIGURES = {
-    "learning_curves.png": "metrics by step; dashed, the step whose weights are kept.",
     "reconstruction.png": "clips, the part of them that the encoder gets, and what is predicted of the rest.",
 }
-"""The figures of a stage that a report shows, and their captions."""
+"""The figures of a stage that a report shows beside its learning curves, and their captions."""
 COUNTED = ("group", "device", "city")
 
 
@@ -48,11 +49,15 @@ def made(plan: Plan) -> dict[str, Any]:
 
 
 def training_figures(plan: Plan) -> list[tuple[Picture, bytes]]:
-    """The learning curves and reconstructions of the stages that trained, as their artifacts hold them."""
+    """The learning curves of the stages that trained, and the reconstructions that their artifacts hold."""
     found = []
     for name, node in plan.nodes.items():
-        there = (node.artifact / "figures").names() if STAGES[node.stage].kind else ()
+        if not STAGES[node.stage].kind:
+            continue
+        there = (node.artifact / "figures").names()
         title = model_title(name) if STAGES[node.stage].title else name
+        curves = Picture(f"figures/{name}_learning_curves.png", f"{title}: {CURVES_SHOWN}")
+        found.append((curves, final_curves(node.artifact, name)))
         for file, caption in FIGURES.items():
             if file in there:
                 picture = Picture(f"figures/{name}_{file}", f"{title}: {caption}")

@@ -19,6 +19,7 @@ from raymae.pipeline.reports.describe import (
 )
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, flat, log_entry
+from raymae.training.figures import CURVES, final_curves
 
 
 class PlanReporter(Reporter):
@@ -60,6 +61,8 @@ class PlanReporter(Reporter):
         numbers = {"stage/": {key: float(value) for key, value in result.items() if isinstance(value, int | float)}}
         if node.stage == "evaluate":
             numbers[""] = scores(result["metrics"])
+        if STAGES[node.stage].kind:
+            node.artifact.write_bytes(CURVES, final_curves(node.artifact, node.name))
         files = [*reports(node, result), *(f"figures/{name}" for name in (node.artifact / "figures").names())]
         first = [] if node.name in self.outbox.open_runs() else [self._stage(node.name)]
         self.write(*first, log_entry(node.name, numbers, place(node), files), finish(node.name))
