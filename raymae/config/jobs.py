@@ -197,7 +197,7 @@ class SweepConfig:
         require(self.cpus_per_worker > 0, f"sweep.cpus_per_worker = {self.cpus_per_worker} must be positive")
         gpus, workers = self.gpus_per_worker, self.workers_per_trial
         require(gpus is None or gpus >= 0, f"sweep.gpus_per_worker = {gpus} must not be negative")
-        require(gpus is None or gpus < 1 or gpus == int(gpus), f"sweep.gpus_per_worker = {gpus} must be whole above 1")
+        require(gpus is None or gpus < 1 or gpus % 1 == 0, f"sweep.gpus_per_worker = {gpus} must be whole above 1")
         require(
             gpus is None or workers == 1 or gpus in (0, 1),
             f"sweep.gpus_per_worker = {gpus} must be 0 or 1 with sweep.workers_per_trial = {workers}: each worker of a "

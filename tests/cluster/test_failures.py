@@ -117,7 +117,7 @@ def test_ray_train_stores_where_everything_else_is(
             return
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    monkeypatch.setattr(module, "torch_threads", lambda *_: 1)
+    monkeypatch.setattr(Workforce, "threads", lambda *_: 1)
     monkeypatch.setattr(Workforce, "scaling", lambda *_: None)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     storage = Folder(str(tmp_path) if url == "local" else url)
