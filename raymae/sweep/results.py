@@ -57,29 +57,30 @@ class Record:
         return self.status != "failed"
 
 
-def write_record(folder: Folder, record: Record) -> None:
-    """Write a trial's record; a second one of the same point is kept beside the first."""
+def write_record(folder: Folder, record: Record) -> str:
+    """Write a trial's record, and return its name; a second one of the same point is kept beside the first."""
     name, number = record.key, 2
-    while name in (known := read_records(folder)) and known[name].counts:
+    while (folder / TRIALS).exists(f"{name}.json") and read_record(folder, name).counts:
         name, number = f"{record.key}-{number}", number + 1
     folder.write_json(f"{TRIALS}/{name}.json", asdict(record))
+    return name
 
 
 def read_records(folder: Folder) -> dict[str, Record]:
     """The records of a sweep by their names; ValueError for a damaged one."""
-    trials, known = folder / TRIALS, {item.name for item in fields(Record)}
-    found = {}
-    for name in trials.names():
-        if not name.endswith(".json"):
-            continue
-        values = trials.read_json(name)
-        if not isinstance(values, dict) or not {"key", "changes", "status"} <= set(values) <= known:
-            raise ValueError(f"{redact(trials.url)}/{name} is damaged: not the record of a trial")
-        values["changes"] = {
-            path: tuple(value) if isinstance(value, list) else value for path, value in values["changes"].items()
-        }
-        found[name.removesuffix(".json")] = Record(**values)
-    return found
+    names = [name.removesuffix(".json") for name in (folder / TRIALS).names() if name.endswith(".json")]
+    return {name: read_record(folder, name) for name in names}
+
+
+def read_record(folder: Folder, name: str) -> Record:
+    """A record by its name; ValueError where it is damaged."""
+    values, known = (folder / TRIALS).read_json(f"{name}.json"), {item.name for item in fields(Record)}
+    if not isinstance(values, dict) or not {"key", "changes", "status"} <= set(values) <= known:
+        raise ValueError(f"{redact((folder / TRIALS).url)}/{name}.json is damaged: not the record of a trial")
+    values["changes"] = {
+        path: tuple(value) if isinstance(value, list) else value for path, value in values["changes"].items()
+    }
+    return Record(**values)
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:

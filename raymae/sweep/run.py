@@ -30,9 +30,13 @@ from raymae.sweep.tables import table
 from raymae.tracking.reporter import Reporter, begin, flat, log_entry
 from raymae.tracking.uri import tracking_uri, ui_command
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
+from raymae.training.interval import Interval
 
 if TYPE_CHECKING:
     from raymae.sweep.trials.sizes import Sizes
+
+PAGE_SECONDS = 5.0
+"""Least seconds between two writings of the page, which takes the longer the more trials there are."""
 
 
 def run_sweep(config: Config) -> dict[str, Any]:
@@ -82,6 +86,9 @@ class Sweep:
         self.before = self._known()
         self.result_grid: Any = None
         self._outcome: Outcome | None = None
+        self._recorded: dict[str, Record] | None = None
+        """All records, from when this process alone writes them."""
+        self._page = Interval(PAGE_SECONDS)
         self.trials_started, self.done = self.started, len(self.before)
         self.reporter = Reporter(config.tracking, storage, self.folder)
 
@@ -179,7 +186,7 @@ class Sweep:
         from raymae.sweep.trials.recorder import Recorder
         from raymae.sweep.trials.run_trials import run_trials
 
-        self.trials_started = time.time()
+        self.begin_records()
         points = self.points and [one for one in self.points if one.key not in self._known()]
         recorder = Recorder(
             self.folder,
@@ -189,7 +196,7 @@ class Sweep:
             known=len(self.before),
             total=self.total,
             tensorboard=tensorboard,
-            after_record=self._after_record,
+            after_record=self.after_record,
         )
         self._write_page("running")
         self.result_grid = run_trials(
@@ -236,7 +243,7 @@ class Sweep:
     @property
     def records(self) -> list[Record]:
         """The trials' records, failed ones included; those of a grid in its order."""
-        found = read_records(self.folder)
+        found = read_records(self.folder) if self._recorded is None else self._recorded
         if self.points is None:
             return list(found.values())
         known = {point.key: refusal(point) for point in self.points if point.plan is None} | found
@@ -263,9 +270,18 @@ class Sweep:
         progress = Progress(state=state, total=self.total, known=known, done=self.done, seconds=seconds)
         write_page(outcome or self.outcome, progress)
 
-    def _after_record(self, done: int) -> None:
+    def begin_records(self) -> None:
+        """From now on this process alone writes records."""
+        self.trials_started, self._recorded = time.time(), read_records(self.folder)
+
+    def after_record(self, name: str, record: Record, done: int) -> None:
+        """Note a record that has been written, as its name, itself and the number of trials that have ended."""
         self.done = done
-        self._write_page("running")
+        if self._recorded is not None:
+            self._recorded[name] = record
+        if self._page.is_over():
+            self._write_page("running")
+            self._page.restart()
 
     def conclude(self) -> dict[str, Any]:
         """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""

@@ -83,3 +83,27 @@ def test_the_next_job_delivers_what_a_dead_sweep_logged(storage: Folder) -> None
     statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     assert statuses["small-sweep"] == "FINISHED"
     assert sorted(statuses.values()) == ["FAILED", "FINISHED", "FINISHED", "FINISHED", "KILLED"]
+
+
+def test_a_record_costs_as_many_requests_however_many_there_are(
+    storage: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver of a sweep of a thousand trials would otherwise read half a million records."""
+    recorder, requests = recorder_of(reporter_of(storage)), list[str]()
+    for name in ("read_bytes", "exists", "names"):
+        real = getattr(Folder, name)
+
+        def counted(*given: Any, real: Any = real, name: str = name, **named: Any) -> Any:
+            requests.append(name)
+            return real(*given, **named)
+
+        monkeypatch.setattr(Folder, name, counted)
+    counts = []
+    for number in range(30):
+        one = trial(number / 100)
+        recorder.on_trial_start(0, [], one)
+        report(recorder, one, [1], status="finished", score=0.5)
+        before = len(requests)
+        recorder.on_trial_complete(0, [], one)
+        counts.append(len(requests) - before)
+    assert max(counts[5:]) <= counts[5]

@@ -33,7 +33,7 @@ class Recorder(Callback):
         known: number of trials that an earlier start recorded.
         total: number of trials of the sweep, the known ones included.
         tensorboard: local folder for TensorBoard, or None.
-        after_record: called after each record with the number of trials that have ended.
+        after_record: called after each record with its name, itself and the number of trials that have ended.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Recorder(Callback):
         known: int,
         total: int,
         tensorboard: str | None,
-        after_record: Callable[[int], None] = lambda done: None,
+        after_record: Callable[[str, Record, int], None] = lambda name, record, done: None,
     ) -> None:
         self.folder, self.values_of, self.reporter = folder, values_of, reporter
         self.key, self.tensorboard, self.after_record = key, tensorboard, after_record
@@ -135,13 +135,15 @@ class Recorder(Callback):
             seconds=time.time() - self._started.get(trial.trial_id, time.time()),
             flops=last.get("flops"),
         )
-        write_record(self.folder, record)
+        name = write_record(self.folder, record)
         self._close(
             trial, record.score, "FAILED" if status == "failed" else "KILLED" if status == "stopped" else "FINISHED"
         )
         self.done += 1
         print(f"trial {self.done} of {self.total}: {line(record)}", flush=True)
-        self.after_record(self.done)
+        self.after_record(name, record, self.done)
+        for kept in (self._last, self._history, self._unlogged, self._logged_at):
+            kept.pop(trial.trial_id, None)
 
     # MLflow and TensorBoard ---------------------------------------------------------------------------------------
 
