@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from raymae.sweep.trials.sizes import Sizes
 
 PAGE_SECONDS = 5.0
-"""Least seconds between two writings of the page, which takes the longer the more trials there are."""
+"""Least seconds between two writings of the page."""
+PAGE_SHARE = 0.05
+"""Most of the driver's time that goes into the page, which takes the longer the more trials there are."""
 
 
 def run_sweep(config: Config) -> dict[str, Any]:
@@ -280,8 +282,9 @@ class Sweep:
         if self._recorded is not None:
             self._recorded[name] = record
         if self._page.is_over():
+            started = time.monotonic()
             self._write_page("running")
-            self._page.restart()
+            self._page = Interval(max(PAGE_SECONDS, (time.monotonic() - started) / PAGE_SHARE))
 
     def conclude(self) -> dict[str, Any]:
         """Write and print the tables, the heat map and the best settings; ValueError where no trial finished."""

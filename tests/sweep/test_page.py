@@ -17,7 +17,7 @@ from raymae.config.recipes import RECIPES
 from raymae.storage.folder import Folder
 from raymae.sweep.outcome import Outcome
 from raymae.sweep.page.charts import curves, front, heat_map, pareto
-from raymae.sweep.page.importance import importances
+from raymae.sweep.page.importance import MOST, considered, importances
 from raymae.sweep.page.page import PAGE, REFRESH_SECONDS, Progress, State, sweep_page, write_page
 from raymae.sweep.points import Point
 from raymae.sweep.results import Record
@@ -170,3 +170,17 @@ def test_a_browser_shows_the_page_and_reads_it_again(tmp_path: Path) -> None:
         tab.open(f"file://{tmp_path}/{PAGE}")
         write_page(outcome, progress("finished", 12))
         tab.until("document.querySelector('.verdict.finished') !== null", seconds=20)
+
+
+def test_importance_looks_at_so_many_trials_evenly() -> None:
+    records = [
+        Record(key=str(place), changes={"finetune.lr": 1e-3}, status="finished" if place % 2 else "failed", score=0.5)
+        for place in range(1002)
+    ]
+    found = considered(records)
+    assert len(found) == MOST
+    places = [int(one.key) for one in found]
+    assert places == sorted(set(places))
+    assert places[0] < 10
+    assert places[-1] > 990
+    assert len(considered(records[:300])) == 150

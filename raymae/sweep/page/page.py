@@ -18,7 +18,7 @@ from raymae.evaluation.report.document import Table
 from raymae.evaluation.report.page import table_html, whole
 from raymae.sweep.outcome import Outcome
 from raymae.sweep.page.charts import bars, curves, heat_map, parallel, pareto
-from raymae.sweep.page.importance import FEWEST, importances
+from raymae.sweep.page.importance import FEWEST, considered, importances
 from raymae.sweep.page.svg import figure
 from raymae.sweep.results import Record, settings_of
 from raymae.sweep.standing import Standings
@@ -161,7 +161,9 @@ def _cost(records: Sequence[Record], metric: str, level: Sequence[str]) -> str:
 
 def _importance(outcome: Outcome) -> str:
     shares = importances(outcome.records, outcome.axes)
-    caption = "Share of the scores' variance, by fANOVA over the finished trials; rough if they are few."
+    count, finished = len(considered(outcome.records)), sum(one.status == "finished" for one in outcome.records)
+    which = "the" if count == finished else f"{count} of the {finished}"
+    caption = f"Share of the scores' variance, by fANOVA over {which} finished trials; rough if they are few."
     none = f"It takes {FEWEST} finished trials, and scores that differ."
     return _section("Importance of the settings", figure(bars(shares), caption) if shares else _text(none))
 
