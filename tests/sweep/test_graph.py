@@ -15,6 +15,7 @@ from raymae.sweep.points import Point
 from raymae.sweep.search.graph import Graph, SharedStage
 from raymae.sweep.search.graph_search import AGAIN, KEY, POINT, REASON, STAGE, AskingSearch, GraphSearch, values_of
 from raymae.sweep.space import Axis, parse_axis, parse_space
+from raymae.sweep.trials.run_trials import name_of
 from raymae.sweep.trials.sizes import AVOIDED, WORKERS, Sizes
 from tests.support.training import TINY
 
@@ -191,3 +192,10 @@ def test_points_that_are_asked_for_share_their_stages_too(pretrains: list[int], 
     assert len(stages) == len(set(stages))
     assert len(scores) == len(pretrains)
     assert list(proposing.told.values()) == [0.5] * len(pretrains)
+
+
+def test_trials_have_names_that_say_the_point() -> None:
+    point = {POINT: {"model.mask_ratio": "0.75", "data.root": "/a b/ü", "model.patch_size": "16+16"}}
+    assert name_of(point) == "mask_ratio=0.75_root=-a-b-_patch_size=16-16"
+    assert name_of(point | {STAGE: "pretrain", KEY: "0123abcd"}) == "pretrain-0123abcd"
+    assert len(name_of({POINT: {f"model.field{number}": "1" for number in range(99)}})) <= 80

@@ -107,3 +107,37 @@ def test_a_record_costs_as_many_requests_however_many_there_are(
         recorder.on_trial_complete(0, [], one)
         counts.append(len(requests) - before)
     assert max(counts[5:]) <= counts[5]
+
+
+def test_tensorboard_shows_a_trials_values_beside_its_score(storage: Folder, tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    reporter = reporter_of(storage)
+    recorder = Recorder(
+        reporter.folder,
+        lambda values: dict(values),
+        reporter,
+        "key",
+        known=0,
+        total=1,
+        tensorboard=str(tmp_path / "tb"),
+    )
+    one = trial(0.6)
+    recorder.on_trial_start(0, [], one)
+    report(recorder, one, [1, 2], status="finished", score=0.75)
+    recorder.on_trial_complete(0, [], one)
+    (file,) = (tmp_path / "tb").rglob("events.*")
+    content, place, values, found = file.read_bytes(), 0, {}, {}
+    while place < len(content):  # length, its checksum, an event, its checksum
+        length = int.from_bytes(content[place : place + 8], "little")
+        event = Event.FromString(content[place + 12 : place + 12 + length])
+        place += 16 + length
+        for value in event.summary.value:
+            values[value.tag] = value.simple_value
+            data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+            found |= {name: one.number_value for name, one in data.session_start_info.hparams.items()}
+    assert found == {"model.mask_ratio": 0.6}
+    assert values["score"] == 0.75
+    assert "_hparams_/experiment" in values
+    assert values["loss"] == 0.5

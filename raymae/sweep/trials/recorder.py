@@ -14,6 +14,7 @@ from raymae.storage.folder import Folder
 from raymae.sweep.points import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.search.graph_search import AGAIN, KEY, STAGE
+from raymae.sweep.search.stopping import SCORE
 from raymae.sweep.space import Values
 from raymae.tracking.outbox import Entry
 from raymae.tracking.reporter import Reporter, begin, finish, log_entry
@@ -188,11 +189,28 @@ class Recorder(Callback):
         return self._writers[trial.trial_id]
 
     def _close(self, trial: TuneTrial, score: float | None, status: str) -> None:
-        if writer := self._writers.pop(trial.trial_id, None):
-            writer.close()
+        if self.tensorboard is not None:
+            self._close_writer(self._writer(trial), self.values_of(trial.config), score)
+            del self._writers[trial.trial_id]
         run = self._begin(trial)
-        scored = [] if score is None else [log_entry(run, {"": {"score": score}})]
+        scored = [] if score is None else [log_entry(run, {"": {SCORE: score}})]
         self.reporter.write(*self._log(trial), *scored, finish(run, status))
+
+    def _close_writer(self, writer: Any, values: Values, score: float | None) -> None:
+        """Write a trial's score beside its values, for TensorBoard's tab HParams.
+
+        `SummaryWriter.add_hparams` would write to a folder of its own, which TensorBoard shows as another run.
+        """
+        if score is not None:
+            from tensorboardX.summary import hparams
+
+            shown = {
+                path: value if isinstance(value, int | float) else to_text(value) for path, value in values.items()
+            }
+            for summary in hparams(shown, {SCORE: score}):
+                writer.file_writer.add_summary(summary)
+            writer.add_scalar(SCORE, score, 0)
+        writer.close()
 
 
 def line(record: Record) -> str:

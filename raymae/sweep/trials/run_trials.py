@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ from raymae.sweep.trials.trial import Runner
 from raymae.training.guards.deadline import Deadline, TimeIsUpError
 from raymae.training.tasks.base import TrainingError
 
+LONGEST_NAME = 80
+"""Characters of a trial's name."""
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes TensorBoard itself, into the sweep's folder
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even with verbose=0
@@ -128,6 +130,16 @@ def run_trial(config: dict[str, Any], plan: Plan, values: Values, folder: Folder
     return outcome | {"status": "finished", PERCENT: 100.0}
 
 
+def name_of(config: Mapping[str, Any]) -> str:
+    """A trial's name in Ray's dashboard and Tune's folders: a point's fields and values, or a shared stage with its
+    key."""
+    if STAGE in config:
+        return f"{config[STAGE]}-{config[KEY]}"
+    values = {path.rpartition(".")[2]: value for path, value in config[POINT].items()}
+    text = "_".join(f"{field}={value}" for field, value in values.items())
+    return re.sub("[^A-Za-z0-9.=_-]+", "-", text)[:LONGEST_NAME]
+
+
 def runner_of(config: dict[str, Any], sizes: Sizes, deadline: Deadline) -> Runner:
     """What runs the stages of a trial: this process, or a group of workers."""
     import torch
@@ -138,14 +150,13 @@ def runner_of(config: dict[str, Any], sizes: Sizes, deadline: Deadline) -> Runne
         return partial(InProcess, torch_device=device, deadline=deadline)
     from raymae.sweep.trials.in_group import InGroup
 
-    label = config.get(KEY) or "-".join(str(value) for value in config[POINT].values())
     return partial(
         InGroup,
         deadline=deadline,
         workers=workers,
         cpus=sizes.cpus,
         use_gpu=bool(sizes.gpus),
-        label=re.sub("[^A-Za-z0-9.-]+", "-", label)[:60],
+        label=config.get(KEY) or name_of(config),
     )
 
 
@@ -189,6 +200,8 @@ def run_trials(
             scheduler=scheduler_of(sweep, known),
             num_samples=-1,  # the search ends the sweep
             max_concurrent_trials=sizes.most(sweep),
+            trial_name_creator=lambda trial: f"{name_of(trial.config)}_{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"{name_of(trial.config)}_{trial.trial_id}",
             # the workers of a stopped trial end with its process
             reuse_actors=sizes.workers == sizes.of_stage(1) == 1,
         ),
