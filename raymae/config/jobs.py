@@ -136,10 +136,10 @@ class ServeConfig:
         return int(self.max_mb * MB)
 
 
-SEARCHES = ("grid", "random", "optuna")
+SEARCHES = ("grid", "random", "optuna", "population")
 
-TRIALS = 20
-"""Default number of trials of a search that isn't a grid."""
+TRIALS, MEMBERS = 20, 8
+"""Default numbers of trials of the searches random and optuna, and of members of a population."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +152,25 @@ class SweepConfig:
     Parts of a value are joined by +: model.patch_size=16+16,8+8. Empty: model.mask_ratio=0.6,0.75,0.9 and the
     acceptance of pseudo-labels, pseudo_label.coverage=0.3,0.5,0.7 or pseudo_label.confidence_threshold=0.7,0.8,0.9 (in
     consistency training consistency.confidence_threshold=0.8,0.9,0.95), as far as the recipe uses them."""
-    search: Literal["grid", "random", "optuna"] = "grid"
+    search: Literal["grid", "random", "optuna", "population"] = "grid"
     """grid: every combination of the lists; random: points drawn with `seed`; optuna: Optuna's TPE, which draws near
-    good finished trials."""
+    good finished trials; population: population-based training (Jaderberg et al. 2017), whose trials train side by side
+    and change the ranges of sweep.space between parts of the last stage's training: the worst ones go on from the
+    weights of the best, with values near theirs."""
     trials: int | None = None
-    """Number of trials of the searches random and optuna; None: 20."""
+    """Number of trials of the searches random and optuna, None: 20; members of a population, None: 8."""
+    generations: int = 4
+    """Equal parts of the last stage's training, between which a population changes its values."""
+    exploit_share: float = 0.25
+    """Share of a population that after each generation goes on from a member of the best such share."""
     prefer: Literal["best", "cheap"] = "best"
     """Which point best.json holds. best: the one of the highest score; cheap: of the points that a paired test over the
     groups of split val can't tell from it, the one whose training takes the fewest FLOPs."""
     stopping: Literal["asha", "median", "none"] = "asha"
     """Stop trials early, by their validation scores; shared stages that they finished are kept. asha: the worse ones at
     the same share of the last stage's training (Li et al. 2020); median: those whose best score lies below the median
-    of the others' mean scores so far (Golovin et al. 2017); none: every trial runs to its end."""
+    of the others' mean scores so far (Golovin et al. 2017); none: every trial runs to its
+    end. No part of the search population, which stops none."""
     grace: float = 0.4
     """Share of the last stage's training before which no trial is stopped."""
     reduction: float = 2.0
@@ -187,7 +194,7 @@ class SweepConfig:
         require(
             self.trials is None or self.search != "grid",
             f"sweep.trials = {self.trials} has no effect on sweep.search = grid, which tries every combination: choose "
-            "random or optuna",
+            "random, optuna or population",
         )
         for name in ("trials", "max_concurrent", "workers_per_trial"):
             value = getattr(self, name)
@@ -203,3 +210,37 @@ class SweepConfig:
             f"sweep.gpus_per_worker = {gpus} must be 0 or 1 with sweep.workers_per_trial = {workers}: each worker of a "
             "group trains on a GPU of its own",
         )
+        self._check_population()
+
+    def _check_population(self) -> None:
+        require(self.generations >= 2, f"sweep.generations = {self.generations} must be at least 2")
+        share = self.exploit_share
+        require(0 < share <= 0.5, f"sweep.exploit_share = {share} must lie in (0, 0.5]")
+        of_others = ("grace", "reduction") if self.search == "population" else ("generations", "exploit_share")
+        for name in of_others:
+            value, default = getattr(self, name), getattr(SweepConfig, name)
+            require(
+                value == default,
+                f"sweep.{name} = {value} has no effect with sweep.search = {self.search}: leave it at {default}",
+            )
+        members = self.trials
+        require(
+            self.search != "population" or members is None or members >= 2,
+            f"sweep.trials = {members} is no population: the worst go on from the best, which takes 2 or more",
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of trials of a search that isn't a grid."""
+        return self.trials or (MEMBERS if self.search == "population" else TRIALS)
+
+    @property
+    def deciding(self) -> dict[str, float]:
+        """What decides, beside space and seed, which trials end and how the others go on."""
+        if self.search == "population":
+            return {"trials": self.count, "generations": self.generations, "exploit_share": self.exploit_share}
+        rules: dict[str, dict[str, float]] = {
+            "asha": {"grace": self.grace, "reduction": self.reduction},
+            "median": {"median": self.grace},
+        }
+        return rules.get(self.stopping, {})

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from raymae.config import to_dict
+from raymae.storage.commits import resumable
 from raymae.storage.mapped import release_memory
 from raymae.training.guards.deadline import FOREVER, Deadline
 from raymae.training.guards.watchdog import Watchdog
 from raymae.training.spec import StageSpec
 from raymae.training.state.lineage import TRAINED_ON, trained_on_table
+from raymae.training.state.segment import COMMIT_NAME
 from raymae.training.tasks.base import Progress, Task
 from raymae.training.tasks.consistency import ConsistencyTask
 from raymae.training.tasks.finetune import FinetuneTask
@@ -42,7 +44,7 @@ def build_task(spec: StageSpec) -> Task:
 
 
 def run_stage(spec: StageSpec, session: Session, deadline: Deadline = FOREVER) -> bool:
-    """Train a stage to its end and write its artifact; resumes from the newest checkpoint.
+    """Train a stage, or a segment of it, to its end and write its artifact; resumes from the newest checkpoint.
 
     False if it had to stop before: then there is a checkpoint and no result yet.
     """
@@ -59,20 +61,20 @@ def run_stage(spec: StageSpec, session: Session, deadline: Deadline = FOREVER) -
 
 
 def finish(task: Task, trainer: Trainer, model: nn.Module, beat: Callable[[], None] = lambda: None) -> None:
-    """Write a stage's result and its description, and remove its checkpoints.
+    """Write a stage's result and its description, and remove its checkpoints, but the one at which a segment ends.
 
     `beat` is called between the operations, each of which may wait for the storage.
     """
     spec, artifact, progress = task.spec, task.spec.artifact, trainer.progress
-    chosen = kept_weights(task, progress)
+    chosen, last = kept_weights(task, progress), kept_commit(task, progress)
     spec.check_lease()
     operations: list[Callable[[], object]] = [
         lambda: task.save(model),
         lambda: artifact.write_json("config.json", to_dict(spec.config)),
         lambda: artifact.write_table(TRAINED_ON, trained_on_table(spec)),
         spec.check_lease,
-        lambda: artifact.finish(result(task, progress, trainer.session.world_size, chosen)),
-        trainer.committer.clear,
+        lambda: artifact.finish(result(task, progress, trainer.session.world_size, chosen) | last),
+        lambda: trainer.committer.clear(last.get(COMMIT_NAME)),
     ]
     for operation in operations:
         operation()
@@ -99,9 +101,16 @@ def result(task: Task, progress: Progress, workers: int, chosen: dict[str, Any])
     }
 
 
+def kept_commit(task: Task, progress: Progress) -> dict[str, str | None]:
+    """The checkpoint at which a segment ends, for other segments to begin from; none where the stage ends."""
+    if progress.step >= task.order.steps:
+        return {}
+    return {COMMIT_NAME: resumable(task.spec.artifact)}
+
+
 def kept_weights(task: Task, progress: Progress) -> dict[str, Any]:
-    """Which weights a stage keeps, and why."""
-    best, metric = task.selection.best, task.selection.metric
+    """Which weights a stage keeps, and why; a segment before its end keeps the last ones."""
+    best, metric = task.selection.best and progress.step >= task.order.steps, task.selection.metric
     return {
         "weights": "best" if best else "last",
         "averaged": task.config.ema_decay is not None,

@@ -25,6 +25,7 @@ from raymae.storage.folder import Folder
 from raymae.storage.lease import Fence
 from raymae.storage.mapped import SharedTables
 from raymae.training.batches.order import Order, PairedOrder, SharedOrder, WeightedOrder
+from raymae.training.state.segment import Segment
 
 CNN_GROUP = 32
 """Most clips of a CNN's mixing groups, each of which is a batch for its batch norm."""
@@ -61,6 +62,8 @@ class StageSpec:
     """The responses themselves (n, taps), where `augment.responses_by` = convolution."""
     strong_responses: NDArray[np.float32] | None = None
     """The same for the strong views of consistency training."""
+    segment: Segment | None = None
+    """The part of the stage's steps that is trained, from the end of another artifact's; None: all of them."""
     fence: Fence | None = None
     """The lease under which the stage is trained; None where nobody else can know of the artifact."""
 
@@ -68,6 +71,10 @@ class StageSpec:
         """Raise LeaseLostError if another process has taken the stage over: this one may not write any more."""
         if self.fence:
             self.fence.check()
+
+    def ends_at(self, step: int) -> bool:
+        """Whether what is trained of the stage ends at a step before its last."""
+        return self.segment is not None and step >= self.segment.end
 
     @property
     def train(self) -> TrainConfig:

@@ -89,18 +89,18 @@ class Trainer:
         beat: Callable[[int], None] = lambda step: None,
         deadline: Deadline = FOREVER,
     ) -> Trainer:
-        """Start a run, or resume it from its newest checkpoint; called by every rank.
+        """Start a run, or resume it from its newest checkpoint or that of the segment before; called by every rank.
 
         Prepares the process and the task's model, and takes back the events that came after the checkpoint.
         """
         prepare_process(session.torch_device, task.spec.config.compute)
-        name, commit = checkpoint.load_newest(session, artifact)
+        place, name, commit = checkpoint.load_start(session, artifact, task.spec.segment)
         if session.rank == 0:
             take_back_events(artifact, after=step_of(name) if name else 0)
         if name is None:
             task.begin(session.torch_device)
         else:
-            check_commit(task.spec, name)
+            check_commit(task.spec, name, place)
         return cls(task, session, artifact, commit, beat, deadline)
 
     def _restore(self, commit: checkpoint.Commit) -> dict[str, Tensor]:
@@ -152,8 +152,8 @@ class Trainer:
 
     @property
     def ended(self) -> bool:
-        """Whether the run is complete; a job whose time is up stops before."""
-        return self.share_done() >= 1
+        """Whether the run, or its segment, is complete; a job whose time is up stops before."""
+        return self.share_done() >= 1 or self.task.spec.ends_at(self.progress.step)
 
     def run(self) -> Progress:
         """Train to the end, or to the checkpoint at which the run has to stop.
@@ -176,7 +176,7 @@ class Trainer:
 
     def _loop(self) -> float:
         """Take the steps; the share of the run that is done then."""
-        share, stop = self.share_done(), False
+        share, stop = self.share_done(), self.ended
         profile_steps = 0 if self.session.rank else self.task.spec.config.compute.profile_steps
         with profiled(self.artifact, profile_steps, self.device) as profile_step, closing(self._steps()) as steps:
             while share < 1 and not stop:
@@ -219,15 +219,16 @@ class Trainer:
     def _commit_or_stop(self) -> bool:
         """Write a checkpoint if one is due, as rank 0 decides; True if the run stops at it.
 
-        It stops when the time is up, when a node is about to be taken away, and when more workers could take part.
+        It stops at the end of its segment, when the time is up or a node is about to be taken away, and when more
+        workers could take part.
         """
         session, step = self.session, self.progress.step
-        if step < self.next_talk:
+        if step < self.next_talk and not self.ended:
             return False
         least = 60 * self.config.commit_minutes / 10
         wanted = (
             self.commit_schedule.due(step),
-            self.deadline.is_over(),
+            self.ended or self.deadline.is_over(),
             self.preemption.due(),
             self.pace.steps_in(least),
         )

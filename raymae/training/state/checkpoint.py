@@ -34,6 +34,7 @@ from raymae.storage.commits import (
 from raymae.storage.folder import COMMITS, Folder
 from raymae.storage.retry import StorageFullError
 from raymae.training.parallel import full, like
+from raymae.training.state.segment import Segment
 from raymae.training.worker import Session
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,19 @@ def load_newest(session: Session, artifact: Folder) -> tuple[str | None, Commit 
         before = name
         session.gather(None)  # rank 0 has set it aside
     return None, None
+
+
+def load_start(
+    session: Session, artifact: Folder, segment: Segment | None = None
+) -> tuple[Folder, str | None, Commit | None]:
+    """The checkpoint that a run begins from, where it lies and its name: the run's own newest one, else that at which
+    the segment before it ended; without any, None and None. Called by every rank."""
+    name, commit = load_newest(session, artifact)
+    parent = segment.parent if segment else None
+    if name is not None or parent is None:
+        return artifact, name, commit
+    before = parent.commit()
+    return parent.artifact, before, load_commit(parent.artifact, before)
 
 
 def send_shards(parts: dict[str, dict[str, Tensor]]) -> None:
@@ -182,8 +196,9 @@ class Committer:
             if name[:9].isdigit() and step_of(name) < oldest:
                 self.folder.remove(name)
 
-    def clear(self) -> None:
-        """Remove all checkpoints, once the run is finished and its result written."""
+    def clear(self, kept: str | None = None) -> None:
+        """Remove all checkpoints, but one that others begin from, once the run is finished and its result written."""
         self.wait()
         for name in self.folder.names():
-            self.folder.remove(name)
+            if name != kept:
+                self.folder.remove(name)

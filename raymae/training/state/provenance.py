@@ -15,18 +15,24 @@ from scipy.sparse import csr_array
 from raymae.config import redact, to_dict
 from raymae.datasets.rows import class_names, fingerprint, unlabelled_rows
 from raymae.storage.commits import read_commit, step_of
-from raymae.storage.folder import COMMITS
+from raymae.storage.folder import COMMITS, Folder
 from raymae.storage.mapped import release_memory
 from raymae.training.spec import StageSpec, labelled_rows
+from raymae.training.state.segment import check_writer
 
 PART = 65_536
 """Clips whose labels are Python objects at once."""
 
 
 def provenance(spec: StageSpec) -> dict[str, Any]:
-    """The stage, its configuration, its classes and the clips it is trained on, for `commit.json`."""
+    """The stage, its configuration, its classes and the clips it is trained on, for `commit.json`; of a segment also
+    which one it is and which one it continues."""
     classes = class_names(spec.store.clips, spec.config.finetune.labels) if spec.kind != "pretrain" else []
-    return {"stage": spec.name, "config": to_dict(spec.config), "class_names": classes, "clips": trained_clips(spec)}
+    found = {"stage": spec.name, "config": to_dict(spec.config), "class_names": classes, "clips": trained_clips(spec)}
+    if (segment := spec.segment) is None:
+        return found
+    parent = segment.parent.key if segment.parent else None
+    return {**found, "segment": {"key": segment.key, "end": segment.end, "parent": parent}}
 
 
 def trained_clips(spec: StageSpec) -> dict[str, Any]:
@@ -62,20 +68,23 @@ def _texts(matrix: csr_array, values: NDArray[Any], text: Callable[[NDArray[Any]
     return pa.chunked_array(chunks, pa.string())
 
 
-def check_commit(spec: StageSpec, name: str) -> None:
-    """Raise ValueError if a checkpoint of a stage was trained on other clips than there are now.
+def check_commit(spec: StageSpec, name: str, place: Folder | None = None) -> None:
+    """Raise ValueError if a checkpoint of a stage was trained on other clips than there are now, or written by another
+    segment. It lies in `place` if it is that of the segment before.
 
     The key of a stage names the clips of the clip table. Which of them are in the store can change: a file that could
     not be read, and was quarantined, may be readable again. The order is drawn over the clips, so a resumed run would
     train on some of them twice and on others never, and could not be reproduced.
     """
-    then, now = read_commit(spec.artifact, name)["clips"], trained_clips(spec)
+    artifact = place or spec.artifact
+    check_writer(spec.segment, artifact, name)
+    then, now = read_commit(artifact, name)["clips"], trained_clips(spec)
     if then != now:
         raise ValueError(
             f"{spec.name} can't resume from step {step_of(name)}: it was trained on {then['count']} clips (fingerprint "
             f"{then['fingerprint']}), and now there are {now['count']} ({now['fingerprint']}), because "
             "quarantined files are readable again or others are gone. Restore the files, or remove "
-            f"{redact(spec.artifact.url)}/{COMMITS} to train this stage from its start"
+            f"{redact(artifact.url)}/{COMMITS} to train this stage from its start"
         )
 
 
