@@ -72,15 +72,24 @@ class InProcess:
         if not (STAGES[node.stage].kind or node.stage in BODIES):
             what = "the feature store" if node.stage == "prepare" else node.name
             raise ValueError(f"{what} {node.key} is missing: run jobs/{node.stage}.py first")
-        where = f"before {node.name}"
-        while not node.artifact.is_done():
+        return self._once(node.name, node.artifact, lambda lease: self._make(node, lease))
+
+    def train(self, spec: StageSpec) -> bool:
+        """Train what a specification says into its artifact, which is none of the plan's, unless it is finished;
+        returns whether it was trained here. Raises as `make`."""
+        return self._once(spec.name, spec.artifact, lambda lease: self._train(replace(spec, fence=lease.fence)))
+
+    def _once(self, name: str, artifact: Folder, run: Callable[[Lease], None]) -> bool:
+        """Run what makes an artifact, or wait for another process that does."""
+        where = f"before {name}"
+        while not artifact.is_done():
             with (
-                suppress_loss(node.name),
-                leased(node.artifact / LEASE, node.artifact.is_done, lambda: self.deadline.check(where)) as lease,
+                suppress_loss(name),
+                leased(artifact / LEASE, artifact.is_done, lambda: self.deadline.check(where)) as lease,
             ):
                 if lease:
                     self.deadline.check(where)
-                    self._make(node, lease)
+                    run(lease)
                     return True
         return False
 

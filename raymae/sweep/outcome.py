@@ -17,7 +17,7 @@ from raymae.sweep.space import Axis
 from raymae.sweep.standing import ALPHA, Standings, chosen, standings, tied
 from raymae.sweep.tables import table, table_csv
 
-HEAT_MAP = "figures/heatmap.png"
+HEAT_MAP, LINEAGE = "figures/heatmap.png", "lineage.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ class Outcome:
         self.folder.write_bytes(TABLE, "\n\n".join([text, *self.sentences(), ""]).encode())
         title = f"{self.config.recipe}: {self.metric} by trial"
         self.folder.write_bytes(HEAT_MAP, png(sweep_figure(self.records, self.axes, self.metric, title)))
+        if any(one.lineage for one in self.records):
+            members = [
+                {"key": one.key, "score": one.score, "values": one.changes, **one.lineage} for one in self.records
+            ]
+            self.folder.write_json(LINEAGE, sorted(members, key=lambda one: (one["generation"], one["member"])))
         if best := self.best:
             self.folder.write_json(BEST, settings_of(self.config, best.changes))
 
@@ -83,6 +88,9 @@ class Outcome:
         if best is not winner:
             lines.append(f"cheapest of these: {self._scored(best)}")
         lines += self.sentences()
+        if winner.lineage:
+            key = winner.stages[max(winner.stages, key=list(winner.stages).index)]["key"]
+            lines.append(f"its lineage:       {url}/{LINEAGE}; its classifier: the artifact {key}")
         return [*lines, f"run the best:      python jobs/pipeline.py {self.config.recipe} --settings {url}/{BEST}"]
 
     def _scored(self, record: Record) -> str:
@@ -117,4 +125,4 @@ class Outcome:
             "behind_interval": standing.behind_interval if standing else None,
             "p_holm": standing.p if standing else None,
         }
-        return found | {"flops": one.flops} | compared
+        return found | {"flops": one.flops} | ({"lineage": one.lineage} if one.lineage else {}) | compared

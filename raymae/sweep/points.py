@@ -8,9 +8,8 @@ reuses all of them. Test splits are not used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -186,10 +185,5 @@ def store_values(axes: Sequence[Axis]) -> list[Values]:
 def sweep_key(planner: Planner, axes: Sequence[Axis]) -> str:
     """The key of a sweep's results; the number of trials or workers and the like don't change it."""
     plan, sweep = planner.plan({}), planner.config.sweep
-    rules: dict[str, Mapping[str, Any]] = {
-        "asha": {"grace": sweep.grace, "reduction": sweep.reduction},
-        "median": {"median": sweep.grace},
-    }
-    stopping = rules.get(sweep.stopping, {})
     final = plan.nodes[plan.final].key
-    return digest([VERSION, [axis.text() for axis in axes], sweep.search, planner.config.seed, stopping, final])
+    return digest([VERSION, [axis.text() for axis in axes], sweep.search, planner.config.seed, sweep.deciding, final])

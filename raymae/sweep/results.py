@@ -45,11 +45,19 @@ class Record:
     """From the trial's start to its end, with the stages that it waited for and without those that it found."""
     flops: float | None = None
     """Of the training of all stages of a finished trial, whoever ran them: the same on every machine."""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """Of a segment of a population: generation and member, from 0, the number of generations, source, the member that
+    it continues, and parent, the key of that one's segment. Empty for a trial of its own."""
 
     @property
     def label(self) -> str:
         """The point's values as text."""
         return label(self.changes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last stage ended with the trial: not for the generations of a population before its last."""
+        return not self.lineage or self.lineage["generation"] == self.lineage["generations"] - 1
 
     @property
     def counts(self) -> bool:
@@ -90,13 +98,19 @@ def ranked(records: Sequence[Record]) -> list[Record]:
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
-    """The finished trial with the best score, the first of equal ones; stopped trials don't count."""
-    finished = [one for one in records if one.status == "finished" and one.score is not None]
+    """The finished trial with the best score, the first of equal ones; stopped trials and earlier generations of a
+    population don't count."""
+    finished = [one for one in records if one.status == "finished" and one.score is not None and one.is_whole]
     return max(finished, key=lambda one: one.score or 0.0, default=None)
 
 
 def reused(record: Record) -> str:
-    """The stages that a trial reused from others, as text."""
+    """The stages that a trial reused from others, as text; of a segment of a population where it came from."""
+    if record.lineage:
+        generation, member = record.lineage["generation"] + 1, record.lineage["member"] + 1
+        text, source = f"generation {generation} of {record.lineage['generations']}", record.lineage["source"]
+        goes_on = "" if source in (None, member - 1) else f", from member {source + 1}"
+        return f"{text}, member {member}{goes_on}"
     names = [name for name, stage in record.stages.items() if stage["reused"] and name != "prepare"]
     return f"shared: {', '.join(names)}" if names else ""
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raymae.config import Config, redact, to_dict
-from raymae.config.jobs import TRIALS
 from raymae.pipeline.run import run_plan
 from raymae.storage.folder import LEASE, Folder, open_storage
 from raymae.storage.lease import leased
@@ -25,6 +24,7 @@ from raymae.sweep.points import (
     val_fingerprint,
 )
 from raymae.sweep.results import BEST, CSV, TABLE, Record, read_records, write_record
+from raymae.sweep.search.population import check_changeable
 from raymae.sweep.space import Axis, drawn, grid, parse_space, size
 from raymae.sweep.tables import table
 from raymae.tracking.reporter import Reporter, begin, flat, log_entry
@@ -80,6 +80,9 @@ class Sweep:
         axes = parse_space(config)
         check_conditions(config, axes)
         self.planner = Planner(config, storage)
+        if config.sweep.search == "population":
+            plan = self.planner.plan({})
+            check_changeable(axes, plan.nodes[plan.final].stage)
         val_fingerprint(self.planner.clips_of(config))
         self.axes = effective_axes(self.planner, axes)
         self.key = sweep_key(self.planner, self.axes)
@@ -97,7 +100,10 @@ class Sweep:
     @property
     def total(self) -> int:
         """Number of trials."""
-        return self.config.sweep.trials or TRIALS if self.points is None else len(self.points)
+        sweep = self.config.sweep
+        if sweep.search == "population":
+            return sweep.count * sweep.generations
+        return sweep.count if self.points is None else len(self.points)
 
     @property
     def left(self) -> int:
@@ -126,6 +132,8 @@ class Sweep:
             print(f"  {axis.text()}")
         rule = {"asha": "ASHA", "median": "the median rule"}.get(sweep.stopping)
         stopping = f"; {rule} stops bad trials from {sweep.grace:.0%} of the last stage on" if rule else ""
+        if sweep.search == "population":
+            stopping = f"; {sweep.count} members, {sweep.generations} generations, a trial is one of one member"
         print(f"  search {sweep.search}, compared by {self.planner.metric} on split val{stopping}")
         print(f"  {len(self.before)} recorded earlier, {self.left} to run")
         for one in self.before.values():
@@ -313,20 +321,21 @@ def points_of(planner: Planner, axes: Sequence[Axis]) -> list[Point] | None:
     sweep = planner.config.sweep
     if sweep.search == "optuna":
         most = size(axes)
-        if most is not None and most <= (sweep.trials or TRIALS):
+        if most is not None and most <= (sweep.count):
             raise ValueError(
-                f"sweep.search = optuna: the space has {most} points, no more than the {sweep.trials or TRIALS} "
+                f"sweep.search = optuna: the space has {most} points, no more than the {sweep.count} "
                 "trials: choose grid, which tries each once"
             )
-        ends = [{axis.path: axis.ends[place] for axis in axes} for place in (0, 1)]
-        points = [planner.point(values) for values in ends]
+        points = [planner.point({axis.path: axis.ends[place] for axis in axes}) for place in (0, 1)]
+    elif sweep.search == "population":
+        points = [planner.point({axis.path: axis.ends[place] for axis in axes}) for place in (0, 1)]
     else:
-        several = grid(axes) if sweep.search == "grid" else drawn(axes, sweep.trials or TRIALS, planner.config.seed)
+        several = grid(axes) if sweep.search == "grid" else drawn(axes, sweep.count, planner.config.seed)
         points = [planner.point(values) for values in several]
     if all(point.plan is None for point in points):
         raise ValueError(f"sweep.space: every trial would be refused; {points[0].label}: {points[0].refused}")
     check_different(points)
-    return None if sweep.search == "optuna" else points
+    return None if sweep.search in ("optuna", "population") else points
 
 
 def refusal(point: Point) -> Record:

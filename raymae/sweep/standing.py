@@ -88,7 +88,7 @@ def _widened(table: pa.Table, own: Sequence[str], names: Sequence[str]) -> pa.Ta
 def standings(records: Sequence[Record], folder: Folder, labels: Labels) -> Standings:
     """Every finished trial beside the winner (`best_of`)."""
     winner = best_of(records)
-    keys = [one.key for one in records if one.status == "finished" and one.score is not None]
+    keys = [one.key for one in records if one.status == "finished" and one.score is not None and one.is_whole]
     tables, names = read_predictions(folder, keys)
     if winner is None or winner.key not in tables:
         return {}

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
+from safetensors.torch import load
 
 from raymae.audio.errors import UnreachableError
 from raymae.cluster import connect
@@ -33,12 +34,13 @@ from raymae.sweep.points import Planner, Point, effective_axes, sweep_key
 from raymae.sweep.results import Record, best_of, ranked, read_records, write_record
 from raymae.sweep.run import Sweep, run_sweep
 from raymae.sweep.search.graph_search import AGAIN
+from raymae.sweep.search.population import Segment
 from raymae.sweep.space import grid, parse_axis, parse_space
 from raymae.sweep.standing import read_predictions
 from raymae.sweep.tables import table, table_csv
 from raymae.sweep.trials import run_trials
 from raymae.sweep.trials.sizes import AVOIDED, Sizes
-from raymae.sweep.trials.trial import Trial
+from raymae.sweep.trials.trial import Trial, segment_spec
 from raymae.training.guards.deadline import FOREVER, Deadline, TimeIsUpError
 from tests.support.audio_files import make_store, write_clips, write_table
 from tests.support.training import TINY
@@ -487,3 +489,38 @@ def test_two_processes_run_a_sweep_once(config: Config, planner: Planner, monkey
     assert started == [first], "the second computed the points, too"
     assert len(second.before) == 4
     assert second.left == 0
+
+
+def test_segments_of_a_population_are_trained_and_scored(config: Config) -> None:
+    """Two generations of a member with unchanged values are the whole stage to the bit; another begins from its
+    weights."""
+    planner = make_planner(replace(config, unlabelled=()))
+    plan = planner.plan({})
+    common: dict[str, Any] = {"generations": 2, "values": {}}
+    first = Segment(key="a1", generation=0, member=0, **common)
+    last = Segment(key="a2", generation=1, member=0, parent="a1", **common)
+    other = replace(last, key="b2", values={"finetune.lr": 1e-2}, member=1)
+    scores = {}
+    for one in (first, last, other):
+        trial = Trial(plan, lambda report: None, part=segment_spec(plan, one))
+        found = trial.run()
+        assert list(found["stages"]) == ["prepare", "pretrain", "finetune"]
+        assert found["stages"]["finetune"] | {"seconds": 0} == {"key": one.key, "reused": False, "seconds": 0}
+        scores[one.key] = trial.predict(planner.storage, one.key)
+    whole = Trial(plan, lambda report: None)
+    whole.run()
+    weights = {
+        name: read_weights(folder)
+        for name, folder in (
+            ("whole", whole.classifier),
+            ("last", plan.storage / "artifacts/finetune/a2"),
+            ("other", plan.storage / "artifacts/finetune/b2"),
+        )
+    }
+    assert all(torch.equal(value, weights["last"][name]) for name, value in weights["whole"].items())
+    assert not all(torch.equal(value, weights["other"][name]) for name, value in weights["whole"].items())
+    assert Trial(plan, lambda report: None, part=segment_spec(plan, last)).run()["stages"]["finetune"]["reused"]
+
+
+def read_weights(folder: Folder) -> dict[str, torch.Tensor]:
+    return load(folder.read_checked("model.safetensors"))

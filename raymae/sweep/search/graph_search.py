@@ -63,15 +63,16 @@ class GraphSearch(Searcher):
 
     def next_trial(self) -> dict[str, Any] | None:
         """The configuration of the next stage or point, if one can run."""
-        ready = self.graph.ready
         one = self.graph.take()
-        if one is None:
-            return None
-        asked: dict[str, Any] = {POINT: as_text(one.values, self.axes), REASON: self.graph.failure(one)}
+        return None if one is None else {POINT: as_text(one.values, self.axes)} | self.asked_of(one)
+
+    def asked_of(self, one: SharedStage | Point) -> dict[str, Any]:
+        """What a trial is told of its stage or point beside the values."""
+        asked: dict[str, Any] = {REASON: self.graph.failure(one)}
         if isinstance(one, SharedStage):
             # those that are ready now run side by side, beside those that run already
-            running = sum(STAGE in other for other in self._running.values())
-            return asked | {STAGE: one.name, KEY: one.key, WORKERS: self.sizes.of_stage(ready + running)}
+            running = 1 + sum(STAGE in other for other in self._running.values())
+            return asked | {STAGE: one.name, KEY: one.key, WORKERS: self.sizes.of_stage(self.graph.ready + running)}
         return asked | {WORKERS: self.sizes.workers}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

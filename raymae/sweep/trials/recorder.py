@@ -14,6 +14,8 @@ from raymae.storage.folder import Folder
 from raymae.sweep.points import Point
 from raymae.sweep.results import Record, number, reused, write_record
 from raymae.sweep.search.graph_search import AGAIN, KEY, STAGE
+from raymae.sweep.search.population import Segment
+from raymae.sweep.search.population_search import SEGMENT
 from raymae.sweep.search.stopping import SCORE
 from raymae.sweep.space import Values
 from raymae.tracking.outbox import Entry
@@ -125,7 +127,7 @@ class Recorder(Callback):
             score = history[-1]["score"]
         values = self.values_of(trial.config)
         record = Record(
-            key=Point(values).key,
+            key=self._key(trial),
             changes=values,
             status=status,
             score=score,
@@ -135,6 +137,7 @@ class Recorder(Callback):
             error=error,
             seconds=time.time() - self._started.get(trial.trial_id, time.time()),
             flops=last.get("flops"),
+            lineage=Segment(**trial.config[SEGMENT]).lineage() if SEGMENT in trial.config else {},
         )
         name = write_record(self.folder, record)
         self._close(
@@ -148,12 +151,13 @@ class Recorder(Callback):
 
     # MLflow and TensorBoard ---------------------------------------------------------------------------------------
 
-    def _run(self, trial: TuneTrial) -> str:
-        """The name of the trial's run in the outbox."""
-        return Point(self.values_of(trial.config)).key
+    def _key(self, trial: TuneTrial) -> str:
+        """The key of the trial's record, and the name of its run in the outbox."""
+        segment = trial.config.get(SEGMENT)
+        return str(segment["key"]) if segment else Point(self.values_of(trial.config)).key
 
     def _begin(self, trial: TuneTrial) -> str:
-        run = self._run(trial)
+        run = self._key(trial)
         if run not in self._begun:
             self._begun.add(run)
             values = self.values_of(trial.config)
@@ -184,7 +188,7 @@ class Recorder(Callback):
 
             values = self.values_of(trial.config)
             name = "_".join(f"{path.rpartition('.')[2]}={to_text(value)}" for path, value in values.items())
-            folder = f"{self.tensorboard}/{name.replace('/', '-')[:80]}-{Point(values).key[:6]}"
+            folder = f"{self.tensorboard}/{name.replace('/', '-')[:80]}-{self._key(trial)[:6]}"
             self._writers[trial.trial_id] = SummaryWriter(folder)
         return self._writers[trial.trial_id]
 

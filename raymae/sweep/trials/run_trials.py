@@ -39,8 +39,10 @@ from raymae.sweep.search.graph_search import (
     as_text,
     values_of,
 )
+from raymae.sweep.search.population import Segment, population_of
+from raymae.sweep.search.population_search import SEGMENT, PopulationSearch, key_of
 from raymae.sweep.search.stopping import PERCENT, SCORE, scheduler_of
-from raymae.sweep.space import Axis, Values
+from raymae.sweep.space import Axis
 from raymae.sweep.trials.recorder import Recorder
 from raymae.sweep.trials.sizes import AVOIDED, WAITING, WORKERS, Sizes
 from raymae.sweep.trials.trial import Runner
@@ -92,14 +94,13 @@ def train_trial(
     try:
         deadline.check("before a trial")
         try:
-            values = values_of(config, axes)
-            plan = planner.plan(values)
+            plan = planner.plan({} if is_of_population(config) else values_of(config, axes))
         except ValueError as error:
             if planned or isinstance(error, OSError):
                 raise  # an error of this node or moment: the next start tries it again
             outcome |= {"status": "refused", "error": str(error)}
         else:
-            outcome |= run_trial(config, plan, values, folder, runner_of(config, sizes, deadline))
+            outcome |= run_trial(config, plan, axes, folder, runner_of(config, sizes, deadline))
     except TimeIsUpError:
         outcome |= {"status": "interrupted"}
     except Exception as error:
@@ -115,18 +116,26 @@ def is_mistake(error: Exception) -> bool:
     return isinstance(error, ValueError | TrainingError) and not isinstance(error, OSError)
 
 
-def run_trial(config: dict[str, Any], plan: Plan, values: Values, folder: Folder, runner: Runner) -> dict[str, Any]:
+def is_of_population(config: Mapping[str, Any]) -> bool:
+    """Whether a trial is a segment of a population, or a stage that its segments share, which has no values."""
+    return SEGMENT in config or config.get(POINT) == {}
+
+
+def run_trial(
+    config: dict[str, Any], plan: Plan, axes: Sequence[Axis], folder: Folder, runner: Runner
+) -> dict[str, Any]:
     """Run a point or a shared stage; returns its last report. Raises what their stages raise."""
-    from raymae.sweep.trials.trial import Trial
+    from raymae.sweep.trials.trial import Trial, segment_spec
 
     if reason := config.get(REASON):
         return {"status": "failed", "error": reason}
     if name := config.get(STAGE):
         copy_weights(plan)
         return {"status": "finished", "made": runner(plan=plan).make(plan.nodes[name])}
-    trial = Trial(plan, tune.report, runner)
+    part = segment_spec(plan, Segment(**config[SEGMENT])) if SEGMENT in config else None
+    trial = Trial(plan, tune.report, runner, part)
     outcome = trial.run()
-    outcome[SCORE] = trial.predict(folder, Point(values).key)
+    outcome[SCORE] = trial.predict(folder, key_of(config, axes))
     return outcome | {"status": "finished", PERCENT: 100.0}
 
 
@@ -136,6 +145,8 @@ def name_of(config: Mapping[str, Any]) -> str:
     if STAGE in config:
         return f"{config[STAGE]}-{config[KEY]}"
     values = {path.rpartition(".")[2]: value for path, value in config[POINT].items()}
+    if SEGMENT in config:
+        values = {name: config[SEGMENT][name] for name in ("generation", "member")} | values
     text = "_".join(f"{field}={value}" for field, value in values.items())
     return re.sub("[^A-Za-z0-9.=_-]+", "-", text)[:LONGEST_NAME]
 
@@ -186,18 +197,28 @@ def run_trials(
     parameters |= {"folder": recorder.folder, "planned": points is not None}
     trainable = tune.with_resources(tune.with_parameters(train_trial, **parameters), sizes.request)
     search: Searcher
-    if points is None:
+    scheduler = None
+    if sweep.search == "population":
+        base = planner.point({})
+        assert base.plan is not None
+        stage = base.plan.nodes[base.plan.final].key
+        population = population_of(sweep, axes, stage, planner.config.seed)
+        scores = {one.key: one.score for one in known if one.score is not None}
+        search = PopulationSearch(base, population, SCORE, sizes, scores)
+    elif points is None:
         asked = optuna_search(planner, axes, known)
         search = AskingSearch(asked, planner.point, axes, SCORE, sizes, recorder.total - recorder.done)
     else:
         search = GraphSearch(Graph(), axes, SCORE, sizes)
         search.graph.add(points)
+    if sweep.search != "population":
+        scheduler = scheduler_of(sweep, known)
     folder = planner.storage / "ray"
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=scheduler_of(sweep, known),
+            scheduler=scheduler,
             num_samples=-1,  # the search ends the sweep
             max_concurrent_trials=sizes.most(sweep),
             trial_name_creator=lambda trial: f"{name_of(trial.config)}_{trial.trial_id}",

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raymae.config import changed
 from raymae.config.stages import STAGES
 from raymae.datasets.rows import class_names, rows_of
 from raymae.pipeline.dry_run.dry_run import stage_flops, step_clips
@@ -17,8 +18,11 @@ from raymae.pipeline.plan.plan import Plan
 from raymae.storage.events import committed_events
 from raymae.storage.folder import Folder
 from raymae.sweep.points import copy_weights, stages_of
+from raymae.sweep.search.population import Segment
 from raymae.sweep.standing import write_predictions
 from raymae.training.spec import StageSpec
+from raymae.training.state.segment import Parent
+from raymae.training.state.segment import Segment as StageSegment
 from raymae.training.tasks.selection import METRICS
 
 REPORT_SECONDS = 2.0
@@ -40,6 +44,8 @@ class Trial:
     report: Report
     runner: Runner = InProcess
     """Makes what runs its stages."""
+    part: StageSpec | None = None
+    """The segment of the final stage that is trained in place of the whole; None: the whole."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     _events: list[dict[str, Any]] = field(default_factory=list)
     _reported_at: float = 0.0
@@ -57,17 +63,28 @@ class Trial:
         maker = self.runner(plan=self.plan, on_event=self._report)
         for name in stages_of(self.plan):
             node, started = self.plan.nodes[name], time.time()
+            artifact = node.artifact
             if name == self.plan.final:
-                self._report_again(node.artifact)
-            made = maker.make(node)
-            result = node.artifact.result()
+                artifact = self.classifier
+                self._report_again(artifact)
+            made = maker.train(self.part) if self.part and name == self.plan.final else maker.make(node)
+            result = artifact.result()
             self._steps += int(result.get("steps", 0))
             if STAGES[node.stage].kind:
                 self._flops += result["steps"] * step_clips(self.plan, name) * stage_flops(self.plan, name)
-            self.stages[name] = {"key": node.key, "reused": not made, "seconds": time.time() - started}
+            self.stages[name] = {
+                "key": artifact.url.rpartition("/")[2],
+                "reused": not made,
+                "seconds": time.time() - started,
+            }
         score = result["selection"]["value"]
         found = {"score": score, "metrics": result["metrics"], "stages": self.stages, "events": self._events}
         return found | {"flops": self._flops}
+
+    @property
+    def classifier(self) -> Folder:
+        """The artifact of the final classifier."""
+        return self.part.artifact if self.part else self.plan.nodes[self.plan.final].artifact
 
     def predict(self, folder: Folder, key: str) -> float:
         """Keep the predictions of the final classifier for the labelled clips of split val in the sweep's folder.
@@ -75,7 +92,7 @@ class Trial:
         Returns their score, by which trials are compared: that of training, whose forward passes are in its precision
         and not in float32, may differ by a clip that lies between two classes.
         """
-        store, classifier = self.plan.store, self.plan.nodes[self.plan.final].artifact
+        store, classifier = self.plan.store, self.classifier
         rows = rows_of(store.clips, "val", labelled=True)
         found, _ = self.runner(plan=self.plan).classify(rows, {"": classifier})
         labels = self.plan.config.finetune.labels
@@ -118,3 +135,17 @@ class Trial:
         events, self._events = self._events, []
         self._reported_at = time.monotonic()
         self.report({**report, "events": events, "stages": dict(self.stages)})
+
+
+def segment_spec(plan: Plan, one: Segment) -> StageSpec:
+    """The specification of a segment of the plan's final stage: as that of the whole stage but for its values, its
+    artifact, its end and what it begins from."""
+    spec, stage = plan.spec(plan.final), plan.nodes[plan.final].stage
+
+    def artifact(key: str) -> Folder:
+        return plan.storage / f"artifacts/{stage}/{key}"
+
+    end = round(spec.order().steps * (one.generation + 1) / one.generations)
+    parent = Parent(key=one.parent, artifact=artifact(one.parent)) if one.parent else None
+    part = StageSegment(key=one.key, end=end, parent=parent)
+    return replace(spec, config=changed(spec.config, one.values), artifact=artifact(one.key), segment=part)
