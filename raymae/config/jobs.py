@@ -159,6 +159,9 @@ class SweepConfig:
     weights of the best, with values near theirs."""
     trials: int | None = None
     """Number of trials of the searches random and optuna, None: 20; members of a population, None: 8."""
+    objectives: tuple[Literal["score", "flops"], ...] = ("score",)
+    """What the search optuna goes for. score flops: the score and the FLOPs of training, for points that no other beats
+    in both; stopping has to be none then."""
     generations: int = 4
     """Equal parts of the last stage's training, between which a population changes its values."""
     exploit_share: float = 0.25
@@ -210,6 +213,16 @@ class SweepConfig:
             f"sweep.gpus_per_worker = {gpus} must be 0 or 1 with sweep.workers_per_trial = {workers}: each worker of a "
             "group trains on a GPU of its own",
         )
+        objectives = self.objectives
+        require(
+            objectives in (("score",), ("score", "flops")),
+            f"sweep.objectives = {' '.join(objectives) or 'empty'} must be score, or score flops",
+        )
+        require(
+            len(objectives) == 1 or (self.search == "optuna" and self.stopping == "none"),
+            "sweep.objectives = score flops needs sweep.search = optuna and sweep.stopping = none, since a trial that "
+            f"is stopped has no comparable cost (now {self.search} and {self.stopping})",
+        )
         self._check_population()
 
     def _check_population(self) -> None:
@@ -239,6 +252,8 @@ class SweepConfig:
         """What decides, beside space and seed, which trials end and how the others go on."""
         if self.search == "population":
             return {"trials": self.count, "generations": self.generations, "exploit_share": self.exploit_share}
+        if len(self.objectives) > 1:
+            return {"objectives": len(self.objectives)}
         rules: dict[str, dict[str, float]] = {
             "asha": {"grace": self.grace, "reduction": self.reduction},
             "median": {"median": self.grace},

@@ -12,7 +12,7 @@ from raymae.config import Config, redact
 from raymae.evaluation.png import png
 from raymae.storage.folder import Folder
 from raymae.sweep.heatmap import sweep_figure
-from raymae.sweep.results import BEST, CSV, TABLE, Record, best_of, settings_of
+from raymae.sweep.results import BEST, CSV, TABLE, Record, best_of, front, settings_of
 from raymae.sweep.space import Axis
 from raymae.sweep.standing import ALPHA, Standings, chosen, standings, tied
 from raymae.sweep.tables import table, table_csv
@@ -88,6 +88,9 @@ class Outcome:
         if best is not winner:
             lines.append(f"cheapest of these: {self._scored(best)}")
         lines += self.sentences()
+        if len(self.config.sweep.objectives) > 1:
+            lines.append("score against cost, none of these is beaten in both:")
+            lines += [f"  {(one.flops or 0) / 1e12:.3g} TFLOP: {self._scored(one)}" for one in front(self.records)]
         if winner.lineage:
             key = winner.stages[max(winner.stages, key=list(winner.stages).index)]["key"]
             lines.append(f"its lineage:       {url}/{LINEAGE}; its classifier: the artifact {key}")
@@ -112,6 +115,7 @@ class Outcome:
                 "settings": f"{redact(self.folder.url)}/{BEST}",
             },
             "winner": {"changes": winner.changes, "score": winner.score},
+            "pareto": [{"changes": one.changes, "score": one.score, "flops": one.flops} for one in front(self.records)],
             "tied": [{"changes": one.changes, "score": one.score} for one in self.tied[1:]],
             "trials": [self._trial(one) for one in self.records],
         }

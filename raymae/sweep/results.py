@@ -104,6 +104,16 @@ def best_of(records: Sequence[Record]) -> Record | None:
     return max(finished, key=lambda one: one.score or 0.0, default=None)
 
 
+def front(records: Sequence[Record]) -> list[Record]:
+    """The finished trials that no other beats in score at the same or a smaller cost, the cheapest first."""
+    found = [one for one in records if one.status == "finished" and one.score is not None and one.flops]
+    best: list[Record] = []
+    for one in sorted(found, key=lambda one: (one.flops or 0.0, -(one.score or 0.0))):
+        if not best or (one.score or 0.0) > (best[-1].score or 0.0):
+            best.append(one)
+    return best
+
+
 def reused(record: Record) -> str:
     """The stages that a trial reused from others, as text; of a segment of a population where it came from."""
     if record.lineage:

@@ -142,18 +142,17 @@ def test_shared_stages_divide_the_gpus(ready: int, room: int, workers: int) -> N
     assert max(one[WORKERS] for one in asked) >= sizes.room // ready, "no GPU is left idle"
 
 
-class Proposing(Searcher):
+class Proposing:
     """Proposes the points of a list, and keeps what it is told."""
 
     def __init__(self, ratios: list[float]) -> None:
-        super().__init__(metric="score", mode="max")
         self.ratios, self.told = ratios, dict[str, Any]()
 
-    def suggest(self, trial_id: str) -> Any:
-        return {"model.mask_ratio": self.ratios.pop(0)} if self.ratios else Searcher.FINISHED
+    def ask(self, name: str) -> dict[str, Any]:
+        return {"model.mask_ratio": self.ratios.pop(0)}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.told[trial_id] = None if error else (result or {})["score"]
+    def tell(self, name: str, result: dict[str, Any] | None) -> None:
+        self.told[name] = (result or {})["score"]
 
 
 @given(pretrains=st.lists(st.integers(0, 2), min_size=1, max_size=8), data=st.data())
@@ -166,7 +165,7 @@ def test_points_that_are_asked_for_share_their_stages_too(pretrains: list[int], 
         number = round(100 * values["model.mask_ratio"])
         return point(number, pretrains[number - 1], 0, frozenset(finished))
 
-    proposing = Proposing([(number + 1) / 100 for number in range(len(pretrains))])
+    proposing: Any = Proposing([(number + 1) / 100 for number in range(len(pretrains))])
     search = AskingSearch(proposing, plan, [axis], "score", SIZES, trials=len(pretrains))
     running: dict[str, Any] = {}
     stages, scores, count = [], {}, 0

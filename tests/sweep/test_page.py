@@ -16,11 +16,11 @@ from raymae.config import SweepConfig
 from raymae.config.recipes import RECIPES
 from raymae.storage.folder import Folder
 from raymae.sweep.outcome import Outcome
-from raymae.sweep.page.charts import curves, front, heat_map, pareto
+from raymae.sweep.page.charts import curves, heat_map, pareto
 from raymae.sweep.page.importance import MOST, considered, importances
 from raymae.sweep.page.page import PAGE, REFRESH_SECONDS, Progress, State, sweep_page, write_page
 from raymae.sweep.points import Point
-from raymae.sweep.results import Record
+from raymae.sweep.results import Record, front
 from raymae.sweep.space import drawn, parse_axis
 from tests.support.browser import CHROMIUM, chromium
 

@@ -438,7 +438,8 @@ def test_a_dry_run_starts_nothing(config: Config, monkeypatch: pytest.MonkeyPatc
 
 
 def test_optuna_gets_the_scores_of_known_trials(config: Config) -> None:
-    from raymae.sweep.trials.run_trials import as_text, domain, optuna_search, values_of
+    from raymae.sweep.search.graph_search import as_text, values_of
+    from raymae.sweep.search.optuna_study import study_of
 
     axes = [parse_axis("finetune.lr=log:1e-4..1e-2"), parse_axis("model.patch_size=8+8,4+8"), parse_axis("seed=0..5")]
     values = {"finetune.lr": 1e-3, "model.patch_size": (4, 8), "seed": 5}
@@ -447,10 +448,13 @@ def test_optuna_gets_the_scores_of_known_trials(config: Config) -> None:
         Record(key="a", changes=values, status="finished", score=0.7),
         Record(key="b", changes=values, status="failed"),
     ]
-    search = optuna_search(Planner(config, open_storage(config.storage)), axes, known)
-    search.set_search_properties(None, None, {axis.path: domain(axis) for axis in axes})
-    assert [trial.value for trial in search._ot_study.trials] == [0.7]
-    suggested = values_of(search.suggest("one") or {}, axes)
+    study = study_of(SweepConfig(search="optuna"), axes, known, seed=0)
+    assert [trial.value for trial in study.trials] == [0.7]
+    suggested = study.ask("one")
+    study.tell("one", {"score": 0.8})
+    study.ask("two")
+    study.tell("two", None)
+    assert [trial.value for trial in study.trials] == [0.7, 0.8, None]
     assert 1e-4 <= suggested["finetune.lr"] <= 1e-2
     assert suggested["model.patch_size"] in ((8, 8), (4, 8))
 

@@ -19,7 +19,7 @@ from raymae.sweep.page.svg import (
     tag,
     text,
 )
-from raymae.sweep.results import Record
+from raymae.sweep.results import Record, front
 from raymae.sweep.space import Axis
 
 LETTER = 7.2
@@ -188,16 +188,6 @@ def curves(records: Trials, metric: str) -> str | None:
         end = {"cx": points[-1][0], "cy": points[-1][1], "r": 3.0}
         drawn.append(tag("circle", hint(about(one)), class_="point", style=style, **end))
     return svg(left + width + 20, top + height + 44, frame, *drawn, label="Learning curves")
-
-
-def front(records: Trials) -> list[Record]:
-    """The finished trials that no other beats in score at the same or a smaller cost, the cheapest first."""
-    found = [one for one in scored(records) if one.status == "finished" and one.flops]
-    best: list[Record] = []
-    for one in sorted(found, key=lambda one: (one.flops or 0.0, -(one.score or 0.0))):
-        if not best or (one.score or 0.0) > (best[-1].score or 0.0):
-            best.append(one)
-    return best
 
 
 def pareto(records: Trials, metric: str, level: Sequence[str] = ()) -> str | None:

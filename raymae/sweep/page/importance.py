@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from raymae.config import to_text
 from raymae.sweep.results import Record
+from raymae.sweep.search.optuna_study import distribution
 from raymae.sweep.space import Axis
 
 FEWEST = 4
@@ -33,7 +33,7 @@ def importances(records: Sequence[Record], axes: Sequence[Axis]) -> dict[str, fl
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    distributions = {axis.path: _distribution(axis) for axis in axes}
+    distributions = {axis.path: distribution(axis) for axis in axes}
     for one in found:
         values = {
             axis.path: one.changes[axis.path] if axis.is_range else to_text(one.changes[axis.path]) for axis in axes
@@ -42,14 +42,3 @@ def importances(records: Sequence[Record], axes: Sequence[Axis]) -> dict[str, fl
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {path: float(share) for path, share in shares.items()}
-
-
-def _distribution(axis: Axis) -> Any:
-    import optuna.distributions as kinds
-
-    if not axis.is_range:
-        return kinds.CategoricalDistribution([to_text(value) for value in axis.values])
-    low, high = axis.ends
-    if axis.whole:
-        return kinds.IntDistribution(low, high, log=axis.log)
-    return kinds.FloatDistribution(low, high, log=axis.log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from ray.tune.search import Searcher
 from raymae.config import to_text
 from raymae.sweep.points import Point
 from raymae.sweep.search.graph import Graph, SharedStage
+from raymae.sweep.search.optuna_study import Study
 from raymae.sweep.space import Axis, Values
 from raymae.sweep.trials.sizes import AVOIDED, WORKERS, Sizes
 
@@ -103,12 +103,12 @@ class GraphSearch(Searcher):
 
 
 class AskingSearch(GraphSearch):
-    """Asks another search algorithm for points, and runs the stages of each as trials of their own, because the points
-    that will share them aren't known yet."""
+    """Asks Optuna for points, and runs the stages of each as trials of their own, because the points that will share
+    them aren't known yet."""
 
     def __init__(
         self,
-        searcher: Searcher,
+        study: Study,
         plan: Callable[[Values], Point],
         axes: Sequence[Axis],
         metric: str,
@@ -116,25 +116,22 @@ class AskingSearch(GraphSearch):
         trials: int,
     ) -> None:
         super().__init__(Graph(), axes, metric, sizes)
-        self.searcher, self.plan, self.left = searcher, plan, trials
+        self.study, self.plan, self.left = study, plan, trials
         self._asked = 0
         self._names: dict[str, list[str]] = defaultdict(list)
-        """By the point's key, the names under which the algorithm knows it: it may propose a point twice."""
+        """By the point's key, the names under which the study knows it: it may propose a point twice."""
 
     @property
     def is_over(self) -> bool:
-        """Whether the algorithm isn't asked for more points, and all have been handed out."""
+        """Whether the study isn't asked for more points, and all have been handed out."""
         return self.graph.is_empty and not self.left
 
     def next_trial(self) -> dict[str, Any] | None:
+        """The configuration of the next stage or point, if one can run."""
         while (found := super().next_trial()) is None and self.left and self._has_room:
             name = f"point-{self._asked}"
-            proposed = self.searcher.suggest(name)
-            if not isinstance(proposed, dict):  # none now, or no more at all
-                self.left = 0 if proposed == Searcher.FINISHED else self.left
-                return None
+            point = self.plan(self.study.ask(name))
             self._asked, self.left = self._asked + 1, self.left - 1
-            point = self.plan(values_of(proposed, self.axes))
             self._names[point.key].append(name)
             self.graph.add([point], fewest=1)
         return found
@@ -145,10 +142,6 @@ class AskingSearch(GraphSearch):
         return len(self.graph.waiting_points) < max(1, self.sizes.room // self.sizes.workers)
 
     def end_point(self, asked: Mapping[str, Any], result: Mapping[str, Any] | None) -> None:
-        """Tell the algorithm the score of a point that it proposed."""
+        """Tell the study the score of a point that it proposed."""
         names = self._names[Point(values_of(asked, self.axes)).key]
-        score = (result or {}).get(self.metric)
-        scored = score is not None and not math.isnan(score)
-        for name in names[:1]:
-            self.searcher.on_trial_complete(name, dict(result or {}) if scored else None, error=not scored)
-        del names[:1]
+        self.study.tell(names.pop(0), result)

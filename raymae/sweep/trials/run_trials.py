@@ -21,7 +21,6 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from raymae.cluster.ray_private import propagated_to_trials
-from raymae.config import to_text
 from raymae.pipeline.in_process import InProcess
 from raymae.pipeline.plan.plan import Plan
 from raymae.storage.folder import Folder
@@ -36,9 +35,9 @@ from raymae.sweep.search.graph_search import (
     STAGE,
     AskingSearch,
     GraphSearch,
-    as_text,
     values_of,
 )
+from raymae.sweep.search.optuna_study import study_of
 from raymae.sweep.search.population import Segment, population_of
 from raymae.sweep.search.population_search import SEGMENT, PopulationSearch, key_of
 from raymae.sweep.search.stopping import PERCENT, SCORE, scheduler_of
@@ -57,16 +56,6 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted job ends like every other job
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # for a stopped trial's last writes; its process then runs the next trial
 }
-
-
-def domain(axis: Axis) -> Any:
-    """An axis as a domain of Tune."""
-    if not axis.is_range:
-        return tune.choice([to_text(value) for value in axis.values])
-    low, high = axis.ends
-    if axis.whole:
-        return (tune.lograndint if axis.log else tune.randint)(low, high + 1)
-    return (tune.loguniform if axis.log else tune.uniform)(low, high)
 
 
 def train_trial(
@@ -206,8 +195,8 @@ def run_trials(
         scores = {one.key: one.score for one in known if one.score is not None}
         search = PopulationSearch(base, population, SCORE, sizes, scores)
     elif points is None:
-        asked = optuna_search(planner, axes, known)
-        search = AskingSearch(asked, planner.point, axes, SCORE, sizes, recorder.total - recorder.done)
+        study = study_of(sweep, axes, known, planner.config.seed)
+        search = AskingSearch(study, planner.point, axes, SCORE, sizes, recorder.total - recorder.done)
     else:
         search = GraphSearch(Graph(), axes, SCORE, sizes)
         search.graph.add(points)
@@ -244,18 +233,3 @@ def withhold_keys() -> None:
     """
     propagated = propagated_to_trials()
     propagated -= {name for name in propagated if name.startswith("AWS_")}
-
-
-def optuna_search(planner: Planner, axes: Sequence[Axis], known: Sequence[Record]) -> Any:
-    """Optuna's TPE with the scores of earlier trials; each start draws with another seed."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    logging.getLogger("optuna").setLevel(logging.ERROR)
-    scored = [one for one in known if one.score is not None]
-    return OptunaSearch(
-        metric=SCORE,
-        mode="max",
-        points_to_evaluate=[as_text(one.changes, axes) for one in scored] or None,
-        evaluated_rewards=[one.score for one in scored] or None,
-        seed=planner.config.seed + len(known),
-    )
