@@ -150,18 +150,19 @@ class AudioClassifier(nn.Module):
         head's factor is 1. One-dimensional parameters and the class token have no weight decay.
         """
         top = len(self.encoder.blocks) + 1
-        groups: dict[tuple[int, float], list[nn.Parameter]] = defaultdict(list)
+        # by whether they are exempt, not by their decay: moments are stored by place, and a decay of 0 changes no place
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in self.named_parameters():
             exempt = parameter.ndim == 1 or name == "encoder.cls_token"
-            groups[layer_id(name, top), 0.0 if exempt else weight_decay].append(parameter)
+            groups[layer_id(name, top), exempt].append(parameter)
         return [
             {
                 "params": parameters,
-                "weight_decay": decay,
+                "weight_decay": 0.0 if exempt else weight_decay,
                 "lr_scale": layer_decay ** (top - depth),
                 "name": "head" if depth == top else f"encoder.{depth}",
             }
-            for (depth, decay), parameters in groups.items()
+            for (depth, exempt), parameters in groups.items()
         ]
 
 

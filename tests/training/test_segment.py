@@ -151,3 +151,15 @@ def test_a_checkpoint_of_another_segment_is_refused(whole: StageSpec, parts: lis
         run(replace(child, segment=replace(child.segment, parent=wrong)))
     with pytest.raises(ValueError, match=r"was written by segment parts.*, not by a whole stage"):
         train(replace(whole, artifact=parts[0].artifact))
+
+
+def test_a_weight_decay_of_zero_moves_no_moments(parts: list[StageSpec], tmp_path: Path) -> None:
+    child = part(parts[0], tmp_path, ENDS[1], parts[0], **{"finetune.weight_decay": 0.0})
+
+    def places(spec: StageSpec) -> list[str]:
+        task = build_task(spec)
+        names = {id(value): name for name, value in task.model.named_parameters()}
+        return [names[id(value)] for group in task.parameter_groups() for value in group["params"]]
+
+    assert places(child) == places(parts[0])
+    assert run(child)
