@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,9 +53,13 @@ def run(search: PopulationSearch, fails: Any = lambda one: False, most: int = 10
     return found
 
 
-def search_of(some: Population, known: dict[str, float] | None = None) -> PopulationSearch:
+def search_of(some: Population, known: Sequence[Segment] = ()) -> PopulationSearch:
     base: Point = replace(point(1, 0, 0), values={})
-    return PopulationSearch(base, some, "score", SIZES, known or {})
+    records = [
+        Record(key=one.key, changes={}, status="finished", score=score_of(one, 1), lineage=one.lineage())
+        for one in known
+    ]
+    return PopulationSearch(base, some, "score", SIZES, records)
 
 
 @given(
@@ -71,7 +76,7 @@ def test_a_restart_replays_the_decisions_and_trains_no_segment_twice(
     whole = run(search_of(some))
     assert len(whole) == len({one.key for one in whole}) == members * generations
     before = run(search_of(some), most=cut)
-    after = run(search_of(some, {one.key: score_of(one, 1) for one in before}))
+    after = run(search_of(some, before))
     assert sorted([*before, *after], key=lambda one: one.key) == sorted(whole, key=lambda one: one.key)
 
 
@@ -110,6 +115,24 @@ def test_stages_come_first_and_a_failed_member_drops_out() -> None:
     by_generation = [[one.member for one in found if one.generation == number] for number in range(3)]
     assert by_generation == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 3]]
     assert run(search_of(some), fails=lambda one: True) == [*some.first()], "nobody is left after the first generation"
+
+
+@given(seed=st.integers(0, 99), cut=st.integers(0, 14))
+def test_a_member_that_failed_changes_no_decision_afterwards(seed: int, cut: int) -> None:
+    """A failed segment is tried again, unless later ones have been decided without it."""
+    some = population(members=4, generations=4, seed=seed)
+
+    def fails(one: Segment) -> bool:
+        return (one.generation, one.member) == (1, 2)
+
+    whole = run(search_of(some), fails)
+    before = run(search_of(some), fails, most=cut)
+    scored = [one for one in before if not fails(one)]
+    after = run(search_of(some, scored))
+    if any(one.generation > 1 for one in scored):
+        assert sorted([*before, *after], key=lambda one: one.key) == sorted(whole, key=lambda one: one.key)
+    else:
+        assert len({one.key for one in [*scored, *after]}) == 16, "nobody has dropped out"
 
 
 def test_a_failed_stage_is_every_members_reason() -> None:

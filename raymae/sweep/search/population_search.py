@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raymae.sweep.points import Point
+from raymae.sweep.results import Record
 from raymae.sweep.search.graph import Graph
 from raymae.sweep.search.graph_search import POINT, REASON, STAGE, GraphSearch, as_text, values_of
 from raymae.sweep.search.population import Population, Segment
@@ -26,14 +27,14 @@ def key_of(config: Mapping[str, Any], axes: Sequence[Axis]) -> str:
 class PopulationSearch(GraphSearch):
     """Suggests the stages before the last one, then the segments of one generation after the other."""
 
-    def __init__(
-        self, base: Point, population: Population, metric: str, sizes: Sizes, known: Mapping[str, float]
-    ) -> None:
-        """`base` is the point of the configuration itself, whose stages all segments share; `known` has the scores of
-        recorded segments by key."""
+    def __init__(self, base: Point, population: Population, metric: str, sizes: Sizes, known: Sequence[Record]) -> None:
+        """`base` is the point of the configuration itself, whose stages all segments share; `known` has the records
+        of an earlier start."""
         super().__init__(Graph(), population.axes, metric, sizes)
         self.graph.add([base], fewest=1)
-        self.population, self.scores = population, dict(known)
+        self.population = population
+        self.scores = {one.key: one.score for one in known if one.score is not None}
+        self._latest = max((one.lineage["generation"] for one in known if one.score is not None), default=0)
         self.generation: list[Segment] = []
         self._waiting: list[Segment] = []
         self._open: set[str] = set()
@@ -70,8 +71,11 @@ class PopulationSearch(GraphSearch):
         return None if one is None else {POINT: {}, **self.asked_of(one)}
 
     def _begin(self, generation: list[Segment]) -> None:
+        """Begin a generation. A member that failed in one is tried again by a later start, but not once the next
+        generation has scores: those decided without it."""
         self.generation = generation
-        self._waiting = [one for one in generation if one.key not in self.scores]
+        is_decided = bool(generation) and generation[0].generation < self._latest
+        self._waiting = [] if is_decided else [one for one in generation if one.key not in self.scores]
         self._open = {one.key for one in self._waiting}
 
     def end_point(self, asked: Mapping[str, Any], result: Mapping[str, Any] | None) -> None:

@@ -192,8 +192,7 @@ def run_trials(
         assert base.plan is not None
         stage = base.plan.nodes[base.plan.final].key
         population = population_of(sweep, axes, stage, planner.config.seed)
-        scores = {one.key: one.score for one in known if one.score is not None}
-        search = PopulationSearch(base, population, SCORE, sizes, scores)
+        search = PopulationSearch(base, population, SCORE, sizes, known)
     elif points is None:
         study = study_of(sweep, axes, known, planner.config.seed)
         search = AskingSearch(study, planner.point, axes, SCORE, sizes, recorder.total - recorder.done)
