@@ -1,1 +1,1 @@
-"""The page of a sweep, `sweep.html`: one file with everything in it, written after each trial."""
+"""The page of a sweep, `sweep.html`: one file with everything in it, written while it runs."""
