@@ -124,6 +124,7 @@ def probe_finetune(epochs: float, *, segment_seconds: float) -> FinetuneConfig:
         head_lr_scale=0.05,
         lr=5e-5,
         layer=4,
+        shifts=2,
         ema_decay=0.9,
     )
 

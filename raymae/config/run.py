@@ -280,6 +280,11 @@ class Config:
     def _check_masks(self) -> None:
         """Check masks against the patches that a clip has in pre-training."""
         model, frames = self.model, self.audio.frames_of(self.pretrain.augment.crop_seconds)
+        require(
+            self.finetune.shifts <= model.patch_size[0],
+            f"finetune.shifts = {self.finetune.shifts} cuts begin at the same frames more than once: a patch has "
+            f"{model.patch_size[0]} (model.patch_size)",
+        )
         columns, rows = ceil(frames / model.patch_size[0]), ceil(self.audio.n_mels / model.patch_size[1])
         grid = f"a clip of pre-training has {columns} x {rows} patches"
         require(

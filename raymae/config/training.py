@@ -168,7 +168,9 @@ class FinetuneConfig(TrainConfig):
     200,000 of AS-2M's clips are 10 epochs here."""
     head_init: Literal["zero", "logistic"] = "zero"
     """Initial head. zero: (nearly) zero weights; logistic: logistic regression on the untouched encoder's features of
-    the labelled clips without augmentation (linear probing, then fine-tuning), one per class with labels = multi."""
+    the labelled clips without augmentation (linear probing, then fine-tuning), one per class with labels = multi. Each
+    feature is divided by its deviation: over these clips or, with random EQ or responses in `augment`, over copies of
+    them with those, so that what depends on the recording device counts less."""
     head_lr_scale: float = 1.0
     """The head's learning rate relative to the encoder's."""
     head_epochs: float = 0.0
@@ -181,6 +183,9 @@ class FinetuneConfig(TrainConfig):
     segment_seconds: float | None = None
     """Length of the segments in which a longer input is encoded, seconds; their patches are pooled together. With the
     crop length of pre-training, the encoder sees only time positions that it was trained on. None: one sequence."""
+    shifts: int = 1
+    """Times that a clip is cut into patches in prediction, all of which are pooled together: 2 adds the patches that
+    begin half a patch later, 4 those of every quarter. Training cuts each clip once."""
     subtract_band_mean: bool = False
     """Subtract each clip's mean level of every band from the input, as in cepstral mean normalisation (device
     robustness)."""
@@ -207,6 +212,7 @@ class FinetuneConfig(TrainConfig):
         for name in ("time_mask_ratio", "freq_mask_ratio", "drop_path", "label_smoothing"):
             require_share(f"finetune.{name}", getattr(self, name))
         require(0 < self.layer_decay <= 1, f"finetune.layer_decay = {self.layer_decay} must lie in (0, 1]")
+        require(1 <= self.shifts <= 64, f"finetune.shifts = {self.shifts} must lie between 1 and 64")
         require(1 <= self.views <= 1000, f"finetune.views = {self.views} must lie between 1 and 1000")
         require_choice("finetune.balance", self.balance, get_args(Balance))
         kind = "multi" if self.balance == "label_frequency" else "single"

@@ -49,8 +49,14 @@ def make_probe(kind: ProbeKind, n_clips: int) -> Any:
     return make_pipeline(StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, n_clips), metric="cosine"))
 
 
-def fit_probe(kind: ProbeKind, x: Embeddings, y: ClassNumbers, weights: NDArray[np.floating] | None = None) -> Any:
-    """A probe fitted to embeddings, which may have weights (n,).
+def fit_probe(
+    kind: ProbeKind,
+    x: Embeddings,
+    y: ClassNumbers,
+    weights: NDArray[np.floating] | None = None,
+    copies: Embeddings | None = None,
+) -> Any:
+    """A probe fitted to embeddings, which may have weights (n,), and standardised by those of some `copies` (m, E).
 
     On one thread while they are few: the threads of BLAS would wait for each other in every one of thousands of small
     steps, which on two cores takes seven times as long.
@@ -58,6 +64,11 @@ def fit_probe(kind: ProbeKind, x: Embeddings, y: ClassNumbers, weights: NDArray[
     from threadpoolctl import threadpool_limits
 
     probe = make_probe(kind, len(x))
+    if copies is not None:
+        from sklearn.frozen import FrozenEstimator
+
+        name, scaler = probe.steps[0]
+        probe.steps[0] = name, FrozenEstimator(scaler.fit(copies))
     named = {} if weights is None else {f"{step}__sample_weight": weights for step, _ in probe.steps}
     with threadpool_limits(1 if x.size < MANY else None, user_api="blas"):
         return probe.fit(x, y, **named)

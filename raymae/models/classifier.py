@@ -16,7 +16,7 @@ from raymae.config import AudioConfig, FinetuneConfig, ModelConfig
 from raymae.models.encoder import Encoder
 from raymae.models.masking import Drawn, Kept, RandomBits, arrange_kept, choose_structured, kept_structured, only
 from raymae.models.patches import Grid, Patches, all_frames, check_shape, grid_size
-from raymae.models.pooling import cut_segments, one_hot, row_stats, segment_starts, token_mean
+from raymae.models.pooling import cut_segments, one_hot, row_stats, segment_starts, shifted, token_mean
 
 ParameterGroup = dict[str, Any]
 
@@ -32,7 +32,7 @@ class AudioClassifier(nn.Module):
 
     In training, `finetune.time_mask_ratio` of the time columns and `freq_mask_ratio` of the frequency rows of patches
     are removed. With `finetune.segment_seconds` the encoder processes a clip in segments; the pooling is over the
-    patches of all of them (cls: over their class tokens).
+    patches of all of them (cls: over their class tokens); in prediction also over those of `finetune.shifts`.
     """
 
     def __init__(self, audio: AudioConfig, model: ModelConfig, finetune: FinetuneConfig, num_classes: int) -> None:
@@ -63,14 +63,19 @@ class AudioClassifier(nn.Module):
         Args:
             log_mel: (B, T, F).
             valid_frames: (B,) int64, frames of each clip before padding; the default is all.
-            kept: the patches in the encoder's input, R rows for each clip (`rows`); the default is all valid ones.
+            kept: the patches in the encoder's input, R rows for each clip; the default, for prediction, is `features`.
             drop: (B R, depth, 2), the factors of stochastic depth; None without it.
             hidden: see `subtract_band_mean`.
         """
-        patches, frames = self.patchify(log_mel, valid_frames, hidden)
         if kept is None:
-            kept = only(self.encoder.valid(patches, frames)).kept
+            return self.head(self.features(log_mel, valid_frames, hidden))
+        patches, _ = self.patchify(log_mel, valid_frames, hidden)
         return self.head(self.embed(patches, kept, drop))
+
+    def features(self, log_mel: Tensor, valid_frames: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Input of the head (B, E) in prediction: from all valid patches, of every one of `finetune.shifts`."""
+        patches, frames = self.patchify(log_mel, valid_frames, hidden, self.finetune.shifts)
+        return self.embed(patches, only(self.encoder.valid(patches, frames)).kept)
 
     @property
     def variants(self) -> int:
@@ -102,9 +107,15 @@ class AudioClassifier(nn.Module):
         return drawn
 
     def patchify(
-        self, log_mel: Tensor, valid_frames: Tensor | None = None, hidden: Tensor | None = None
+        self,
+        log_mel: Tensor,
+        valid_frames: Tensor | None = None,
+        hidden: Tensor | None = None,
+        shifts: int = 1,
     ) -> tuple[Patches, Tensor]:
         """(B, T, F) -> patches, one row for each segment of each clip, and the rows' valid frames; the default is all.
+
+        With several `shifts` (`raymae.models.pooling.shifted`), the segments of each come one after the other.
 
         With `finetune.subtract_band_mean` the band mean is subtracted first; with `finetune.with_raw` too, the rows of
         each clip as it is come before those of the clip with the band mean subtracted.
@@ -117,9 +128,12 @@ class AudioClassifier(nn.Module):
         if valid_frames is None:
             valid_frames = all_frames(log_mel)
         segments = len(self.segment_starts(log_mel.shape[1]))
+        patch = self.encoder.patch_size[0]
+        if shifts > 1:
+            log_mel, valid_frames = shifted(log_mel, valid_frames, patch, shifts, self.encoder.silence)
         if log_mel.shape[1] > self.segment:
-            log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, self.encoder.patch_size[0])
-        return self.encoder.patchify(log_mel)._replace(segments=segments), valid_frames
+            log_mel, valid_frames = cut_segments(log_mel, valid_frames, self.segment, patch)
+        return self.encoder.patchify(log_mel)._replace(segments=shifts * segments), valid_frames
 
     def embed(self, patches: Patches, kept: Kept, drop: Tensor | None = None) -> Tensor:
         """Input of the head (B, E) from the kept patches."""

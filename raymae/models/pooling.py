@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from raymae.models.precision import full_precision
 
@@ -37,6 +38,18 @@ def row_stats(tokens: Tensor, membership: Tensor) -> Tensor:
         mean = share.mT @ tokens
         variance = share.mT @ (tokens - membership @ mean).square()
     return torch.stack([mean, (variance + 1e-6).sqrt()], dim=1)
+
+
+def shifted(log_mel: Tensor, valid_frames: Tensor, patch: int, shifts: int, silence: float) -> tuple[Tensor, Tensor]:
+    """(B, T, F) and valid frames (B,) -> each clip `shifts` times in a row: (B shifts, T, F), (B shifts,).
+
+    Each time it begins 1 / shifts of a patch of `patch` frames later, with as much silence at its end, so that it is
+    cut into other patches. A clip without a whole patch left is as long as before in the first place alone.
+    """
+    starts = [number * patch // shifts for number in range(shifts)]
+    clips = [functional.pad(log_mel[:, start:], (0, 0, 0, start), value=silence) for start in starts]
+    frames = [(valid_frames - start).clamp(min=0) for start in starts]
+    return torch.stack(clips, 1).flatten(0, 1), torch.stack(frames, 1).flatten()
 
 
 def segment_starts(n_frames: int, length: int, least: int) -> list[int]:
