@@ -90,11 +90,11 @@ def read_encoder(folder: Folder) -> Embedder:
 
 
 def patches_of(
-    encoder: Encoder, classifier: AudioClassifier | None, log_mel: Tensor, valid_frames: Tensor
+    encoder: Encoder, classifier: AudioClassifier | None, log_mel: Tensor, valid_frames: Tensor, shifts: int = 1
 ) -> tuple[Patches, Tensor]:
     """Patches of log-mels (B, T, F), a row for each segment of a clip in a classifier, and the rows' valid frames."""
     if classifier:
-        return classifier.patchify(log_mel, valid_frames)
+        return classifier.patchify(log_mel, valid_frames, shifts=shifts)
     return encoder.patchify(log_mel), valid_frames
 
 

@@ -33,7 +33,8 @@ class LogMelNetwork(nn.Module):
 
     def forward(self, log_mel: Tensor, valid_frames: Tensor) -> Tensor:
         """(B, T, F) and (B,) frames before padding -> logits (B, C), or tokens (B, 1 + L, D) of an encoder alone."""
-        patches, frames = patches_of(self.encoder, self.classifier, log_mel, valid_frames)
+        shifts = self.classifier.finetune.shifts if self.classifier else 1
+        patches, frames = patches_of(self.encoder, self.classifier, log_mel, valid_frames, shifts)
         valid = self.encoder.valid(patches, frames)
         kept = every(valid, valid.shape[0], valid.shape[1], valid.device)
         return (

@@ -106,6 +106,26 @@ def test_segments_are_encoded_separately_and_pooled_together(pool: str, subtract
 
 
 @POOLS
+def test_shifts_add_the_patches_that_begin_later(pool: str) -> None:
+    """The same as one clip in whose segments both cuts come one after the other."""
+    seconds = 64 * AUDIO.hop_length / AUDIO.sample_rate
+    shifted, one = make(pool=pool, shifts=2), make(pool=pool, segment_seconds=seconds)
+    clips, frames = sound(2, 64), torch.tensor([64, 40])
+    clips[1, 40:] = AUDIO.silence
+    patch = MODEL.patch_size[0]
+    later = torch.full_like(clips, AUDIO.silence)
+    later[:, : 64 - patch // 2] = clips[:, patch // 2 :]
+    for clip, valid in enumerate(frames.tolist()):
+        alone = shifted(clips[clip : clip + 1, :valid])[0]
+        assert torch.allclose(shifted(clips, frames)[clip], alone, atol=1e-4)
+    both = torch.cat([clips[:1], later[:1]], 1)
+    assert torch.allclose(shifted(clips[:1]), one(both, torch.tensor([128 - patch // 2])), atol=1e-4)
+    patches, own = shifted.patchify(clips, frames)
+    trained = shifted(clips, frames, only(shifted.encoder.valid(patches, own)).kept)
+    assert torch.allclose(trained, make(pool=pool)(clips, frames), atol=1e-4)  # training cuts a clip once
+
+
+@POOLS
 def test_with_raw_uses_clips_with_and_without_band_mean(pool: str) -> None:
     both, plain = (
         make(pool=pool, subtract_band_mean=True, with_raw=True, segment_seconds=0.5),

@@ -213,7 +213,13 @@ KALDI = dataclasses.replace(
     [
         pytest.param(
             SMALL_OFFSET,
-            {"pool": "row_stats", "subtract_band_mean": True, "views": 2, "augment": AugmentConfig(crop_seconds=0.4)},
+            {
+                "pool": "row_stats",
+                "subtract_band_mean": True,
+                "views": 2,
+                "shifts": 2,
+                "augment": AugmentConfig(crop_seconds=0.4),
+            },
             id="two crops",
         ),
         pytest.param(KALDI, {"labels": "multi", "segment_seconds": HALF}, id="multi-label, segments"),

@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from raymae.config import Config
-from raymae.evaluation.probes import make_probe
+from raymae.evaluation.probes import STRENGTH, make_probe
 from raymae.features.store import FeatureStore
 from raymae.models import AudioClassifier, build_classifier
 from raymae.storage.folder import Folder
 from raymae.training.run_stage import build_task
 from raymae.training.spec import StageSpec, labelled_rows
-from raymae.training.tasks.linear_probe_init import embed, start_head
+from raymae.training.tasks.linear_probe_init import embed, embed_copies, start_head
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.training import TINY
@@ -50,6 +51,30 @@ def test_the_head_predicts_as_the_probe(store: FeatureStore, tmp_path: Path) -> 
     again = make_model(LOGISTIC, 2)
     start_head(again, spec, rows, np.eye(2)[labels], np.ones(len(rows)), 5)
     torch.testing.assert_close(again.head.weight, model.head.weight, rtol=0, atol=0)
+
+
+def test_what_random_eq_changes_counts_less(store: FeatureStore, tmp_path: Path) -> None:
+    """Inputs are divided by their deviation over the copies, at which the probe's regression is fitted."""
+    augment = replace(LOGISTIC.finetune.augment, eq_p=0.3, eq_nats=2.0)
+    config = replace(LOGISTIC, finetune=replace(LOGISTIC.finetune, augment=augment))
+    spec = make_spec(store, tmp_path, config)
+    rows, labels = rows_and_labels(spec)
+    model, plain = make_model(config, 2), make_model(LOGISTIC, 2)
+    copies = embed_copies(model, spec, rows, 5)
+    assert copies is not None
+    assert embed_copies(plain, make_spec(store, tmp_path), rows, 5) is None
+    x = embed(model, spec, rows)
+    assert np.abs(copies - x).max() > 0.1  # with eq_p = 0.3 too, every copy has a response
+    assert (np.abs(copies - x).max(1) > 0).all()
+    start_head(model, spec, rows, np.eye(2)[labels], np.ones(len(rows)), 5)
+    start_head(plain, make_spec(store, tmp_path), rows, np.eye(2)[labels], np.ones(len(rows)), 5)
+    scale = np.where(copies.std(0) > 1e-6, copies.std(0), 1)
+    z = (x - copies.mean(0)) / scale
+    regression = LogisticRegression(C=STRENGTH, max_iter=1000).fit(z, labels)
+    with torch.no_grad():
+        found, other = (one.head(torch.from_numpy(x)).softmax(1).numpy() for one in (model, plain))
+    np.testing.assert_allclose(found, regression.predict_proba(z), atol=1e-3)
+    assert np.abs(found - other).max() > 0.01
 
 
 def test_more_than_two_classes_have_the_probe_s_probabilities(
