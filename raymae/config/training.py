@@ -19,7 +19,7 @@ Balance = Literal["none", "class", "class_device", "label_frequency"]
 
 Baseline = Literal["svm", "svm_band_mean", "svm_eq", "svm_robust", "svm_self_trained", "cnn"]
 
-Ablation = Literal["scratch", "supervised", "pool", "pool_train"]
+Ablation = Literal["scratch", "frozen", "supervised", "pool", "pool_train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +240,10 @@ class EvaluateConfig:
     scratch. For multi-label clips there is an SVM per class: seconds for a dozen classes, hours for AudioSet."""
     ablation: tuple[Ablation, ...] = ()
     """What each part of the pipeline contributes: further rows, each a fine-tuning as configured from other weights.
-    scratch: random weights; supervised: supervised_from; pool: masked pre-training on the pool alone; pool_train: on
-    pool and training clips. What equals the pipeline's own stages is not trained twice; the last step, pseudo-labels,
-    is the student's row. Rows are comparable by their settings, not by their training time."""
+    scratch: random weights; frozen: those of the pipeline, untouched, under a logistic regression; supervised:
+    supervised_from; pool: masked pre-training on the pool alone; pool_train: on pool and training clips. What equals
+    the pipeline's own stages is not trained twice; the last step, pseudo-labels, is the student's row. Rows are
+    comparable by their settings, not by their training time."""
     supervised_from: str | None = None
     """Classifier, trained with labels on another data set, that the ablation supervised starts from; named like
     init_from. The pool can't replace it: its labels are not read."""

@@ -18,6 +18,7 @@ MODEL_TITLES = {
     "svm_robust": "SVM, random EQ + band-mean subtraction",
     "svm_self_trained": "SVM, self-trained",
     "finetune_scratch": "encoder from scratch",
+    "finetune_frozen": "MAE, frozen",
     "finetune_supervised": "supervised transfer",
     "finetune_pool": "MAE on pool alone, fine-tuned",
     "finetune_pool_train": "MAE on pool + train, fine-tuned",

@@ -27,7 +27,7 @@ from raymae.training.worker import BareSession
 from tests.support.audio_files import write_clips, write_table
 from tests.support.training import TINY
 
-OWN_STARTS: tuple[Ablation, ...] = ("scratch", "pool", "pool_train")
+OWN_STARTS: tuple[Ablation, ...] = ("scratch", "frozen", "pool", "pool_train")
 
 
 def asking(config: Config, *names: Ablation, supervised_from: str | None = None) -> Config:
@@ -90,6 +90,22 @@ def test_it_is_the_run_that_its_settings_would_be(clips: pa.Table) -> None:
     assert "pretrain" not in scratch.nodes
 
 
+def test_a_frozen_encoder_is_that_of_pre_training(store: FeatureStore, tmp_path: Path) -> None:
+    asked = Plan(asking(TINY, "frozen"), store.clips, Folder(str(tmp_path)), "evaluate")
+    for name in ("pretrain", "finetune_frozen"):
+        spec = replace(asked.spec(name), store=store)
+        run_stage(spec, BareSession(store, spec.artifact))
+    before, after = (
+        load_tensors(asked.nodes[name].artifact.read_bytes("model.safetensors"))
+        for name in ("pretrain", "finetune_frozen")
+    )
+    blocks = [name for name in after if name.startswith("encoder.blocks")]
+    assert blocks
+    assert all(torch.equal(after[name], before[name]) for name in blocks)
+    assert after["head.weight"].abs().max() > 1e-3
+    assert asked.nodes["finetune_frozen"].artifact.result()["steps"] == 1
+
+
 def test_a_classifier_of_other_labels_is_a_start_too(clips: pa.Table, classifier: str) -> None:
     asked = plan_of(asking(TINY, "supervised", supervised_from=classifier), clips)
     assert [name for name in asked.nodes if "_supervised" in name] == ["finetune_supervised"]
@@ -118,7 +134,7 @@ def test_jobs_without_evaluation_don_t_run_it(clips: pa.Table, target: Any) -> N
     ("settings_", "says"),
     [
         ({"ablation": ("pool", "pool")}, "names one twice"),
-        ({"ablation": ("all",)}, "must be one of scratch, supervised, pool, pool_train"),
+        ({"ablation": ("all",)}, "must be one of scratch, frozen, supervised, pool, pool_train"),
         ({"ablation": ("supervised",)}, "needs evaluate.supervised_from"),
         ({"supervised_from": "x"}, "has no effect without evaluate.ablation = supervised"),
     ],

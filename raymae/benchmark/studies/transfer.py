@@ -26,7 +26,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 """Row of the table → split → macro accuracy by table."""
 
 SVM_ROWS: tuple[SvmKind, ...] = SVMS
-NETWORKS = ("cnn", "finetune_scratch", "finetune", "student", "consistency")
+NETWORKS = ("cnn", "finetune_scratch", "finetune_frozen", "finetune", "student", "consistency")
 """Each is run with and without domain generalisation; tables keep this order."""
 WITH, WITHOUT = "", " (no generalisation)"
 """Suffixes of the row name of a network."""
@@ -55,7 +55,7 @@ def run_config(recipe: Config, table: str, pool: Sequence[str], *, generalised: 
         recipe,
         data=replace(recipe.data, dataset="table", tables=(table,), pool_tables=tuple(pool)),
         pretrain=replace(recipe.pretrain, pool_only=True, probe_clips=0),
-        evaluate=replace(recipe.evaluate, baselines=(*svms, "cnn"), ablation=("scratch",), probe_clips=0),
+        evaluate=replace(recipe.evaluate, baselines=(*svms, "cnn"), ablation=("scratch", "frozen"), probe_clips=0),
         unlabelled=("pseudo_labels", "consistency"),
     )
     return config if generalised else without_generalisation(config)
@@ -67,10 +67,10 @@ class Transfer:
     differences paired by table.
 
     Models: five support vector machines on log-mel statistics; a small CNN from scratch, with the augmentation of
-    fine-tuning, for its FLOPs or `evaluate.cnn_steps`; the encoder fine-tuned from random weights, from pre-training on
-    the pool, with pseudo-labels and with consistency training; each network with and without domain generalisation
-    (random EQ, Freq-MixStyle, band-mean subtraction). Test splits are only scored, never used for training or
-    selection.
+    fine-tuning, for its FLOPs or `evaluate.cnn_steps`; the encoder fine-tuned from random weights, pre-trained on the
+    pool and frozen, fine-tuned from there, with pseudo-labels and with consistency training; each network with and
+    without domain generalisation (random EQ, Freq-MixStyle, band-mean subtraction). Test splits are only scored, never
+    used for training or selection.
 
     `--json` keys: `scores`, row → split → macro accuracy by table; `differences`, pair → split → differences by table;
     `tables`; `seconds`.
@@ -174,6 +174,7 @@ def pairs(scores: Scores) -> dict[str, tuple[str, str]]:
     wanted = [
         ("finetune", best),
         ("finetune", "finetune_scratch"),
+        ("finetune", "finetune_frozen"),
         ("student", "finetune"),
         ("consistency", "finetune"),
     ]

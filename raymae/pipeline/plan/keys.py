@@ -28,7 +28,7 @@ VERSION = 4
 EVALUATION = 5
 """Part of the key of an evaluation alone; raised when what is scored or reported changes."""
 
-TUNING = 1
+TUNING = 2
 """Part of the key of a classifier's training; raised when what it computes changes."""
 
 LABELLING = 2

@@ -335,9 +335,11 @@ class Plan:
 
 
 def ablated(config: Config, name: Ablation) -> Config:
-    """The same run with another start of its fine-tuning; all else, its seed too, is the same."""
+    """The same run with another start of its fine-tuning, or without its steps; all else, its seed too, is the same."""
     train, tune = config.pretrain, config.finetune
-    if name in ("pool", "pool_train"):
+    if name == "frozen":  # a step at a rate of 0
+        tune = replace(tune, head_init="logistic", lr=0.0, min_lr=0.0, epochs=1e-9, warmup_epochs=0.0)
+    elif name in ("pool", "pool_train"):
         train, tune = replace(train, pool_only=name == "pool"), replace(tune, init_from=None)
     else:
         start = RANDOM if name == "scratch" else config.evaluate.supervised_from
