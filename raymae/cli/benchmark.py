@@ -39,6 +39,7 @@ PARTS = {
     "train-step": "speed.train_step:TrainStep",
     "curves": "studies.curves:Curves",
     "frozen": "studies.frozen:Frozen",
+    "left-out": "studies.left_out:LeftOut",
     "transfer": "studies.transfer:Transfer",
     "plan": "scale.plan:Plan",
 }
@@ -58,6 +59,7 @@ NOT_IN_ALL = (
     "train-step",
     "curves",
     "frozen",
+    "left-out",
     "transfer",
     "plan",
 )

@@ -91,20 +91,23 @@ def linear(
     return weight, regression.intercept_ - weight @ scaler.mean_, regression.classes_.astype(np.int64)
 
 
-def embed_copies(model: AudioClassifier, spec: StageSpec, rows: Rows, seed: int) -> NDArray[np.float32] | None:
-    """The head's inputs (m, E) for copies of at most `MOST_COPIES` of the rows, each as another device records it; None
-    where fine-tuning draws neither responses nor random EQ."""
-    config = spec.config.finetune.augment
-    device = AugmentConfig(
+def other_devices(config: AugmentConfig) -> AugmentConfig | None:
+    """Coloration alone that every clip gets of the responses or the random EQ of fine-tuning; None where it has
+    neither."""
+    own = AugmentConfig(
         eq_p=float(config.eq_p > 0),
         eq_nats=config.eq_nats,
         eq_knots=config.eq_knots,
         responses=config.responses if config.responses_by == "offsets" else (),
-        response_p=None,
     )
-    if not (device.eq_p or device.response_share):
-        return None
-    return embed(model, spec, sample(rows, MOST_COPIES, seed), (device, mix(seed, 1)))
+    return own if own.eq_p or own.response_share else None
+
+
+def embed_copies(model: AudioClassifier, spec: StageSpec, rows: Rows, seed: int) -> NDArray[np.float32] | None:
+    """The head's inputs (m, E) for copies of at most `MOST_COPIES` of the rows, each as another device records it; None
+    where fine-tuning draws neither responses nor random EQ."""
+    devices = other_devices(spec.config.finetune.augment)
+    return embed(model, spec, sample(rows, MOST_COPIES, seed), (devices, mix(seed, 1))) if devices else None
 
 
 @torch.no_grad()
