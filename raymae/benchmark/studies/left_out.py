@@ -135,8 +135,8 @@ def labelled_clips(spec: StageSpec, table: str) -> Clips:
     devices = np.array([device or "" for device in clips["device"].to_pylist()])
     if len(np.unique(devices)) < 2:
         raise ValueError(
-            f"{table}: the labelled clips of split train have one device in column device, {str(devices[0])!r}: leaving out "
-            "one in turn takes two or more"
+            f"{table}: the labelled clips of split train have one device in column device, {str(devices[0])!r}: "
+            "leaving out one in turn takes two or more"
         )
     return Clips(targets[rows].toarray().argmax(1), np.array(group_ids(clips).to_pylist()), devices)
 
