@@ -44,7 +44,7 @@ def shifted(log_mel: Tensor, valid_frames: Tensor, patch: int, shifts: int, sile
     """(B, T, F) and valid frames (B,) -> each clip `shifts` times in a row: (B shifts, T, F), (B shifts,).
 
     Each time it begins 1 / shifts of a patch of `patch` frames later, with as much silence at its end, so that it is
-    cut into other patches. A clip without a whole patch left is as long as before in the first place alone.
+    cut into other patches.
     """
     starts = [number * patch // shifts for number in range(shifts)]
     clips = [functional.pad(log_mel[:, start:], (0, 0, 0, start), value=silence) for start in starts]

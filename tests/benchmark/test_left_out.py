@@ -107,7 +107,16 @@ def test_read_outs_of_an_encoder(tmp_path: Path) -> None:
     assert list(plain) == ["log-mel statistics", "random weights", "1 cut"]
 
 
+def test_what_can_t_be_read_is_named_before_the_tables_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors: name the folder of a pre-training"):
+        LeftOut(model=str(tmp_path), tables=("missing.csv",), recipe="synthetic").run()
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="--folds 1 leaves nothing to train on: 2 or more"):
+        LeftOut(model=str(tmp_path), tables=("missing.csv",), recipe="synthetic", folds=1).run()
+
+
 def test_one_device_leaves_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
     clips = write_clips(tmp_path, 20)
     at = clips.column_names.index("device")
     table = str(write_table(tmp_path, clips.set_column(at, "device", [["a"] * len(clips)])))

@@ -8,14 +8,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from raymae.config import Config
+from raymae.config import AugmentConfig, Config
 from raymae.evaluation.probes import STRENGTH, make_probe
 from raymae.features.store import FeatureStore
 from raymae.models import AudioClassifier, build_classifier
 from raymae.storage.folder import Folder
 from raymae.training.run_stage import build_task
 from raymae.training.spec import StageSpec, labelled_rows
-from raymae.training.tasks.linear_probe_init import embed, embed_copies, start_head
+from raymae.training.tasks.linear_probe_init import embed, embed_copies, other_devices, start_head
 from raymae.training.trainer import Trainer
 from raymae.training.worker import BareSession
 from tests.support.training import TINY
@@ -75,6 +75,14 @@ def test_what_random_eq_changes_counts_less(store: FeatureStore, tmp_path: Path)
         found, other = (one.head(torch.from_numpy(x)).softmax(1).numpy() for one in (model, plain))
     np.testing.assert_allclose(found, regression.predict_proba(z), atol=1e-3)
     assert np.abs(found - other).max() > 0.01
+
+
+def test_every_copy_has_another_device() -> None:
+    devices = other_devices(AugmentConfig(eq_p=0.3, responses=("room.wav",), response_p=0.2, mixstyle_p=1.0))
+    assert devices is not None
+    assert (devices.eq_p, devices.response_share, devices.mixstyle_p) == (1, 1, 0)
+    assert other_devices(AugmentConfig(mixstyle_p=1.0)) is None
+    assert other_devices(AugmentConfig(responses=("room.wav",), response_p=0.0)) is None
 
 
 def test_more_than_two_classes_have_the_probe_s_probabilities(

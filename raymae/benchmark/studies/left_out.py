@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raymae.audio.impulse_responses import read_responses
 from raymae.benchmark.harness.result import Result
 from raymae.benchmark.studies.frozen import STATISTICS, tables_store
 from raymae.benchmark.studies.transfer import changed_recipe
@@ -101,6 +102,13 @@ class LeftOut:
         config = changed_recipe(self.recipe, self.settings)
         found: Found = {}
         encoder = Folder(str(Path(self.model).resolve()))
+        if not encoder.exists("model.safetensors"):
+            raise ValueError(
+                f"--model {self.model} holds no model.safetensors: name the folder of a pre-training, "
+                "artifacts/pretrain/KEY of its storage"
+            )
+        if self.folds < 2:
+            raise ValueError(f"--folds {self.folds} leaves nothing to train on: 2 or more")
         with tempfile.TemporaryDirectory() as folder:
             for number, table in enumerate(self.tables):
                 self._add(found, config, encoder, Folder(f"{folder}/{number}"), table)
@@ -112,7 +120,17 @@ class LeftOut:
         from raymae.training.spec import StageSpec
 
         store = tables_store(folder, config.audio, [table])
-        spec = StageSpec(name="finetune", kind="finetune", config=config, artifact=folder, store=store, encoder=encoder)
+        names = config.finetune.augment.responses
+        responses = read_responses(names, config.audio, "finetune.augment.responses").offsets if names else None
+        spec = StageSpec(
+            name="finetune",
+            kind="finetune",
+            config=config,
+            artifact=folder,
+            store=store,
+            encoder=encoder,
+            responses=responses,
+        )
         clips, features = labelled_clips(spec, table), read_outs(spec)
         for repeat in range(self.repeats):
             parts = list(held_out(clips, self.folds, repeat, self.shots))
