@@ -1,5 +1,7 @@
 """Mixing groups cut from windows: the same for any number of workers, from any step."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -98,3 +100,24 @@ def test_ahead_yields_all_windows_and_raises_errors() -> None:
     next(found)
     with pytest.raises(OSError, match="disk gone"):
         next(found)
+
+
+READING = """
+import itertools
+import torch
+from raymae.training.batches.prefetch import Prefetch
+from raymae.training.batches.windows import ahead
+
+def read(number):
+    return torch.ones(200, 200) @ torch.ones(200, 200)
+
+steps = ahead((torch.relu(item) for item in Prefetch(read, itertools.count(), 8)), 2)
+for _ in range(3):
+    next(steps)
+"""
+
+
+def test_a_process_that_stops_reading_in_the_middle_ends_in_order() -> None:
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, "-c", READING], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, "")

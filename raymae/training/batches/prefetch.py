@@ -12,6 +12,8 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from raymae.training.batches import reader_threads
+
 Read = TypeVar("Read")
 
 WAITED = 0.01
@@ -72,7 +74,7 @@ class Prefetch(Generic[Read]):
 
     def _start(self) -> None:
         self.threads += 1
-        threading.Thread(target=self._work, name=f"prefetch-{self.threads}", daemon=True).start()
+        reader_threads.start(self._work, self._stop, f"prefetch-{self.threads}")
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -83,6 +85,7 @@ class Prefetch(Generic[Read]):
                 if (item := self._next()) is None:
                     return
             self._read(item)
+        self._found.put(None)  # whoever still waits at the end of the process
 
     def _next(self) -> Item[Read] | None:
         """The next item, which is read for the first time; None at the end."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from raymae.datasets.rows import Rows
 from raymae.features.draws import mix
+from raymae.training.batches import reader_threads
 from raymae.training.batches.order import Order
 from raymae.training.batches.prefetch import Prefetch
 from raymae.training.batches.shifts import read_shifted
@@ -153,7 +154,7 @@ def ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
         except BaseException as error:  # passed to the consumer, which raises it
             put(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    reader_threads.start(work, stop, "ahead")
     try:
         while (item := ready.get()) is not end:
             if isinstance(item, BaseException):
